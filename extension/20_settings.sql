@@ -1,0 +1,144 @@
+-- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
+
+-- The one list of what can be set: name, kind, default, bounds, unit, meaning.
+create function net._known_settings()
+    returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
+    language sql immutable parallel safe cost 10 rows 12
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
+         'Total time of an attempt, name resolution to last byte, for requests that do not say their own.'),
+        ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
+         'How long a response is kept after it was recorded.'),
+        ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
+         'How long a request that failed is kept, body and all, in net.failed.'),
+        ('batch_size', 'integer', '500', 1, 10000, 'requests',
+         'How many outcomes a worker records, and how many requests it claims, in one transaction.'),
+        ('concurrency', 'integer', '1000', 1, 100000, 'requests',
+         'How many requests a worker has in flight at once; it also stays below its limit of open files.'),
+        ('poll_interval', 'interval', '00:01:00', 1, 3600, 'interval',
+         'How often a worker that is alone looks without being woken; with others to rescue it looks every 2 s.'),
+        ('rescue_after', 'interval', '00:00:03', 0, 3600, 'interval',
+         'How long the session of a worker process must be gone before its requests are free for others.'),
+        ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
+         'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
+        ('max_response_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
+         'The largest response body, counted after decoding, that is stored; a larger one is an error.'),
+        ('max_redirects', 'integer', '5', 0, 30, 'redirects',
+         'How many redirects are followed, each through the guard.'),
+        ('egress', 'choice', 'public', null, null, 'public|listed',
+         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.')
+$$;
+comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
+
+-- NULL where the value is fine, else what is wrong with it.
+create function net._setting_fault(setting_name text, setting_value text)
+    returns text
+    language plpgsql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, YMD'
+    set intervalstyle = 'postgres'
+as $$
+declare
+    known record;
+    amount numeric;
+begin
+    select * into known from net._known_settings() k where k.name = setting_name;
+    if not found then
+        return pg_catalog.format('unknown setting "%s"', setting_name);
+    end if;
+    if setting_value is null then
+        return 'a value is needed';
+    end if;
+    if known.kind = 'choice' then
+        if setting_value = any (pg_catalog.string_to_array(known.unit, '|')) then
+            return null;
+        end if;
+        return pg_catalog.format('must be one of %s', replace(known.unit, '|', ', '));
+    end if;
+    begin
+        if known.kind = 'integer' then
+            amount := setting_value::integer;
+        else
+            amount := extract(epoch from setting_value::interval);
+        end if;
+    exception when data_exception then
+        return pg_catalog.format('must be an %s', known.kind);
+    end;
+    if amount < known.minimum or amount > known.maximum then
+        return pg_catalog.format('must be between %s and %s%s', known.minimum, known.maximum,
+            case known.kind when 'interval' then ' seconds' else '' end);
+    end if;
+    return null;
+end
+$$;
+comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+revoke all on function net._setting_fault(text, text) from public;
+
+create table net.setting (
+    name text primary key,
+    value text not null,
+    constraint setting_is_valid check (net._setting_fault(name, value) is null)
+);
+comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+select pg_catalog.pg_extension_config_dump('net.setting', '');
+revoke all on net.setting from public;
+
+create function net._current_setting(setting_name text)
+    returns text
+    language sql stable parallel safe security definer cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(
+        (select s.value from net.setting s where s.name = setting_name),
+        (select k.default_value from net._known_settings() k where k.name = setting_name))
+$$;
+comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+
+create view net.settings as
+    select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
+    from net._known_settings() k
+    left join net.setting s on s.name operator(pg_catalog.=) k.name;
+comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
+grant select on net.settings to public;
+
+create function net.configure(
+    -- which setting: a name of net.settings
+    name text,
+    -- its new value; NULL goes back to the default
+    value text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fault text;
+begin
+    if name is null or not exists (select from net.settings s where s.name = configure.name) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = pg_catalog.format('unknown setting %s', coalesce('"' || name || '"', 'NULL')),
+            hint = 'known: ' || (select pg_catalog.string_agg(s.name, ', ' order by s.name) from net.settings s);
+    end if;
+    if value is null then
+        delete from net.setting s where s.name = configure.name;
+    else
+        fault := net._setting_fault(name, value);
+        if fault is not null then
+            raise exception using
+                errcode = 'invalid_parameter_value',
+                message = pg_catalog.format('invalid value for setting "%s": %s', name, fault),
+                hint = (select pg_catalog.format('The default is %s (%s).', s."default", s.unit)
+                        from net.settings s where s.name = configure.name);
+        end if;
+        insert into net.setting values (configure.name, configure.value)
+        on conflict on constraint setting_pkey do update set value = excluded.value;
+    end if;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net.configure(text, text) is
+    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
+revoke all on function net.configure(text, text) from public;

@@ -1,0 +1,154 @@
+-- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
+
+create table net.egress_rule (
+    kind text not null constraint egress_kind check (kind in ('network', 'host')),
+    pattern text not null,
+    allow boolean not null,
+    created timestamptz not null default pg_catalog.now(),
+    primary key (kind, pattern)
+);
+comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
+revoke all on net.egress_rule from public;
+
+create view net.egress as
+    select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
+    from net.egress_rule r;
+comment on view net.egress is
+    'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
+grant select on net.egress to public;
+
+-- A network as people write it: a cidr, an address, or the words loopback and private.
+create function net._networks(network text)
+    returns setof text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parsed cidr;
+begin
+    case lower(trim(network))
+        when 'loopback' then
+            return query values ('127.0.0.0/8'), ('::1/128');
+        when 'private' then
+            return query values ('10.0.0.0/8'), ('172.16.0.0/12'), ('192.168.0.0/16'), ('fc00::/7');
+        else
+            begin
+                parsed := trim(network)::cidr;
+            exception when data_exception then
+                null;
+            end;
+            if parsed is null then
+                raise exception using
+                    errcode = 'invalid_parameter_value',
+                    message = format('invalid network %s', coalesce('"' || network || '"', 'NULL')),
+                    hint = 'Give a network such as 10.1.0.0/16 or fd00::/8, an address, or one of the words loopback and private.';
+            end if;
+            return next text(parsed);
+    end case;
+end
+$$;
+comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
+revoke all on function net._networks(text) from public;
+
+-- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
+create function net._host_pattern(pattern text)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pattern is null
+        or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern %s', coalesce('"' || pattern || '"', 'NULL')),
+            hint = 'Give a host name without scheme and port, such as api.example.com, or *.example.com for every name below it. '
+                'An address goes into net.allow_network or net.deny_network.';
+    end if;
+    return rtrim(lower(trim(pattern)), '.');
+end
+$$;
+comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+revoke all on function net._host_pattern(text) from public;
+
+create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if rule_allow is null then
+        delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns);
+    else
+        insert into net.egress_rule (kind, pattern, allow)
+        select rule_kind, p, rule_allow from unnest(rule_patterns) p
+        on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
+    end if;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+revoke all on function net._set_egress(text, text[], boolean) from public;
+
+create function net.allow_network(
+    -- a cidr, an address, or one of the words loopback and private
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), true) $$;
+comment on function net.allow_network(text) is
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
+
+create function net.deny_network(
+    -- a cidr, an address, or one of the words loopback and private
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), false) $$;
+comment on function net.deny_network(text) is
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
+
+create function net.forget_network(
+    -- as it was given to net.allow_network or net.deny_network
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), null) $$;
+comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+
+create function net.allow_host(
+    -- a host name, or *.example.com for every name below it
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], true) $$;
+comment on function net.allow_host(text) is
+    'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
+
+create function net.deny_host(
+    -- a host name, or *.example.com for every name below it
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], false) $$;
+comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
+
+create function net.forget_host(
+    -- as it was given to net.allow_host or net.deny_host
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
+comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+
+revoke all on function
+    net.allow_network(text), net.deny_network(text), net.forget_network(text),
+    net.allow_host(text), net.deny_host(text), net.forget_host(text)
+from public;

@@ -1,0 +1,67 @@
+-- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
+
+create function net._arm(signal text)
+    returns text
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.arm(plpy, signal)
+$$;
+comment on function net._arm(text) is
+    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
+revoke all on function net._arm(text) from public;
+
+create function net._signal_workers(signal text)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._arm(signal) $$;
+comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to reload their settings or to restart.';
+revoke all on function net._signal_workers(text) from public;
+
+create function net.wake()
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.arm(plpy, "wake")
+$$;
+comment on function net.wake() is
+    'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+
+create function net._wake_next(slot integer)
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.wake_next(slot)
+$$;
+comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+revoke all on function net._wake_next(integer) from public;
+
+create function net._wake_up_fault()
+    returns text
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.wake_up_fault(plpy)
+$$;
+comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+revoke all on function net._wake_up_fault() from public;
+
+create procedure net._wait(
+    -- how long at most, in seconds
+    timeout double precision,
+    -- what came: wake, reload, restart, prepared, separated by spaces; empty after the timeout
+    inout signals text default null,
+    -- the slot this session listens on; NULL where none was free
+    inout slot integer default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+return sql_v1.wait(plpy, timeout)
+$$;
+comment on procedure net._wait(double precision, text, integer) is
+    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
+revoke all on procedure net._wait(double precision, text, integer) from public;

@@ -1,0 +1,397 @@
+-- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
+
+create view net.requests with (security_invoker) as
+    select q.id,
+        case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
+        q.method::text as method, q.url, q.requested_by, null::integer as status_code, null::text as error_msg,
+        coalesce(c.attempt, 0) as attempts, null::timestamptz as next_attempt,
+        q.created as requested, null::timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+    from net.http_request_queue q
+    left join net.claim c on c.id operator(pg_catalog.=) q.id
+    union all
+    select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
+        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested
+    from net._http_response r;
+comment on view net.requests is
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, last error, age. A role sees its own.';
+grant select on net.requests to public;
+
+create function net._json_or_null(content text)
+    returns jsonb
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return content::jsonb;
+exception when data_exception then
+    return null;
+end
+$$;
+comment on function net._json_or_null(text) is 'The text as jsonb; NULL where it is no JSON.';
+
+create view net.responses with (security_invoker) as
+    select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
+        case when r.content_type operator(pg_catalog.~*) '^[^;]*[/+]json' then net._json_or_null(r.content) end as content_json,
+        r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
+        r.created operator(pg_catalog.-) r.requested as took
+    from net._http_response r;
+comment on view net.responses is
+    'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
+grant select on net.responses to public;
+
+create view net.failures with (security_invoker) as
+    select f.id, f.method::text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
+    from net.failed f;
+comment on view net.failures is
+    'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
+grant select on net.failures to public;
+
+-- Whether a row version was written by the current transaction, or by a savepoint of it.
+create function net._is_mine(row_xmin xid)
+    returns boolean
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).
+    select coalesce((
+        select pg_xact_status((top + newer)::text::xid8) = 'in progress'
+        from (
+            select t.top, (row_xmin::text::bigint - t.top) & 4294967295 as newer
+            from (select pg_current_xact_id_if_assigned()::text::bigint as top) t
+        ) x
+        where newer < 2147483648), false)
+$$;
+comment on function net._is_mine(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+
+-- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
+create function net._look_up(request_id bigint)
+    returns net.outcome
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
+    from (
+        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
+        from net._http_response r where r.id = request_id
+        union all
+        select q.id, case when c.id is null then 'ready' else 'in_flight' end::net.request_state,
+            null, null, null, null, null, coalesce(c.attempt, 0), q.context, 2
+        from net.http_request_queue q
+        left join net.claim c on c.id = q.id
+        where q.id = request_id
+    ) o
+    order by o.place
+    limit 1
+$$;
+comment on function net._look_up(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+
+-- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
+create function net._refuse_to_wait(request_id bigint)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('request %s is not sent before this transaction commits', request_id),
+            detail = 'It was queued in the same transaction that waits for it.',
+            hint = 'Commit first, then wait; in psql, call net.fetch(...) does both.';
+    end if;
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('this transaction could never see the response of request %s', request_id),
+            detail = format('Its isolation level is %s: it sees the database as it was when it began.',
+                upper(current_setting('transaction_isolation'))),
+            hint = 'Wait in a transaction of its own, at READ COMMITTED.';
+    end if;
+end
+$$;
+comment on function net._refuse_to_wait(bigint) is
+    'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
+
+create function net.wait(
+    -- the request's id
+    id bigint,
+    -- how long at most
+    timeout interval default '10 s'
+)
+    -- the outcome; after the timeout, how the request stands
+    returns net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
+    nap double precision := 0.001;
+    outcome net.outcome;
+    waited boolean := false;
+begin
+    if id is null then
+        return null;
+    end if;
+    loop
+        outcome := net._look_up(wait.id);
+        if outcome.state is null then
+            raise exception using
+                errcode = 'no_data_found',
+                message = 'request matching request_id not found',
+                detail = format('There is no request %s of role "%s".', wait.id, current_user),
+                hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
+        end if;
+        if outcome.state >= 'succeeded' or clock_timestamp() >= give_up then
+            return outcome;
+        end if;
+        if not waited then
+            perform net._refuse_to_wait(wait.id);
+            waited := true;
+        end if;
+        perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
+        nap := least(nap * 1.5, 0.05);
+    end loop;
+end
+$$;
+comment on function net.wait(bigint, interval) is
+    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the transaction that queued it or under REPEATABLE READ.';
+
+create function net.wait_all(
+    -- the requests' ids
+    ids bigint[],
+    -- how long at most, for all together
+    timeout interval default '10 s'
+)
+    -- a row for each id, in their order
+    returns setof net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
+    request_id bigint;
+begin
+    foreach request_id in array coalesce(ids, '{}') loop
+        return next net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0'));
+    end loop;
+end
+$$;
+comment on function net.wait_all(bigint[], interval) is
+    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for all together. Raises as net.wait does.';
+
+create function net._await_response(
+    -- the request's id
+    request_id bigint
+)
+    returns boolean
+    language plpgsql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outcome net.outcome;
+    warned boolean := false;
+begin
+    loop
+        outcome := net._look_up(request_id);
+        if outcome.state is null or outcome.state >= 'succeeded' then
+            return outcome.state is not null;
+        end if;
+        perform net._refuse_to_wait(request_id);
+        if not warned and not net._worker_is_up() then
+            raise warning using
+                message = format('request %s waits: no worker is running', request_id),
+                hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+            warned := true;
+        end if;
+        perform net.wait(request_id, interval '1 s');
+    end loop;
+end
+$$;
+comment on function net._await_response(bigint) is
+    'Waits until the request has ended, however long; true then, false where there is no such request. NULL gives NULL.';
+
+create function net.http_get_result(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language plpgsql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    response record;
+begin
+    if not async then
+        perform net._await_response(request_id);
+    end if;
+    select * into response from net._http_response r where r.id = request_id;
+    if not found then
+        if not exists (select from net.http_request_queue q where q.id = request_id) then
+            -- It may have ended between the two looks.
+            select * into response from net._http_response r where r.id = request_id;
+            if not found then
+                return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
+            end if;
+        elsif net._worker_is_up() then
+            return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
+        else
+            return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
+                'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
+        end if;
+    end if;
+    if response.error_msg is not null then
+        return ('ERROR', response.error_msg, null)::net.http_response_result;
+    end if;
+    return ('SUCCESS', 'ok', (response.status_code, response.headers, response.content)::net.http_response)::net.http_response_result;
+end
+$$;
+comment on function net.http_get_result(bigint, boolean) is
+    'The result of a request: SUCCESS with the response, ERROR with the message, PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
+
+create function net.http_collect_response(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language sql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$ select net.http_get_result(request_id, async) $$;
+comment on function net.http_collect_response(bigint, boolean) is 'The same as net.http_get_result, under its older name.';
+
+create function net._http_collect_response(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language sql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$ select net.http_get_result(request_id, async) $$;
+comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
+
+-- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
+create view net._cancellable as
+    select q.id
+    from net.http_request_queue q
+    where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
+        or pg_catalog.pg_has_role(current_user,
+            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.http_request_queue'::pg_catalog.regclass),
+            'usage');
+comment on view net._cancellable is 'The queued requests that the current role may cancel: its own, and all for the extension''s owner.';
+grant select, delete on net._cancellable to public;
+
+create function net._cancel()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request net.http_request_queue;
+    claim net.claim;
+begin
+    delete from net.http_request_queue q where q.id = old.id returning q.* into request;
+    if not found then
+        return null;
+    end if;
+    delete from net.claim c where c.id = old.id returning c.* into claim;
+    delete from net.attempt a where a.request_id = old.id;
+    insert into net._http_response (
+        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested)
+    values (
+        request.id, 'cancelled', false,
+        case when claim.id is null then 'The request was cancelled before it was sent.'
+            else 'The request was cancelled while it was in flight: it may have been received.' end,
+        coalesce(claim.attempt, 0), request.context, request.method, request.url, request.requested_by, request.created);
+    return old;
+end
+$$;
+comment on function net._cancel() is 'Behind net.cancel: ends a queued request as cancelled.';
+revoke all on function net._cancel() from public;
+create trigger cancel instead of delete on net._cancellable
+    for each row execute function net._cancel();
+
+create function net.cancel(
+    -- the request's id
+    id bigint
+)
+    -- whether there was something to cancel
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from net._cancellable c where c.id = cancel.id;
+    return found;
+end
+$$;
+comment on function net.cancel(bigint) is
+    'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+
+create procedure net.fetch(
+    -- GET, POST, DELETE or another method
+    method text,
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON; NULL means no body
+    body jsonb default null,
+    -- appended to the query; NULL means none
+    params jsonb default '{}',
+    -- request headers; NULL means none
+    headers jsonb default '{}',
+    -- total time in ms; NULL means 30000
+    timeout_milliseconds integer default 30000,
+    -- the answer: these show it
+    inout id bigint default null,
+    inout status_code integer default null,
+    inout content text default null,
+    inout error_msg text default null
+)
+    language plpgsql
+as $$
+declare
+    typed_headers jsonb := case
+        when body is null then headers else net._with_json_type(headers) end;
+    total integer := coalesce(timeout_milliseconds, 30000);
+    target text;
+    outcome net.outcome;
+    nap double precision := 0.001;
+begin
+    if method is null then
+        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
+            hint = 'For example: call net.fetch(''GET'', ''https://example.com'')';
+    end if;
+    target := net._check(pg_catalog.upper(method), url, params, typed_headers, total);
+    if target is null then
+        perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
+    end if;
+    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::text, 'UTF8'), total)
+    returning _outbox.id into id;
+    commit;
+    if not net._worker_is_up() then
+        raise warning using
+            message = pg_catalog.format('request %s waits: no worker is running', id),
+            hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
+    end if;
+    loop
+        outcome := net._look_up(id);
+        exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
+        commit;
+        perform pg_catalog.pg_sleep(nap);
+        commit;
+        nap := least(nap operator(pg_catalog.*) 1.5::double precision, 0.05::double precision);
+    end loop;
+    status_code := outcome.status_code;
+    content := outcome.content;
+    error_msg := coalesce(outcome.error_msg,
+        case when outcome.state is null then 'The request was deleted.' end);
+end
+$$;
+comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_get does; a body goes as JSON.';

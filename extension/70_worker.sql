@@ -1,0 +1,211 @@
+-- The worker in the database, and how to start, see and restart workers.
+
+create procedure net.work(
+    -- end after this time; NULL stays
+    max_runtime interval default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+sql_v1.work(plpy, max_runtime)
+$$;
+comment on procedure net.work(interval) is
+    'Serves this database from this session: sends requests as they are committed, until max_runtime (NULL: for ever), a cancel, or the end of the server. Holds no snapshot while it waits. Not inside a transaction block. net.grant_worker lets a role call it.';
+
+create procedure net.drain(
+    -- end after this time at the latest; NULL means when nothing is due
+    max_runtime interval default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+sql_v1.drain(plpy, max_runtime)
+$$;
+comment on procedure net.drain(interval) is
+    'Sends every request that is due, records the outcomes, and returns. Not inside a transaction block. net.grant_worker lets a role call it.';
+revoke all on procedure net.work(interval), net.drain(interval) from public;
+
+-- What a worker's role needs: nothing else, no table.
+create function net._worker_routines()
+    returns setof regprocedure
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select r::regprocedure from (values
+        ('net._register(text, bigint, uuid, bigint[])'),
+        ('net._claim(bigint, integer, integer, text[], bigint, text, integer)'),
+        ('net._record(jsonb)'),
+        ('net._release(bigint[], uuid[], text)'),
+        ('net._deregister(bigint, uuid)'),
+        ('net._tend(bigint)'),
+        ('net._wait(double precision, text, integer)'),
+        ('net._wake_next(integer)'),
+        ('net._wake_up_fault()'),
+        ('net.work(interval)'),
+        ('net.drain(interval)')) v (r)
+$$;
+comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
+revoke all on function net._worker_routines() from public;
+
+create function net.grant_worker(
+    -- the role, by name
+    role text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    routine regprocedure;
+begin
+    execute format('grant usage on schema net to %I', role);
+    for routine in select r from net._worker_routines() r loop
+        execute format('grant execute on routine %s to %I', routine, role);
+    end loop;
+end
+$$;
+comment on function net.grant_worker(text) is
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. Raises 42704 for a role that does not exist. Owner only.';
+
+create function net.revoke_worker(
+    -- the role, by name
+    role text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    routine regprocedure;
+begin
+    for routine in select r from net._worker_routines() r loop
+        execute format('revoke execute on routine %s from %I', routine, role);
+    end loop;
+end
+$$;
+comment on function net.revoke_worker(text) is 'Takes back what net.grant_worker gave. Owner only.';
+revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
+
+create function net._is_operator()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+$$;
+comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+-- Any role may have the workers read their settings again; that is all a caller of it can do.
+create function net._reload()
+    returns void
+    language sql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select net._signal_workers('reload') $$;
+comment on function net._reload() is 'Has the workers read their settings again at the commit.';
+
+create function net.worker_restart()
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if net._is_operator() then
+        perform net._signal_workers('restart');
+    else
+        perform net._reload();
+    end if;
+    return true;
+end
+$$;
+comment on function net.worker_restart() is
+    'At the commit, workers finish what is in flight and start anew: settings, connections, names. By a role without operator''s rights they only read their settings again. True.';
+
+create function net.check_worker_is_up()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not net._worker_is_up() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the pgnet worker is not up',
+            detail = format('No worker serves the database "%s": requests stay in the queue until one does.', current_database()),
+            hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+    end if;
+end
+$$;
+comment on function net.check_worker_is_up() is 'Raises 55000 where no worker serves this database.';
+
+create function net.wait_until_running()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    while not net._worker_is_up() loop
+        perform pg_sleep(0.05);
+    end loop;
+end
+$$;
+comment on function net.wait_until_running() is 'Waits until a worker serves this database, however long.';
+
+create function net.schedule_worker()
+    -- the number of the pg_cron job
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    cron_database text := current_setting('cron.database_name', true);
+    job bigint;
+begin
+    if to_regprocedure('cron.schedule(text, text, text)') is not null then
+        execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
+        return job;
+    end if;
+    if cron_database is null then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'pg_cron is not loaded on this server',
+            hint = 'Set shared_preload_libraries = ''pg_cron'', restart and create extension pg_cron; '
+                'or start a worker without it: call net.work() in a session of its own, or the process "pgnet worker".';
+    end if;
+    if cron_database = current_database() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the extension pg_cron is not installed in this database',
+            hint = 'create extension pg_cron; then call net.schedule_worker() again.';
+    end if;
+    raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = format('pg_cron keeps its jobs in the database "%s", not in this one', cron_database),
+        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L);',
+            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database());
+end
+$$;
+comment on function net.schedule_worker() is
+    'Has pg_cron keep a worker running in this database: a job by the minute that starts net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not here.';
+
+create function net.unschedule_worker()
+    -- whether there was a job
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    done boolean;
+begin
+    if to_regprocedure('cron.unschedule(text)') is null then
+        return false;
+    end if;
+    execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into done using 'pgnet worker';
+    if done then
+        execute 'select cron.unschedule($1::text)' using 'pgnet worker';
+    end if;
+    return done;
+end
+$$;
+comment on function net.unschedule_worker() is
+    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
+revoke all on function net.schedule_worker(), net.unschedule_worker() from public;

@@ -1,0 +1,11 @@
+-- Installed; nothing is sent before a worker runs, so say so where it is seen.
+do $$
+begin
+    -- CREATE EXTENSION holds back what is below a warning; its end undoes this.
+    perform pg_catalog.set_config('client_min_messages', 'notice', true);
+    raise notice using
+        message = 'pgnet is installed; requests are sent once a worker runs',
+        hint = 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, '
+            'or the process "pgnet worker". Then select * from net.check();';
+end
+$$;

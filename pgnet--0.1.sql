@@ -1,0 +1,1964 @@
+-- pgnet: HTTP as part of a PostgreSQL transaction.
+-- Joined from extension/*.sql by `make script`: edit those, not this file.
+
+-- ======== extension/00_preamble.sql ========
+
+\echo Use "create extension pgnet cascade" to load this file. \quit
+
+-- pg_net owns the same schema and the same function names: the two cannot live in one database.
+do $$
+begin
+    if exists (select from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'pg_net') then
+        raise exception using
+            errcode = 'duplicate_object',
+            message = 'pgnet cannot be installed beside pg_net in one database',
+            detail = 'Both provide the schema "net" with the same functions and tables.',
+            hint = 'The page docs/coming-from-pg_net.md shows how to swap them in one transaction: '
+                'drop extension pg_net, then create extension pgnet cascade.';
+    end if;
+    if pg_catalog.current_setting('server_version_num')::int operator(pg_catalog.<) 150000 then
+        raise exception using
+            errcode = 'feature_not_supported',
+            message = 'pgnet needs PostgreSQL 15 or newer',
+            hint = 'Upgrade the server first.';
+    end if;
+end
+$$;
+
+create schema net;
+comment on schema net is
+    'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
+grant usage on schema net to public;
+
+-- ======== extension/10_types.sql ========
+
+-- Types. Names and fields of the first four are pg_net's: grants and callers name them.
+
+create domain net.http_method as text
+    constraint http_method_is_a_token
+    check (value operator(pg_catalog.~) '^[!#$%&''*+.^_`|~0-9A-Za-z-]+$');
+comment on domain net.http_method is
+    'An HTTP method: any token of RFC 9110, section 5.6.2. Requests are sent with it in upper case.';
+
+create type net.request_status as enum ('PENDING', 'SUCCESS', 'ERROR');
+comment on type net.request_status is
+    'What net.http_get_result says of a request: PENDING (on its way), SUCCESS (there was an answer), ERROR (there was none).';
+
+create type net.http_response as (
+    status_code integer,
+    headers jsonb,
+    body text
+);
+comment on type net.http_response is 'An answer of an HTTP server, as net.http_get_result returns it.';
+
+create type net.http_response_result as (
+    status net.request_status,
+    message text,
+    response net.http_response
+);
+comment on type net.http_response_result is
+    'What net.http_get_result returns: status, message (ok, or the error), and the response where there is one.';
+
+create type net.request_state as enum (
+    'scheduled', 'ready', 'in_flight', 'retrying',
+    'succeeded', 'failed', 'unknown', 'cancelled', 'expired'
+);
+comment on type net.request_state is
+    'The state of a request: scheduled, ready, in_flight and retrying are on the way; succeeded, failed, unknown, cancelled and expired are ends.';
+
+create type net.outcome as (
+    id bigint,
+    state net.request_state,
+    status_code integer,
+    headers jsonb,
+    content text,
+    content_bytes bytea,
+    error_msg text,
+    attempts integer,
+    context jsonb
+);
+comment on type net.outcome is
+    'How a request stands or ended: content is the body as text, content_bytes where it is no text; attempts made so far; context as given with the request.';
+
+-- ======== extension/20_settings.sql ========
+
+-- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
+
+-- The one list of what can be set: name, kind, default, bounds, unit, meaning.
+create function net._known_settings()
+    returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
+    language sql immutable parallel safe cost 10 rows 12
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
+         'Total time of an attempt, name resolution to last byte, for requests that do not say their own.'),
+        ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
+         'How long a response is kept after it was recorded.'),
+        ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
+         'How long a request that failed is kept, body and all, in net.failed.'),
+        ('batch_size', 'integer', '500', 1, 10000, 'requests',
+         'How many outcomes a worker records, and how many requests it claims, in one transaction.'),
+        ('concurrency', 'integer', '1000', 1, 100000, 'requests',
+         'How many requests a worker has in flight at once; it also stays below its limit of open files.'),
+        ('poll_interval', 'interval', '00:01:00', 1, 3600, 'interval',
+         'How often a worker that is alone looks without being woken; with others to rescue it looks every 2 s.'),
+        ('rescue_after', 'interval', '00:00:03', 0, 3600, 'interval',
+         'How long the session of a worker process must be gone before its requests are free for others.'),
+        ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
+         'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
+        ('max_response_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
+         'The largest response body, counted after decoding, that is stored; a larger one is an error.'),
+        ('max_redirects', 'integer', '5', 0, 30, 'redirects',
+         'How many redirects are followed, each through the guard.'),
+        ('egress', 'choice', 'public', null, null, 'public|listed',
+         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.')
+$$;
+comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
+
+-- NULL where the value is fine, else what is wrong with it.
+create function net._setting_fault(setting_name text, setting_value text)
+    returns text
+    language plpgsql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, YMD'
+    set intervalstyle = 'postgres'
+as $$
+declare
+    known record;
+    amount numeric;
+begin
+    select * into known from net._known_settings() k where k.name = setting_name;
+    if not found then
+        return pg_catalog.format('unknown setting "%s"', setting_name);
+    end if;
+    if setting_value is null then
+        return 'a value is needed';
+    end if;
+    if known.kind = 'choice' then
+        if setting_value = any (pg_catalog.string_to_array(known.unit, '|')) then
+            return null;
+        end if;
+        return pg_catalog.format('must be one of %s', replace(known.unit, '|', ', '));
+    end if;
+    begin
+        if known.kind = 'integer' then
+            amount := setting_value::integer;
+        else
+            amount := extract(epoch from setting_value::interval);
+        end if;
+    exception when data_exception then
+        return pg_catalog.format('must be an %s', known.kind);
+    end;
+    if amount < known.minimum or amount > known.maximum then
+        return pg_catalog.format('must be between %s and %s%s', known.minimum, known.maximum,
+            case known.kind when 'interval' then ' seconds' else '' end);
+    end if;
+    return null;
+end
+$$;
+comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+revoke all on function net._setting_fault(text, text) from public;
+
+create table net.setting (
+    name text primary key,
+    value text not null,
+    constraint setting_is_valid check (net._setting_fault(name, value) is null)
+);
+comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+select pg_catalog.pg_extension_config_dump('net.setting', '');
+revoke all on net.setting from public;
+
+create function net._current_setting(setting_name text)
+    returns text
+    language sql stable parallel safe security definer cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(
+        (select s.value from net.setting s where s.name = setting_name),
+        (select k.default_value from net._known_settings() k where k.name = setting_name))
+$$;
+comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+
+create view net.settings as
+    select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
+    from net._known_settings() k
+    left join net.setting s on s.name operator(pg_catalog.=) k.name;
+comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
+grant select on net.settings to public;
+
+create function net.configure(
+    -- which setting: a name of net.settings
+    name text,
+    -- its new value; NULL goes back to the default
+    value text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fault text;
+begin
+    if name is null or not exists (select from net.settings s where s.name = configure.name) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = pg_catalog.format('unknown setting %s', coalesce('"' || name || '"', 'NULL')),
+            hint = 'known: ' || (select pg_catalog.string_agg(s.name, ', ' order by s.name) from net.settings s);
+    end if;
+    if value is null then
+        delete from net.setting s where s.name = configure.name;
+    else
+        fault := net._setting_fault(name, value);
+        if fault is not null then
+            raise exception using
+                errcode = 'invalid_parameter_value',
+                message = pg_catalog.format('invalid value for setting "%s": %s', name, fault),
+                hint = (select pg_catalog.format('The default is %s (%s).', s."default", s.unit)
+                        from net.settings s where s.name = configure.name);
+        end if;
+        insert into net.setting values (configure.name, configure.value)
+        on conflict on constraint setting_pkey do update set value = excluded.value;
+    end if;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net.configure(text, text) is
+    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
+revoke all on function net.configure(text, text) from public;
+
+-- ======== extension/25_egress.sql ========
+
+-- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
+
+create table net.egress_rule (
+    kind text not null constraint egress_kind check (kind in ('network', 'host')),
+    pattern text not null,
+    allow boolean not null,
+    created timestamptz not null default pg_catalog.now(),
+    primary key (kind, pattern)
+);
+comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
+revoke all on net.egress_rule from public;
+
+create view net.egress as
+    select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
+    from net.egress_rule r;
+comment on view net.egress is
+    'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
+grant select on net.egress to public;
+
+-- A network as people write it: a cidr, an address, or the words loopback and private.
+create function net._networks(network text)
+    returns setof text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parsed cidr;
+begin
+    case lower(trim(network))
+        when 'loopback' then
+            return query values ('127.0.0.0/8'), ('::1/128');
+        when 'private' then
+            return query values ('10.0.0.0/8'), ('172.16.0.0/12'), ('192.168.0.0/16'), ('fc00::/7');
+        else
+            begin
+                parsed := trim(network)::cidr;
+            exception when data_exception then
+                null;
+            end;
+            if parsed is null then
+                raise exception using
+                    errcode = 'invalid_parameter_value',
+                    message = format('invalid network %s', coalesce('"' || network || '"', 'NULL')),
+                    hint = 'Give a network such as 10.1.0.0/16 or fd00::/8, an address, or one of the words loopback and private.';
+            end if;
+            return next text(parsed);
+    end case;
+end
+$$;
+comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
+revoke all on function net._networks(text) from public;
+
+-- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
+create function net._host_pattern(pattern text)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pattern is null
+        or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern %s', coalesce('"' || pattern || '"', 'NULL')),
+            hint = 'Give a host name without scheme and port, such as api.example.com, or *.example.com for every name below it. '
+                'An address goes into net.allow_network or net.deny_network.';
+    end if;
+    return rtrim(lower(trim(pattern)), '.');
+end
+$$;
+comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+revoke all on function net._host_pattern(text) from public;
+
+create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if rule_allow is null then
+        delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns);
+    else
+        insert into net.egress_rule (kind, pattern, allow)
+        select rule_kind, p, rule_allow from unnest(rule_patterns) p
+        on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
+    end if;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+revoke all on function net._set_egress(text, text[], boolean) from public;
+
+create function net.allow_network(
+    -- a cidr, an address, or one of the words loopback and private
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), true) $$;
+comment on function net.allow_network(text) is
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
+
+create function net.deny_network(
+    -- a cidr, an address, or one of the words loopback and private
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), false) $$;
+comment on function net.deny_network(text) is
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
+
+create function net.forget_network(
+    -- as it was given to net.allow_network or net.deny_network
+    network text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('network', array(select net._networks(network)), null) $$;
+comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+
+create function net.allow_host(
+    -- a host name, or *.example.com for every name below it
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], true) $$;
+comment on function net.allow_host(text) is
+    'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
+
+create function net.deny_host(
+    -- a host name, or *.example.com for every name below it
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], false) $$;
+comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
+
+create function net.forget_host(
+    -- as it was given to net.allow_host or net.deny_host
+    pattern text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
+comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+
+revoke all on function
+    net.allow_network(text), net.deny_network(text), net.forget_network(text),
+    net.allow_host(text), net.deny_host(text), net.forget_host(text)
+from public;
+
+-- ======== extension/30_queue.sql ========
+
+-- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
+
+-- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
+create function net._caller()
+    returns regrole language sql stable parallel safe cost 1
+as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
+comment on function net._caller() is 'The current role, as a regrole.';
+
+create table net.http_request_queue (
+    -- pg_net's columns
+    id bigint generated by default as identity,
+    method net.http_method not null,
+    url text not null,
+    headers jsonb,
+    body bytea,
+    timeout_milliseconds integer,
+    -- pgnet's
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    created timestamptz not null default pg_catalog.now(),
+    priority smallint not null default 0,
+    context jsonb,
+    host text not null generated always as (
+        pg_catalog.lower(pg_catalog.split_part(url, '/', 3) collate "C") collate "C"
+    ) stored,
+    constraint http_request_queue_pkey primary key (id),
+    constraint url_is_http check (url operator(pg_catalog.~) '^https?://[^/]+/[!-~]*$'),
+    constraint method_is_not_a_tunnel check (pg_catalog.upper(method) not in ('CONNECT', 'TRACE')),
+    constraint headers_are_an_object check (pg_catalog.jsonb_typeof(headers) in ('object', 'null')),
+    constraint timeout_is_positive check (timeout_milliseconds > 0)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
+    autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
+);
+comment on table net.http_request_queue is
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin and are never updated; a role sees and may delete its own.';
+comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
+comment on column net.http_request_queue.method is 'Sent in upper case.';
+comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
+comment on column net.http_request_queue.headers is 'Names and values; NULL means none.';
+comment on column net.http_request_queue.body is 'The bytes that are sent; NULL means no body.';
+comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
+comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
+comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
+comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
+comment on column net.http_request_queue.context is 'Given back with the outcome.';
+comment on column net.http_request_queue.host is 'The host and port of the URL: hosts take turns.';
+-- The claim's scan skips from host to host over this one.
+create index http_request_queue_turn on net.http_request_queue (host, priority, id);
+
+alter table net.http_request_queue enable row level security;
+create policy own_requests on net.http_request_queue
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+grant select, delete on net.http_request_queue to public;
+
+-- The way in for callers: its owner's rights insert, the check option keeps the role honest.
+create view net._outbox as
+    select id, method, url, headers, body, timeout_milliseconds, requested_by
+    from net.http_request_queue
+    where requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
+    with cascaded check option;
+comment on view net._outbox is 'Where net.http_get and its kin insert: only under the role that calls.';
+grant insert (method, url, headers, body, timeout_milliseconds), select (id) on net._outbox to public;
+
+create table net.worker (
+    id bigint generated always as identity primary key,
+    kind text not null constraint worker_kind check (kind in ('backend', 'process')),
+    pid integer not null,
+    backend_start timestamptz not null,
+    secret uuid not null default pg_catalog.gen_random_uuid(),
+    registered timestamptz not null default pg_catalog.clock_timestamp(),
+    gone_since timestamptz
+) with (autovacuum_vacuum_scale_factor = 0.1);
+comment on table net.worker is
+    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself.';
+revoke all on net.worker from public;
+
+create table net.claim (
+    id bigint primary key,
+    host text not null,
+    worker bigint not null,
+    token uuid not null,
+    attempt integer not null,
+    claimed timestamptz not null default pg_catalog.clock_timestamp(),
+    deadline timestamptz not null
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+comment on table net.claim is
+    'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
+comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
+revoke all on net.claim from public;
+grant select (id, attempt, claimed) on net.claim to public;
+
+create table net.attempt (
+    request_id bigint not null,
+    attempt integer not null,
+    started timestamptz not null,
+    ended timestamptz not null,
+    error_msg text,
+    primary key (request_id, attempt)
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
+comment on table net.attempt is 'Attempts that ended without an outcome, of requests that have none yet: a worker died or gave the request back.';
+revoke all on net.attempt from public;
+
+create table net._http_response (
+    -- pg_net's columns
+    id bigint,
+    status_code integer,
+    content_type text,
+    headers jsonb,
+    content text,
+    timed_out boolean,
+    error_msg text,
+    created timestamptz not null default pg_catalog.now(),
+    -- pgnet's
+    state net.request_state not null,
+    content_bytes bytea,
+    attempts integer not null,
+    context jsonb,
+    method text not null,
+    url text not null,
+    requested_by regrole not null,
+    requested timestamptz not null,
+    constraint http_response_pkey primary key (id)
+) with (
+    autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_scale_factor = 0.2
+);
+comment on table net._http_response is
+    'One row for each request that has ended, kept for the setting ttl. A role sees and may delete those of its own requests.';
+comment on column net._http_response.id is 'The request''s id.';
+comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
+comment on column net._http_response.content_type is 'The Content-Type as sent; NULL where there was none.';
+comment on column net._http_response.headers is 'The answer''s headers, names as sent; of a repeated one the last.';
+comment on column net._http_response.content is 'The body as text; NULL where it is empty or no text.';
+comment on column net._http_response.timed_out is 'Whether the time of the request ran out; false where there was an answer or another error.';
+comment on column net._http_response.error_msg is 'Why there was no answer; NULL where there was one.';
+comment on column net._http_response.created is 'When the outcome was recorded.';
+comment on column net._http_response.state is 'How the request ended.';
+comment on column net._http_response.content_bytes is 'The body where it is no text in the declared charset, or has a NUL byte.';
+comment on column net._http_response.attempts is 'How many attempts were made.';
+comment on column net._http_response.context is 'As given with the request.';
+comment on column net._http_response.method is 'Of the request.';
+comment on column net._http_response.url is 'Of the request.';
+comment on column net._http_response.requested_by is 'The role that made the request.';
+comment on column net._http_response.requested is 'When the request was made.';
+create index http_response_created on net._http_response (created);
+
+alter table net._http_response enable row level security;
+create policy own_responses on net._http_response
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+grant select, delete on net._http_response to public;
+
+create table net.failed (
+    id bigint primary key,
+    method net.http_method not null,
+    url text not null,
+    headers jsonb,
+    body bytea,
+    timeout_milliseconds integer,
+    requested_by regrole not null,
+    created timestamptz not null,
+    priority smallint not null,
+    context jsonb,
+    failed timestamptz not null default pg_catalog.now(),
+    attempts integer not null,
+    status_code integer,
+    error_msg text
+);
+comment on table net.failed is
+    'Requests that ended as failed, headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
+create index failed_failed on net.failed (failed);
+alter table net.failed enable row level security;
+create policy own_failures on net.failed
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+grant select, delete on net.failed to public;
+
+-- ======== extension/40_request.sql ========
+
+-- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts.
+-- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
+
+-- The canonical URL with its parameters, or NULL where the request is to be refused; arms the wake-up at commit.
+create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+    returns text
+    language plpython3u volatile parallel unsafe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds)
+$$;
+comment on function net._check(text, text, jsonb, jsonb, integer) is
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where it is refused. Also arms the wake-up at the commit.';
+
+create function net._refusal(
+    method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer,
+    out message text, out hint text, out sqlstate text
+)
+    language plpython3u stable parallel unsafe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.refusal(method, url, params, headers, timeout_milliseconds)
+$$;
+comment on function net._refusal(text, text, jsonb, jsonb, integer) is 'Why net._check refuses a request: never the value of a header or a password.';
+
+create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    refusal record;
+begin
+    select * into refusal from net._refusal(method, url, params, headers, timeout_milliseconds);
+    if refusal.hint is null then
+        raise exception using errcode = refusal.sqlstate, message = refusal.message;
+    end if;
+    raise exception using errcode = refusal.sqlstate, message = refusal.message, hint = refusal.hint;
+end
+$$;
+comment on function net._refuse(text, text, jsonb, jsonb, integer) is 'Raises what is wrong with a request.';
+
+-- Headers with a Content-Type of application/json where none is given in any case.
+create function net._with_json_type(headers jsonb)
+    returns jsonb
+    language plpgsql immutable parallel safe cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if jsonb_typeof(headers) is distinct from 'object' then
+        return case when headers is null or headers = 'null' then '{"Content-Type": "application/json"}' else headers end;
+    end if;
+    if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
+        return headers;
+    end if;
+    return headers || '{"Content-Type": "application/json"}';
+end
+$$;
+comment on function net._with_json_type(jsonb) is 'The headers, with Content-Type: application/json added where there is none.';
+
+create function net.http_get(
+    -- absolute http or https URL
+    url text,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}'::jsonb,
+    -- names and values of request headers; NULL means none
+    headers jsonb default '{}'::jsonb,
+    -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
+    timeout_milliseconds integer default null
+)
+    -- the request's id, for net.http_get_result
+    returns bigint
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    target text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    request_id bigint;
+begin
+    if target is null then
+        perform net._refuse('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    end if;
+    insert into net._outbox (method, url, headers, timeout_milliseconds)
+    values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net.http_get(text, jsonb, jsonb, integer) is
+    'Queues a GET, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, a URL, header or parameter that cannot be sent 22023; other NULLs mean none. timeout_milliseconds is total; NULL means the setting.';
+
+create function net.http_post(
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON in UTF-8; NULL sends an empty body
+    body jsonb default '{}'::jsonb,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}'::jsonb,
+    -- names and values of request headers; a missing Content-Type becomes application/json
+    headers jsonb default '{"Content-Type": "application/json"}'::jsonb,
+    -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
+    timeout_milliseconds integer default null
+)
+    -- the request's id, for net.http_get_result
+    returns bigint
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    typed_headers jsonb := case
+        when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
+        else net._with_json_type(http_post.headers) end;
+    target text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+    request_id bigint;
+begin
+    if target is null then
+        perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+    end if;
+    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::text, 'UTF8'), http_post.timeout_milliseconds)
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net.http_post(text, jsonb, jsonb, jsonb, integer) is
+    'Queues a POST of JSON, sent if and when the transaction commits, and returns its id. A Content-Type other than application/json raises; body NULL sends an empty POST. A NULL url raises 23502, what cannot be sent 22023.';
+
+create function net.http_delete(
+    -- absolute http or https URL
+    url text,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}'::jsonb,
+    -- names and values of request headers; NULL means none
+    headers jsonb default '{}'::jsonb,
+    -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
+    timeout_milliseconds integer default null,
+    -- sent as JSON in UTF-8; NULL means no body
+    body jsonb default null
+)
+    -- the request's id, for net.http_get_result
+    returns bigint
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    typed_headers jsonb := case
+        when http_delete.body is null then http_delete.headers
+        else net._with_json_type(http_delete.headers) end;
+    target text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    request_id bigint;
+begin
+    if target is null then
+        perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    end if;
+    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::text, 'UTF8'), http_delete.timeout_milliseconds)
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
+    'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
+
+create function net._urlencode_string(
+    -- the text to encode
+    string varchar
+)
+    returns text
+    language plpython3u immutable strict parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.urlencode_string(string)
+$$;
+comment on function net._urlencode_string(varchar) is
+    'Percent-encodes text as UTF-8, RFC 3986 unreserved characters kept. NULL gives NULL.';
+
+create function net._encode_url_with_params_array(
+    -- absolute http or https URL
+    url text,
+    -- pairs such as a=b, already percent-encoded
+    params_array text[]
+)
+    returns text
+    language plpython3u immutable strict parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.encode_url_with_params_array(plpy, url, params_array)
+$$;
+comment on function net._encode_url_with_params_array(text, text[]) is
+    'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises 22023.';
+
+-- ======== extension/45_wake_up.sql ========
+
+-- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
+
+create function net._arm(signal text)
+    returns text
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.arm(plpy, signal)
+$$;
+comment on function net._arm(text) is
+    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
+revoke all on function net._arm(text) from public;
+
+create function net._signal_workers(signal text)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._arm(signal) $$;
+comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to reload their settings or to restart.';
+revoke all on function net._signal_workers(text) from public;
+
+create function net.wake()
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.arm(plpy, "wake")
+$$;
+comment on function net.wake() is
+    'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+
+create function net._wake_next(slot integer)
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.wake_next(slot)
+$$;
+comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+revoke all on function net._wake_next(integer) from public;
+
+create function net._wake_up_fault()
+    returns text
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.wake_up_fault(plpy)
+$$;
+comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+revoke all on function net._wake_up_fault() from public;
+
+create procedure net._wait(
+    -- how long at most, in seconds
+    timeout double precision,
+    -- what came: wake, reload, restart, prepared, separated by spaces; empty after the timeout
+    inout signals text default null,
+    -- the slot this session listens on; NULL where none was free
+    inout slot integer default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+return sql_v1.wait(plpy, timeout)
+$$;
+comment on procedure net._wait(double precision, text, integer) is
+    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
+revoke all on procedure net._wait(double precision, text, integer) from public;
+
+-- ======== extension/50_outbox.sql ========
+
+-- What a worker may do with the queue: a handful of functions, and no table. Owner's rights, pinned search_path.
+-- The plans must not depend on how full a table was when they were made: index look-ups, whatever the statistics say.
+
+create function net._alive(worker_pid integer, worker_backend_start timestamptz)
+    returns boolean
+    language sql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from pg_stat_get_activity(worker_pid) a where a.backend_start = worker_backend_start)
+$$;
+comment on function net._alive(integer, timestamptz) is
+    'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
+revoke all on function net._alive(integer, timestamptz) from public;
+
+create function net._worker_is_up()
+    returns boolean
+    language sql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select exists (select from net.worker w where net._alive(w.pid, w.backend_start))
+$$;
+comment on function net._worker_is_up() is 'Whether a worker serves this database now.';
+
+create function net._register(
+    -- backend: the worker is this session; process: it only talks through this session
+    worker_kind text,
+    -- for a worker whose connection broke: the id and the secret it was given, and the requests it still works on
+    known_id bigint default null,
+    known_secret uuid default null,
+    holding bigint[] default '{}',
+    out worker_id bigint,
+    out worker_secret uuid
+)
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
+begin
+    update net.worker w set pid = pg_backend_pid(), backend_start = session_start, gone_since = null
+    where w.id = known_id and w.secret = known_secret
+    returning w.id, w.secret into worker_id, worker_secret;
+    if worker_id is not null then
+        -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
+        delete from net.claim c where c.worker = worker_id and c.id <> all (holding);
+        return;
+    end if;
+    insert into net.worker (kind, pid, backend_start) values (worker_kind, pg_backend_pid(), session_start)
+    returning id, secret into worker_id, worker_secret;
+end
+$$;
+comment on function net._register(text, bigint, uuid, bigint[]) is
+    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds.';
+
+create function net._claim(
+    -- who claims
+    worker_id bigint,
+    -- how many requests at most
+    slots integer,
+    -- how many of them for one host
+    host_quota integer,
+    -- hosts that get none: the worker is full of them
+    full_hosts text[],
+    -- how many bytes of bodies at most; one request always fits
+    max_bytes bigint,
+    -- hosts take turns: the scan starts behind this one
+    after_host text,
+    -- for requests that do not say their own, in ms
+    default_timeout integer
+)
+    returns table (
+        id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
+        timeout_milliseconds integer, host text
+    )
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    claim_token uuid := gen_random_uuid();
+begin
+    return query
+    with recursive later (name) as (
+        (select q.host from net.http_request_queue q where q.host > after_host order by q.host limit 1)
+        union all
+        select (select q.host from net.http_request_queue q where q.host > l.name order by q.host limit 1)
+        from later l where l.name is not null
+    ), earlier (name) as (
+        (select q.host from net.http_request_queue q where q.host <= after_host order by q.host limit 1)
+        union all
+        select (select q.host from net.http_request_queue q
+                where q.host > e.name and q.host <= after_host order by q.host limit 1)
+        from earlier e where e.name is not null
+    ), ready as materialized (
+        select r.*
+        from (
+            select name from later where name is not null
+            union all
+            select name from earlier where name is not null
+        ) h
+        cross join lateral (
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.host,
+                coalesce(octet_length(q.body), 0) as size
+            from net.http_request_queue q
+            where q.host = h.name
+                and not exists (select from net.claim c where c.id = q.id)
+            order by q.priority, q.id
+            limit host_quota
+            for update of q skip locked
+        ) r
+        where h.name <> all (full_hosts)
+        limit slots
+    ), bounded as (
+        select r.*, sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
+        from ready r
+    ), claimed as (
+        insert into net.claim as c (id, host, worker, token, attempt, deadline)
+        select b.id, b.host, worker_id, claim_token,
+            1 + (select count(*) from net.attempt a where a.request_id = b.id),
+            clock_timestamp() + make_interval(secs => coalesce(b.timeout_milliseconds, default_timeout) / 1000.0 + 60)
+        from bounded b
+        where coalesce(b.size_before, 0) < max_bytes
+        on conflict on constraint claim_pkey do nothing
+        returning c.id, c.attempt
+    )
+    select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
+        coalesce(b.timeout_milliseconds, default_timeout), b.host
+    from claimed c
+    join bounded b on b.id = c.id;
+end
+$$;
+comment on function net._claim(bigint, integer, integer, text[], bigint, text, integer) is
+    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
+
+-- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
+create function net._store(outcomes jsonb)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe security definer cost 1000
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    held_up bigint[];
+begin
+    with held as materialized (
+        select r.*, c.attempt, q.id is not null as locked, v.seen,
+            q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
+            q.created as requested, q.priority, q.context
+        from jsonb_to_recordset(outcomes) as r (
+            id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
+            content text, content_base64 text, timed_out boolean, error_msg text
+        )
+        cross join lateral (
+            select c.attempt from net.claim c where c.id = r.id and c.token = r.token for update of c
+        ) c
+        left join lateral (
+            select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q where q.id = r.id
+        ) v on true
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked))
+    ), unclaimed as (
+        delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
+    ), forgotten as (
+        delete from net.attempt a where a.request_id = any (
+            array(select h.id from held h where h.attempt > 1 and (h.locked or h.seen is null)))
+    ), failed as (
+        insert into net.failed (
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context,
+            attempts, status_code, error_msg
+        )
+        select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
+            h.priority, h.context, h.attempt, h.status_code, h.error_msg
+        from held h
+        where h.locked and h.state = 'failed'
+    ), recorded as (
+        insert into net._http_response (
+            id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
+            context, method, url, requested_by, requested
+        )
+        select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
+            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested
+        from held h
+        where h.locked
+    )
+    select array_agg(h.id) into held_up from held h where h.seen and not h.locked;
+    return coalesce(held_up, '{}');
+end
+$$;
+comment on function net._store(jsonb) is
+    'One batch of net._record: ends the requests whose claim still carries the token; gives the ids that a lock of somebody holds up.';
+revoke all on function net._store(jsonb) from public;
+
+create function net._record(
+    -- an array of objects: id, token, state, status_code, content_type, headers, content, content_base64, timed_out, error_msg
+    outcomes jsonb
+)
+    -- the ids that could not be recorded yet, because another transaction holds their row
+    returns bigint[]
+    language plpgsql volatile parallel unsafe security definer cost 10000
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    size integer := jsonb_array_length(outcomes);
+    half jsonb;
+    fault text;
+begin
+    return net._store(outcomes);
+exception
+    when transaction_rollback or insufficient_resources or operator_intervention or system_error
+        or object_not_in_prerequisite_state or read_only_sql_transaction then
+        -- Not a row's fault: the worker keeps its outcomes and comes again.
+        raise;
+    when others then
+        if size > 1 then
+            half := (select jsonb_agg(o.value order by o.ordinality)
+                     from jsonb_array_elements(outcomes) with ordinality o where o.ordinality <= size / 2);
+            return net._record(half) || net._record(
+                (select jsonb_agg(o.value order by o.ordinality)
+                 from jsonb_array_elements(outcomes) with ordinality o where o.ordinality > size / 2));
+        end if;
+        get stacked diagnostics fault = message_text;
+        return net._store(jsonb_build_array(jsonb_build_object(
+            'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
+            'error_msg', 'The response could not be recorded: ' || fault)));
+end
+$$;
+comment on function net._record(jsonb) is
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded as an error without content. Gives the ids held up by somebody''s lock.';
+
+create function net._release(
+    -- the requests to give back, and the tokens of their claims
+    ids bigint[], tokens uuid[],
+    -- what became of the attempt, for net.attempt; NULL where none was begun
+    reason text
+)
+    returns void
+    language sql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    with released as (
+        delete from net.claim c using unnest(ids, tokens) r (id, token)
+        where c.id = r.id and c.token = r.token
+        returning c.id, c.attempt, c.claimed
+    )
+    insert into net.attempt (request_id, attempt, started, ended, error_msg)
+    select r.id, r.attempt, r.claimed, clock_timestamp(), reason from released r where reason is not null
+    on conflict do nothing
+$$;
+comment on function net._release(bigint[], uuid[], text) is 'Gives claimed requests back: others may take them at once.';
+
+create function net._deregister(worker_id bigint, worker_secret uuid)
+    returns void
+    language sql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    with gone as (delete from net.worker w where w.id = worker_id and w.secret = worker_secret returning w.id)
+    delete from net.claim c using gone where c.worker = gone.id
+$$;
+comment on function net._deregister(bigint, uuid) is 'Ends a registration and frees whatever the worker still holds.';
+
+-- Frees the claims of workers that are gone, and those past their deadline. True while a gone worker's claims wait.
+create function net._rescue()
+    returns boolean
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    rescue_after interval := net._current_setting('rescue_after');
+begin
+    update net.worker w set gone_since = clock_timestamp()
+    where w.id in (
+        select g.id from net.worker g
+        where g.gone_since is null and not net._alive(g.pid, g.backend_start)
+        for update skip locked);
+    with gone as materialized (
+        -- A worker that was a backend died with it; a process may still come back over a new connection.
+        select w.id from net.worker w
+        where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
+        for update skip locked
+    ), stale as materialized (
+        select c.id from net.claim c
+        where c.worker in (select g.id from gone g)
+            or c.deadline < clock_timestamp()
+            or not exists (select from net.worker w where w.id = c.worker)
+        for update skip locked
+    ), freed as (
+        delete from net.claim c using stale s where c.id = s.id returning c.id, c.attempt, c.claimed
+    )
+    insert into net.attempt (request_id, attempt, started, ended, error_msg)
+    select f.id, f.attempt, f.claimed, clock_timestamp(), 'The worker was lost.' from freed f
+    on conflict do nothing;
+    delete from net.worker w
+    where w.gone_since < clock_timestamp() - rescue_after - interval '1 minute'
+        and not exists (select from net.claim c where c.worker = w.id);
+    return exists (
+        select from net.claim c join net.worker w on w.id = c.worker where w.gone_since is not null);
+end
+$$;
+comment on function net._rescue() is
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. True while some wait for that.';
+revoke all on function net._rescue() from public;
+
+-- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
+create function net._expire()
+    returns double precision
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+as $$
+declare
+    ttl interval := net._current_setting('ttl');
+    ttl_failed interval := net._current_setting('ttl_failed');
+begin
+    delete from net._http_response r where r.id = any (array(
+        select o.id from net._http_response o where o.created < clock_timestamp() - ttl
+        order by o.created limit 5000 for update skip locked));
+    delete from net.failed f where f.id = any (array(
+        select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
+        order by o.failed limit 5000 for update skip locked));
+    return extract(epoch from least(
+        (select min(r.created) + ttl from net._http_response r),
+        (select min(f.failed) + ttl_failed from net.failed f)) - clock_timestamp());
+end
+$$;
+comment on function net._expire() is 'Deletes responses past ttl and failed requests past ttl_failed, 5,000 at a time; gives the seconds until more is due.';
+revoke all on function net._expire() from public;
+
+create function net._tend(worker_id bigint)
+    -- settings, egress, and next_look: after how many seconds to come again
+    returns jsonb
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    waiting_for_rescue boolean := net._rescue();
+    next_expiry double precision := net._expire();
+    next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
+begin
+    if net._current_setting('wake_up') = 'poll' or exists (
+        -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
+        select from pg_prepared_xacts p
+        where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
+    then
+        next_look := least(next_look, 1);
+    end if;
+    if waiting_for_rescue then
+        next_look := least(next_look, 0.5);
+    elsif exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
+        next_look := least(next_look, 2);
+    end if;
+    return jsonb_build_object(
+        'next_look', least(next_look, greatest(next_expiry, 0.1)),
+        'settings', (select jsonb_object_agg(k.name,
+                        case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
+                            when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)
+                            else to_jsonb(net._current_setting(k.name)) end)
+                     from net._known_settings() k),
+        'egress', jsonb_build_object(
+            'egress', net._current_setting('egress'),
+            'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and r.allow),
+            'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and not r.allow),
+            'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and r.allow),
+            -- The database's own door stays shut even where its network is allowed.
+            'deny_endpoints', (select jsonb_agg(distinct a.address || ':' || current_setting('port'))
+                from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr()) when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address) where a.address is not null),
+            'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and not r.allow)));
+end
+$$;
+comment on function net._tend(bigint) is
+    'What a worker does each time it looks: rescue, expiry; gives its settings, the egress rules and when to look again.';
+
+revoke all on function
+    net._register(text, bigint, uuid, bigint[]),
+    net._claim(bigint, integer, integer, text[], bigint, text, integer),
+    net._record(jsonb),
+    net._release(bigint[], uuid[], text),
+    net._deregister(bigint, uuid),
+    net._tend(bigint)
+from public;
+
+-- ======== extension/60_outcome.sql ========
+
+-- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
+
+create view net.requests with (security_invoker) as
+    select q.id,
+        case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
+        q.method::text as method, q.url, q.requested_by, null::integer as status_code, null::text as error_msg,
+        coalesce(c.attempt, 0) as attempts, null::timestamptz as next_attempt,
+        q.created as requested, null::timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+    from net.http_request_queue q
+    left join net.claim c on c.id operator(pg_catalog.=) q.id
+    union all
+    select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
+        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested
+    from net._http_response r;
+comment on view net.requests is
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, last error, age. A role sees its own.';
+grant select on net.requests to public;
+
+create function net._json_or_null(content text)
+    returns jsonb
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return content::jsonb;
+exception when data_exception then
+    return null;
+end
+$$;
+comment on function net._json_or_null(text) is 'The text as jsonb; NULL where it is no JSON.';
+
+create view net.responses with (security_invoker) as
+    select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
+        case when r.content_type operator(pg_catalog.~*) '^[^;]*[/+]json' then net._json_or_null(r.content) end as content_json,
+        r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
+        r.created operator(pg_catalog.-) r.requested as took
+    from net._http_response r;
+comment on view net.responses is
+    'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
+grant select on net.responses to public;
+
+create view net.failures with (security_invoker) as
+    select f.id, f.method::text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
+    from net.failed f;
+comment on view net.failures is
+    'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
+grant select on net.failures to public;
+
+-- Whether a row version was written by the current transaction, or by a savepoint of it.
+create function net._is_mine(row_xmin xid)
+    returns boolean
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).
+    select coalesce((
+        select pg_xact_status((top + newer)::text::xid8) = 'in progress'
+        from (
+            select t.top, (row_xmin::text::bigint - t.top) & 4294967295 as newer
+            from (select pg_current_xact_id_if_assigned()::text::bigint as top) t
+        ) x
+        where newer < 2147483648), false)
+$$;
+comment on function net._is_mine(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+
+-- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
+create function net._look_up(request_id bigint)
+    returns net.outcome
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
+    from (
+        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
+        from net._http_response r where r.id = request_id
+        union all
+        select q.id, case when c.id is null then 'ready' else 'in_flight' end::net.request_state,
+            null, null, null, null, null, coalesce(c.attempt, 0), q.context, 2
+        from net.http_request_queue q
+        left join net.claim c on c.id = q.id
+        where q.id = request_id
+    ) o
+    order by o.place
+    limit 1
+$$;
+comment on function net._look_up(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+
+-- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
+create function net._refuse_to_wait(request_id bigint)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('request %s is not sent before this transaction commits', request_id),
+            detail = 'It was queued in the same transaction that waits for it.',
+            hint = 'Commit first, then wait; in psql, call net.fetch(...) does both.';
+    end if;
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('this transaction could never see the response of request %s', request_id),
+            detail = format('Its isolation level is %s: it sees the database as it was when it began.',
+                upper(current_setting('transaction_isolation'))),
+            hint = 'Wait in a transaction of its own, at READ COMMITTED.';
+    end if;
+end
+$$;
+comment on function net._refuse_to_wait(bigint) is
+    'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
+
+create function net.wait(
+    -- the request's id
+    id bigint,
+    -- how long at most
+    timeout interval default '10 s'
+)
+    -- the outcome; after the timeout, how the request stands
+    returns net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
+    nap double precision := 0.001;
+    outcome net.outcome;
+    waited boolean := false;
+begin
+    if id is null then
+        return null;
+    end if;
+    loop
+        outcome := net._look_up(wait.id);
+        if outcome.state is null then
+            raise exception using
+                errcode = 'no_data_found',
+                message = 'request matching request_id not found',
+                detail = format('There is no request %s of role "%s".', wait.id, current_user),
+                hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
+        end if;
+        if outcome.state >= 'succeeded' or clock_timestamp() >= give_up then
+            return outcome;
+        end if;
+        if not waited then
+            perform net._refuse_to_wait(wait.id);
+            waited := true;
+        end if;
+        perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
+        nap := least(nap * 1.5, 0.05);
+    end loop;
+end
+$$;
+comment on function net.wait(bigint, interval) is
+    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the transaction that queued it or under REPEATABLE READ.';
+
+create function net.wait_all(
+    -- the requests' ids
+    ids bigint[],
+    -- how long at most, for all together
+    timeout interval default '10 s'
+)
+    -- a row for each id, in their order
+    returns setof net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
+    request_id bigint;
+begin
+    foreach request_id in array coalesce(ids, '{}') loop
+        return next net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0'));
+    end loop;
+end
+$$;
+comment on function net.wait_all(bigint[], interval) is
+    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for all together. Raises as net.wait does.';
+
+create function net._await_response(
+    -- the request's id
+    request_id bigint
+)
+    returns boolean
+    language plpgsql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    outcome net.outcome;
+    warned boolean := false;
+begin
+    loop
+        outcome := net._look_up(request_id);
+        if outcome.state is null or outcome.state >= 'succeeded' then
+            return outcome.state is not null;
+        end if;
+        perform net._refuse_to_wait(request_id);
+        if not warned and not net._worker_is_up() then
+            raise warning using
+                message = format('request %s waits: no worker is running', request_id),
+                hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+            warned := true;
+        end if;
+        perform net.wait(request_id, interval '1 s');
+    end loop;
+end
+$$;
+comment on function net._await_response(bigint) is
+    'Waits until the request has ended, however long; true then, false where there is no such request. NULL gives NULL.';
+
+create function net.http_get_result(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language plpgsql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    response record;
+begin
+    if not async then
+        perform net._await_response(request_id);
+    end if;
+    select * into response from net._http_response r where r.id = request_id;
+    if not found then
+        if not exists (select from net.http_request_queue q where q.id = request_id) then
+            -- It may have ended between the two looks.
+            select * into response from net._http_response r where r.id = request_id;
+            if not found then
+                return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
+            end if;
+        elsif net._worker_is_up() then
+            return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
+        else
+            return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
+                'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
+        end if;
+    end if;
+    if response.error_msg is not null then
+        return ('ERROR', response.error_msg, null)::net.http_response_result;
+    end if;
+    return ('SUCCESS', 'ok', (response.status_code, response.headers, response.content)::net.http_response)::net.http_response_result;
+end
+$$;
+comment on function net.http_get_result(bigint, boolean) is
+    'The result of a request: SUCCESS with the response, ERROR with the message, PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
+
+create function net.http_collect_response(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language sql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$ select net.http_get_result(request_id, async) $$;
+comment on function net.http_collect_response(bigint, boolean) is 'The same as net.http_get_result, under its older name.';
+
+create function net._http_collect_response(
+    -- the request's id
+    request_id bigint,
+    -- true: return at once; false: wait until the request has ended
+    async boolean default true
+)
+    returns net.http_response_result
+    language sql volatile parallel unsafe strict
+    set search_path = pg_catalog, pg_temp
+as $$ select net.http_get_result(request_id, async) $$;
+comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
+
+-- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
+create view net._cancellable as
+    select q.id
+    from net.http_request_queue q
+    where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
+        or pg_catalog.pg_has_role(current_user,
+            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.http_request_queue'::pg_catalog.regclass),
+            'usage');
+comment on view net._cancellable is 'The queued requests that the current role may cancel: its own, and all for the extension''s owner.';
+grant select, delete on net._cancellable to public;
+
+create function net._cancel()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request net.http_request_queue;
+    claim net.claim;
+begin
+    delete from net.http_request_queue q where q.id = old.id returning q.* into request;
+    if not found then
+        return null;
+    end if;
+    delete from net.claim c where c.id = old.id returning c.* into claim;
+    delete from net.attempt a where a.request_id = old.id;
+    insert into net._http_response (
+        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested)
+    values (
+        request.id, 'cancelled', false,
+        case when claim.id is null then 'The request was cancelled before it was sent.'
+            else 'The request was cancelled while it was in flight: it may have been received.' end,
+        coalesce(claim.attempt, 0), request.context, request.method, request.url, request.requested_by, request.created);
+    return old;
+end
+$$;
+comment on function net._cancel() is 'Behind net.cancel: ends a queued request as cancelled.';
+revoke all on function net._cancel() from public;
+create trigger cancel instead of delete on net._cancellable
+    for each row execute function net._cancel();
+
+create function net.cancel(
+    -- the request's id
+    id bigint
+)
+    -- whether there was something to cancel
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    delete from net._cancellable c where c.id = cancel.id;
+    return found;
+end
+$$;
+comment on function net.cancel(bigint) is
+    'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+
+create procedure net.fetch(
+    -- GET, POST, DELETE or another method
+    method text,
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON; NULL means no body
+    body jsonb default null,
+    -- appended to the query; NULL means none
+    params jsonb default '{}',
+    -- request headers; NULL means none
+    headers jsonb default '{}',
+    -- total time in ms; NULL means 30000
+    timeout_milliseconds integer default 30000,
+    -- the answer: these show it
+    inout id bigint default null,
+    inout status_code integer default null,
+    inout content text default null,
+    inout error_msg text default null
+)
+    language plpgsql
+as $$
+declare
+    typed_headers jsonb := case
+        when body is null then headers else net._with_json_type(headers) end;
+    total integer := coalesce(timeout_milliseconds, 30000);
+    target text;
+    outcome net.outcome;
+    nap double precision := 0.001;
+begin
+    if method is null then
+        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
+            hint = 'For example: call net.fetch(''GET'', ''https://example.com'')';
+    end if;
+    target := net._check(pg_catalog.upper(method), url, params, typed_headers, total);
+    if target is null then
+        perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
+    end if;
+    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::text, 'UTF8'), total)
+    returning _outbox.id into id;
+    commit;
+    if not net._worker_is_up() then
+        raise warning using
+            message = pg_catalog.format('request %s waits: no worker is running', id),
+            hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
+    end if;
+    loop
+        outcome := net._look_up(id);
+        exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
+        commit;
+        perform pg_catalog.pg_sleep(nap);
+        commit;
+        nap := least(nap operator(pg_catalog.*) 1.5::double precision, 0.05::double precision);
+    end loop;
+    status_code := outcome.status_code;
+    content := outcome.content;
+    error_msg := coalesce(outcome.error_msg,
+        case when outcome.state is null then 'The request was deleted.' end);
+end
+$$;
+comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_get does; a body goes as JSON.';
+
+-- ======== extension/70_worker.sql ========
+
+-- The worker in the database, and how to start, see and restart workers.
+
+create procedure net.work(
+    -- end after this time; NULL stays
+    max_runtime interval default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+sql_v1.work(plpy, max_runtime)
+$$;
+comment on procedure net.work(interval) is
+    'Serves this database from this session: sends requests as they are committed, until max_runtime (NULL: for ever), a cancel, or the end of the server. Holds no snapshot while it waits. Not inside a transaction block. net.grant_worker lets a role call it.';
+
+create procedure net.drain(
+    -- end after this time at the latest; NULL means when nothing is due
+    max_runtime interval default null
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+sql_v1.drain(plpy, max_runtime)
+$$;
+comment on procedure net.drain(interval) is
+    'Sends every request that is due, records the outcomes, and returns. Not inside a transaction block. net.grant_worker lets a role call it.';
+revoke all on procedure net.work(interval), net.drain(interval) from public;
+
+-- What a worker's role needs: nothing else, no table.
+create function net._worker_routines()
+    returns setof regprocedure
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    select r::regprocedure from (values
+        ('net._register(text, bigint, uuid, bigint[])'),
+        ('net._claim(bigint, integer, integer, text[], bigint, text, integer)'),
+        ('net._record(jsonb)'),
+        ('net._release(bigint[], uuid[], text)'),
+        ('net._deregister(bigint, uuid)'),
+        ('net._tend(bigint)'),
+        ('net._wait(double precision, text, integer)'),
+        ('net._wake_next(integer)'),
+        ('net._wake_up_fault()'),
+        ('net.work(interval)'),
+        ('net.drain(interval)')) v (r)
+$$;
+comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
+revoke all on function net._worker_routines() from public;
+
+create function net.grant_worker(
+    -- the role, by name
+    role text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    routine regprocedure;
+begin
+    execute format('grant usage on schema net to %I', role);
+    for routine in select r from net._worker_routines() r loop
+        execute format('grant execute on routine %s to %I', routine, role);
+    end loop;
+end
+$$;
+comment on function net.grant_worker(text) is
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. Raises 42704 for a role that does not exist. Owner only.';
+
+create function net.revoke_worker(
+    -- the role, by name
+    role text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    routine regprocedure;
+begin
+    for routine in select r from net._worker_routines() r loop
+        execute format('revoke execute on routine %s from %I', routine, role);
+    end loop;
+end
+$$;
+comment on function net.revoke_worker(text) is 'Takes back what net.grant_worker gave. Owner only.';
+revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
+
+create function net._is_operator()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+$$;
+comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+-- Any role may have the workers read their settings again; that is all a caller of it can do.
+create function net._reload()
+    returns void
+    language sql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select net._signal_workers('reload') $$;
+comment on function net._reload() is 'Has the workers read their settings again at the commit.';
+
+create function net.worker_restart()
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if net._is_operator() then
+        perform net._signal_workers('restart');
+    else
+        perform net._reload();
+    end if;
+    return true;
+end
+$$;
+comment on function net.worker_restart() is
+    'At the commit, workers finish what is in flight and start anew: settings, connections, names. By a role without operator''s rights they only read their settings again. True.';
+
+create function net.check_worker_is_up()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not net._worker_is_up() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the pgnet worker is not up',
+            detail = format('No worker serves the database "%s": requests stay in the queue until one does.', current_database()),
+            hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+    end if;
+end
+$$;
+comment on function net.check_worker_is_up() is 'Raises 55000 where no worker serves this database.';
+
+create function net.wait_until_running()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    while not net._worker_is_up() loop
+        perform pg_sleep(0.05);
+    end loop;
+end
+$$;
+comment on function net.wait_until_running() is 'Waits until a worker serves this database, however long.';
+
+create function net.schedule_worker()
+    -- the number of the pg_cron job
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    cron_database text := current_setting('cron.database_name', true);
+    job bigint;
+begin
+    if to_regprocedure('cron.schedule(text, text, text)') is not null then
+        execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
+        return job;
+    end if;
+    if cron_database is null then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'pg_cron is not loaded on this server',
+            hint = 'Set shared_preload_libraries = ''pg_cron'', restart and create extension pg_cron; '
+                'or start a worker without it: call net.work() in a session of its own, or the process "pgnet worker".';
+    end if;
+    if cron_database = current_database() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the extension pg_cron is not installed in this database',
+            hint = 'create extension pg_cron; then call net.schedule_worker() again.';
+    end if;
+    raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = format('pg_cron keeps its jobs in the database "%s", not in this one', cron_database),
+        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L);',
+            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database());
+end
+$$;
+comment on function net.schedule_worker() is
+    'Has pg_cron keep a worker running in this database: a job by the minute that starts net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not here.';
+
+create function net.unschedule_worker()
+    -- whether there was a job
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    done boolean;
+begin
+    if to_regprocedure('cron.unschedule(text)') is null then
+        return false;
+    end if;
+    execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into done using 'pgnet worker';
+    if done then
+        execute 'select cron.unschedule($1::text)' using 'pgnet worker';
+    end if;
+    return done;
+end
+$$;
+comment on function net.unschedule_worker() is
+    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
+revoke all on function net.schedule_worker(), net.unschedule_worker() from public;
+
+-- ======== extension/80_check.sql ========
+
+-- The doctor: one look at everything that has to be right.
+
+create function net._python_check(
+    out package_version text, out package_path text, out python_version text, out missing text, out ca_bundle text, out wake_up_fault text
+)
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.python_check(plpy)
+$$;
+comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
+revoke all on function net._python_check() from public;
+
+create function net.check()
+    returns table (
+        -- what was looked at
+        item text,
+        -- whether it is as it should be
+        ok boolean,
+        -- what was found
+        detail text,
+        -- what to do where it is not
+        hint text
+    )
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    python record;
+    standby boolean := pg_is_in_recovery();
+    extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
+    oldest interval;
+    waiting bigint;
+    workers bigint;
+    cron_database text := current_setting('cron.database_name', true);
+    last_run record;
+begin
+    select * into python from net._python_check();
+
+    return query select 'version', python.package_version = extension_version,
+        format('extension %s, Python package %s', extension_version, python.package_version),
+        case when python.package_version is distinct from extension_version then
+            'Install the package that belongs to the extension (make install), or alter extension pgnet update.' end;
+    return query select 'package', true, format('%s, Python %s', python.package_path, python.python_version), null;
+    return query select 'dependencies', python.missing = '',
+        case when python.missing = '' then 'gevent, requests and pycurl are there'
+            else 'missing on this host: ' || python.missing end,
+        case when python.missing <> '' then
+            'Needed only where net.work() or net.drain() run: apt-get install python3-gevent python3-requests python3-pycurl.' end;
+    return query select 'CA bundle', python.ca_bundle is not null, coalesce(python.ca_bundle, 'none found'),
+        case when python.ca_bundle is null then 'https needs one: apt-get install ca-certificates.' end;
+    return query select 'wake-up', python.wake_up_fault is null and net._current_setting('wake_up') = 'callback',
+        case when net._current_setting('wake_up') = 'poll' then 'setting wake_up is "poll": workers look every second'
+            else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
+        case when net._current_setting('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
+            when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
+
+    if standby then
+        return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
+    else
+        workers := (select count(*) from net.worker w where net._alive(w.pid, w.backend_start));
+        return query select 'worker', workers > 0, format('%s running', workers),
+            case when workers = 0 then
+                'select net.schedule_worker(), call net.work() in a session of its own, or start the process "pgnet worker".' end;
+    end if;
+
+    select count(*), max(now() - q.created) into waiting, oldest
+    from (select q.created from net.http_request_queue q order by q.id limit 10000) q;
+    return query select 'queue', coalesce(oldest, interval '0') < interval '5 minutes',
+        format('%s waiting%s', case when waiting = 10000 then '10000 or more' else waiting::text end,
+            coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), '')),
+        case when oldest >= interval '5 minutes' then
+            'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
+
+    return query select 'rights', true,
+        case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
+            else 'only roles with usage on the schema net may send requests' end,
+        null::text;
+    return query select 'egress', true,
+        format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
+            else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
+        null::text;
+
+    if to_regclass('cron.job') is not null and to_regclass('cron.job_run_details') is not null then
+        execute $query$
+            select j.jobname, d.status, d.return_message, d.start_time
+            from cron.job j
+            left join lateral (
+                select * from cron.job_run_details d where d.jobid = j.jobid order by d.runid desc limit 1
+            ) d on true
+            where j.command ~* 'net\.(work|drain)\(' and j.database = current_database()
+            order by j.jobid desc limit 1
+        $query$ into last_run;
+        if last_run is null then
+            return query select 'pg_cron', true, 'installed, no job runs a worker', 'select net.schedule_worker();';
+        else
+            return query select 'pg_cron', coalesce(last_run.status, 'none') <> 'failed',
+                format('job "%s", last run: %s', last_run.jobname,
+                    coalesce(concat_ws(' ', last_run.status, 'at', last_run.start_time, nullif(last_run.return_message, '')), 'none yet')),
+                case when last_run.status = 'failed' then
+                    'pg_cron connects by itself: allow it in pg_hba.conf, or set cron.use_background_workers = on.' end;
+        end if;
+    elsif cron_database is not null then
+        return query select 'pg_cron', true, format('keeps its jobs in database "%s"', cron_database), null::text;
+    else
+        return query select 'pg_cron', true, 'not loaded (a worker process does without)', null::text;
+    end if;
+end
+$$;
+comment on function net.check() is
+    'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
+revoke all on function net.check() from public;
+
+-- ======== extension/90_notice.sql ========
+
+-- Installed; nothing is sent before a worker runs, so say so where it is seen.
+do $$
+begin
+    -- CREATE EXTENSION holds back what is below a warning; its end undoes this.
+    perform pg_catalog.set_config('client_min_messages', 'notice', true);
+    raise notice using
+        message = 'pgnet is installed; requests are sent once a worker runs',
+        hint = 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, '
+            'or the process "pgnet worker". Then select * from net.check();';
+end
+$$;

@@ -1,0 +1,75 @@
+"""The command ``pgnet``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+import pgnet
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives the exit status. ``arguments`` are sys.argv's by default."""
+    parser = argparse.ArgumentParser(
+        prog="pgnet", description="HTTP as part of a PostgreSQL transaction."
+    )
+    parser.add_argument("--version", action="version", version=f"pgnet {pgnet.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    worker = commands.add_parser(
+        "worker",
+        help="send the requests of a database",
+        description="Serve one database: send its committed requests and store their outcomes, "
+        "until SIGTERM or SIGINT. The connection comes from --dsn and libpq's environment "
+        "(PGHOST, PGDATABASE, PGPASSFILE, PGSERVICE, ...). It must be a direct one, not through "
+        "a transaction pooler. A server that restarts is waited for.",
+    )
+    worker.add_argument(
+        "--dsn", default="", help="libpq connection string or URI; a password in it shows in ps"
+    )
+    worker.add_argument(
+        "--concurrency",
+        type=_positive,
+        metavar="N",
+        help="requests in flight at once (default: the database's setting)",
+    )
+    worker.add_argument(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long requests in flight may take to end after SIGTERM (default: %(default)s)",
+    )
+    worker.add_argument("--verbose", action="store_true", help="log more")
+    options = parser.parse_args(arguments)
+    return _worker(options)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _worker(options: argparse.Namespace) -> int:
+    import gevent
+
+    from pgnet.outbox.libpq import LibpqOutbox
+    from pgnet.worker import Worker, raise_file_limit
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    raise_file_limit()
+    worker = Worker(
+        LibpqOutbox(options.dsn), grace=options.grace, concurrency=options.concurrency
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, worker.stop)
+    worker.run()
+    return 0

@@ -1,0 +1,77 @@
+"""The commit callback: what wakes a worker when, and only when, the transaction commits.
+
+Runs in every caller's backend: the standard library only. One callback is registered for a backend,
+pinned for the life of the process; it sends one datagram a transaction, however many requests it
+made, and nothing raises out of it.
+"""
+
+from __future__ import annotations
+
+from pgnet import backend
+from pgnet.wake_up import Sender
+
+
+class CommitHook:
+    """Remembers what a transaction wants to signal, and signals it after the commit."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._armed: set[str] = set()
+
+    def arm(self, signal: str) -> None:
+        """Send ``signal`` when the running transaction commits.
+
+        ``wake`` goes to one worker, ``reload`` and ``restart`` to all.
+        """
+        self._armed.add(signal)
+
+    def at_end(self, event: int) -> None:
+        """What the server calls at the end of a transaction; acts upon known events only."""
+        if not self._armed:
+            return
+        if event in (backend.COMMIT, backend.PARALLEL_COMMIT):
+            for signal in self._armed:
+                if signal == "wake":
+                    self._sender.send(signal)
+                else:
+                    self._sender.send_all(signal)
+        elif event == backend.PREPARE:
+            # COMMIT PREPARED may come from any session: the worker looks each second for a while.
+            self._sender.send("prepared")
+        elif event not in (backend.ABORT, backend.PARALLEL_ABORT):
+            return
+        self._armed.clear()
+
+
+# Once a backend: the hook, or why there is none, and what the server points to.
+_hook: CommitHook | None = None
+_fault: str | None = None
+_pinned: list[object] = []
+
+
+def registered() -> bool:
+    """Whether this backend has its callback."""
+    return _hook is not None
+
+
+def arm(signal: str) -> str | None:
+    """Have the commit of the running transaction send ``signal``.
+
+    Gives None, or why commits of this backend cannot signal: the request stands all the same, and
+    a worker finds it when it looks.
+    """
+    global _hook, _fault
+    if _hook is not None:
+        _hook.arm(signal)
+        return None
+    if _fault is not None:
+        return _fault
+    try:
+        hook = CommitHook(Sender(backend.database_oid()))
+        _pinned.append(backend.register_xact_callback(hook.at_end))
+    except (OSError, MemoryError, AttributeError, ValueError) as error:
+        _fault = f"{type(error).__name__}: {error}"
+        return _fault
+    _hook = hook
+    hook.arm(signal)
+    return None

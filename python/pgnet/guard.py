@@ -1,0 +1,246 @@
+"""Where a request may go: host names by pattern, and each address at the moment of connecting."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import requests
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+class EgressRefused(requests.RequestException):
+    """The egress rules do not allow this destination."""
+
+
+# IANA's special-purpose registries (RFC 6890 and its successors), written out: what Python's
+# `is_global` says changes between versions and lets NAT64 and multicast through. The most
+# specific network comes first; each has the words of the error and the network that opens it.
+_SPECIAL: tuple[tuple[str, str], ...] = (
+    ("127.0.0.0/8", "a loopback address"),
+    ("10.0.0.0/8", "a private address"),
+    ("172.16.0.0/12", "a private address"),
+    ("192.168.0.0/16", "a private address"),
+    ("169.254.0.0/16", "a link-local address"),
+    ("100.64.0.0/10", "a shared (carrier-grade NAT) address"),
+    ("0.0.0.0/8", "an address of this host"),
+    ("192.0.0.0/24", "a reserved address"),
+    ("192.0.2.0/24", "a documentation address"),
+    ("192.88.99.0/24", "a 6to4 relay address"),
+    ("198.18.0.0/15", "a benchmarking address"),
+    ("198.51.100.0/24", "a documentation address"),
+    ("203.0.113.0/24", "a documentation address"),
+    ("224.0.0.0/4", "a multicast address"),
+    ("255.255.255.255/32", "the broadcast address"),
+    ("240.0.0.0/4", "a reserved address"),
+    ("::1/128", "a loopback address"),
+    ("::/128", "an address of this host"),
+    ("::/96", "an IPv4-compatible address"),
+    ("64:ff9b::/96", "a NAT64 address"),
+    ("64:ff9b:1::/48", "a local NAT64 address"),
+    ("100::/64", "a discard-only address"),
+    ("2001::/32", "a Teredo address"),
+    ("2001:db8::/32", "a documentation address"),
+    ("2002::/16", "a 6to4 address"),
+    ("3fff::/20", "a documentation address"),
+    ("5f00::/16", "a segment routing address"),
+    ("fc00::/7", "a private address"),
+    ("fe80::/10", "a link-local address"),
+    ("fec0::/10", "a site-local address"),
+    ("ff00::/8", "a multicast address"),
+)
+_SPECIAL_RANGES = tuple(
+    (network.version, int(network.network_address), int(network.broadcast_address), cidr, words)
+    for cidr, words in _SPECIAL
+    for network in (ipaddress.ip_network(cidr),)
+)
+_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+_COMPATIBLE = IPv6Network("::/96")
+
+
+def literal_address(host: str) -> str | None:
+    """Read `host` as an IP address, in any spelling a C library accepts, or say None.
+
+    Arguments: the host of a URL, an IPv6 address with or without its brackets.
+    Returns the address in its usual form: `127.1`, `0x7f000001` and `2130706433` are 127.0.0.1.
+    """
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if ":" in host:
+        try:
+            return IPv6Address(host).compressed if "%" not in host else None
+        except ValueError:
+            return None
+    # inet_aton stops reading at white space: such a text is no address here.
+    if not host[:1].isdigit() or not host.isascii() or any(c.isspace() for c in host):
+        return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def embedded_address(address: Address) -> IPv4Address | None:
+    """The IPv4 address inside a mapped, compatible, NAT64 (RFC 6052), 6to4 or Teredo address."""
+    if not isinstance(address, IPv6Address):
+        return None
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if address.teredo is not None:
+        return address.teredo[1]
+    low = int(address) & 0xFFFFFFFF
+    if any(address in network for network in _NAT64) or (address in _COMPATIBLE and low > 1):
+        return IPv4Address(low)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class EgressRules:
+    """What the administrator allows and denies; deny wins.
+
+    allow_networks, deny_networks: networks of either family.
+    allow_hosts, deny_hosts: exact names, or `*.suffix` for every name below a suffix.
+    listed: only what is allowed may be reached; otherwise everything public may.
+    deny_endpoints: (address, port) pairs never connected to, such as the database's own.
+    """
+
+    allow_networks: tuple[Network, ...] = ()
+    deny_networks: tuple[Network, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    deny_hosts: tuple[str, ...] = ()
+    listed: bool = False
+    deny_endpoints: frozenset[tuple[str, int]] = frozenset()
+
+    @classmethod
+    def from_json(cls, obj: Mapping[str, Any]) -> EgressRules:
+        """Read the rules from their JSON form; missing keys and nulls mean none.
+
+        Errors: ValueError for what is no network, or an `egress` that is not known.
+        """
+        egress = obj.get("egress") or "public"
+        if egress not in ("public", "listed"):
+            raise ValueError(f"unknown egress {egress!r}; known: public, listed")
+        return cls(
+            allow_networks=_networks(obj.get("allow_networks")),
+            deny_networks=_networks(obj.get("deny_networks")),
+            allow_hosts=_patterns(obj.get("allow_hosts")),
+            deny_hosts=_patterns(obj.get("deny_hosts")),
+            listed=egress == "listed",
+            deny_endpoints=frozenset(_endpoint(e) for e in obj.get("deny_endpoints") or ()),
+        )
+
+
+def _networks(texts: Iterable[str] | None) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts or ())
+
+
+def _patterns(texts: Iterable[str] | None) -> tuple[str, ...]:
+    return tuple(_plain_host(text) for text in texts or ())
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return str(ipaddress.ip_address(host.strip("[]"))), int(port)
+
+
+def _plain_host(host: str) -> str:
+    """Lower case, and without the root's dot: `Example.com.` and `example.com` are one name."""
+    return host.lower().rstrip(".")
+
+
+def _matches(host: str, patterns: tuple[str, ...]) -> str | None:
+    for pattern in patterns:
+        if host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])):
+            return pattern
+    return None
+
+
+class Guard:
+    """Decides by the egress rules; knows nothing of requests or connections."""
+
+    def __init__(self, rules: EgressRules) -> None:
+        self.rules = rules
+
+    def check_host(self, host: str) -> None:
+        """Refuse a host by its name, before it is looked up.
+
+        Errors: EgressRefused, with the statement that allows the host.
+        """
+        rules = self.rules
+        host = _plain_host(host)
+        denied = _matches(host, rules.deny_hosts)
+        if denied is not None:
+            raise EgressRefused(
+                f"{host} is a denied host: select net.forget_host({_quoted(denied)})"
+            )
+        # An allowed network may still let it in, which only its address can tell.
+        if rules.listed and not rules.allow_networks and not _matches(host, rules.allow_hosts):
+            raise self._not_listed(host)
+
+    def check_address(self, host: str, ip: str, port: int) -> None:
+        """Refuse an address that a connection is about to be made to.
+
+        Arguments: the URL's host, one of its addresses, the port.
+        Errors: EgressRefused, with the statement that allows the address.
+        """
+        rules = self.rules
+        host = _plain_host(host)
+        try:
+            address: Address = ipaddress.ip_address(ip)
+        except ValueError:
+            raise EgressRefused(f"{host} has an address that cannot be judged") from None
+        inner = embedded_address(address)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            # The kernel connects to the IPv4 address itself: there is nothing else to judge.
+            address, inner = address.ipv4_mapped, None
+        judged = (address,) if inner is None else (address, inner)
+        name = "" if host in (ip, f"[{ip}]") else f"{host}: "
+        for candidate in judged:
+            if (str(candidate), port) in rules.deny_endpoints:
+                raise EgressRefused(f"{name}{candidate} port {port} is this database server's own")
+            for network in rules.deny_networks:
+                if candidate in network:
+                    raise EgressRefused(
+                        f"{name}{candidate} is in a denied network: "
+                        f"select net.forget_network({_quoted(str(network))})"
+                    )
+        allowed = [any(c in network for network in rules.allow_networks) for c in judged]
+        for candidate, is_allowed in zip(judged, allowed, strict=True):
+            if is_allowed:
+                continue
+            special = _special(candidate)
+            if special is not None:
+                cidr, words = special
+                raise EgressRefused(
+                    f"{name}{candidate} is {words} and not allowed: "
+                    f"select net.allow_network({_quoted(cidr)})"
+                )
+        if rules.listed and not allowed[0] and not _matches(host, rules.allow_hosts):
+            raise self._not_listed(host)
+
+    @staticmethod
+    def _not_listed(host: str) -> EgressRefused:
+        return EgressRefused(
+            f"{host} is not an allowed host, and egress is listed: "
+            f"select net.allow_host({_quoted(host)})"
+        )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _special(address: Address) -> tuple[str, str] | None:
+    number = int(address)
+    for version, low, high, cidr, words in _SPECIAL_RANGES:
+        if low <= number <= high and version == address.version:
+            return cidr, words
+    return None

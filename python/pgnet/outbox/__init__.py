@@ -1,0 +1,137 @@
+"""The outbox: what a worker needs of the database, and nothing more.
+
+Two adapters meet the one interface: ``spi`` for a worker that is a backend, ``libpq`` for one that
+is a process. Both only call a handful of the extension's functions; which tables there are is known
+to those alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class OutboxError(Exception):
+    """The outbox could not be used."""
+
+
+class OutboxLost(OutboxError):
+    """The connection to the database broke: what was asked may have been done or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request that this worker has taken.
+
+    token fences the recording of its outcome; attempt counts from 1; headers is a JSON object as
+    text or None; timeout_milliseconds is the total time of the attempt.
+    """
+
+    id: int
+    token: str
+    attempt: int
+    method: str
+    url: str
+    headers: str | None
+    body: bytes | None
+    timeout_milliseconds: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended, to be recorded under the token of its claim.
+
+    content is the body as text; content_base64 the body that is no text, in base64.
+    """
+
+    id: int
+    token: str
+    state: str
+    status_code: int | None = None
+    content_type: str | None = None
+    headers: dict[str, str] | None = None
+    content: str | None = None
+    content_base64: str | None = None
+    timed_out: bool = False
+    error_msg: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The object that net._record takes."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a worker can take now.
+
+    slots: requests at most; host_quota: of them for one host; full_hosts: hosts that get none;
+    max_bytes: of bodies; after_host: hosts take turns from behind this one;
+    default_timeout: in ms, for requests that do not say their own.
+    """
+
+    slots: int
+    host_quota: int
+    full_hosts: Sequence[str]
+    max_bytes: int
+    after_host: str
+    default_timeout: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tending:
+    """What the database says each time a worker looks.
+
+    settings: by name; egress: the rules as the guard reads them; next_look: seconds until it
+    should look again.
+    """
+
+    settings: dict[str, Any]
+    egress: dict[str, Any]
+    next_look: float
+
+
+@dataclass(slots=True)
+class Turn:
+    """The answer to one turn: what was claimed, and the ids whose recording is held up."""
+
+    claims: list[Claim] = field(default_factory=list)
+    held_up: list[int] = field(default_factory=list)
+
+
+class Outbox(Protocol):
+    """The interface. Each call is a transaction of its own, over when it returns.
+
+    Every method may raise OutboxLost (come again after ``connect``) or OutboxError.
+    """
+
+    # Why commits cannot wake this worker, so that it looks each second; None where they can.
+    wake_up_fault: str | None
+
+    def connect(self, holding: Sequence[int]) -> None:
+        """Register as a worker, or come back as the same one with the claims in ``holding``."""
+
+    def listen(self, on_signals: Callable[[set[str]], None]) -> None:
+        """Call ``on_signals`` in the hub's thread with the names of signals as they come."""
+
+    def stop_listening(self) -> None:
+        """Let go of the wake-up slot."""
+
+    def wake_next(self) -> None:
+        """Wake the next worker: there is more than this one takes."""
+
+    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
+        """Record outcomes and, where there is a demand, claim, in one transaction."""
+
+    def tend(self) -> Tending:
+        """Rescue and expire; read settings and egress rules."""
+
+    def release(self, claims: Sequence[Claim], reason: str | None) -> None:
+        """Give claims back; ``reason`` is what became of the attempt, None if it never began."""
+
+    def check_interrupts(self) -> None:
+        """Let the server act upon a cancel or a stop that has come; raises what it raises."""
+
+    def close(self) -> None:
+        """Deregister and disconnect; does not raise where the connection is gone."""

@@ -1,0 +1,229 @@
+"""The outbox of a worker that is a process: libpq, through psycopg, in gevent's thread pool.
+
+The hub's thread never blocks on the database. A second connection waits for commits: its backend
+listens where this process, perhaps on another machine, cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+import psycopg
+from psycopg.rows import dict_row
+
+from pgnet.outbox import Claim, Demand, Outcome, OutboxLost, Tending, Turn
+
+log = logging.getLogger("pgnet.outbox")
+
+# A peer that is gone is noticed by both sides within about this many seconds.
+_KEEPALIVES = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "connect_timeout": 10,
+}
+_SERVER_KEEPALIVES = (
+    "select set_config('tcp_keepalives_idle', '10', false),"
+    " set_config('tcp_keepalives_interval', '5', false),"
+    " set_config('tcp_keepalives_count', '3', false),"
+    " set_config('tcp_user_timeout', '25000', false),"
+    " set_config('statement_timeout', '0', false),"
+    " set_config('idle_session_timeout', '0', false)"
+)
+_CLAIM_CALL = (
+    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(full)s::text[],"
+    " %(bytes)s::bigint, %(after)s::text, %(timeout)s::int)"
+)
+# One statement is one transaction and one round trip; LATERAL has the recording come first.
+_RECORD_AND_CLAIM = (
+    "select r.held_up, c.* from (select net._record(%(outcomes)s::jsonb) as held_up offset 0) r"
+    f" left join lateral (select * from {_CLAIM_CALL} where r.held_up is not null) c on true"
+)
+# Nothing is lost if this commit is: the request is free again.
+_CLAIM = (
+    "select null as held_up, c.*"
+    " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
+    f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
+)
+_RECORD = "select net._record(%(outcomes)s::jsonb) as held_up, null as id"
+# Seconds that one wait lasts; the listener comes again at once.
+_WAIT = 60.0
+_FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
+
+
+class LibpqOutbox:
+    """See pgnet.outbox.Outbox.
+
+    conninfo: libpq's connection string; what it leaves out comes from libpq's environment.
+    """
+
+    def __init__(self, conninfo: str = "") -> None:
+        self._conninfo = conninfo
+        self._pool = gevent.get_hub().threadpool
+        self._connection: psycopg.Connection[dict[str, Any]] | None = None
+        self._worker_id: int | None = None
+        self._secret: str | None = None
+        self._listening: gevent.Greenlet[..., Any] | None = None
+        self._listener: psycopg.Connection[dict[str, Any]] | None = None
+        self._slot: int | None = None
+        self.wake_up_fault: str | None = "the listener is not connected yet"
+
+    # ---- in the pool's threads
+
+    def _open(self, name: str) -> psycopg.Connection[dict[str, Any]]:
+        given = psycopg.conninfo.conninfo_to_dict(self._conninfo)
+        parameters = {**_KEEPALIVES, **given, "application_name": name}
+        connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
+        connection.execute(_SERVER_KEEPALIVES)
+        return connection
+
+    def _connect(self, holding: Sequence[int]) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._open("pgnet worker")
+        pid = self._connection.info.backend_pid
+        row = self._connection.execute(
+            "select worker_id, worker_secret::text, pg_backend_pid() as pid"
+            " from net._register('process', %s::bigint, %s::uuid, %s::bigint[])",
+            (self._worker_id, self._secret, list(holding)),
+        ).fetchone()
+        assert row is not None
+        self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
+        log.info("serving as worker %s, backend %s", self._worker_id, pid)
+
+    def _query(self, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self._connection is not None
+        with self._connection.cursor(binary=True) as cursor:
+            return cursor.execute(sql, parameters, prepare=True).fetchall()
+
+    def _disconnect(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute(
+                "select net._deregister(%s::bigint, %s::uuid)", (self._worker_id, self._secret)
+            )
+        except psycopg.Error as error:
+            log.warning("left without a good-bye: %s", _message(error))
+        self._connection.close()
+
+    # ---- in the hub's thread
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return self._pool.apply(function, arguments)
+        except psycopg.Error as error:
+            raise OutboxLost(_message(error)) from error
+
+    def connect(self, holding: Sequence[int]) -> None:
+        self._call(self._connect, holding)
+
+    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
+        parameters: dict[str, Any] = {}
+        if outcomes:
+            parameters["outcomes"] = json.dumps([outcome.as_json() for outcome in outcomes])
+        if demand is not None:
+            parameters |= {
+                "worker": self._worker_id,
+                "slots": demand.slots,
+                "quota": demand.host_quota,
+                "full": list(demand.full_hosts),
+                "bytes": demand.max_bytes,
+                "after": demand.after_host,
+                "timeout": demand.default_timeout,
+            }
+        sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
+        rows = self._call(self._query, sql, parameters)
+        turn = Turn()
+        for row in rows:
+            turn.held_up = row.pop("held_up") or []
+            if row["id"] is not None:
+                turn.claims.append(Claim(**row))
+        return turn
+
+    def tend(self) -> Tending:
+        rows = self._call(
+            self._query, "select net._tend(%(id)s::bigint) as tending", {"id": self._worker_id}
+        )
+        return Tending(**rows[0]["tending"])
+
+    def release(self, claims: Sequence[Claim], reason: str | None) -> None:
+        self._call(
+            self._query,
+            "select net._release(%(ids)s::bigint[], %(tokens)s::uuid[], %(reason)s::text)",
+            {
+                "ids": [claim.id for claim in claims],
+                "tokens": [claim.token for claim in claims],
+                "reason": reason,
+            },
+        )
+
+    def check_interrupts(self) -> None:
+        """Nothing to do: a process is stopped by signals of its own."""
+
+    def close(self) -> None:
+        self.stop_listening()
+        self._call(self._disconnect)
+
+    # ---- waking up
+
+    def listen(self, on_signals: Callable[[set[str]], None]) -> None:
+        self._listening = gevent.spawn(self._listen, on_signals)
+
+    def _listen(self, on_signals: Callable[[set[str]], None]) -> None:
+        pause = _FIRST_RETRY
+        while True:
+            try:
+                self._listener = self._pool.apply(self._open, ("wake-up of a pgnet worker",))
+                # The slot is taken at once; what was committed before is found by looking.
+                self._wait(0.0)
+                on_signals({"wake", "reload"})
+                pause = _FIRST_RETRY
+                while True:
+                    signals = self._wait(_WAIT)
+                    if signals:
+                        on_signals(signals)
+            except psycopg.Error as error:
+                if self.wake_up_fault is None:
+                    log.info("the listener lost its connection: %s", _message(error))
+                self.wake_up_fault = _message(error)
+                on_signals({"reload"})
+            if self._listener is not None:
+                self._pool.apply(self._listener.close)
+            gevent.sleep(pause)
+            pause = min(pause * 1.6, _LONGEST_RETRY)
+
+    def _wait(self, timeout: float) -> set[str]:
+        rows = self._pool.apply(self._call_wait, (timeout,))
+        self._slot = rows[0]["slot"]
+        self.wake_up_fault = rows[0]["fault"]
+        return set(rows[0]["signals"].split())
+
+    def _call_wait(self, timeout: float) -> list[dict[str, Any]]:
+        assert self._listener is not None
+        rows = self._listener.execute("call net._wait(%s::float8)", (timeout,)).fetchall()
+        fault = self._listener.execute("select net._wake_up_fault() as fault").fetchall()
+        slotless = "every wake-up slot is taken" if rows[0]["slot"] is None else None
+        return [{**rows[0], "fault": fault[0]["fault"] or slotless}]
+
+    def stop_listening(self) -> None:
+        if self._listening is None:
+            return
+        self._listening.kill(block=False)
+        self._listening = None
+        if self._listener is not None and not self._listener.closed:
+            # Its thread waits in the call: the cancel ends that, and the thread with it.
+            self._call(self._listener.cancel)
+
+    def wake_next(self) -> None:
+        self._call(self._query, "select net._wake_next(%(slot)s::int)", {"slot": self._slot})
+
+
+def _message(error: psycopg.Error) -> str:
+    """The first line of what the server or libpq says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,187 @@
+"""The outbox of a worker that is a backend: the server's own interface, and the worker's run in it.
+
+SPI is used from the main greenlet only, and never with a switch of greenlets below it. After each
+call there is a commit: until then the snapshot of the statement stays pinned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+
+from pgnet import backend, sql_v1
+from pgnet.outbox import Claim, Demand, Outcome, Tending, Turn
+from pgnet.wake_up import Sender
+from pgnet.worker import Worker, raise_file_limit
+
+_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7)"
+_CLAIM_TYPES = ["bigint", "int", "int", "text[]", "bigint", "text", "int"]
+# libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
+_INTERRUPT_CHECK = 0.4
+
+
+class SpiOutbox:
+    """See pgnet.outbox.Outbox."""
+
+    def __init__(self, plpy: Any) -> None:
+        self._plpy = plpy
+        self._plans: dict[str, Any] = {}
+        self._worker_id = 0
+        self._secret = ""
+        self._slot: int | None = None
+        self._watchers: list[Any] = []
+        self.wake_up_fault: str | None = None
+
+    def _call(self, sql: str, types: Sequence[str] = (), *arguments: Any) -> Any:
+        plan = self._plans.get(sql)
+        if plan is None:
+            plan = self._plans[sql] = self._plpy.prepare(sql, list(types))
+        return self._plpy.execute(plan, list(arguments))
+
+    def connect(self, holding: Sequence[int]) -> None:
+        row = self._call("select * from net._register('backend')")[0]
+        self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
+        self.wake_up_fault = self._call("select net._wake_up_fault() as fault")[0]["fault"]
+        self._plpy.commit()
+
+    def listen(self, on_signals: Callable[[set[str]], None]) -> None:
+        loop = gevent.get_hub().loop
+        interrupt = backend.interrupt_flag()
+
+        def look() -> None:
+            if interrupt.value:
+                on_signals({"interrupt"})
+
+        # A signal ends the loop's wait; what it has set is seen after that turn of the loop.
+        check = loop.check()
+        check.start(look)
+        timer = loop.timer(_INTERRUPT_CHECK, _INTERRUPT_CHECK)
+        timer.start(look)
+        self._watchers += [check, timer]
+        if self.wake_up_fault is not None:
+            return
+        listener = sql_v1.listener()
+        if listener is None:
+            self.wake_up_fault = "every wake-up slot is taken"
+            return
+        self._slot = listener.slot
+        readable = loop.io(listener.fileno(), 1)
+        readable.start(lambda: on_signals(listener.read()))
+        self._watchers.append(readable)
+
+    def stop_listening(self) -> None:
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._watchers.clear()
+        sql_v1.close_listener()
+
+    def wake_next(self) -> None:
+        if self._slot is not None:
+            Sender(backend.database_oid()).send("wake", after=self._slot)
+
+    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
+        turn = Turn()
+        if outcomes:
+            recorded = self._call(
+                "select net._record($1) as held_up",
+                ["jsonb"],
+                json.dumps([outcome.as_json() for outcome in outcomes]),
+            )
+            turn.held_up = list(recorded[0]["held_up"])
+        else:
+            # Nothing is lost if this commit is: the request is free again.
+            self._call("set local synchronous_commit = off")
+        if demand is not None:
+            rows = self._call(
+                _CLAIM,
+                _CLAIM_TYPES,
+                self._worker_id,
+                demand.slots,
+                demand.host_quota,
+                list(demand.full_hosts),
+                demand.max_bytes,
+                demand.after_host,
+                demand.default_timeout,
+            )
+            turn.claims = [Claim(**row) for row in rows]
+        self._plpy.commit()
+        return turn
+
+    def tend(self) -> Tending:
+        row = self._call("select net._tend($1) as tending", ["bigint"], self._worker_id)[0]
+        self._plpy.commit()
+        return Tending(**json.loads(row["tending"]))
+
+    def release(self, claims: Sequence[Claim], reason: str | None) -> None:
+        self._call(
+            "select net._release($1, $2, $3)",
+            ["bigint[]", "uuid[]", "text"],
+            [claim.id for claim in claims],
+            [claim.token for claim in claims],
+            reason,
+        )
+        self._plpy.commit()
+
+    def check_interrupts(self) -> None:
+        self._plpy.execute("select 1")
+        self._plpy.commit()
+
+    def close(self) -> None:
+        self._call(
+            "select net._deregister($1, $2)", ["bigint", "uuid"], self._worker_id, self._secret
+        )
+        self._plpy.commit()
+
+
+def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> None:
+    """The worker in the database: behind net.work and net.drain.
+
+    max_runtime is an interval as text, None for no limit. Raises what a cancel raises, and an
+    error with a hint inside a transaction block, where nothing can be committed.
+    """
+    row = plpy.execute(
+        plpy.prepare(
+            "select extract(epoch from $1::interval)::float8 as runtime,"
+            " current_setting('application_name') as name,"
+            " (select setting::float8 / 1000 from pg_catalog.pg_settings"
+            "  where name = 'statement_timeout') as statement_timeout",
+            ["text"],
+        ),
+        [max_runtime],
+    )[0]
+    try:
+        plpy.commit()
+    except plpy.SPIError as error:
+        if error.sqlstate != "2D000":
+            raise
+        plpy.error(
+            "a worker cannot run inside a transaction block",
+            detail="It commits after each of its steps.",
+            hint="Call it by itself, as a single statement outside of begin … commit.",
+            sqlstate="25001",
+        )
+    runtime = row["runtime"]
+    if row["statement_timeout"]:
+        # It would end the whole CALL, with requests in flight: end cleanly before it.
+        allowed = max(row["statement_timeout"] * 0.9 - 0.5, 0.1)
+        runtime = allowed if runtime is None else min(runtime, allowed)
+    raise_file_limit()
+    _name_session(plpy, "pgnet worker")
+    outbox = SpiOutbox(plpy)
+    try:
+        Worker(outbox, max_runtime=runtime, until_idle=until_idle).run()
+    finally:
+        outbox.stop_listening()
+        _name_session(plpy, row["name"])
+
+
+def _name_session(plpy: Any, name: str) -> None:
+    plpy.execute(
+        plpy.prepare("select pg_catalog.set_config('application_name', $1, false)", ["text"]),
+        [name],
+    )
+    plpy.commit()

@@ -1,0 +1,508 @@
+"""The caller's check: what becomes of a URL, its parameters and headers, or which error.
+
+This module runs in the backend of everyone who queues a request, so it imports little, keeps
+nothing of one call for the next, and raises one exception. Its rules stand, as input and row or
+error, in ``tests/cases/requests.json``.
+
+A URL is an absolute http or https URL by RFC 3986. It is stored complete, and sent as it is stored:
+
+- scheme and host are in lower case, an international host name is in its ASCII form (RFC 3490);
+- a port that is empty or the scheme's own is dropped (RFC 3986, 6.2.3), an empty path is ``/``;
+- path, query and fragment stay as they were written, dot segments and ``%7E`` included, but for
+  characters beyond ASCII, which are percent-encoded as UTF-8 (RFC 3987, 3.1);
+- a host may be an address in any spelling (``127.1``): what is judged is the address connected to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+# libcurl takes no URL that is longer.
+MAX_URL_LENGTH = 8_000_000
+
+INVALID_PARAMETER_VALUE = "22023"
+NOT_NULL_VIOLATION = "23502"
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be sent as it was asked for.
+
+    message, hint: for the user. They hold no header's value, no user name or password, no query,
+    and of a URL's path nothing where there is a host before it: each of these may be a secret.
+    sqlstate: the SQLSTATE to raise it with.
+    """
+
+    def __init__(
+        self, message: str, hint: str | None = None, sqlstate: str = INVALID_PARAMETER_VALUE
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.sqlstate = sqlstate
+
+
+def check(
+    method: str,
+    url: str | None,
+    params: str | None,
+    headers: str | None,
+    timeout_milliseconds: int | None,
+) -> str:
+    """Check the arguments of net.http_get, http_post, http_delete; return the URL to store.
+
+    method: GET, POST or DELETE; a POST is of JSON only.
+    params, headers: JSON text, as PostgreSQL writes jsonb; None means none.
+    timeout_milliseconds: of the whole attempt; None means the setting of that name.
+
+    Raises InvalidRequest.
+    """
+    if url is None:
+        # Word for word what PostgreSQL says, as the column is what pg_net leaves this check to.
+        raise InvalidRequest(
+            'null value in column "url" of relation "http_request_queue" '
+            "violates not-null constraint",
+            sqlstate=NOT_NULL_VIOLATION,
+        )
+    if timeout_milliseconds is not None and timeout_milliseconds <= 0:
+        raise InvalidRequest(
+            f"timeout_milliseconds must be greater than 0, not {timeout_milliseconds}",
+            "It is the total time of an attempt in milliseconds. "
+            "NULL stands for the setting timeout_milliseconds.",
+        )
+    complete = canonical_url(url)
+    if params is not None and params != "{}":
+        complete = add_params(complete, _json_object("params", params))
+    if headers is not None and headers != "{}" and headers != _JSON_HEADERS:
+        pairs = flatten_headers(_json_object("headers", headers))
+        if method == "POST":
+            _require_json(pairs)
+    return complete
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+class _Number(str):
+    """A JSON number as it was written: through a float, 1.10 would become 1.1."""
+
+    __slots__ = ()
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity, which Python takes for JSON
+
+
+_decode_json = json.JSONDecoder(
+    parse_float=_Number, parse_int=_Number, parse_constant=_refuse_constant
+).raw_decode
+_encode_json = json.JSONEncoder(ensure_ascii=False).encode
+
+_HINT_NONE = "Leave it out, or give NULL or '{}', for none."
+
+
+def _json_object(argument: str, text: str) -> dict[str, object]:
+    text = text.strip(" \t\n\r")
+    try:
+        value, end = _decode_json(text)
+    except ValueError:
+        raise InvalidRequest(f"{argument} is not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest(f"{argument} is nested too deeply") from None
+    if end != len(text):
+        raise InvalidRequest(f"{argument} is not valid JSON")
+    if type(value) is not dict:
+        raise InvalidRequest(f"{argument} must be a JSON object, not {_kind(value)}", _HINT_NONE)
+    return value
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (_Number, int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an array" if isinstance(value, list) else "an object"
+
+
+def _jsonb_text(value: object) -> str:
+    """Write a value as jsonb's output function does."""
+    if type(value) is _Number:
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join([_jsonb_text(item) for item in value])}]"
+    if isinstance(value, dict):
+        pairs = [f"{_encode_json(key)}: {_jsonb_text(item)}" for key, item in value.items()]
+        return f"{{{', '.join(pairs)}}}"
+    return _encode_json(value)
+
+
+# --- URL ------------------------------------------------------------------------------------------
+
+# RFC 3986: pchar and "/", without pct-encoded; in query and fragment also "?".
+_PCHARS = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/]*"
+_QCHARS = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*"
+_PCT = r"%[0-9A-Fa-f]{2}"
+# There is one way only to match a text, so a mismatch costs no backtracking.
+_PATH = rf"/{_PCHARS}(?:{_PCT}{_PCHARS})*"
+_QUERY = rf"{_QCHARS}(?:{_PCT}{_QCHARS})*"
+# Underscores are no host name by RFC 952, but stand in names that resolve.
+_HOST = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
+
+# What needs no second look. IP literals, ports above 59999 and the two default ports get one.
+_is_canonical = re.compile(
+    rf"https?://(?=[^/:]{{1,253}}[/:]){_HOST}"
+    r"(?::(?!80/|443/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
+    rf"{_PATH}(?:\?{_QUERY})?(?:#{_QUERY})?"
+).fullmatch
+# RFC 3986, appendix B, with the characters that a scheme may have.
+_split_url = re.compile(
+    r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL
+).fullmatch
+# Below U+00A0 and among the surrogates nothing may stand in a URL, percent-encoded or not.
+_find_illegal = re.compile(
+    r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%\u00a0-\ud7ff\ue000-\U0010ffff]|%(?![0-9A-Fa-f]{2})"
+).search
+_encode_non_ascii = re.compile(r"[^\x00-\x7f]+").sub
+_is_host = re.compile(_HOST).fullmatch
+_find_illegal_in_host = re.compile(r"[^A-Za-z0-9._-]").search
+_split_ip_literal = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(.*))?", re.DOTALL).fullmatch
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# IDNA 2003, which Python has, makes other names of these than IDNA 2008 does; so it may of what
+# Unicode 3.2 did not have yet.
+_IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
+
+_HINT_ABSOLUTE = "Begin the URL with http:// or https://."
+_HINT_USERINFO = "A URL is stored and shown. Give the credentials in an Authorization header."
+_HINT_ENCODE = "Percent-encode it. What is given in params is encoded for you."
+_HINT_IPV6 = "Write an IPv6 address in brackets: http://[2001:db8::1]/"
+_HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
+
+
+def canonical_url(url: str) -> str:
+    """Return a URL as it is stored and sent, by the rules this module begins with.
+
+    Raises InvalidRequest for all but absolute http and https URLs of RFC 3986.
+    """
+    if _is_canonical(url) is not None and len(url) <= MAX_URL_LENGTH:
+        return url
+    return _canonicalize(url)
+
+
+def _canonicalize(url: str) -> str:
+    match = _split_url(url)
+    assert match is not None  # each part may be empty
+    scheme, authority, path, query, fragment = match.groups("")
+    scheme = scheme.lower()
+    if not scheme:
+        raise _invalid_url(url, "it is not an absolute URL", _HINT_ABSOLUTE)
+    if scheme not in _DEFAULT_PORTS:
+        raise _invalid_url(url, "Unsupported URL scheme", _HINT_ABSOLUTE)
+    if "@" in authority:
+        raise _invalid_url(url, "user name and password are not allowed in it", _HINT_USERINFO)
+    origin = f"{scheme}://{_canonical_authority(url, scheme, authority)}"
+    for name, part in ("path", path), ("query", query[1:]), ("fragment", fragment[1:]):
+        illegal = _find_illegal(part)
+        if illegal is not None:
+            raise _invalid_url(
+                url, f"{_described(illegal[0])} is not allowed in its {name}", _HINT_ENCODE
+            )
+    rest = f"{path or '/'}{query}{fragment}"
+    if not rest.isascii():
+        rest = _encode_non_ascii(lambda run: _percent_encode(run[0]), rest)
+    return _bounded(origin + rest)
+
+
+def _canonical_authority(url: str, scheme: str, authority: str) -> str:
+    if authority.startswith("["):
+        literal = _split_ip_literal(authority)
+        if literal is None or not _is_ipv6(literal[1]):
+            reason = "its host is not an IPv6 address in brackets"
+            hint = "A zone, as in fe80::1%eth0, is not allowed." if "%" in authority else None
+            raise _invalid_url(url, reason, hint)
+        host, port = f"[{literal[1].lower()}]", literal[2] or ""
+    else:
+        name, _, port = authority.partition(":")
+        host = _canonical_host(url, name, _HINT_IPV6 if ":" in port else None)
+    if not port:
+        return host
+    digits = port.lstrip("0")
+    if not (port.isascii() and port.isdigit()):
+        raise _invalid_url(url, "its port is not a number", _HINT_IPV6 if ":" in port else None)
+    if not 1 <= len(digits) <= 5 or int(digits) > 65535:
+        raise _invalid_url(url, "its port is not between 1 and 65535")
+    return host if int(digits) == _DEFAULT_PORTS[scheme] else f"{host}:{digits}"
+
+
+def _canonical_host(url: str, host: str, hint: str | None) -> str:
+    if not host:
+        raise _invalid_url(url, "its host is missing", hint)
+    if not host.isascii():
+        host = _idna(url, host)
+    host = host.lower()
+    if _is_host(host) is not None and len(host.rstrip(".")) <= 253:
+        return host
+    illegal = _find_illegal_in_host(host)
+    if illegal is not None:
+        raise _invalid_url(url, f"{_described(illegal[0])} is not allowed in its host")
+    raise _invalid_url(
+        url,
+        "its host is not a name of at most 253 characters with 1 to 63 between two dots",
+    )
+
+
+def _idna(url: str, host: str) -> str:
+    # Few host names are international: the others do not pay for the import.
+    from stringprep import in_table_a1
+
+    reason = "its host is not an international host name"
+    if len(host) <= 253:  # what is longer takes the codec long
+        if not _IDNA_DEVIATIONS.isdisjoint(host) or any(map(in_table_a1, host)):
+            reason = "its host has a character that standards convert differently"
+        else:
+            try:
+                return host.encode("idna").decode("ascii")
+            except UnicodeError:
+                pass
+    raise _invalid_url(url, reason, _HINT_IDNA)
+
+
+def _is_ipv6(text: str) -> bool:
+    # As above: few hosts are literals.
+    from ipaddress import AddressValueError, IPv6Address
+
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _bounded(url: str) -> str:
+    if len(url) > MAX_URL_LENGTH:
+        raise _invalid_url(url, f"it is longer than {MAX_URL_LENGTH} characters")
+    return url
+
+
+# --- Parameters -----------------------------------------------------------------------------------
+
+# RFC 3986, 2.3: what needs no encoding anywhere.
+_UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
+_PERCENT = [chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in range(256)]
+
+
+def _percent_encode(text: str) -> str:
+    # Twice as fast as byte by byte where text is ASCII, as most is.
+    if text.isascii():
+        return text.translate(_PERCENT)
+    return "".join([_PERCENT[byte] for byte in text.encode()])
+
+
+def urlencode_string(string: str | None) -> str | None:
+    """Percent-encode all but RFC 3986's unreserved characters; None stays None.
+
+    Raises InvalidRequest for what UTF-8 cannot express, and for a NUL character.
+    """
+    return None if string is None else _encode_component(string)
+
+
+def _encode_component(text: str) -> str:
+    if text.isalnum() and text.isascii():
+        return text
+    if "\0" in text:
+        raise InvalidRequest("a parameter must not contain a NUL character")
+    try:
+        return _percent_encode(text)
+    except UnicodeEncodeError:
+        raise InvalidRequest("a parameter must not contain an unpaired surrogate") from None
+
+
+def add_params(url: str, params: dict[str, object]) -> str:
+    """Append parameters to the query of a canonical URL, percent-encoded, before its fragment.
+
+    A None drops its pair; what is not a string is its JSON text, arrays and objects included.
+
+    Raises InvalidRequest.
+    """
+    pairs = []
+    try:
+        for key, value in params.items():
+            if value is not None:
+                text = value if isinstance(value, str) else _jsonb_text(value)
+                pairs.append(f"{_encode_component(key)}={_encode_component(text)}")
+    except RecursionError:
+        raise InvalidRequest("params is nested too deeply") from None
+    return _append_to_query(url, pairs) if pairs else url
+
+
+def _append_to_query(url: str, pairs: list[str]) -> str:
+    base, hash_sign, fragment = url.partition("#")
+    _, question_mark, query = base.partition("?")
+    separator = "?"
+    if question_mark:
+        separator = "&" if query and not query.endswith("&") else ""
+    return _bounded(f"{base}{separator}{'&'.join(pairs)}{hash_sign}{fragment}")
+
+
+def encode_url_with_params_array(
+    url: str | None, params_array: list[str | None] | None
+) -> str | None:
+    """Return the canonical URL with parameters appended that are encoded already, as ``k=v``.
+
+    A None among the parameters is passed over; None for either argument gives None.
+
+    Raises InvalidRequest for an invalid URL, or a parameter that cannot stand in a query.
+    """
+    if url is None or params_array is None:
+        return None
+    complete = canonical_url(url)
+    pairs = []
+    for pair in params_array:
+        if not pair:
+            continue
+        illegal = _find_illegal(pair)
+        if illegal is not None:
+            raise InvalidRequest(
+                f"{_described(illegal[0])} is not allowed in an element of params_array",
+                "Each is key=value, both encoded by net._urlencode_string.",
+            )
+        pairs.append(_encode_non_ascii(lambda run: _percent_encode(run[0]), pair))
+    return _append_to_query(complete, pairs) if pairs else complete
+
+
+# --- Headers --------------------------------------------------------------------------------------
+
+_JSON_HEADERS = '{"Content-Type": "application/json"}'
+
+# RFC 9110, 5.6.2.
+_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+").fullmatch
+_token_prefix = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{0,40}").match
+_find_illegal_in_value = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]").search
+
+# With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
+# connection it is; Expect makes a request wait.
+_REFUSED_HEADERS = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+_HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
+
+
+def flatten_headers(headers: dict[str, object]) -> list[tuple[str, str]]:
+    """Return headers as names and values to send, in order, checked by RFC 9110.
+
+    Numbers and booleans are their JSON text, an array is a header for each of its elements, None
+    is left out. White space around a value is no part of it (RFC 9110, 5.5).
+
+    Raises InvalidRequest, with the name of the header and never its value.
+    """
+    pairs = []
+    for name, value in headers.items():
+        if _is_token(name) is None:
+            raise _invalid_header_name(name)
+        lower = name.lower()
+        if lower in _REFUSED_HEADERS or lower[:6] == "proxy-":
+            raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
+        if type(value) is str and value.isprintable():  # as most are
+            pairs.append((name, value.strip(" \t")))
+        elif isinstance(value, list):
+            pairs += [(name, _header_value(name, item)) for item in value if item is not None]
+        elif value is not None:
+            pairs.append((name, _header_value(name, value)))
+    return pairs
+
+
+def _header_value(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        if isinstance(value, (dict, list)):
+            raise InvalidRequest(
+                f'the value of header "{name}" must not be {_kind(value)}',
+                "It is a string, a number or a boolean, or an array of these to repeat the header.",
+            )
+        return _encode_json(value)
+    illegal = _find_illegal_in_value(value)
+    if illegal is not None:
+        if illegal[0] in "\r\n":
+            raise InvalidRequest(f'header "{name}" contains a carriage return or line feed')
+        raise InvalidRequest(f'header "{name}" contains {_described(illegal[0])}')
+    return value.strip(" \t")
+
+
+def _invalid_header_name(name: str) -> InvalidRequest:
+    # Only as far as it is a name: behind that may stand a value that got into the wrong place.
+    prefix = _token_prefix(name)
+    shown = prefix[0] if prefix is not None else ""
+    illegal = name[len(shown) : len(shown) + 1]
+    if illegal and illegal in "\r\n":
+        return InvalidRequest(f'header "{shown}" contains a carriage return or line feed')
+    if not illegal:
+        return InvalidRequest("a header's name must not be empty")
+    return InvalidRequest(
+        f'invalid header name "{shown}...": {_described(illegal)} is not allowed in it',
+        "A name is of letters, digits and !#$%&'*+-.^_`|~ (RFC 9110).",
+    )
+
+
+def _require_json(pairs: list[tuple[str, str]]) -> None:
+    types = [value for name, value in pairs if len(name) == 12 and name.lower() == "content-type"]
+    if types and types != ["application/json"]:
+        raise InvalidRequest('Content-Type header must be "application/json"')
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+_NAMES = {" ": "a space", "\\": "a backslash", "\0": "a NUL character", '"': "a double quote"}
+
+# What stands before the host or, where there is none, before the first segment of the path.
+_lead = re.compile(r"(?:[^/?#@:]*:)?//|/|").match
+_first_segment = re.compile(r"[^/?#]*").match
+_is_host_and_port = re.compile(r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?").fullmatch
+
+
+def _invalid_url(url: str, reason: str, hint: str | None = None) -> InvalidRequest:
+    return InvalidRequest(f'invalid URL "{_shown(url)}": {reason}', hint)
+
+
+def _described(character: str) -> str:
+    if character in _NAMES:
+        return _NAMES[character]
+    if "!" <= character <= "~":
+        return f'"{character}"'
+    return f"the character U+{ord(character):04X}"
+
+
+def _shown(url: str) -> str:
+    """Return what of a faulty URL can be shown: no user and password, no path below the host.
+
+    It cannot rely on the URL's syntax: a password may hold what ends a host.
+    """
+    lead = _lead(url)
+    start = lead.end() if lead is not None else 0
+    segment = _first_segment(url, start)
+    host = segment[0] if segment is not None else ""
+    tail = url[start + len(host) :]
+    if "@" in host or ("@" in tail and ":" in host):
+        behind = host.rpartition("@")[2]
+        host = f"***@{behind}" if "@" not in tail and _is_host_and_port(behind) else "***"
+    elif not _is_host_and_port(host):
+        host = f"{host.partition(':')[0]}:***"
+    if tail not in ("", "/"):
+        tail = "/..."
+    shown = f"{url[:start]}{host}"
+    if len(shown) > 100:
+        shown = f"{shown[:100]}..."
+    # ASCII besides what the caller wrote, for databases in other encodings.
+    return "".join([c if c.isprintable() else "?" for c in shown + tail])

@@ -1,0 +1,204 @@
+"""Names to addresses by c-ares in the event loop: no thread, no blocking call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+from gevent.resolver.cares import channel
+
+from pgnet.guard import literal_address
+
+_RESOLV_CONF = "/etc/resolv.conf"
+# What c-ares' own status codes say when no server answered in time, or none could be asked.
+_TIMED_OUT = 12
+
+
+class ResolveError(Exception):
+    """The name has no address, or nobody could say.
+
+    timed_out: the deadline came first.
+    """
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message)
+        self.timed_out = timed_out
+
+
+Found = Callable[[tuple[str, ...], ResolveError | None], None]
+
+
+class Lookup:
+    """Somebody who waits for a name; `cancel()` makes them stop waiting."""
+
+    __slots__ = ("_resolver", "_timer", "done", "host")
+
+    def __init__(self, resolver: Resolver, host: str, done: Found) -> None:
+        self._resolver = resolver
+        self.host = host
+        self.done: Found | None = done
+        self._timer: Any = None
+
+    def cancel(self) -> None:
+        """Stop waiting: `done` is not called any more."""
+        self.done = None
+        self._stop_timer()
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self._resolver.hub.loop.timer(max(seconds, 0.0))
+        self._timer.start(self._expired, update=True)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _expired(self) -> None:
+        self.finish((), ResolveError("Resolving timed out", timed_out=True))
+
+    def finish(self, addresses: tuple[str, ...], error: ResolveError | None) -> None:
+        """Tell the outcome, the first time it is called."""
+        done, self.done = self.done, None
+        self._stop_timer()
+        if done is not None:
+            try:
+                done(addresses, error)
+            except Exception as failure:
+                self._resolver.hub.handle_error(self, type(failure), failure, None)
+
+
+class Resolver:
+    """Looks names up, in /etc/hosts and by DNS, many at a time, and remembers them for a while.
+
+    hub: gevent's, of the current thread if none is given.
+    servers, port: name servers instead of the system's, as addresses, and their port.
+    max_age: seconds an answer is used again; at most 60.
+    server_timeout: seconds until a name server is asked again.
+    tries: how often each name server is asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Any = None,
+        servers: Sequence[str] | None = None,
+        port: int = 53,
+        max_age: float = 30.0,
+        server_timeout: float = 2.0,
+        tries: int = 3,
+    ) -> None:
+        self.hub = hub if hub is not None else gevent.get_hub()
+        self._max_age = min(max_age, 60.0)
+        self._options: dict[str, Any] = {"timeout": server_timeout, "tries": tries}
+        if servers is not None:
+            self._options |= {"servers": list(servers), "udp_port": port, "tcp_port": port}
+        self._channel: Any = None
+        self._channel_stamp: int | None = None
+        self._asked = 0
+        self._cache: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._waiting: dict[str, list[Lookup]] = {}
+
+    def cached(self, host: str) -> tuple[str, ...] | None:
+        """The addresses of `host` where they need no lookup, otherwise None."""
+        literal = literal_address(host)
+        if literal is not None:
+            return (literal,)
+        entry = self._cache.get(host)
+        if entry is None:
+            return None
+        if entry[0] < time.monotonic():
+            del self._cache[host]
+            return None
+        return entry[1]
+
+    def good_until(self, host: str) -> float:
+        """Until when (time.monotonic) the cached addresses of `host` may be used."""
+        if literal_address(host) is not None:
+            return time.monotonic() + self._max_age
+        entry = self._cache.get(host)
+        return entry[0] if entry is not None else 0.0
+
+    def lookup(self, host: str, seconds: float, done: Found) -> Lookup:
+        """Look `host` up, and call `done(addresses, error)` once, from the event loop.
+
+        seconds: when to give up; whoever else waits for the same name is not disturbed.
+        """
+        lookup = Lookup(self, host, done)
+        known = self.cached(host)
+        if known is not None:
+            self.hub.loop.run_callback(lookup.finish, known, None)
+            return lookup
+        lookup._start_timer(seconds)
+        waiting = self._waiting.get(host)
+        if waiting is not None:
+            waiting.append(lookup)
+            return lookup
+        self._waiting[host] = [lookup]
+        # c-ares answers at once what stands in /etc/hosts: ask from the loop, never from here.
+        self.hub.loop.run_callback(self._ask, host)
+        return lookup
+
+    def clear(self) -> None:
+        """Forget every answer."""
+        self._cache.clear()
+
+    def close(self) -> None:
+        """End all lookups, unanswered."""
+        waiting, self._waiting = self._waiting, {}
+        for lookups in waiting.values():
+            for lookup in lookups:
+                lookup.cancel()
+        self._cache.clear()
+        if self._channel is not None:
+            self._channel.destroy()
+            self._channel = None
+
+    def _ask(self, host: str) -> None:
+        def answered(result: Any) -> None:
+            self._asked -= 1
+            self._answered(host, result)
+
+        self._asked += 1
+        try:
+            ares = self._fresh_channel()
+            ares.getaddrinfo(answered, host.encode("ascii"), None, 0, 1, 6, 0)
+        except Exception as error:
+            self._asked -= 1
+            self._tell(host, (), ResolveError(f"Couldn't ask a name server: {error}"))
+
+    def _fresh_channel(self) -> Any:
+        """The channel; a new one after resolv.conf changed, which c-ares reads only once."""
+        try:
+            stamp = os.stat(_RESOLV_CONF).st_mtime_ns
+        except OSError:
+            stamp = 0
+        if self._channel is not None and stamp != self._channel_stamp and self._asked == 1:
+            self._channel.destroy()
+            self._channel = None
+        if self._channel is None:
+            self._channel = channel(self.hub.loop, **self._options)
+            self._channel_stamp = stamp
+        return self._channel
+
+    def _answered(self, host: str, result: Any) -> None:
+        if result.exception is not None:
+            timed_out = result.exception.args[:1] == (_TIMED_OUT,)
+            words = "No name server answered" if timed_out else "No such name"
+            self._tell(host, (), ResolveError(words))
+            return
+        # The same address comes once for each socket type.
+        addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in result.value))
+        if not addresses:
+            self._tell(host, (), ResolveError("No such name"))
+            return
+        if len(self._cache) >= 10_000:
+            self._cache.clear()
+        self._cache[host] = (time.monotonic() + self._max_age, addresses)
+        self._tell(host, addresses, None)
+
+    def _tell(self, host: str, addresses: tuple[str, ...], error: ResolveError | None) -> None:
+        for lookup in self._waiting.pop(host, ()):
+            lookup.finish(addresses, error)

@@ -1,0 +1,166 @@
+"""What the SQL functions of the extension call: entry points that stay once they are released.
+
+One host's package serves all its databases, each perhaps at another version of the extension.
+``plpy`` is handed in; what needs gevent or requests is imported by the worker's entry points alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pgnet
+from pgnet import commit_hook, request
+
+if TYPE_CHECKING:
+    from pgnet.wake_up import Listener
+
+# plpy is a module that exists in a server only.
+Plpy = Any
+
+
+def check(
+    plpy: Plpy,
+    method: str,
+    url: str | None,
+    params: str | None,
+    headers: str | None,
+    timeout_milliseconds: int | None,
+) -> str | None:
+    """Behind net._check: the URL as it is stored, None where the request is to be refused."""
+    if commit_hook.registered():
+        commit_hook.arm("wake")
+    else:
+        arm(plpy, "wake")
+    try:
+        return request.check(method, url, params, headers, timeout_milliseconds)
+    except request.InvalidRequest:
+        return None
+
+
+def refusal(
+    method: str,
+    url: str | None,
+    params: str | None,
+    headers: str | None,
+    timeout_milliseconds: int | None,
+) -> tuple[str, str | None, str]:
+    """Behind net._refusal: message, hint and SQLSTATE of what ``check`` refused."""
+    try:
+        request.check(method, url, params, headers, timeout_milliseconds)
+    except request.InvalidRequest as error:
+        return error.message, error.hint, error.sqlstate
+    return "the request was refused", None, request.INVALID_PARAMETER_VALUE
+
+
+def urlencode_string(string: str) -> str | None:
+    """Behind net._urlencode_string."""
+    return request.urlencode_string(string)
+
+
+def encode_url_with_params_array(plpy: Plpy, url: str, params_array: list[str]) -> str | None:
+    """Behind net._encode_url_with_params_array."""
+    try:
+        return request.encode_url_with_params_array(url, params_array)
+    except request.InvalidRequest as error:
+        plpy.error(error.message, sqlstate=error.sqlstate)
+        raise
+
+
+def arm(plpy: Plpy, signal: str) -> str | None:
+    """Behind net._arm and net.wake: signal workers at the commit; why that cannot be, or None."""
+    if not commit_hook.registered():
+        rows = plpy.execute("select net._current_setting('wake_up') as wake_up", 1)
+        if rows[0]["wake_up"] == "poll":
+            return "the setting wake_up is poll"
+    return commit_hook.arm(signal)
+
+
+def wake_up_fault(plpy: Plpy) -> str | None:
+    """Behind net._wake_up_fault: why a commit cannot wake a worker here; None where it can."""
+    return arm(plpy, "wake")
+
+
+def wake_next(slot: int | None) -> None:
+    """Behind net._wake_next: wake the worker in the next slot behind this one."""
+    from pgnet import backend
+    from pgnet.wake_up import Sender
+
+    Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
+
+
+# The listener of this backend: it stays bound between two calls of net._wait, so that what comes
+# in between is not lost.
+_listener: Listener | None = None
+
+
+def listener() -> Listener | None:
+    """This backend's listener; None where every slot is taken or none can be made."""
+    global _listener
+    if _listener is None:
+        from pgnet import backend
+        from pgnet.wake_up import Listener
+
+        try:
+            _listener = Listener(backend.database_oid())
+        except OSError:
+            return None
+    return _listener
+
+
+def close_listener() -> None:
+    """Give this backend's slot back."""
+    global _listener
+    if _listener is not None:
+        _listener.close()
+        _listener = None
+
+
+def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
+    """Behind net._wait: what signals came within ``timeout`` seconds, and the slot."""
+    from pgnet import backend, waiting
+
+    plpy.commit()  # lets go of the snapshot of the CALL
+    listening = listener()
+    signals = waiting.wait(
+        listening, backend.interrupt_flag(), backend.postmaster_fd(), timeout or 0.0
+    )
+    return " ".join(sorted(signals)), listening.slot if listening else None
+
+
+def work(plpy: Plpy, max_runtime: str | None) -> None:
+    """Behind net.work: serve until ``max_runtime``, a cancel, or the end of the server."""
+    from pgnet.outbox.spi import run
+
+    run(plpy, max_runtime, until_idle=False)
+
+
+def drain(plpy: Plpy, max_runtime: str | None) -> None:
+    """Behind net.drain: send what is due, record the outcomes, return."""
+    from pgnet.outbox.spi import run
+
+    run(plpy, max_runtime, until_idle=True)
+
+
+def python_check(
+    plpy: Plpy,
+) -> tuple[str, str, str, str, str | None, str | None]:
+    """Behind net._python_check: versions and paths, what is missing, CA bundle, wake-up."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("gevent", "requests", "pycurl") if find_spec(name) is None]
+    ca_bundle = None
+    if not missing:
+        from pgnet.transport import ca_bundle as find_ca_bundle
+
+        path = find_ca_bundle()
+        ca_bundle = path if os.path.exists(path) else None
+    return (
+        pgnet.__version__,
+        os.path.dirname(pgnet.__file__),
+        sys.version.split()[0],
+        ", ".join(missing),
+        ca_bundle,
+        commit_hook.arm("wake"),
+    )

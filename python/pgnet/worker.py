@@ -1,0 +1,430 @@
+"""The worker: claim, perform, record, in one loop, for both of its forms.
+
+The loop runs in one greenlet; requests run beside it as callbacks of the hub. It talks to the
+database through an Outbox and to the world through an Exchange, and knows neither.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import contextlib
+import json
+import logging
+import re
+import resource
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+from gevent.event import Event
+
+from pgnet.exchange import Answer, Exchange, Handle, Limits, prepare
+from pgnet.guard import EgressRules, Guard
+from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Tending
+from pgnet.request import InvalidRequest, canonical_url, flatten_headers
+
+log = logging.getLogger("pgnet.worker")
+
+# Bytes of request bodies that one claim brings into memory.
+_CLAIM_BYTES = 64 << 20
+# One host never has all of the slots: others find room, however slow it is.
+_HOST_SHARE = 0.75
+# A row that another transaction holds is tried again after this time, in seconds.
+_HELD_UP_RETRY = 0.2
+# Where commits cannot wake the worker, it looks this often, in seconds.
+_POLL_INTERVAL = 1.0
+# How long to wait before trying to connect again, in seconds.
+_FIRST_RETRY, _LONGEST_RETRY = 0.1, 5.0
+# It commits at least this often, so that its transaction never looks old.
+_LONGEST_SLEEP = 60.0
+# Open files that are not for requests.
+_OTHER_FILES = 100
+_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class _Flight:
+    claim: Claim
+    handle: Handle | None = None
+
+
+class Worker:
+    """Serves one database until it is stopped, or until nothing is due.
+
+    outbox: the database. max_runtime: seconds, None for no limit. until_idle: end when nothing is
+    due. grace: seconds that requests in flight have to end when it stops. concurrency: requests
+    in flight at once, None for the setting.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        max_runtime: float | None = None,
+        until_idle: bool = False,
+        grace: float = 30.0,
+        concurrency: int | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._until_idle = until_idle
+        self._grace = grace
+        self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
+        self._own_concurrency = concurrency
+        self._concurrency = 1
+        self._batch_size = 1
+        self._default_timeout = 1000
+        self._exchange: Exchange | None = None
+        self._rules: tuple[dict[str, Any], Limits] | None = None
+        self._flights: dict[int, _Flight] = {}
+        self._hosts: Counter[str] = Counter()
+        self._full_hosts: list[str] = []
+        self._after_host = ""
+        self._answers: list[tuple[Claim, Answer | str]] = []
+        self._outcomes: list[Outcome] = []
+        self._held_up: list[Outcome] = []
+        self._held_until = 0.0
+        self._first_answer = 0.0
+        self._linger = 0.0
+        # There may be requests that are ready: cleared before each claim, never after it, so
+        # that a wake-up that comes meanwhile is not lost.
+        self._look = True
+        self._next_look = 0.0
+        self._signals: set[str] = set()
+        self._event = Event()
+
+    def run(self) -> None:
+        """Serve. Raises what the outbox raises, but for OutboxLost: then it comes back."""
+        self._outbox.listen(self._on_signals)
+        self._connect()
+        try:
+            while self._serve() == "restart":
+                log.info("restarting")
+                self._finish()
+                self._reset()
+            self._finish()
+        finally:
+            try:
+                self._abandon()
+            finally:
+                self._reset()
+                self._outbox.close()
+
+    def stop(self) -> None:
+        """Have ``run`` end: claim no more, finish within the grace, give back the rest."""
+        self._on_signals({"stop"})
+
+    def _on_signals(self, signals: set[str]) -> None:
+        self._signals |= signals
+        self._event.set()
+
+    def _reset(self) -> None:
+        if self._exchange is not None:
+            self._exchange.close()
+        self._exchange = None
+        self._rules = None
+        self._look = True
+        self._next_look = 0.0
+
+    # ---- the loop
+
+    def _serve(self) -> str:
+        while True:
+            self._event.clear()
+            signals, self._signals = self._signals, set()
+            if "interrupt" in signals:
+                self._outbox.check_interrupts()
+            if "stop" in signals:
+                return "stop"
+            if "restart" in signals:
+                return "restart"
+            if signals & {"wake", "prepared"}:
+                self._look = True
+            now = time.monotonic()
+            if now >= self._ends:
+                return "ends"
+            try:
+                if now >= self._next_look or signals & {"reload", "prepared"}:
+                    self._tend()
+                if self._step():
+                    continue
+            except OutboxLost as error:
+                log.warning("the database is out of reach: %s", error)
+                self._connect()
+                continue
+            if self._until_idle and self._is_idle():
+                return "idle"
+            self._sleep(min(self._next_look, self._ends))
+
+    def _connect(self) -> None:
+        """Register with the database, however long it takes; a stop ends the trying."""
+        pause, said = _FIRST_RETRY, ""
+        while "stop" not in self._signals:
+            holding = [outcome.id for outcome in self._outcomes + self._held_up]
+            holding += [claim.id for claim, _answer in self._answers]
+            holding += self._flights
+            try:
+                self._outbox.connect(holding)
+            except OutboxLost as error:
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("waiting for the database: %s", said)
+                self._event.clear()
+                self._event.wait(pause)
+                pause = min(pause * 1.6, _LONGEST_RETRY)
+            else:
+                self._look = True
+                self._next_look = 0.0
+                if said:
+                    log.warning("connected")
+                return
+
+    def _step(self, *, claim: bool = True) -> bool:
+        """One turn with the database, if there is reason for one; whether there was."""
+        now = time.monotonic()
+        if self._held_up and now >= self._held_until:
+            self._outcomes += self._held_up
+            self._held_up = []
+        free = self._concurrency - len(self._flights)
+        wanted = claim and self._look and free > 0
+        waiting = len(self._answers) + len(self._outcomes)
+        if waiting:
+            # Others may end in a moment: as long as a turn takes is worth waiting to share it.
+            if (
+                waiting < self._batch_size
+                and self._flights
+                and now < self._first_answer + self._linger
+            ):
+                return False
+        elif not wanted:
+            return False
+        self._turn(self._demand(free) if wanted else None)
+        return True
+
+    def _demand(self, free: int) -> Demand:
+        cap = max(1, int(self._concurrency * _HOST_SHARE))
+        self._full_hosts = [host for host, count in self._hosts.items() if count >= cap]
+        return Demand(
+            slots=min(free, self._batch_size),
+            host_quota=min(cap, (free + 1) // 2),
+            full_hosts=self._full_hosts,
+            max_bytes=_CLAIM_BYTES,
+            after_host=self._after_host,
+            default_timeout=self._default_timeout,
+        )
+
+    def _turn(self, demand: Demand | None) -> None:
+        answers, self._answers = self._answers, []
+        self._outcomes += [_outcome(claim, answer) for claim, answer in answers]
+        batch = self._outcomes[: self._batch_size]
+        if demand is not None:
+            self._look = False
+        started = time.monotonic()
+        turn = self._outbox.turn(batch, demand)
+        self._linger = min(time.monotonic() - started, 0.05)
+        del self._outcomes[: len(batch)]
+        if turn.held_up:
+            held_up = set(turn.held_up)
+            self._held_up += [outcome for outcome in batch if outcome.id in held_up]
+            self._held_until = time.monotonic() + _HELD_UP_RETRY
+        for claim in turn.claims:
+            self._begin(claim)
+        if demand is not None and self._may_be_more(demand, turn.claims):
+            self._look = True
+            if len(self._flights) >= self._concurrency:
+                self._outbox.wake_next()
+
+    @staticmethod
+    def _may_be_more(demand: Demand, claims: Sequence[Claim]) -> bool:
+        if len(claims) >= demand.slots:
+            return True
+        hosts = Counter(claim.host for claim in claims)
+        return any(count >= demand.host_quota for count in hosts.values()) or (
+            sum(len(claim.body or b"") for claim in claims) >= demand.max_bytes / 2
+        )
+
+    def _begin(self, claim: Claim) -> None:
+        self._after_host = claim.host
+        flight = _Flight(claim)
+        former = self._flights.get(claim.id)
+        if former is not None:
+            # Past its deadline the claim was free again, and this worker is who took it.
+            self._land(former)
+        self._flights[claim.id] = flight
+        self._hosts[claim.host] += 1
+        try:
+            # What a row holds was checked when it was queued; by hand, perhaps not.
+            fields = flatten_headers(json.loads(claim.headers) or {}) if claim.headers else []
+            prepared = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
+            assert self._exchange is not None
+            flight.handle = self._exchange.start(
+                prepared,
+                claim.timeout_milliseconds / 1000,
+                lambda answer: self._done(flight, answer),
+            )
+        except InvalidRequest as error:
+            self._done(flight, error.message)
+        except requests.RequestException as error:
+            self._done(flight, str(error))
+
+    def _done(self, flight: _Flight, answer: Answer | str) -> None:
+        claim = flight.claim
+        if self._flights.get(claim.id) is not flight:
+            return
+        self._land(flight)
+        if not self._answers and not self._outcomes:
+            self._first_answer = time.monotonic()
+        self._answers.append((claim, answer))
+        self._event.set()
+
+    def _land(self, flight: _Flight) -> None:
+        host = flight.claim.host
+        del self._flights[flight.claim.id]
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
+        if host in self._full_hosts:
+            self._look = True
+        if flight.handle is not None:
+            flight.handle.cancel()
+
+    def _tend(self) -> None:
+        tending = self._outbox.tend()
+        self._apply(tending)
+        polling = self._outbox.wake_up_fault is not None
+        next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
+        self._next_look = time.monotonic() + next_look
+        self._look = True
+
+    def _apply(self, tending: Tending) -> None:
+        settings = tending.settings
+        limits = Limits(
+            max_response_bytes=settings["max_response_bytes"],
+            max_redirects=settings["max_redirects"],
+        )
+        self._default_timeout = settings["timeout_milliseconds"]
+        self._batch_size = settings["batch_size"]
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._concurrency = max(
+            1, min(self._own_concurrency or settings["concurrency"], soft - _OTHER_FILES)
+        )
+        rules = (tending.egress, limits)
+        if rules == self._rules:
+            return
+        self._rules = rules
+        guard = Guard(EgressRules.from_json(tending.egress))
+        if self._exchange is None:
+            self._exchange = Exchange(guard, limits)
+        else:
+            self._exchange.configure(guard, limits)
+
+    def _is_idle(self) -> bool:
+        return not (
+            self._look or self._flights or self._answers or self._outcomes or self._held_up
+        )
+
+    def _sleep(self, until: float) -> None:
+        """Until that time, or until something comes."""
+        if self._answers or self._outcomes:
+            until = min(until, self._first_answer + self._linger)
+        if self._held_up:
+            until = min(until, self._held_until)
+        timeout = until - time.monotonic()
+        if timeout > 0 and not self._signals:
+            self._event.wait(timeout)
+
+    # ---- the end
+
+    def _finish(self) -> None:
+        """Claim no more; wait for what is in flight, and record it; give back the rest."""
+        deadline = time.monotonic() + self._grace
+        while self._flights or self._answers or self._outcomes or self._held_up:
+            self._event.clear()
+            signals, self._signals = self._signals, set()
+            if "interrupt" in signals:
+                self._outbox.check_interrupts()
+            if time.monotonic() >= deadline:
+                break
+            try:
+                if self._step(claim=False):
+                    continue
+            except OutboxLost as error:
+                log.warning("the database is out of reach: %s", error)
+                break
+            self._sleep(deadline)
+        self._give_back()
+
+    def _abandon(self) -> None:
+        """Whatever ended the loop: record what has ended, give back what has not."""
+        if self._answers or self._outcomes:
+            self._batch_size = len(self._answers) + len(self._outcomes)
+            with contextlib.suppress(OutboxLost):
+                self._turn(None)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        claims = [flight.claim for flight in self._flights.values()]
+        for flight in list(self._flights.values()):
+            self._land(flight)
+        if claims:
+            log.warning("giving back %d requests that were in flight", len(claims))
+            with contextlib.suppress(OutboxLost):
+                self._outbox.release(claims, "The worker stopped while it was in flight.")
+
+
+def _outcome(claim: Claim, answer: Answer | str) -> Outcome:
+    """What is recorded of an answer, or of a request that could not be sent."""
+    if isinstance(answer, str):
+        return Outcome(claim.id, claim.token, "failed", error_msg=answer)
+    if answer.error is not None:
+        return Outcome(
+            claim.id,
+            claim.token,
+            "failed",
+            timed_out=answer.error.timed_out,
+            error_msg=_storable(answer.error.message),
+        )
+    response = answer.response
+    assert response is not None
+    content_type = response.headers.get("Content-Type")
+    text, encoded = _content(response.content, content_type)
+    return Outcome(
+        claim.id,
+        claim.token,
+        "succeeded" if response.status_code < 400 else "failed",
+        status_code=response.status_code,
+        content_type=None if content_type is None else _storable(content_type),
+        headers={_storable(name): _storable(value) for name, value in answer.header_list},
+        content=text,
+        content_base64=encoded,
+    )
+
+
+def _content(body: bytes | None, content_type: str | None) -> tuple[str | None, str | None]:
+    """A body as text, or in base64 where it is no text in its declared charset (UTF-8 if none)."""
+    if not body:
+        return None, None
+    if b"\0" not in body:
+        declared = _CHARSET.search(content_type) if content_type else None
+        try:
+            charset = codecs.lookup(declared.group(1)).name if declared else "utf-8"
+            return codecs.decode(body, charset), None
+        except (LookupError, ValueError, TypeError):
+            pass
+    return None, base64.b64encode(body).decode("ascii")
+
+
+def _storable(text: str) -> str:
+    """The text without what PostgreSQL's text cannot hold: NUL, and halves of surrogate pairs."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def raise_file_limit() -> None:
+    """Raise this process's soft limit of open files to the hard one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
