@@ -49,6 +49,7 @@ def show(database: Database, script: str, url: str, record: Path) -> None:
             "RECORD": str(record),
         },
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
         check=True,
     )
 

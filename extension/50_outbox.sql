@@ -45,6 +45,10 @@ begin
         delete from net.claim c where c.worker = worker_id and c.id <> all (holding);
         return;
     end if;
+    -- One session is one worker: an earlier run in it that was broken off left this.
+    delete from net.claim c using net.worker w
+    where w.pid = pg_backend_pid() and w.backend_start = session_start and c.worker = w.id;
+    delete from net.worker w where w.pid = pg_backend_pid() and w.backend_start = session_start;
     insert into net.worker (kind, pid, backend_start) values (worker_kind, pg_backend_pid(), session_start)
     returning id, secret into worker_id, worker_secret;
 end
@@ -323,16 +327,25 @@ as $$
 declare
     ttl interval := net._current_setting('ttl');
     ttl_failed interval := net._current_setting('ttl_failed');
+    deleted bigint;
+    deleted_failed bigint;
+    next_due timestamptz;
 begin
     delete from net._http_response r where r.id = any (array(
         select o.id from net._http_response o where o.created < clock_timestamp() - ttl
         order by o.created limit 5000 for update skip locked));
+    get diagnostics deleted = row_count;
     delete from net.failed f where f.id = any (array(
         select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
         order by o.failed limit 5000 for update skip locked));
-    return extract(epoch from least(
+    get diagnostics deleted_failed = row_count;
+    if greatest(deleted, deleted_failed) = 5000 then
+        return 0.1;
+    end if;
+    next_due := least(
         (select min(r.created) + ttl from net._http_response r),
-        (select min(f.failed) + ttl_failed from net.failed f)) - clock_timestamp());
+        (select min(f.failed) + ttl_failed from net.failed f));
+    return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
 end
 $$;
 comment on function net._expire() is 'Deletes responses past ttl and failed requests past ttl_failed, 5,000 at a time; gives the seconds until more is due.';
@@ -362,7 +375,7 @@ begin
         next_look := least(next_look, 2);
     end if;
     return jsonb_build_object(
-        'next_look', least(next_look, greatest(next_expiry, 0.1)),
+        'next_look', least(next_look, next_expiry),
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)

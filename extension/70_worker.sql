@@ -1,7 +1,7 @@
 -- The worker in the database, and how to start, see and restart workers.
 
 create procedure net.work(
-    -- end after this time; NULL stays
+    -- claim no more after this time; NULL stays
     max_runtime interval default null
 )
     language plpython3u
@@ -10,10 +10,10 @@ from pgnet import sql_v1
 sql_v1.work(plpy, max_runtime)
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime (NULL: for ever), a cancel, or the end of the server. Holds no snapshot while it waits. Not inside a transaction block. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Not inside a transaction block. net.grant_worker lets a role call it.';
 
 create procedure net.drain(
-    -- end after this time at the latest; NULL means when nothing is due
+    -- claim no more after this time, even where more is due; NULL means no limit
     max_runtime interval default null
 )
     language plpython3u
@@ -22,7 +22,7 @@ from pgnet import sql_v1
 sql_v1.drain(plpy, max_runtime)
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns. Not inside a transaction block. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Not inside a transaction block. net.grant_worker lets a role call it.';
 revoke all on procedure net.work(interval), net.drain(interval) from public;
 
 -- What a worker's role needs: nothing else, no table.

@@ -153,23 +153,19 @@ _QUERY = rf"{_QCHARS}(?:{_PCT}{_QCHARS})*"
 _HOST = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
 
 # What needs no second look. IP literals, ports above 59999 and the two default ports get one.
+# The patterns that are not compiled here are seldom needed: re compiles them at their first use.
 _is_canonical = re.compile(
     rf"https?://(?=[^/:]{{1,253}}[/:]){_HOST}"
     r"(?::(?!80/|443/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
     rf"{_PATH}(?:\?{_QUERY})?(?:#{_QUERY})?"
 ).fullmatch
 # RFC 3986, appendix B, with the characters that a scheme may have.
-_split_url = re.compile(
-    r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL
-).fullmatch
+_PARTS = r"(?s:(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?)"
 # Below U+00A0 and among the surrogates nothing may stand in a URL, percent-encoded or not.
-_find_illegal = re.compile(
-    r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%\u00a0-\ud7ff\ue000-\U0010ffff]|%(?![0-9A-Fa-f]{2})"
-).search
-_encode_non_ascii = re.compile(r"[^\x00-\x7f]+").sub
-_is_host = re.compile(_HOST).fullmatch
-_find_illegal_in_host = re.compile(r"[^A-Za-z0-9._-]").search
-_split_ip_literal = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::(.*))?", re.DOTALL).fullmatch
+_ILLEGAL = r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%\u00a0-\ud7ff\ue000-\U0010ffff]|%(?![0-9A-Fa-f]{2})"
+_NON_ASCII = r"[^\x00-\x7f]+"
+_ILLEGAL_IN_HOST = r"[^a-z0-9._-]"
+_IP_LITERAL = r"(?s:\[([0-9A-Fa-f:.]+)\](?::(.*))?)"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # IDNA 2003, which Python has, makes other names of these than IDNA 2008 does; so it may of what
@@ -194,7 +190,7 @@ def canonical_url(url: str) -> str:
 
 
 def _canonicalize(url: str) -> str:
-    match = _split_url(url)
+    match = re.fullmatch(_PARTS, url)
     assert match is not None  # each part may be empty
     scheme, authority, path, query, fragment = match.groups("")
     scheme = scheme.lower()
@@ -206,20 +202,20 @@ def _canonicalize(url: str) -> str:
         raise _invalid_url(url, "user name and password are not allowed in it", _HINT_USERINFO)
     origin = f"{scheme}://{_canonical_authority(url, scheme, authority)}"
     for name, part in ("path", path), ("query", query[1:]), ("fragment", fragment[1:]):
-        illegal = _find_illegal(part)
+        illegal = re.search(_ILLEGAL, part)
         if illegal is not None:
             raise _invalid_url(
                 url, f"{_described(illegal[0])} is not allowed in its {name}", _HINT_ENCODE
             )
     rest = f"{path or '/'}{query}{fragment}"
     if not rest.isascii():
-        rest = _encode_non_ascii(lambda run: _percent_encode(run[0]), rest)
+        rest = re.sub(_NON_ASCII, lambda run: _percent_encode(run[0]), rest)
     return _bounded(origin + rest)
 
 
 def _canonical_authority(url: str, scheme: str, authority: str) -> str:
     if authority.startswith("["):
-        literal = _split_ip_literal(authority)
+        literal = re.fullmatch(_IP_LITERAL, authority)
         if literal is None or not _is_ipv6(literal[1]):
             reason = "its host is not an IPv6 address in brackets"
             hint = "A zone, as in fe80::1%eth0, is not allowed." if "%" in authority else None
@@ -244,9 +240,9 @@ def _canonical_host(url: str, host: str, hint: str | None) -> str:
     if not host.isascii():
         host = _idna(url, host)
     host = host.lower()
-    if _is_host(host) is not None and len(host.rstrip(".")) <= 253:
+    if re.fullmatch(_HOST, host) is not None and len(host.rstrip(".")) <= 253:
         return host
-    illegal = _find_illegal_in_host(host)
+    illegal = re.search(_ILLEGAL_IN_HOST, host)
     if illegal is not None:
         raise _invalid_url(url, f"{_described(illegal[0])} is not allowed in its host")
     raise _invalid_url(
@@ -364,13 +360,13 @@ def encode_url_with_params_array(
     for pair in params_array:
         if not pair:
             continue
-        illegal = _find_illegal(pair)
+        illegal = re.search(_ILLEGAL, pair)
         if illegal is not None:
             raise InvalidRequest(
                 f"{_described(illegal[0])} is not allowed in an element of params_array",
                 "Each is key=value, both encoded by net._urlencode_string.",
             )
-        pairs.append(_encode_non_ascii(lambda run: _percent_encode(run[0]), pair))
+        pairs.append(re.sub(_NON_ASCII, lambda run: _percent_encode(run[0]), pair))
     return _append_to_query(complete, pairs) if pairs else complete
 
 
@@ -379,9 +375,9 @@ def encode_url_with_params_array(
 _JSON_HEADERS = '{"Content-Type": "application/json"}'
 
 # RFC 9110, 5.6.2.
-_is_token = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]+").fullmatch
-_token_prefix = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~]{0,40}").match
-_find_illegal_in_value = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]").search
+_TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
+_is_token = re.compile(rf"{_TCHAR}+").fullmatch
+_ILLEGAL_IN_VALUE = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
 
 # With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
 # connection it is; Expect makes a request wait.
@@ -433,7 +429,7 @@ def _header_value(name: str, value: object) -> str:
                 "It is a string, a number or a boolean, or an array of these to repeat the header.",
             )
         return _encode_json(value)
-    illegal = _find_illegal_in_value(value)
+    illegal = re.search(_ILLEGAL_IN_VALUE, value)
     if illegal is not None:
         if illegal[0] in "\r\n":
             raise InvalidRequest(f'header "{name}" contains a carriage return or line feed')
@@ -443,7 +439,7 @@ def _header_value(name: str, value: object) -> str:
 
 def _invalid_header_name(name: str) -> InvalidRequest:
     # Only as far as it is a name: behind that may stand a value that got into the wrong place.
-    prefix = _token_prefix(name)
+    prefix = re.match(rf"{_TCHAR}{{0,40}}", name)
     shown = prefix[0] if prefix is not None else ""
     illegal = name[len(shown) : len(shown) + 1]
     if illegal and illegal in "\r\n":
@@ -467,9 +463,8 @@ def _require_json(pairs: list[tuple[str, str]]) -> None:
 _NAMES = {" ": "a space", "\\": "a backslash", "\0": "a NUL character", '"': "a double quote"}
 
 # What stands before the host or, where there is none, before the first segment of the path.
-_lead = re.compile(r"(?:[^/?#@:]*:)?//|/|").match
-_first_segment = re.compile(r"[^/?#]*").match
-_is_host_and_port = re.compile(r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?").fullmatch
+_SHOWN_PARTS = r"(?s:((?:[^/?#@:]*:)?//|/|)([^/?#]*)(.*))"
+_HOST_AND_PORT = r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?"
 
 
 def _invalid_url(url: str, reason: str, hint: str | None = None) -> InvalidRequest:
@@ -489,19 +484,19 @@ def _shown(url: str) -> str:
 
     It cannot rely on the URL's syntax: a password may hold what ends a host.
     """
-    lead = _lead(url)
-    start = lead.end() if lead is not None else 0
-    segment = _first_segment(url, start)
-    host = segment[0] if segment is not None else ""
-    tail = url[start + len(host) :]
+    match = re.fullmatch(_SHOWN_PARTS, url)
+    assert match is not None  # each part may be empty
+    lead, host, tail = match.groups()
     if "@" in host or ("@" in tail and ":" in host):
         behind = host.rpartition("@")[2]
-        host = f"***@{behind}" if "@" not in tail and _is_host_and_port(behind) else "***"
-    elif not _is_host_and_port(host):
+        host = (
+            f"***@{behind}" if "@" not in tail and re.fullmatch(_HOST_AND_PORT, behind) else "***"
+        )
+    elif not re.fullmatch(_HOST_AND_PORT, host):
         host = f"{host.partition(':')[0]}:***"
     if tail not in ("", "/"):
         tail = "/..."
-    shown = f"{url[:start]}{host}"
+    shown = f"{lead}{host}"
     if len(shown) > 100:
         shown = f"{shown[:100]}..."
     # ASCII besides what the caller wrote, for databases in other encodings.

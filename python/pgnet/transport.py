@@ -311,6 +311,21 @@ def encode_headers(headers: Mapping[str, str | list[str]]) -> list[bytes]:
     return lines
 
 
+class _Descriptor:
+    """A socket that pycurl takes a duplicate of; ours is closed when it lets go."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
 class _Slot:
     """A pooled libcurl handle with its callbacks, and the transfer it performs."""
 
@@ -460,7 +475,7 @@ class _Slot:
         transfer.chunks.append(chunk)
         return None
 
-    def _on_open(self, purpose: int, where: Any) -> socket.socket | int:
+    def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
         """Make the socket, after one more look at the address that it will be connected to."""
         transfer = cast(Transfer, self.transfer)
         origin = cast(Origin, transfer._origin)
@@ -475,7 +490,7 @@ class _Slot:
         except OSError:
             pass
         else:
-            return made
+            return _Descriptor(made.detach())
         return int(pycurl.SOCKET_BAD)
 
 

@@ -50,10 +50,9 @@ class Sender:
     def _send_to(self, path: str, signal: str) -> bool:
         try:
             self._socket.sendto(SIGNALS[signal], path)
-        except BlockingIOError:
-            return True  # its queue is full of wake-ups: it will look
         except OSError:
-            return False  # nobody listens here
+            # Nobody listens here; or its queue is full, and it is busy or stopped: the next may help.
+            return False
         return True
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ _POLL_INTERVAL = 1.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 5.0
 # It commits at least this often, so that its transaction never looks old.
 _LONGEST_SLEEP = 60.0
+# A worker whose slots are full wakes the next one this often, in seconds.
+_HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
 _OTHER_FILES = 100
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
@@ -88,6 +91,7 @@ class Worker:
         self._held_up: list[Outcome] = []
         self._held_until = 0.0
         self._first_answer = 0.0
+        self._next_helper = 0.0
         self._linger = 0.0
         # There may be requests that are ready: cleared before each claim, never after it, so
         # that a wake-up that comes meanwhile is not lost.
@@ -234,7 +238,9 @@ class Worker:
             self._begin(claim)
         if demand is not None and self._may_be_more(demand, turn.claims):
             self._look = True
-            if len(self._flights) >= self._concurrency:
+            now = time.monotonic()
+            if len(self._flights) >= self._concurrency and now >= self._next_helper:
+                self._next_helper = now + _HELPER_INTERVAL
                 self._outbox.wake_next()
 
     @staticmethod
@@ -257,6 +263,8 @@ class Worker:
         self._hosts[claim.host] += 1
         try:
             # What a row holds was checked when it was queued; by hand, perhaps not.
+            if claim.timeout_milliseconds <= 0:
+                raise InvalidRequest("timeout_milliseconds must be greater than 0")
             fields = flatten_headers(json.loads(claim.headers) or {}) if claim.headers else []
             prepared = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
             assert self._exchange is not None
@@ -307,17 +315,14 @@ class Worker:
         )
         self._default_timeout = settings["timeout_milliseconds"]
         self._batch_size = settings["batch_size"]
-        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._concurrency = max(
-            1, min(self._own_concurrency or settings["concurrency"], soft - _OTHER_FILES)
-        )
+        self._concurrency = min(self._own_concurrency or settings["concurrency"], _file_slots())
         rules = (tending.egress, limits)
         if rules == self._rules:
             return
         self._rules = rules
         guard = Guard(EgressRules.from_json(tending.egress))
         if self._exchange is None:
-            self._exchange = Exchange(guard, limits)
+            self._exchange = Exchange(guard, limits, concurrency=self._concurrency)
         else:
             self._exchange.configure(guard, limits)
 
@@ -422,6 +427,12 @@ def _storable(text: str) -> str:
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _file_slots() -> int:
+    """How many requests the limit of open files leaves room for."""
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, soft - _OTHER_FILES)
 
 
 def raise_file_limit() -> None:

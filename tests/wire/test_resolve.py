@@ -5,8 +5,8 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import NameServer
 from gevent.event import AsyncResult
+from wire_support import NameServer
 
 from pgnet.resolve import ResolveError, Resolver
 

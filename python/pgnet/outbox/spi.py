@@ -21,6 +21,8 @@ _CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7)"
 _CLAIM_TYPES = ["bigint", "int", "int", "text[]", "bigint", "text", "int"]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
+# Seconds that requests in flight have to end when the worker does.
+_GRACE = 30.0
 
 
 class SpiOutbox:
@@ -164,16 +166,17 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> None:
             hint="Call it by itself, as a single statement outside of begin … commit.",
             sqlstate="25001",
         )
-    runtime = row["runtime"]
+    runtime, grace = row["runtime"], _GRACE
     if row["statement_timeout"]:
         # It would end the whole CALL, with requests in flight: end cleanly before it.
-        allowed = max(row["statement_timeout"] * 0.9 - 0.5, 0.1)
+        allowed = row["statement_timeout"] * 0.8
         runtime = allowed if runtime is None else min(runtime, allowed)
+        grace = min(grace, row["statement_timeout"] * 0.1)
     raise_file_limit()
     _name_session(plpy, "pgnet worker")
     outbox = SpiOutbox(plpy)
     try:
-        Worker(outbox, max_runtime=runtime, until_idle=until_idle).run()
+        Worker(outbox, max_runtime=runtime, until_idle=until_idle, grace=grace).run()
     finally:
         outbox.stop_listening()
         _name_session(plpy, row["name"])
