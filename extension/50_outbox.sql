@@ -61,8 +61,9 @@ create function net._claim(
     worker_id bigint,
     -- how many requests at most
     slots integer,
-    -- how many of them for one host
+    -- how many of them for one host where several wait, and where only one does
     host_quota integer,
+    lone_quota integer,
     -- hosts that get none: the worker is full of them
     full_hosts text[],
     -- how many bytes of bodies at most; one request always fits
@@ -87,6 +88,10 @@ as $$
 #variable_conflict use_column
 declare
     claim_token uuid := gen_random_uuid();
+    quota integer := case
+        when (select q.host from net.http_request_queue q order by q.host limit 1)
+            = (select q.host from net.http_request_queue q order by q.host desc limit 1) then lone_quota
+        else host_quota end;
 begin
     return query
     with recursive later (name) as (
@@ -114,7 +119,7 @@ begin
             where q.host = h.name
                 and not exists (select from net.claim c where c.id = q.id)
             order by q.priority, q.id
-            limit host_quota
+            limit quota
             for update of q skip locked
         ) r
         where h.name <> all (full_hosts)
@@ -138,7 +143,7 @@ begin
     join bounded b on b.id = c.id;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, text[], bigint, text, integer) is
+comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, integer) is
     'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
@@ -397,7 +402,7 @@ comment on function net._tend(bigint) is
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[]),
-    net._claim(bigint, integer, integer, text[], bigint, text, integer),
+    net._claim(bigint, integer, integer, integer, text[], bigint, text, integer),
     net._record(jsonb),
     net._release(bigint[], uuid[], text),
     net._deregister(bigint, uuid),

@@ -1,29 +1,70 @@
 -- The worker in the database, and how to start, see and restart workers.
 
-create procedure net.work(
-    -- claim no more after this time; NULL stays
-    max_runtime interval default null
+create procedure net._serve(
+    max_runtime interval,
+    until_idle boolean,
+    -- true where nothing can be committed: inside a transaction block
+    inout in_transaction_block boolean
 )
     language plpython3u
 as $$
 from pgnet import sql_v1
-sql_v1.work(plpy, max_runtime)
+return sql_v1.serve(plpy, max_runtime, until_idle)
+$$;
+comment on procedure net._serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
+
+create procedure net.work(
+    -- claim no more after this time; NULL stays
+    max_runtime interval default null
+)
+    language plpgsql
+as $$
+declare
+    in_transaction_block boolean;
+begin
+    call net._serve(max_runtime, false, in_transaction_block);
+    if in_transaction_block then
+        perform net._refuse_transaction_block('net.work');
+    end if;
+end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Not inside a transaction block. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block. net.grant_worker lets a role call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
     max_runtime interval default null
 )
-    language plpython3u
+    language plpgsql
 as $$
-from pgnet import sql_v1
-sql_v1.drain(plpy, max_runtime)
+declare
+    in_transaction_block boolean;
+begin
+    call net._serve(max_runtime, true, in_transaction_block);
+    if in_transaction_block then
+        perform net._refuse_transaction_block('net.drain');
+    end if;
+end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Not inside a transaction block. net.grant_worker lets a role call it.';
-revoke all on procedure net.work(interval), net.drain(interval) from public;
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Raises 25001 inside a transaction block. net.grant_worker lets a role call it.';
+
+create function net._refuse_transaction_block(procedure text)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using
+        errcode = 'active_sql_transaction',
+        message = format('%s cannot run inside a transaction block', procedure),
+        detail = 'A worker commits after each of its steps.',
+        hint = format('Run it by itself: call %s();', procedure);
+end
+$$;
+comment on function net._refuse_transaction_block(text) is 'Raises 25001 with what to do.';
+
+revoke all on procedure net._serve(interval, boolean, boolean), net.work(interval), net.drain(interval) from public;
 
 -- What a worker's role needs: nothing else, no table.
 create function net._worker_routines()
@@ -33,7 +74,7 @@ create function net._worker_routines()
 as $$
     select r::regprocedure from (values
         ('net._register(text, bigint, uuid, bigint[])'),
-        ('net._claim(bigint, integer, integer, text[], bigint, text, integer)'),
+        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, integer)'),
         ('net._record(jsonb)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._deregister(bigint, uuid)'),
@@ -41,6 +82,7 @@ as $$
         ('net._wait(double precision, text, integer)'),
         ('net._wake_next(integer)'),
         ('net._wake_up_fault()'),
+        ('net._serve(interval, boolean, boolean)'),
         ('net.work(interval)'),
         ('net.drain(interval)')) v (r)
 $$;

@@ -92,7 +92,7 @@ class Server:
         if not target.startswith("/_"):
             self.record.append(entry)
         url = urlsplit(target)
-        answer = Answer(writer, method)
+        answer = Answer(reader, writer, method)
         name, *arguments = url.path.lstrip("/").split("/")
         way = getattr(answer, name.lstrip("_").replace("-", "_"), None)
         if name == "_record":
@@ -131,7 +131,10 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n"
 class Answer:
     """The ways to answer; a method's name is a path's first part."""
 
-    def __init__(self, writer: asyncio.StreamWriter, method: str) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str
+    ) -> None:
+        self.reader = reader
         self.writer = writer
         self.method = method
         self.keep = True
@@ -163,11 +166,18 @@ class Answer:
             await self.send(b"status", f"{code} Some Words")
 
     async def delay(self, seconds: str) -> None:
-        await asyncio.sleep(float(seconds))
+        await self.pause(float(seconds))
         await self.send(b"ok")
 
     async def hang(self) -> None:
-        await asyncio.Event().wait()
+        await self.pause(None)
+
+    async def pause(self, seconds: float | None) -> None:
+        """Wait, but no longer than the other side does."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.reader.read(1)
+            raise ConnectionResetError
 
     async def drip_headers(self, seconds: str) -> None:
         await self.write(OK)

@@ -57,8 +57,9 @@ def call(connection: psycopg.Connection[Any], case: dict[str, Any]) -> int:
 def test_row(caller: psycopg.Connection[Any], case: dict[str, Any]) -> None:
     request_id = call(caller, case)
     found = caller.execute(
-        "select jsonb_build_object('method', method, 'url', url, 'headers', coalesce(headers, '{}'),"
-        " 'body', convert_from(body, 'UTF8'), 'timeout_milliseconds', timeout_milliseconds)"
+        "select jsonb_build_object('method', method, 'url', url,"
+        " 'headers', coalesce(headers, '{}'), 'body', convert_from(body, 'UTF8'),"
+        " 'timeout_milliseconds', timeout_milliseconds)"
         " from net.http_request_queue where id = %s",
         (request_id,),
     ).fetchone()

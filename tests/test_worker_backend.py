@@ -1,4 +1,4 @@
-"""The worker in the database: `call net.drain()` and `call net.work()`, as an operator meets them."""
+"""The worker in the database: `call net.drain()` and `call net.work()`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpd
 import psycopg
 import pytest
+from psycopg import sql
+
+import httpd
 from cluster import Cluster, Database, process_fields, wait_until
 from httpd import Running
 from nginx import Nginx
-from psycopg import sql
 
 # What a person who cancels a worker, or a service manager that stops the server, may wait.
 PROMPT = 0.5
@@ -76,9 +76,11 @@ def serving(
     try:
         wait_until(
             lambda: (
-                session.running
-                and database.value(
-                    "select exists (select from net.worker where pid = %s)", session.pid
+                (
+                    session.running
+                    and database.value(
+                        "select exists (select from net.worker where pid = %s)", session.pid
+                    )
                 )
                 or (not session.running and session.ended())
             ),
@@ -108,35 +110,17 @@ def server(make_cluster: Any) -> Cluster:
     return made
 
 
-@dataclass
-class Idle:
-    database: Database
-    session: Session
-    since: float
-    xact_start: Any
-    ticks: int
-
-
-def cpu_ticks(pid: int) -> int:
+def cpu_seconds(pid: int) -> float:
     fields = process_fields(pid)
-    return int(fields[11]) + int(fields[12])
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def idle(cluster: Cluster) -> Iterator[Idle]:
+def idle(cluster: Cluster) -> Iterator[Session]:
     """A worker alone in a database that nobody else touches, from before the first test on."""
     database = cluster.create_database()
     with serving(database) as session:
-        # what it does when it starts is over
-        xact_start = wait_until(
-            lambda: database.value(
-                "select xact_start from pg_stat_activity where pid = %s"
-                " and clock_timestamp() > xact_start + '1 second'",
-                session.pid,
-            ),
-            description="the worker has settled",
-        )
-        yield Idle(database, session, time.monotonic(), xact_start, cpu_ticks(session.pid))
+        yield session
     database.drop()
 
 
@@ -197,7 +181,7 @@ def test_drain_takes_more_than_one_batch(database: Database, nginx: Nginx) -> No
 def test_drain_ends_by_max_runtime_though_a_request_hangs(
     database: Database, witness: Running
 ) -> None:
-    queue(database, f"{witness.url}/hang")
+    queue(database, f"{witness.url}/delay/600")
     started = time.monotonic()
     database.execute("call net.drain('1 second')")
     assert time.monotonic() - started < 3
@@ -270,8 +254,8 @@ def test_several_databases_at_once(cluster: Cluster, witness: Running) -> None:
         for number, database in enumerate(databases):
             queue(database, f"{witness.url}/body/{number}")
         for number, database in enumerate(databases):
-            database.wait_for(
-                "select content from net._http_response", predicate=str(number).__eq__, timeout=2
+            assert database.wait_for("select content from net._http_response", timeout=2) == str(
+                number
             )
         assert len({session.pid for session in sessions}) == 3
         assert len(witness.record()) == 3
@@ -318,7 +302,9 @@ def test_a_role_with_a_workers_rights_and_no_other(database: Database, witness: 
         database.execute("drop role only_a_worker")
 
 
-@pytest.mark.parametrize("target", ["/body/quick", "/hang"], ids=["idle", "with a hung request"])
+@pytest.mark.parametrize(
+    "target", ["/body/quick", "/delay/600"], ids=["idle", "with a hung request"]
+)
 def test_it_ends_cleanly_before_the_roles_statement_timeout(
     database: Database, witness: Running, target: str
 ) -> None:
@@ -327,7 +313,7 @@ def test_it_ends_cleanly_before_the_roles_statement_timeout(
         seen(witness, 1)
         assert session.ended() is None
     assert database.value("select count(*) from net.claim") == 0
-    assert states(database) == ({"ready": 1} if target == "/hang" else {"succeeded": 1})
+    assert states(database) == ({"ready": 1} if target == "/delay/600" else {"succeeded": 1})
 
 
 # ---- the backend stays a normal backend
@@ -373,6 +359,14 @@ def test_no_thread_is_born_in_a_backend(database: Database, witness: Running) ->
         assert tasks(session.pid) == 1
 
 
+def descriptors(pid: int) -> Counter[str]:
+    """What a process has open, relations left out: those come and go with the server's cache."""
+    names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return Counter(
+        name.partition(":")[0] for name in names if "/base/" not in name and "/global/" not in name
+    )
+
+
 def test_many_drains_leak_no_descriptor(database: Database, witness: Running) -> None:
     connection = database.connect()
     pid = connection.info.backend_pid
@@ -380,8 +374,8 @@ def test_many_drains_leak_no_descriptor(database: Database, witness: Running) ->
     for _ in range(12):
         queue(database, f"http://localhost:{witness.port}/", 5)
         connection.execute("call net.drain()")
-        open_files.append(len(os.listdir(f"/proc/{pid}/fd")))
-    assert open_files[-1] <= open_files[2], open_files
+        open_files.append(descriptors(pid))
+    assert open_files[-1] == open_files[0], open_files
     assert states(database) == {"succeeded": 60}
     assert list(Path(database.cluster.data, "pg_stat_tmp").glob(f"pgnet.{oid(database)}.?")) == []
 
@@ -421,7 +415,7 @@ def slow_requests(
     database: Database, witness: Running, count: int
 ) -> Iterator[tuple[Session, list[int]]]:
     with serving(database) as session:
-        ids = queue(database, f"{witness.url}/hang?#", count, 60_000) if count else []
+        ids = queue(database, f"{witness.url}/delay/600?#", count, 60_000) if count else []
         seen(witness, count)
         yield session, ids
 
@@ -442,7 +436,6 @@ def test_cancel_and_terminate_take_effect_at_once(
             assert database.value("select count(*) from net.worker") == 0
         else:
             assert isinstance(error, psycopg.OperationalError)
-    assert states(database) == ({"ready": count} if count else {})
     # free again at once: the next worker waits for nothing
     witness.reset()
     with serving(database):
@@ -467,16 +460,12 @@ def test_a_cancel_records_what_had_ended(database: Database, witness: Running) -
     holder.execute("select pg_advisory_lock(1)")
     with serving(database) as session:
         queue(database, f"{witness.url}/body/done", 20)
-        queue(database, f"{witness.url}/hang", 5)
-        database.wait_for(
-            "select wait_event = 'advisory' from pg_stat_activity where pid = %s", session.pid
-        )
+        queue(database, f"{witness.url}/delay/600", 5)
+        waiting = "select max(waitstart) from pg_locks where pid = %s and not granted"
+        first = database.wait_for(waiting, session.pid)
         database.execute("select pg_cancel_backend(%s)", session.pid)
-        database.wait_for(
-            "select not exists (select from pg_stat_activity"
-            " where pid = %s and wait_event = 'advisory' and state_change < clock_timestamp() - interval '1 h')",
-            session.pid,
-        )
+        # it tries once more before it goes
+        database.wait_for(waiting, session.pid, predicate=lambda since: since not in (None, first))
         holder.execute("select pg_advisory_unlock(1)")
         assert isinstance(session.ended(), psycopg.errors.QueryCanceled)
     assert states(database) == {"succeeded": 20, "ready": 5}
@@ -516,7 +505,7 @@ def test_a_dropped_database_ends_it(cluster: Cluster, witness: Running) -> None:
     database.close()
 
 
-def test_it_survives_the_death_of_no_postmaster(server: Cluster, witness: Running) -> None:
+def test_it_does_not_outlive_the_postmaster(server: Cluster, witness: Running) -> None:
     """Without its postmaster a backend must not go on: it would keep the next one from starting."""
     database = server.create_database()
     database.execute("select net.allow_network('loopback')")
@@ -538,31 +527,30 @@ def test_it_survives_the_death_of_no_postmaster(server: Cluster, witness: Runnin
 # ---- idle, looked at last: by now it has been idle for a while
 
 
-def test_an_idle_worker_is_idle(cluster: Cluster, idle: Idle) -> None:
-    activity = (
-        "select backend_xmin, backend_xid, xact_start, wait_event_type = 'Lock', query"
-        " from pg_stat_activity where pid = %s"
-    )
+def test_an_idle_worker_is_idle(cluster: Cluster, idle: Session) -> None:
+    started, cpu = time.monotonic(), cpu_seconds(idle.pid)
     with cluster.connect() as connection:
-
-        def look() -> tuple[Any, ...]:
-            found = connection.execute(activity, (idle.session.pid,)).fetchone()
-            assert found is not None
-            return found
-
+        # a worker commits after each of its statements: the age of its transaction is the time
+        # since the last one; it is to look once a minute
         wait_until(
-            lambda: (look()[:3], time.monotonic() - idle.since),
-            # no snapshot, and no transaction ends: each statement of a worker is followed by a commit
-            lambda seen: seen[0] != (None, None, idle.xact_start) or seen[1] > 30,
-            "thirty seconds are over",
-            timeout=40,
+            lambda: connection.execute(
+                "select (clock_timestamp() - xact_start)::text,"
+                " clock_timestamp() - xact_start > '30 s', backend_xmin, backend_xid"
+                " from pg_stat_activity where pid = %s",
+                (idle.pid,),
+            ).fetchone(),
+            lambda row: row is not None and row[1:] == (True, None, None),
+            "thirty seconds without a statement",
+            timeout=65,
             interval=0.1,
         )
-        assert look()[:3] == (None, None, idle.xact_start)
-        locks = connection.execute(
-            "select locktype, mode from pg_locks where pid = %s and locktype <> 'virtualxid'",
-            (idle.session.pid,),
-        ).fetchall()
-        assert locks == []
-    seconds = (cpu_ticks(idle.session.pid) - idle.ticks) / os.sysconf("SC_CLK_TCK")
-    assert seconds / (time.monotonic() - idle.since) < 0.005, f"{seconds} s of CPU"
+        assert (
+            connection.execute(
+                "select locktype, mode from pg_locks where pid = %s and locktype <> 'virtualxid'",
+                (idle.pid,),
+            ).fetchall()
+            == []
+        )
+    used, passed = cpu_seconds(idle.pid) - cpu, time.monotonic() - started
+    # a tick of the kernel's clock is 10 ms
+    assert used <= 0.005 * passed + 0.02, f"{used:.2f} s of CPU in {passed:.1f} s"

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 import httpd
@@ -105,7 +104,7 @@ def test_it_is_one_row_of_pg_stat_activity(database: Database, worker: Worker) -
 def test_it_holds_neither_transaction_nor_snapshot(
     database: Database, worker: Worker, witness: Running
 ) -> None:
-    queue(database, f"{witness.url}/hang", 10)
+    queue(database, f"{witness.url}/delay/600", 10)
     seen(witness, 10)
     own = (
         "from pg_stat_activity a"
@@ -167,7 +166,7 @@ def test_it_finishes_what_is_in_flight_and_gives_back_the_rest(
 ) -> None:
     with database.worker("--grace", "2") as worker:
         queue(database, f"{witness.url}/delay/1?#", 5)
-        queue(database, f"{witness.url}/hang?#", 3, 60_000)
+        queue(database, f"{witness.url}/delay/600?#", 3, 60_000)
         seen(witness, 8)
         started = time.monotonic()
         worker.process.send_signal(number)
@@ -380,7 +379,7 @@ def test_a_dropped_database_under_it(cluster: Cluster, witness: Running) -> None
     database = cluster.create_database()
     database.execute("select net.allow_network('loopback')")
     with database.worker("--grace", "1") as worker:
-        queue(database, f"{witness.url}/hang", 10)
+        queue(database, f"{witness.url}/delay/600", 10)
         seen(witness, 10)
         started = time.monotonic()
         database.drop()
@@ -393,7 +392,9 @@ def test_a_dropped_database_under_it(cluster: Cluster, witness: Running) -> None
 def test_no_answer_to_a_broken_dsn(cluster: Cluster) -> None:
     """What will never work is refused, not waited for."""
     with pytest.raises((RuntimeError, TimeoutError)):  # noqa: SIM117
-        with cluster.worker("--dsn", "no_such_parameter=1", dbname="postgres", seen=False) as worker:
+        with cluster.worker(
+            "--dsn", "no_such_parameter=1", dbname="postgres", seen=False
+        ) as worker:
             assert worker.process.wait(10) != 0
             assert "no_such_parameter" in worker.output()
             assert "Traceback" not in worker.output()
@@ -413,7 +414,9 @@ def test_a_paused_worker_records_nothing_twice(database: Database, witness: Runn
             # what five seconds, and the minute's margin, would do
             database.execute("update net.claim set deadline = clock_timestamp()")
             wait_for_states(database, {"succeeded": 50})
-            before = database.rows("select id, created, attempts from net._http_response order by 1")
+            before = database.rows(
+                "select id, created, attempts from net._http_response order by 1"
+            )
             assert {attempts for _, _, attempts in before} == {2}
             paused.resume()
             queue(database, f"{witness.url}/body/after", 20)
@@ -440,7 +443,9 @@ def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Runn
             wait_for_states(database, {"succeeded": 50})
             assert time.monotonic() - started > 3, "rescued before rescue_after"
             wait_until(time.monotonic, lambda now: now - started > 5, "five seconds", 10)
-            before = database.rows("select id, created, attempts from net._http_response order by 1")
+            before = database.rows(
+                "select id, created, attempts from net._http_response order by 1"
+            )
             paused.resume()
             # it is back when it has its session again
             database.wait_for(
@@ -456,7 +461,9 @@ def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Runn
             assert paused.stop() == 0
 
 
-def test_a_paused_alone_worker_goes_on(database: Database, worker: Worker, witness: Running) -> None:
+def test_a_paused_alone_worker_goes_on(
+    database: Database, worker: Worker, witness: Running
+) -> None:
     queue(database, f"{witness.url}/delay/0.3?#", 10)
     seen(witness, 10)
     worker.pause()
@@ -464,5 +471,3 @@ def test_a_paused_alone_worker_goes_on(database: Database, worker: Worker, witne
     worker.resume()
     wait_for_states(database, {"succeeded": 10})
     assert len([target for target in targets(witness) if "?" in target]) == 10
-
-

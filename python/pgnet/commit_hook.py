@@ -54,24 +54,28 @@ def registered() -> bool:
     return _hook is not None
 
 
+def register() -> str | None:
+    """Register this backend's callback, once; gives None, or why there is none."""
+    global _hook, _fault
+    if _hook is None and _fault is None:
+        try:
+            hook = CommitHook(Sender(backend.database_oid()))
+            _pinned.append(backend.register_xact_callback(hook.at_end))
+        except (OSError, MemoryError, AttributeError, ValueError) as error:
+            _fault = f"{type(error).__name__}: {error}"
+        else:
+            _hook = hook
+    return _fault
+
+
 def arm(signal: str) -> str | None:
     """Have the commit of the running transaction send ``signal``.
 
     Gives None, or why commits of this backend cannot signal: the request stands all the same, and
     a worker finds it when it looks.
     """
-    global _hook, _fault
-    if _hook is not None:
-        _hook.arm(signal)
-        return None
-    if _fault is not None:
+    if _hook is None and register() is not None:
         return _fault
-    try:
-        hook = CommitHook(Sender(backend.database_oid()))
-        _pinned.append(backend.register_xact_callback(hook.at_end))
-    except (OSError, MemoryError, AttributeError, ValueError) as error:
-        _fault = f"{type(error).__name__}: {error}"
-        return _fault
-    _hook = hook
-    hook.arm(signal)
+    assert _hook is not None
+    _hook.arm(signal)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ _TOO_MANY_REDIRECTS = 47
 _USER_AGENT = f"pgnet/{pgnet.__version__}"
 # What a caller's header may tell another server: nothing about the caller.
 _HARMLESS = frozenset(("accept", "accept-encoding", "accept-language", "user-agent"))
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # What may stand unescaped in a Location; the rest is escaped as browsers do.
 _LOCATION_SAFE = "%:/?#[]@!$&'()*+,;=-._~"
 
@@ -91,6 +93,7 @@ class Answer:
 
 
 Done = Callable[[Answer], None]
+_NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def prepare(
@@ -267,11 +270,11 @@ class Exchange:
             raise WireError(
                 words(_TOO_MANY_REDIRECTS), possibly_sent=True, code=_TOO_MANY_REDIRECTS
             )
-        url = urljoin(transfer.url, quote(location, safe=_LOCATION_SAFE)).partition("#")[0]
         before = Origin.of(transfer.url)
         try:
+            url = _resolve(transfer.url, location)
             after = Origin.of(url)
-        except WireError:
+        except (WireError, ValueError):
             raise WireError("redirect to an invalid or unsupported URL", possibly_sent=True) from None
         if before.scheme == "https" and after.scheme == "http":
             raise WireError("redirect from https to http is not followed", possibly_sent=True)
@@ -357,7 +360,17 @@ class Exchange:
             self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
 
 
-_NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
+def _resolve(base: str, location: str) -> str:
+    """What a Location means (RFC 3986, section 5), without its fragment.
+
+    Errors: ValueError for what cannot be read.
+    """
+    reference = quote(location, safe=_LOCATION_SAFE).partition("#")[0]
+    absolute = _ABSOLUTE.match(reference)
+    if absolute is None:
+        return urljoin(base, reference)
+    # urljoin would take `http://` for "here".
+    return absolute.group(0).lower() + reference[absolute.end() :]
 
 
 def _same_origin(before: Origin, after: Origin) -> bool:

@@ -51,7 +51,7 @@ def check(
 ) -> str:
     """Check the arguments of net.http_get, http_post, http_delete; return the URL to store.
 
-    method: GET, POST or DELETE; a POST is of JSON only.
+    method: GET, POST, DELETE or another in upper case; a POST is of JSON only.
     params, headers: JSON text, as PostgreSQL writes jsonb; None means none.
     timeout_milliseconds: of the whole attempt; None means the setting of that name.
 
@@ -64,6 +64,8 @@ def check(
             "violates not-null constraint",
             sqlstate=NOT_NULL_VIOLATION,
         )
+    if method not in ("GET", "POST", "DELETE"):
+        _check_method(method)
     if timeout_milliseconds is not None and timeout_milliseconds <= 0:
         raise InvalidRequest(
             f"timeout_milliseconds must be greater than 0, not {timeout_milliseconds}",
@@ -78,6 +80,15 @@ def check(
         if method == "POST":
             _require_json(pairs)
     return complete
+
+
+def _check_method(method: str) -> None:
+    if _is_token(method) is None:
+        raise InvalidRequest(
+            "the method is no token of RFC 9110", "A method is a word such as GET or PATCH."
+        )
+    if method in ("CONNECT", "TRACE"):
+        raise InvalidRequest(f"the method {method} is not allowed", "It asks for a tunnel or echo.")
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -395,6 +406,16 @@ _REFUSED_HEADERS = frozenset(
     )
 )
 _HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
+
+
+def parse_headers(text: str | None) -> list[tuple[str, str]]:
+    """Return headers given as JSON text as names and values to send; None and null mean none.
+
+    Raises InvalidRequest, with the name of the header and never its value.
+    """
+    if text is None or text in ("{}", "null"):
+        return []
+    return flatten_headers(_json_object("headers", text))
 
 
 def flatten_headers(headers: dict[str, object]) -> list[tuple[str, str]]:

@@ -16,6 +16,8 @@ from pgnet import commit_hook, request
 if TYPE_CHECKING:
     from pgnet.wake_up import Listener
 
+_POLLS = "the setting wake_up is poll"
+
 # plpy is a module that exists in a server only.
 Plpy = Any
 
@@ -70,16 +72,19 @@ def encode_url_with_params_array(plpy: Plpy, url: str, params_array: list[str]) 
 
 def arm(plpy: Plpy, signal: str) -> str | None:
     """Behind net._arm and net.wake: signal workers at the commit; why that cannot be, or None."""
-    if not commit_hook.registered():
-        rows = plpy.execute("select net._current_setting('wake_up') as wake_up", 1)
-        if rows[0]["wake_up"] == "poll":
-            return "the setting wake_up is poll"
+    if not commit_hook.registered() and _polls(plpy):
+        return _POLLS
     return commit_hook.arm(signal)
+
+
+def _polls(plpy: Plpy) -> bool:
+    rows = plpy.execute("select net._current_setting('wake_up') as wake_up", 1)
+    return bool(rows[0]["wake_up"] == "poll")
 
 
 def wake_up_fault(plpy: Plpy) -> str | None:
     """Behind net._wake_up_fault: why a commit cannot wake a worker here; None where it can."""
-    return arm(plpy, "wake")
+    return _POLLS if _polls(plpy) else commit_hook.register()
 
 
 def wake_next(slot: int | None) -> None:
@@ -129,18 +134,15 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
     return " ".join(sorted(signals)), listening.slot if listening else None
 
 
-def work(plpy: Plpy, max_runtime: str | None) -> None:
-    """Behind net.work: serve until ``max_runtime``, a cancel, or the end of the server."""
+def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
+    """Behind net._serve: work until the time is over or, if told so, nothing is due.
+
+    max_runtime is an interval as text, None for no limit. Gives whether the call stands in a
+    transaction block, where nothing can be done.
+    """
     from pgnet.outbox.spi import run
 
-    run(plpy, max_runtime, until_idle=False)
-
-
-def drain(plpy: Plpy, max_runtime: str | None) -> None:
-    """Behind net.drain: send what is due, record the outcomes, return."""
-    from pgnet.outbox.spi import run
-
-    run(plpy, max_runtime, until_idle=True)
+    return (not run(plpy, max_runtime, until_idle=until_idle),)
 
 
 def python_check(
@@ -162,5 +164,5 @@ def python_check(
         sys.version.split()[0],
         ", ".join(missing),
         ca_bundle,
-        commit_hook.arm("wake"),
+        commit_hook.register(),
     )

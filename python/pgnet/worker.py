@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import codecs
 import contextlib
-import json
 import logging
 import re
 import resource
@@ -20,13 +19,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gevent
 import requests
 from gevent.event import Event
 
 from pgnet.exchange import Answer, Exchange, Handle, Limits, prepare
 from pgnet.guard import EgressRules, Guard
 from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Tending
-from pgnet.request import InvalidRequest, canonical_url, flatten_headers
+from pgnet.request import InvalidRequest, canonical_url, parse_headers
+from pgnet.window import Window
 
 log = logging.getLogger("pgnet.worker")
 
@@ -77,7 +78,7 @@ class Worker:
         self._grace = grace
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
         self._own_concurrency = concurrency
-        self._concurrency = 1
+        self._window = Window(1)
         self._batch_size = 1
         self._default_timeout = 1000
         self._exchange: Exchange | None = None
@@ -102,6 +103,10 @@ class Worker:
 
     def run(self) -> None:
         """Serve. Raises what the outbox raises, but for OutboxLost: then it comes back."""
+        loop = gevent.get_hub().loop
+        watchers = [loop.prepare(), loop.check()]
+        watchers[0].start(self._window.idle_begins)
+        watchers[1].start(self._window.idle_ends)
         self._outbox.listen(self._on_signals)
         self._connect()
         try:
@@ -114,6 +119,9 @@ class Worker:
             try:
                 self._abandon()
             finally:
+                for watcher in watchers:
+                    watcher.stop()
+                    watcher.close()
                 self._reset()
                 self._outbox.close()
 
@@ -192,7 +200,8 @@ class Worker:
         if self._held_up and now >= self._held_until:
             self._outcomes += self._held_up
             self._held_up = []
-        free = self._concurrency - len(self._flights)
+        self._window.adjust(len(self._flights))
+        free = self._window.size - len(self._flights)
         wanted = claim and self._look and free > 0
         waiting = len(self._answers) + len(self._outcomes)
         if waiting:
@@ -209,11 +218,13 @@ class Worker:
         return True
 
     def _demand(self, free: int) -> Demand:
-        cap = max(1, int(self._concurrency * _HOST_SHARE))
+        cap = max(1, int(self._window.most * _HOST_SHARE))
         self._full_hosts = [host for host, count in self._hosts.items() if count >= cap]
+        room = cap - max((count for count in self._hosts.values() if count < cap), default=0)
         return Demand(
             slots=min(free, self._batch_size),
-            host_quota=min(cap, (free + 1) // 2),
+            host_quota=min(room, (free + 1) // 2),
+            lone_quota=room,
             full_hosts=self._full_hosts,
             max_bytes=_CLAIM_BYTES,
             after_host=self._after_host,
@@ -239,7 +250,7 @@ class Worker:
         if demand is not None and self._may_be_more(demand, turn.claims):
             self._look = True
             now = time.monotonic()
-            if len(self._flights) >= self._concurrency and now >= self._next_helper:
+            if len(self._flights) >= self._window.size and now >= self._next_helper:
                 self._next_helper = now + _HELPER_INTERVAL
                 self._outbox.wake_next()
 
@@ -265,7 +276,7 @@ class Worker:
             # What a row holds was checked when it was queued; by hand, perhaps not.
             if claim.timeout_milliseconds <= 0:
                 raise InvalidRequest("timeout_milliseconds must be greater than 0")
-            fields = flatten_headers(json.loads(claim.headers) or {}) if claim.headers else []
+            fields = parse_headers(claim.headers)
             prepared = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
             assert self._exchange is not None
             flight.handle = self._exchange.start(
@@ -315,14 +326,14 @@ class Worker:
         )
         self._default_timeout = settings["timeout_milliseconds"]
         self._batch_size = settings["batch_size"]
-        self._concurrency = min(self._own_concurrency or settings["concurrency"], _file_slots())
+        self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())
         rules = (tending.egress, limits)
         if rules == self._rules:
             return
         self._rules = rules
         guard = Guard(EgressRules.from_json(tending.egress))
         if self._exchange is None:
-            self._exchange = Exchange(guard, limits, concurrency=self._concurrency)
+            self._exchange = Exchange(guard, limits, concurrency=self._window.most)
         else:
             self._exchange.configure(guard, limits)
 

@@ -66,13 +66,15 @@ class Outcome:
 class Demand:
     """What a worker can take now.
 
-    slots: requests at most; host_quota: of them for one host; full_hosts: hosts that get none;
+    slots: requests at most; host_quota: of them for one host where several wait; lone_quota: for
+    one host where only one does; full_hosts: hosts that get none;
     max_bytes: of bodies; after_host: hosts take turns from behind this one;
     default_timeout: in ms, for requests that do not say their own.
     """
 
     slots: int
     host_quota: int
+    lone_quota: int
     full_hosts: Sequence[str]
     max_bytes: int
     after_host: str

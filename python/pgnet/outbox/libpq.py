@@ -36,7 +36,7 @@ _SERVER_KEEPALIVES = (
     " set_config('idle_session_timeout', '0', false)"
 )
 _CLAIM_CALL = (
-    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(full)s::text[],"
+    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int, %(full)s::text[],"
     " %(bytes)s::bigint, %(after)s::text, %(timeout)s::int)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
@@ -114,9 +114,23 @@ class LibpqOutbox:
 
     # ---- in the hub's thread
 
+    def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function in a thread; raises what it raises, and nothing is printed on the way."""
+
+        def guarded() -> tuple[Any, psycopg.Error | None]:
+            try:
+                return function(*arguments), None
+            except psycopg.Error as error:
+                return None, error
+
+        result, error = self._pool.apply(guarded)
+        if error is not None:
+            raise error
+        return result
+
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return self._pool.apply(function, arguments)
+            return self._in_pool(function, *arguments)
         except psycopg.Error as error:
             raise OutboxLost(_message(error)) from error
 
@@ -132,6 +146,7 @@ class LibpqOutbox:
                 "worker": self._worker_id,
                 "slots": demand.slots,
                 "quota": demand.host_quota,
+                "lone": demand.lone_quota,
                 "full": list(demand.full_hosts),
                 "bytes": demand.max_bytes,
                 "after": demand.after_host,
@@ -179,7 +194,7 @@ class LibpqOutbox:
         pause = _FIRST_RETRY
         while True:
             try:
-                self._listener = self._pool.apply(self._open, ("wake-up of a pgnet worker",))
+                self._listener = self._in_pool(self._open, "wake-up of a pgnet worker")
                 # The slot is taken at once; what was committed before is found by looking.
                 self._wait(0.0)
                 on_signals({"wake", "reload"})
@@ -194,12 +209,12 @@ class LibpqOutbox:
                 self.wake_up_fault = _message(error)
                 on_signals({"reload"})
             if self._listener is not None:
-                self._pool.apply(self._listener.close)
+                self._in_pool(self._listener.close)
             gevent.sleep(pause)
             pause = min(pause * 1.6, _LONGEST_RETRY)
 
     def _wait(self, timeout: float) -> set[str]:
-        rows = self._pool.apply(self._call_wait, (timeout,))
+        rows = self._in_pool(self._call_wait, timeout)
         self._slot = rows[0]["slot"]
         self.wake_up_fault = rows[0]["fault"]
         return set(rows[0]["signals"].split())

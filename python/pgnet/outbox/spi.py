@@ -17,10 +17,11 @@ from pgnet.outbox import Claim, Demand, Outcome, Tending, Turn
 from pgnet.wake_up import Sender
 from pgnet.worker import Worker, raise_file_limit
 
-_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7)"
-_CLAIM_TYPES = ["bigint", "int", "int", "text[]", "bigint", "text", "int"]
+_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8)"
+_CLAIM_TYPES = ["bigint", "int", "int", "int", "text[]", "bigint", "text", "int"]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
+_INVALID_TRANSACTION_TERMINATION = "2D000"
 # Seconds that requests in flight have to end when the worker does.
 _GRACE = 30.0
 
@@ -35,6 +36,7 @@ class SpiOutbox:
         self._secret = ""
         self._slot: int | None = None
         self._watchers: list[Any] = []
+        self._orphaned = False
         self.wake_up_fault: str | None = None
 
     def _call(self, sql: str, types: Sequence[str] = (), *arguments: Any) -> Any:
@@ -62,7 +64,10 @@ class SpiOutbox:
         check.start(look)
         timer = loop.timer(_INTERRUPT_CHECK, _INTERRUPT_CHECK)
         timer.start(look)
-        self._watchers += [check, timer]
+        # A backend that outlives the postmaster keeps the server from starting again.
+        postmaster = loop.io(backend.postmaster_fd(), 1)
+        postmaster.start(self._postmaster_died, on_signals)
+        self._watchers += [check, timer, postmaster]
         if self.wake_up_fault is not None:
             return
         listener = sql_v1.listener()
@@ -73,6 +78,10 @@ class SpiOutbox:
         readable = loop.io(listener.fileno(), 1)
         readable.start(lambda: on_signals(listener.read()))
         self._watchers.append(readable)
+
+    def _postmaster_died(self, on_signals: Callable[[set[str]], None]) -> None:
+        self._orphaned = True
+        on_signals({"interrupt"})
 
     def stop_listening(self) -> None:
         for watcher in self._watchers:
@@ -104,6 +113,7 @@ class SpiOutbox:
                 self._worker_id,
                 demand.slots,
                 demand.host_quota,
+                demand.lone_quota,
                 list(demand.full_hosts),
                 demand.max_bytes,
                 demand.after_host,
@@ -129,6 +139,8 @@ class SpiOutbox:
         self._plpy.commit()
 
     def check_interrupts(self) -> None:
+        if self._orphaned:
+            self._plpy.fatal("terminating because the postmaster is gone")
         self._plpy.execute("select 1")
         self._plpy.commit()
 
@@ -139,18 +151,19 @@ class SpiOutbox:
         self._plpy.commit()
 
 
-def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> None:
+def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     """The worker in the database: behind net.work and net.drain.
 
-    max_runtime is an interval as text, None for no limit. Raises what a cancel raises, and an
-    error with a hint inside a transaction block, where nothing can be committed.
+    max_runtime is an interval as text, None for no limit. Gives false inside a transaction block,
+    where nothing can be committed and nothing is done. Raises what a cancel raises.
     """
     row = plpy.execute(
         plpy.prepare(
             "select extract(epoch from $1::interval)::float8 as runtime,"
             " current_setting('application_name') as name,"
             " (select setting::float8 / 1000 from pg_catalog.pg_settings"
-            "  where name = 'statement_timeout') as statement_timeout",
+            "  where name = 'statement_timeout') as statement_timeout,"
+            " extract(epoch from clock_timestamp() - statement_timestamp())::float8 as elapsed",
             ["text"],
         ),
         [max_runtime],
@@ -158,18 +171,13 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> None:
     try:
         plpy.commit()
     except plpy.SPIError as error:
-        if error.sqlstate != "2D000":
+        if error.sqlstate != _INVALID_TRANSACTION_TERMINATION:
             raise
-        plpy.error(
-            "a worker cannot run inside a transaction block",
-            detail="It commits after each of its steps.",
-            hint="Call it by itself, as a single statement outside of begin … commit.",
-            sqlstate="25001",
-        )
+        return False
     runtime, grace = row["runtime"], _GRACE
     if row["statement_timeout"]:
         # It would end the whole CALL, with requests in flight: end cleanly before it.
-        allowed = row["statement_timeout"] * 0.8
+        allowed = max(row["statement_timeout"] * 0.8 - row["elapsed"], 0.0)
         runtime = allowed if runtime is None else min(runtime, allowed)
         grace = min(grace, row["statement_timeout"] * 0.1)
     raise_file_limit()
@@ -180,6 +188,7 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> None:
     finally:
         outbox.stop_listening()
         _name_session(plpy, row["name"])
+    return True
 
 
 def _name_session(plpy: Any, name: str) -> None:
