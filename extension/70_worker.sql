@@ -238,12 +238,13 @@ as $$
 declare
     done boolean;
 begin
-    if to_regprocedure('cron.unschedule(text)') is null then
+    -- The argument is a name in older versions, text in newer ones.
+    if coalesce(to_regprocedure('cron.unschedule(text)'), to_regprocedure('cron.unschedule(name)')) is null then
         return false;
     end if;
     execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into done using 'pgnet worker';
     if done then
-        execute 'select cron.unschedule($1::text)' using 'pgnet worker';
+        execute 'select cron.unschedule(''pgnet worker'')';
     end if;
     return done;
 end

@@ -101,24 +101,21 @@ def test_it_is_one_row_of_pg_stat_activity(database: Database, worker: Worker) -
     assert database.value(named) == 1
 
 
-def test_it_holds_neither_transaction_nor_snapshot(
-    database: Database, worker: Worker, witness: Running
-) -> None:
-    queue(database, f"{witness.url}/delay/600", 10)
-    seen(witness, 10)
+def test_it_holds_neither_transaction_nor_snapshot(database: Database, witness: Running) -> None:
     own = (
         "from pg_stat_activity a"
         " where application_name like '%pgnet%' and datname = current_database()"
     )
-    database.wait_for(f"select bool_and(backend_xmin is null and backend_xid is null) {own}")
-    assert database.value(f"select count(*) {own}") == 2
-    assert (
-        database.rows(
+    with database.worker("--grace", "0"):
+        queue(database, f"{witness.url}/delay/600", 10)
+        seen(witness, 10)
+        database.wait_for(f"select bool_and(backend_xmin is null and backend_xid is null) {own}")
+        assert database.value(f"select count(*) {own}") == 2
+        locks = database.rows(
             "select l.locktype, l.mode from pg_locks l where l.locktype <> 'virtualxid'"
             f" and l.pid in (select a.pid {own})"
         )
-        == []
-    )
+        assert locks == []
 
 
 def test_a_role_with_a_workers_rights_and_no_other(database: Database, witness: Running) -> None:
@@ -183,7 +180,10 @@ def test_it_finishes_what_is_in_flight_and_gives_back_the_rest(
     # what was cut off is free again at once
     with database.worker("--grace", "0"):
         assert len(seen(witness, 12, 1.5)) == 12
-        assert database.value("select array_agg(distinct attempt) from net.claim") == [2]
+        assert database.rows("select attempt, count(*) from net.claim group by 1 order by 1") == [
+            (1, 1),
+            (2, 3),
+        ]
 
 
 def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running) -> None:
@@ -389,19 +389,20 @@ def test_a_dropped_database_under_it(cluster: Cluster, witness: Running) -> None
         assert "Traceback" not in worker.output()
 
 
-def test_no_answer_to_a_broken_dsn(cluster: Cluster) -> None:
-    """What will never work is refused, not waited for."""
-    with pytest.raises((RuntimeError, TimeoutError)):  # noqa: SIM117
-        with cluster.worker(
-            "--dsn", "no_such_parameter=1", dbname="postgres", seen=False
-        ) as worker:
-            assert worker.process.wait(10) != 0
-            assert "no_such_parameter" in worker.output()
-            assert "Traceback" not in worker.output()
-            raise RuntimeError
+def test_a_broken_dsn_is_refused(cluster: Cluster) -> None:
+    """What will never work is said at once, not waited for."""
+    arguments = ("--dsn", "no_such_parameter=1")
+    with cluster.worker(*arguments, dbname="postgres", seen=False) as worker:
+        assert worker.process.wait(10) != 0
+        assert "no_such_parameter" in worker.output()
+        assert "Traceback" not in worker.output()
 
 
 # ---- paused
+
+
+def outcomes(database: Database) -> list[tuple[Any, ...]]:
+    return database.rows("select id, created, attempts from net._http_response order by id")
 
 
 def test_a_paused_worker_records_nothing_twice(database: Database, witness: Running) -> None:
@@ -422,10 +423,7 @@ def test_a_paused_worker_records_nothing_twice(database: Database, witness: Runn
             queue(database, f"{witness.url}/body/after", 20)
             wait_for_states(database, {"succeeded": 70})
             assert paused.stop() == 0
-            after = database.rows(
-                "select id, created, attempts from net._http_response where url like '%delay%' order by 1"
-            )
-            assert after == before
+            assert outcomes(database)[:50] == before
     assert len([target for target in targets(witness) if "delay" in target]) == 100
 
 
@@ -454,10 +452,7 @@ def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Runn
             )
             queue(database, f"{witness.url}/body/after", 20)
             wait_for_states(database, {"succeeded": 70})
-            after = database.rows(
-                "select id, created, attempts from net._http_response where url like '%delay%' order by 1"
-            )
-            assert after == before
+            assert outcomes(database)[:50] == before
             assert paused.stop() == 0
 
 

@@ -43,6 +43,8 @@ _POLL_INTERVAL = 1.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 5.0
 # It commits at least this often, so that its transaction never looks old.
 _LONGEST_SLEEP = 60.0
+# How often the window is judged while requests wait for it, in seconds.
+_WINDOW_INTERVAL = 0.01
 # A worker whose slots are full wakes the next one this often, in seconds.
 _HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
@@ -348,6 +350,9 @@ class Worker:
             until = min(until, self._first_answer + self._linger)
         if self._held_up:
             until = min(until, self._held_until)
+        if self._look and len(self._flights) < self._window.most:
+            # Only the window holds them back: it may grow while nothing happens.
+            until = min(until, time.monotonic() + _WINDOW_INTERVAL)
         timeout = until - time.monotonic()
         if timeout > 0 and not self._signals:
             self._event.wait(timeout)
