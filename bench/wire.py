@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """How much of this process's CPU a small GET costs, against a local nginx.
 
-    python3 bench/wire.py [--requests N] [--concurrency N] [--profile]
+python3 bench/wire.py [--requests N] [--concurrency N] [--profile]
 """
 
 from __future__ import annotations

@@ -41,8 +41,5 @@ create trigger announce
     for each row
     execute function shop.announce_order(:'url');
 
--- What has been announced so far, for the owner:
-create view shop.announcements as
-    select id, state, status_code, error_msg, requested
-    from net.requests
-    where url = :'url';
+-- What has been announced so far, as the owner:
+--   select id, state, status_code, error_msg from net.requests where url = '...' order by id;

@@ -74,7 +74,12 @@ class Server:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: int
     ) -> bool:
         """Read one request, answer it; False ends the connection."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first = await reader.readexactly(1)
+        if first == b"\x16":
+            # A TLS handshake at a plain port.
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return False
+        head = (first + await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         line, *rest = head[:-4].split("\r\n")
         method, target, _version = line.split(" ")
         headers = [(n, v.strip(" \t")) for n, _, v in (field.partition(":") for field in rest)]
@@ -119,9 +124,10 @@ class Server:
 
 
 WAYS = frozenset(
-    "status delay drip-headers drip-body continue short long chunked endless bad-chunk reset empty "
-    "cut-headers garbage nul-header headers gzip deflate double-gzip bad-gzip coding bomb trickle "
-    "cookies length close body hang".split()
+    ("status", "delay", "hang", "drip-headers", "drip-body", "continue", "short", "long", "chunked")
+    + ("endless", "bad-chunk", "reset", "empty", "close", "cut-headers", "garbage", "nul-header")
+    + ("headers", "gzip", "deflate", "double-gzip", "bad-gzip", "coding", "bomb", "trickle")
+    + ("cookies", "length", "body")
 )
 # `continue` is a word of Python's own.
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -270,9 +276,8 @@ class Answer:
 
     async def bomb(self, length: str) -> None:
         packer = zlib.compressobj(9, wbits=31)
-        zeros, parts = bytes(1 << 20), []
-        for _ in range(int(length) >> 20):
-            parts.append(packer.compress(zeros))
+        zeros = bytes(1 << 20)
+        parts = [packer.compress(zeros) for _ in range(int(length) >> 20)]
         await self.encoded(b"".join([*parts, packer.flush()]), "gzip")
 
     async def trickle(self) -> None:

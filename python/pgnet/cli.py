@@ -56,6 +56,7 @@ def _positive(text: str) -> int:
 
 def _worker(options: argparse.Namespace) -> int:
     import gevent
+    import psycopg
 
     from pgnet.outbox.libpq import LibpqOutbox
     from pgnet.worker import Worker, raise_file_limit
@@ -66,9 +67,17 @@ def _worker(options: argparse.Namespace) -> int:
         format="%(levelname)s %(name)s: %(message)s",
     )
     raise_file_limit()
-    worker = Worker(
-        LibpqOutbox(options.dsn), grace=options.grace, concurrency=options.concurrency
-    )
+    try:
+        outbox = LibpqOutbox(options.dsn)
+    except psycopg.ProgrammingError:
+        # libpq's own words would quote it, and a password with it.
+        print(
+            "pgnet worker: --dsn is no connection string of libpq, such as "
+            "'host=db.example dbname=app' or postgresql://db.example/app",
+            file=sys.stderr,
+        )
+        return 2
+    worker = Worker(outbox, grace=options.grace, concurrency=options.concurrency)
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, worker.stop)
     worker.run()

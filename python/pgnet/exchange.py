@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote, urljoin
 
 import gevent
@@ -24,6 +24,7 @@ from pgnet.transport import (
     WireError,
     WireResponse,
     build_response,
+    case_insensitive,
     check_method,
     encode_headers,
     parse_headers,
@@ -117,12 +118,10 @@ def prepare(
             store[lower] = (name, [known[1], value])
     if "user-agent" not in store:
         store["user-agent"] = ("User-Agent", _USER_AGENT)
-    fields: CaseInsensitiveDict[Any] = CaseInsensitiveDict()
-    vars(fields)["_store"] = store
     prepared.method = method
     # Assigned, not prepared: requests would rewrite what the enqueue has checked and stored.
     prepared.url = url
-    prepared.headers = fields
+    prepared.headers = case_insensitive(store)
     prepared.body = body
     return prepared
 
@@ -231,7 +230,7 @@ class Exchange:
             method,
             url,
             encode_headers(request.headers),
-            cast("bytes | None", body),
+            body,
             started=time.monotonic(),
             timeout=timeout,
             connect_timeout=limits.connect_timeout,
@@ -275,7 +274,9 @@ class Exchange:
             url = _resolve(transfer.url, location)
             after = Origin.of(url)
         except (WireError, ValueError):
-            raise WireError("redirect to an invalid or unsupported URL", possibly_sent=True) from None
+            raise WireError(
+                "redirect to an invalid or unsupported URL", possibly_sent=True
+            ) from None
         if before.scheme == "https" and after.scheme == "http":
             raise WireError("redirect from https to http is not followed", possibly_sent=True)
 
@@ -350,9 +351,7 @@ class Exchange:
             )
         if error is not None and handle._redirects:
             error.possibly_sent = True
-        answer = Answer(
-            response, header_list, error, timings, handle._redirects, version, address
-        )
+        answer = Answer(response, header_list, error, timings, handle._redirects, version, address)
         try:
             handle._done(answer)
         except Exception as failure:

@@ -61,7 +61,9 @@ def urlencode_string(string: str) -> str | None:
     return request.urlencode_string(string)
 
 
-def encode_url_with_params_array(plpy: Plpy, url: str, params_array: list[str]) -> str | None:
+def encode_url_with_params_array(
+    plpy: Plpy, url: str, params_array: list[str | None]
+) -> str | None:
     """Behind net._encode_url_with_params_array."""
     try:
         return request.encode_url_with_params_array(url, params_array)

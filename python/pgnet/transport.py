@@ -22,7 +22,9 @@ import gevent
 import pycurl
 import requests
 from gevent.event import AsyncResult
+from requests import certs
 from requests.adapters import BaseAdapter
+from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers, select_proxy
 
@@ -67,8 +69,17 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # The client's own: with them a caller could smuggle a request or speak to a proxy.
 _FORBIDDEN = frozenset(
-    ("host", "content-length", "transfer-encoding", "te", "trailer", "connection")
-    + ("keep-alive", "upgrade", "expect", "proxy-authorization", "proxy-connection")
+    [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "te",
+        "trailer",
+        "connection",
+        "keep-alive",
+        "upgrade",
+        "expect",
+    ]
 )
 # An empty value takes libcurl's own header away: nobody asked for these.
 _UNASKED = (b"Accept:", b"Accept-Encoding:", b"Content-Type:", b"Expect:")
@@ -95,7 +106,7 @@ def ca_bundle() -> str:
     for path in _CA_BUNDLES:
         if os.path.exists(path):
             return path
-    return requests.certs.where()
+    return str(certs.where())
 
 
 class WireError(requests.RequestException):
@@ -286,9 +297,13 @@ def encode_headers(headers: Mapping[str, str | list[str]]) -> list[bytes]:
     Errors: WireError for a name that is no token, a control character in a value (RFC 9110,
     sections 5.1 and 5.5), or a header that is the client's own. The value is never told.
     """
+    # Mapping's own items() would take some calls of Python code for each.
+    fields: Any = headers.items()
+    if type(headers) is CaseInsensitiveDict:
+        fields = vars(headers)["_store"].values()
     lines: list[bytes] = []
     names = set()
-    for name, value in headers.items():
+    for name, value in fields:
         lower = name.lower()
         if _TOKEN.fullmatch(name) is None:
             raise WireError("invalid header name")
@@ -330,12 +345,11 @@ class _Slot:
     """A pooled libcurl handle with its callbacks, and the transfer it performs."""
 
     __slots__ = (
-        "addresses",
+        "body_bytes",
         "connect_to",
         "curl",
-        "headers",
-        "body_bytes",
         "header_bytes",
+        "headers",
         "method",
         "mode",
         "overrun",
@@ -344,6 +358,7 @@ class _Slot:
         "tls",
         "transfer",
         "transport",
+        "url",
     )
 
     def __init__(self, transport: Transport, multi: _Multi) -> None:
@@ -351,6 +366,7 @@ class _Slot:
         self.curl = curl = pycurl.Curl()
         self.transfer: Transfer | None = None
         self.headers: list[bytes] | None = None
+        self.url: str | None = None
         self.connect_to: str | None = None
         self.method: str | None = None
         self.mode: str | None = None
@@ -385,8 +401,9 @@ class _Slot:
         self.transfer = transfer
         self.header_bytes = self.body_bytes = 0
         self.overrun = self.refusal = None
-        set_option(pycurl.URL, transfer.url)
-
+        if transfer.url != self.url:
+            set_option(pycurl.URL, transfer.url)
+            self.url = transfer.url
         host = f"[{address}]" if ":" in address else address
         connect_to = f"::{host}:{origin.port}"
         if connect_to != self.connect_to:
@@ -461,9 +478,10 @@ class _Slot:
         if self.header_bytes > transfer.max_header_bytes:
             self.overrun = f"response headers exceed {transfer.max_header_bytes} bytes"
             return 0
-        if line[:17].lower() == b"content-encoding:":
+        lines = transfer.header_lines
+        lines.append(line)
+        if len(line) < 3 and b"\ncontent-encoding:" in b"".join(lines).lower():
             cast(_Multi, transfer._multi).encoded.add(self)
-        transfer.header_lines.append(line)
         return None
 
     def _on_body(self, chunk: bytes) -> int | None:
@@ -709,7 +727,8 @@ class _Multi:
             info = curl.getinfo
             transfer.status = info(pycurl.RESPONSE_CODE)
             transfer.connect = info(pycurl.CONNECT_TIME)
-            transfer.appconnect = info(pycurl.APPCONNECT_TIME)
+            if cast(Origin, transfer._origin).scheme == "https":
+                transfer.appconnect = info(pycurl.APPCONNECT_TIME)
             transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
             sent = code != 0 and info(pycurl.REQUEST_SIZE) > 0
             overrun, refusal = slot.overrun, slot.refusal
@@ -958,32 +977,36 @@ def parse_headers(lines: list[bytes]) -> tuple[str, str, list[tuple[str, str]]]:
     fields come last. Values are UTF-8 where they are valid UTF-8, otherwise Latin-1 (RFC 9110,
     section 5.5, leaves bytes above 127 open).
     """
-    version = reason = ""
+    section = b"".join(lines)
+    begin = section.rfind(b"\nHTTP/") + 1
+    try:
+        texts = section[begin:].decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        texts = [_decode(line) for line in section[begin:].split(b"\n")]
+    version, _, rest = texts[0].partition(" ")
     fields: list[tuple[str, str]] = []
-    for raw in lines:
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            line = raw.decode("latin-1")
-        if line.startswith("HTTP/"):
-            protocol, _, rest = line.partition(" ")
-            version = protocol[5:]
-            reason = rest.strip("\r\n ")[4:]
-            fields = []
-        elif line[:1] in " \t" and fields and line.strip():
+    for text in texts[1:]:
+        name, colon, value = text.partition(":")
+        if name[:1] in " \t" and fields and text.strip():
             # A folded line (RFC 9112, section 5.2) goes on with the one before.
-            name, value = fields[-1]
-            fields[-1] = (name, f"{value} {line.strip()}")
-        else:
-            name, colon, value = line.partition(":")
-            if colon:
-                fields.append((name, value.strip("\r\n \t")))
-    return version, reason, fields
+            fields[-1] = (fields[-1][0], f"{fields[-1][1]} {text.strip()}")
+        elif colon:
+            fields.append((name, value.strip("\r \t")))
+    return version[5:], rest[4:].strip(), fields
+
+
+def _decode(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
-    """Fields as one object: repeats joined by commas (RFC 9110, section 5.3), the last Set-Cookie."""
-    headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
+    """Fields as one object: repeats joined by commas (RFC 9110, section 5.3).
+
+    Of Set-Cookie, which cannot be joined, the last stands there.
+    """
     store: OrderedDict[str, tuple[str, str]] = OrderedDict()
     for field in fields:
         lower = field[0].lower()
@@ -991,24 +1014,27 @@ def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
             store[lower] = (store[lower][0], f"{store[lower][1]}, {field[1]}")
         else:
             store[lower] = field
-    # Past its constructor, which takes a call of Python code for each header.
-    vars(headers)["_store"] = store
-    return headers
+    return case_insensitive(store)
+
+
+def case_insensitive(store: OrderedDict[str, tuple[str, Any]]) -> CaseInsensitiveDict[Any]:
+    """requests' dictionary over a ready store, without its call of Python code for each header."""
+    made: CaseInsensitiveDict[Any] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
+    vars(made)["_store"] = store
+    return made
 
 
 class WireResponse(requests.Response):
     """requests' Response; what few ask for is made when it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, attributes: dict[str, Any]) -> None:
         # requests' own constructor makes a cookie jar, which costs more than all the rest.
-        self._content: bytes | bool = False
-        self._content_consumed = False
-        self._next = None
+        self.__dict__ = attributes
 
     def __getattr__(self, name: str) -> Any:
         value: Any
         if name == "cookies":
-            value = requests.cookies.RequestsCookieJar()
+            value = RequestsCookieJar()
         elif name == "encoding":
             value = get_encoding_from_headers(self.headers)
         elif name == "history":
@@ -1029,7 +1055,6 @@ def build_response(
     Returns the response, its header fields in order, and the HTTP version.
     """
     version, reason, fields = parse_headers(transfer.header_lines)
-    response = WireResponse()
     chunks = transfer.chunks
     attributes: dict[str, Any] = {
         "status_code": transfer.status,
@@ -1037,13 +1062,13 @@ def build_response(
         "headers": combine_headers(fields),
         "_content": chunks[0] if len(chunks) == 1 else b"".join(chunks),
         "_content_consumed": True,
+        "_next": None,
         "url": transfer.url,
         "request": request,
         "elapsed": datetime.timedelta(seconds=time.monotonic() - transfer.started),
         "connection": None,
     }
-    vars(response).update(attributes)
-    return response, fields, version
+    return WireResponse(attributes), fields, version
 
 
 class CurlAdapter(BaseAdapter):
@@ -1088,9 +1113,9 @@ class CurlAdapter(BaseAdapter):
         """
         url = request.url or ""
         if cert is not None or (proxies and select_proxy(url, dict(proxies)) is not None):
-            raise requests.exceptions.InvalidSchema("proxies and client certificates are not set here")
+            raise requests.exceptions.InvalidSchema("proxies and client certificates are not taken")
         connect, total = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        body = request.body
+        body: Any = request.body
         if body is not None and not isinstance(body, (bytes, str)):
             body = body.read() if hasattr(body, "read") else b"".join(body)
         # Its length and framing are libcurl's affair.

@@ -1,4 +1,4 @@
-"""Waiting in a backend without hiding from it: a cancel, a stop or the postmaster's death ends it."""
+"""Waiting in a backend without hiding from it: a cancel, a stop, the postmaster's death end it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Sender:
         try:
             self._socket.sendto(SIGNALS[signal], path)
         except OSError:
-            # Nobody listens here; or its queue is full, and it is busy or stopped: the next may help.
+            # Nobody listens here; or its queue is full, it is busy or stopped: the next may help.
             return False
         return True
 

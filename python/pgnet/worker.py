@@ -340,9 +340,7 @@ class Worker:
             self._exchange.configure(guard, limits)
 
     def _is_idle(self) -> bool:
-        return not (
-            self._look or self._flights or self._answers or self._outcomes or self._held_up
-        )
+        return not (self._look or self._flights or self._answers or self._outcomes or self._held_up)
 
     def _sleep(self, until: float) -> None:
         """Until that time, or until something comes."""

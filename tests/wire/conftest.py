@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +8,11 @@ from typing import Any
 import gevent
 import pytest
 
-_HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE), str(_HERE.parent)]
-
 import httpd
-from wire_support import LOOPBACK, Client, NameServer
-
 from pgnet.exchange import Exchange, Limits
 from pgnet.guard import EgressRules, Guard
+from wire.support import LOOPBACK, Client, NameServer
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[httpd.Running]:

@@ -6,9 +6,9 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import AsyncResult
-from wire_support import NameServer
 
 from pgnet.resolve import ResolveError, Resolver
+from wire.support import NameServer
 
 
 def look_up(resolver: Resolver, host: str, seconds: float = 5.0) -> tuple[str, ...]:

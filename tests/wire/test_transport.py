@@ -9,15 +9,15 @@ from pathlib import Path
 
 import gevent
 import gevent.pool
-import httpd
 import pytest
 import requests
 import trustme
-from wire_support import LOOPBACK, Client
 
+import httpd
 from pgnet.exchange import WireError
 from pgnet.guard import EgressRefused, Guard
 from pgnet.transport import CurlAdapter, TlsSettings, ca_bundle, encode_headers, parse_headers
+from wire.support import LOOPBACK, Client
 
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
@@ -204,9 +204,7 @@ def test_errors_are_those_of_requests(session: requests.Session, server: httpd.R
         session.get(server.url, cert="/nowhere", timeout=5)
 
 
-def test_greenlets_wait_beside_each_other(
-    session: requests.Session, server: httpd.Running
-) -> None:
+def test_greenlets_wait_beside_each_other(session: requests.Session, server: httpd.Running) -> None:
     pool = gevent.pool.Pool(50)
     urls = [f"{server.url}/body/{n}" for n in range(200)]
     slow = gevent.spawn(session.get, server.url + "/hang", timeout=1)

@@ -6,6 +6,7 @@ listens where this process, perhaps on another machine, cannot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import gevent
 import psycopg
 from psycopg.rows import dict_row
 
-from pgnet.outbox import Claim, Demand, Outcome, OutboxLost, Tending, Turn
+from pgnet.outbox import Claim, Demand, OutboxLost, Outcome, Tending, Turn
 
 log = logging.getLogger("pgnet.outbox")
 
@@ -36,7 +37,8 @@ _SERVER_KEEPALIVES = (
     " set_config('idle_session_timeout', '0', false)"
 )
 _CLAIM_CALL = (
-    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int, %(full)s::text[],"
+    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
+    " %(full)s::text[],"
     " %(bytes)s::bigint, %(after)s::text, %(timeout)s::int)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
@@ -60,10 +62,11 @@ class LibpqOutbox:
     """See pgnet.outbox.Outbox.
 
     conninfo: libpq's connection string; what it leaves out comes from libpq's environment.
+    Raises psycopg.ProgrammingError where it is none.
     """
 
     def __init__(self, conninfo: str = "") -> None:
-        self._conninfo = conninfo
+        self._parameters = psycopg.conninfo.conninfo_to_dict(conninfo)
         self._pool = gevent.get_hub().threadpool
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
         self._worker_id: int | None = None
@@ -76,8 +79,7 @@ class LibpqOutbox:
     # ---- in the pool's threads
 
     def _open(self, name: str) -> psycopg.Connection[dict[str, Any]]:
-        given = psycopg.conninfo.conninfo_to_dict(self._conninfo)
-        parameters = {**_KEEPALIVES, **given, "application_name": name}
+        parameters = {**_KEEPALIVES, **self._parameters, "application_name": name}
         connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
         connection.execute(_SERVER_KEEPALIVES)
         return connection
@@ -233,7 +235,8 @@ class LibpqOutbox:
         self._listening = None
         if self._listener is not None and not self._listener.closed:
             # Its thread waits in the call: the cancel ends that, and the thread with it.
-            self._call(self._listener.cancel)
+            with contextlib.suppress(OutboxLost):
+                self._call(self._listener.cancel)
 
     def wake_next(self) -> None:
         self._call(self._query, "select net._wake_next(%(slot)s::int)", {"slot": self._slot})

@@ -10,7 +10,7 @@ import gevent
 import gevent.socket
 from gevent.event import AsyncResult
 
-from pgnet.exchange import Answer, Exchange, prepare
+from pgnet.exchange import Answer, Exchange, Handle, prepare
 from pgnet.guard import EgressRules
 from pgnet.resolve import Resolver
 
@@ -30,7 +30,7 @@ class Client:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | None = None,
         timeout: float = 5.0,
-    ) -> tuple[Any, AsyncResult]:
+    ) -> tuple[Handle, AsyncResult]:
         ended: AsyncResult = AsyncResult()
         calls: list[Answer] = []
 
@@ -42,8 +42,15 @@ class Client:
         handle = self.exchange.start(prepare(method, url, headers, body), timeout, done)
         return handle, ended
 
-    def __call__(self, url: str, *args: Any, timeout: float = 5.0, **kwargs: Any) -> Answer:
-        _, ended = self.begin(url, *args, timeout=timeout, **kwargs)
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | None = None,
+        timeout: float = 5.0,
+    ) -> Answer:
+        _, ended = self.begin(url, method, headers, body, timeout)
         answer: Answer = ended.get(timeout=timeout + 5)
         return answer
 
