@@ -79,7 +79,7 @@ begin
     if target is null then
         perform net._refuse('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
-    insert into net._outbox (method, url, headers, timeout_milliseconds)
+    insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -114,7 +114,7 @@ begin
     if target is null then
         perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
-    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -149,7 +149,7 @@ begin
     if target is null then
         perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
-    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::text, 'UTF8'), http_delete.timeout_milliseconds)
     returning id into request_id;
     return request_id;

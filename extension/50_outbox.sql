@@ -89,20 +89,20 @@ as $$
 declare
     claim_token uuid := gen_random_uuid();
     quota integer := case
-        when (select q.host from net.http_request_queue q order by q.host limit 1)
-            = (select q.host from net.http_request_queue q order by q.host desc limit 1) then lone_quota
+        when (select q.host from net._queue q order by q.host limit 1)
+            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
         else host_quota end;
 begin
     return query
     with recursive later (name) as (
-        (select q.host from net.http_request_queue q where q.host > after_host order by q.host limit 1)
+        (select q.host from net._queue q where q.host > after_host order by q.host limit 1)
         union all
-        select (select q.host from net.http_request_queue q where q.host > l.name order by q.host limit 1)
+        select (select q.host from net._queue q where q.host > l.name order by q.host limit 1)
         from later l where l.name is not null
     ), earlier (name) as (
-        (select q.host from net.http_request_queue q where q.host <= after_host order by q.host limit 1)
+        (select q.host from net._queue q where q.host <= after_host order by q.host limit 1)
         union all
-        select (select q.host from net.http_request_queue q
+        select (select q.host from net._queue q
                 where q.host > e.name and q.host <= after_host order by q.host limit 1)
         from earlier e where e.name is not null
     ), ready as materialized (
@@ -115,7 +115,7 @@ begin
         cross join lateral (
             select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.host,
                 coalesce(octet_length(q.body), 0) as size
-            from net.http_request_queue q
+            from net._queue q
             where q.host = h.name
                 and not exists (select from net.claim c where c.id = q.id)
             order by q.priority, q.id
@@ -147,7 +147,7 @@ comment on function net._claim(bigint, integer, integer, integer, text[], bigint
     'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
-create function net._store(outcomes jsonb)
+create function net._store(outcomes json)
     returns bigint[]
     language plpgsql volatile parallel unsafe security definer cost 1000
     set search_path = pg_catalog, pg_temp
@@ -165,7 +165,7 @@ begin
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
             q.created as requested, q.priority, q.context
-        from jsonb_to_recordset(outcomes) as r (
+        from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, content_base64 text, timed_out boolean, error_msg text
         )
@@ -208,22 +208,21 @@ begin
     return coalesce(held_up, '{}');
 end
 $$;
-comment on function net._store(jsonb) is
+comment on function net._store(json) is
     'One batch of net._record: ends the requests whose claim still carries the token; gives the ids that a lock of somebody holds up.';
-revoke all on function net._store(jsonb) from public;
+revoke all on function net._store(json) from public;
 
 create function net._record(
     -- an array of objects: id, token, state, status_code, content_type, headers, content, content_base64, timed_out, error_msg
-    outcomes jsonb
+    outcomes json
 )
-    -- the ids that could not be recorded yet, because another transaction holds their row
+    -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
     returns bigint[]
     language plpgsql volatile parallel unsafe security definer cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    size integer := jsonb_array_length(outcomes);
-    half jsonb;
+    size integer := json_array_length(outcomes);
     fault text;
 begin
     return net._store(outcomes);
@@ -234,20 +233,35 @@ exception
         raise;
     when others then
         if size > 1 then
-            half := (select jsonb_agg(o.value order by o.ordinality)
-                     from jsonb_array_elements(outcomes) with ordinality o where o.ordinality <= size / 2);
-            return net._record(half) || net._record(
-                (select jsonb_agg(o.value order by o.ordinality)
-                 from jsonb_array_elements(outcomes) with ordinality o where o.ordinality > size / 2));
+            return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
         end if;
         get stacked diagnostics fault = message_text;
-        return net._store(jsonb_build_array(jsonb_build_object(
-            'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-            'error_msg', 'The response could not be recorded: ' || fault)));
+        begin
+            return net._store(json_build_array(json_build_object(
+                'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
+                'error_msg', 'The response could not be recorded: ' || fault)));
+        exception when others then
+            raise warning using
+                message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
+                hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
+            return array[(outcomes -> 0 ->> 'id')::bigint];
+        end;
 end
 $$;
-comment on function net._record(jsonb) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded as an error without content. Gives the ids held up by somebody''s lock.';
+comment on function net._record(json) is
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded as an error without content. Gives the ids that are held up, for the worker to come again.';
+
+create function net._slice(elements json, first integer, last integer)
+    returns json
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select json_agg(e.value order by e.ordinality)
+    from json_array_elements(elements) with ordinality e
+    where e.ordinality between first and last
+$$;
+comment on function net._slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
+revoke all on function net._slice(json, integer, integer) from public;
 
 create function net._release(
     -- the requests to give back, and the tokens of their claims
@@ -385,7 +399,8 @@ begin
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)
                             else to_jsonb(net._current_setting(k.name)) end)
-                     from net._known_settings() k),
+                     from net._known_settings() k)
+            || jsonb_build_object('server_encoding', current_setting('server_encoding')),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and r.allow),
@@ -403,7 +418,7 @@ comment on function net._tend(bigint) is
 revoke all on function
     net._register(text, bigint, uuid, bigint[]),
     net._claim(bigint, integer, integer, integer, text[], bigint, text, integer),
-    net._record(jsonb),
+    net._record(json),
     net._release(bigint[], uuid[], text),
     net._deregister(bigint, uuid),
     net._tend(bigint)

@@ -23,7 +23,7 @@ create function net._json_or_null(content text)
 as $$
 begin
     return content::jsonb;
-exception when data_exception then
+exception when data_exception or program_limit_exceeded then
     return null;
 end
 $$;
@@ -370,9 +370,9 @@ begin
     if target is null then
         perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
     end if;
-    insert into net._outbox (method, url, headers, body, timeout_milliseconds)
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::text, 'UTF8'), total)
-    returning _outbox.id into id;
+    returning http_request_queue.id into id;
     commit;
     if not net._worker_is_up() then
         raise warning using

@@ -75,7 +75,7 @@ as $$
     select r::regprocedure from (values
         ('net._register(text, bigint, uuid, bigint[])'),
         ('net._claim(bigint, integer, integer, integer, text[], bigint, text, integer)'),
-        ('net._record(jsonb)'),
+        ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._deregister(bigint, uuid)'),
         ('net._tend(bigint)'),

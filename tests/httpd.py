@@ -110,7 +110,8 @@ class Server:
         elif name == "echo":
             await answer.send(json.dumps(entry).encode(), kind="application/json")
         elif name == "redirect":
-            await answer.redirect(arguments[0], parse_qs(url.query, encoding="utf-8")["to"][0])
+            to = parse_qs(url.query).get("to")
+            await (answer.redirect(arguments[0], to[0]) if to else answer.send(b"ok"))
         elif name == "loop":
             await answer.redirect("302", target)
         elif name == "hops":
@@ -124,10 +125,36 @@ class Server:
 
 
 WAYS = frozenset(
-    ("status", "delay", "hang", "drip-headers", "drip-body", "continue", "short", "long", "chunked")
-    + ("endless", "bad-chunk", "reset", "empty", "close", "cut-headers", "garbage", "nul-header")
-    + ("headers", "gzip", "deflate", "double-gzip", "bad-gzip", "coding", "bomb", "trickle")
-    + ("cookies", "length", "body")
+    [
+        "status",
+        "delay",
+        "hang",
+        "drip-headers",
+        "drip-body",
+        "continue",
+        "short",
+        "long",
+        "chunked",
+        "endless",
+        "bad-chunk",
+        "reset",
+        "empty",
+        "close",
+        "cut-headers",
+        "garbage",
+        "nul-header",
+        "headers",
+        "gzip",
+        "deflate",
+        "double-gzip",
+        "bad-gzip",
+        "coding",
+        "bomb",
+        "trickle",
+        "cookies",
+        "length",
+        "body",
+    ]
 )
 # `continue` is a word of Python's own.
 OK = b"HTTP/1.1 200 OK\r\n"

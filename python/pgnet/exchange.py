@@ -14,10 +14,10 @@ import gevent
 import requests
 from requests.structures import CaseInsensitiveDict
 
-import pgnet
 from pgnet.guard import Guard
 from pgnet.resolve import Resolver
 from pgnet.transport import (
+    USER_AGENT,
     Origin,
     Transfer,
     Transport,
@@ -35,7 +35,6 @@ __all__ = ["Answer", "Exchange", "Handle", "Limits", "Timings", "WireError", "pr
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TOO_MANY_REDIRECTS = 47
-_USER_AGENT = f"pgnet/{pgnet.__version__}"
 # What a caller's header may tell another server: nothing about the caller.
 _HARMLESS = frozenset(("accept", "accept-encoding", "accept-language", "user-agent"))
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -117,7 +116,7 @@ def prepare(
         else:
             store[lower] = (name, [known[1], value])
     if "user-agent" not in store:
-        store["user-agent"] = ("User-Agent", _USER_AGENT)
+        store["user-agent"] = ("User-Agent", USER_AGENT)
     prepared.method = method
     # Assigned, not prepared: requests would rewrite what the enqueue has checked and stored.
     prepared.url = url

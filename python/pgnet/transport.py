@@ -22,12 +22,12 @@ import gevent
 import pycurl
 import requests
 from gevent.event import AsyncResult
-from requests import certs
 from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers, select_proxy
 
+import pgnet
 from pgnet.guard import EgressRefused, EgressRules, Guard, literal_address
 from pgnet.resolve import Lookup, ResolveError, Resolver
 
@@ -84,6 +84,8 @@ _FORBIDDEN = frozenset(
 # An empty value takes libcurl's own header away: nobody asked for these.
 _UNASKED = (b"Accept:", b"Accept-Encoding:", b"Content-Type:", b"Expect:")
 _UNASKED_NAMES = ("accept", "accept-encoding", "content-type", "expect")
+USER_AGENT = f"pgnet/{pgnet.__version__}"
+_USUAL = [f"User-Agent: {USER_AGENT}".encode(), *_UNASKED]
 _CODINGS = "gzip, deflate, br"
 
 _CA_BUNDLES = (
@@ -106,7 +108,7 @@ def ca_bundle() -> str:
     for path in _CA_BUNDLES:
         if os.path.exists(path):
             return path
-    return str(certs.where())
+    return requests.utils.DEFAULT_CA_BUNDLE_PATH
 
 
 class WireError(requests.RequestException):
@@ -180,6 +182,7 @@ class Transfer:
         "max_response_bytes",
         "method",
         "name_seconds",
+        "secure",
         "started",
         "status",
         "timeout",
@@ -214,6 +217,7 @@ class Transfer:
         self.max_response_bytes = max_response_bytes
         self.max_header_bytes = max_header_bytes
         self.tls = tls
+        self.secure = False
         self.done: Callable[[Transfer], None] | None = done
         self.status = 0
         self.header_lines: list[bytes] = []
@@ -301,6 +305,9 @@ def encode_headers(headers: Mapping[str, str | list[str]]) -> list[bytes]:
     fields: Any = headers.items()
     if type(headers) is CaseInsensitiveDict:
         fields = vars(headers)["_store"].values()
+        if len(fields) == 1 and headers.get("user-agent") == USER_AGENT:
+            # The usual case: a caller without headers.
+            return _USUAL
     lines: list[bytes] = []
     names = set()
     for name, value in fields:
@@ -352,6 +359,7 @@ class _Slot:
         "headers",
         "method",
         "mode",
+        "multi",
         "overrun",
         "refusal",
         "timeouts",
@@ -363,6 +371,7 @@ class _Slot:
 
     def __init__(self, transport: Transport, multi: _Multi) -> None:
         self.transport = transport
+        self.multi = multi
         self.curl = curl = pycurl.Curl()
         self.transfer: Transfer | None = None
         self.headers: list[bytes] | None = None
@@ -397,8 +406,11 @@ class _Slot:
         """Set the handle up for a transfer to `address`, with `more` addresses left to try."""
         curl = self.curl
         set_option = curl.setopt
-        origin = cast(Origin, transfer._origin)
+        origin = transfer._origin
+        if origin is None:
+            raise WireError(words(pycurl.E_URL_MALFORMAT))
         self.transfer = transfer
+        transfer.secure = origin.scheme == "https"
         self.header_bytes = self.body_bytes = 0
         self.overrun = self.refusal = None
         if transfer.url != self.url:
@@ -448,7 +460,7 @@ class _Slot:
             set_option(pycurl.CONNECTTIMEOUT_MS, timeouts[1])
             self.timeouts = timeouts
 
-        if origin.scheme == "https" and transfer.tls != self.tls:
+        if transfer.secure and transfer.tls != self.tls:
             self._secure(transfer.tls)
 
     def _secure(self, tls: TlsSettings) -> None:
@@ -473,7 +485,9 @@ class _Slot:
                 self.curl.setopt(pycurl.POSTFIELDS, b"")
 
     def _on_header(self, line: bytes) -> int | None:
-        transfer = cast(Transfer, self.transfer)
+        transfer = self.transfer
+        if transfer is None:
+            return 0
         self.header_bytes += len(line)
         if self.header_bytes > transfer.max_header_bytes:
             self.overrun = f"response headers exceed {transfer.max_header_bytes} bytes"
@@ -481,11 +495,13 @@ class _Slot:
         lines = transfer.header_lines
         lines.append(line)
         if len(line) < 3 and b"\ncontent-encoding:" in b"".join(lines).lower():
-            cast(_Multi, transfer._multi).encoded.add(self)
+            self.multi.encoded.add(self)
         return None
 
     def _on_body(self, chunk: bytes) -> int | None:
-        transfer = cast(Transfer, self.transfer)
+        transfer = self.transfer
+        if transfer is None:
+            return 0
         self.body_bytes += len(chunk)
         if self.body_bytes > transfer.max_response_bytes:
             self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
@@ -721,13 +737,15 @@ class _Multi:
             return
         if self.encoded:
             self.encoded.discard(slot)
-        transfer = cast(Transfer, slot.transfer)
+        transfer = slot.transfer
+        if transfer is None:
+            return
         transport = self._transport
         try:
             info = curl.getinfo
             transfer.status = info(pycurl.RESPONSE_CODE)
             transfer.connect = info(pycurl.CONNECT_TIME)
-            if cast(Origin, transfer._origin).scheme == "https":
+            if transfer.secure:
                 transfer.appconnect = info(pycurl.APPCONNECT_TIME)
             transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
             sent = code != 0 and info(pycurl.REQUEST_SIZE) > 0

@@ -6,11 +6,8 @@ database through an Outbox and to the world through an Exchange, and knows neith
 
 from __future__ import annotations
 
-import base64
-import codecs
 import contextlib
 import logging
-import re
 import resource
 import sys
 import time
@@ -26,6 +23,7 @@ from gevent.event import Event
 from pgnet.exchange import Answer, Exchange, Handle, Limits, prepare
 from pgnet.guard import EgressRules, Guard
 from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Tending
+from pgnet.outcome import Storable, outcome_of
 from pgnet.request import InvalidRequest, canonical_url, parse_headers
 from pgnet.window import Window
 
@@ -35,8 +33,8 @@ log = logging.getLogger("pgnet.worker")
 _CLAIM_BYTES = 64 << 20
 # One host never has all of the slots: others find room, however slow it is.
 _HOST_SHARE = 0.75
-# A row that another transaction holds is tried again after this time, in seconds.
-_HELD_UP_RETRY = 0.2
+# A row that is held up is tried again after this time, first and at the longest, in seconds.
+_HELD_UP_RETRY = (0.1, 30.0)
 # Where commits cannot wake the worker, it looks this often, in seconds.
 _POLL_INTERVAL = 1.0
 # How long to wait before trying to connect again, in seconds.
@@ -49,7 +47,6 @@ _WINDOW_INTERVAL = 0.01
 _HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
 _OTHER_FILES = 100
-_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -83,6 +80,7 @@ class Worker:
         self._window = Window(1)
         self._batch_size = 1
         self._default_timeout = 1000
+        self._storable = Storable("UTF8")
         self._exchange: Exchange | None = None
         self._rules: tuple[dict[str, Any], Limits] | None = None
         self._flights: dict[int, _Flight] = {}
@@ -93,6 +91,7 @@ class Worker:
         self._outcomes: list[Outcome] = []
         self._held_up: list[Outcome] = []
         self._held_until = 0.0
+        self._held_pause = _HELD_UP_RETRY[0]
         self._first_answer = 0.0
         self._next_helper = 0.0
         self._linger = 0.0
@@ -235,7 +234,7 @@ class Worker:
 
     def _turn(self, demand: Demand | None) -> None:
         answers, self._answers = self._answers, []
-        self._outcomes += [_outcome(claim, answer) for claim, answer in answers]
+        self._outcomes += [outcome_of(claim, answer, self._storable) for claim, answer in answers]
         batch = self._outcomes[: self._batch_size]
         if demand is not None:
             self._look = False
@@ -246,7 +245,10 @@ class Worker:
         if turn.held_up:
             held_up = set(turn.held_up)
             self._held_up += [outcome for outcome in batch if outcome.id in held_up]
-            self._held_until = time.monotonic() + _HELD_UP_RETRY
+            self._held_until = time.monotonic() + self._held_pause
+            self._held_pause = min(self._held_pause * 2, _HELD_UP_RETRY[1])
+        elif batch:
+            self._held_pause = _HELD_UP_RETRY[0]
         for claim in turn.claims:
             self._begin(claim)
         if demand is not None and self._may_be_more(demand, turn.claims):
@@ -328,6 +330,7 @@ class Worker:
         )
         self._default_timeout = settings["timeout_milliseconds"]
         self._batch_size = settings["batch_size"]
+        self._storable = Storable(settings["server_encoding"])
         self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())
         rules = (tending.egress, limits)
         if rules == self._rules:
@@ -392,55 +395,6 @@ class Worker:
             log.warning("giving back %d requests that were in flight", len(claims))
             with contextlib.suppress(OutboxLost):
                 self._outbox.release(claims, "The worker stopped while it was in flight.")
-
-
-def _outcome(claim: Claim, answer: Answer | str) -> Outcome:
-    """What is recorded of an answer, or of a request that could not be sent."""
-    if isinstance(answer, str):
-        return Outcome(claim.id, claim.token, "failed", error_msg=answer)
-    if answer.error is not None:
-        return Outcome(
-            claim.id,
-            claim.token,
-            "failed",
-            timed_out=answer.error.timed_out,
-            error_msg=_storable(answer.error.message),
-        )
-    response = answer.response
-    assert response is not None
-    content_type = response.headers.get("Content-Type")
-    text, encoded = _content(response.content, content_type)
-    return Outcome(
-        claim.id,
-        claim.token,
-        "succeeded" if response.status_code < 400 else "failed",
-        status_code=response.status_code,
-        content_type=None if content_type is None else _storable(content_type),
-        headers={_storable(name): _storable(value) for name, value in answer.header_list},
-        content=text,
-        content_base64=encoded,
-    )
-
-
-def _content(body: bytes | None, content_type: str | None) -> tuple[str | None, str | None]:
-    """A body as text, or in base64 where it is no text in its declared charset (UTF-8 if none)."""
-    if not body:
-        return None, None
-    if b"\0" not in body:
-        declared = _CHARSET.search(content_type) if content_type else None
-        try:
-            charset = codecs.lookup(declared.group(1)).name if declared else "utf-8"
-            return codecs.decode(body, charset), None
-        except (LookupError, ValueError, TypeError):
-            pass
-    return None, base64.b64encode(body).decode("ascii")
-
-
-def _storable(text: str) -> str:
-    """The text without what PostgreSQL's text cannot hold: NUL, and halves of surrogate pairs."""
-    if text.isascii() and "\0" not in text:
-        return text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def _file_slots() -> int:

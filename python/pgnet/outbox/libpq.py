@@ -43,7 +43,7 @@ _CLAIM_CALL = (
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
-    "select r.held_up, c.* from (select net._record(%(outcomes)s::jsonb) as held_up offset 0) r"
+    "select r.held_up, c.* from (select net._record(%(outcomes)s::json) as held_up offset 0) r"
     f" left join lateral (select * from {_CLAIM_CALL} where r.held_up is not null) c on true"
 )
 # Nothing is lost if this commit is: the request is free again.
@@ -52,7 +52,7 @@ _CLAIM = (
     " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
     f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
 )
-_RECORD = "select net._record(%(outcomes)s::jsonb) as held_up, null as id"
+_RECORD = "select net._record(%(outcomes)s::json) as held_up, null as id"
 # Seconds that one wait lasts; the listener comes again at once.
 _WAIT = 60.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0

@@ -99,7 +99,7 @@ class SpiOutbox:
         if outcomes:
             recorded = self._call(
                 "select net._record($1) as held_up",
-                ["jsonb"],
+                ["json"],
                 json.dumps([outcome.as_json() for outcome in outcomes]),
             )
             turn.held_up = list(recorded[0]["held_up"])
