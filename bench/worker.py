@@ -53,12 +53,12 @@ def main() -> None:
         database = cluster.create_database()
         database.execute("select net.allow_network('loopback')")
         database.execute(PLAIN_TABLE)
-        enqueue(database, f"{nginx.url}/ok")
+        enqueue(database, f"{nginx.url}/json?")
         for form in (backend_worker, process_worker):
             with form(database):
-                throughput(database, f"{nginx.url}/ok", options.requests, form.__name__)
-                latency(database, f"{nginx.url}/ok", 5, 20)
-                latency(database, f"{nginx.url}/ok", options.rate, options.rate * 4)
+                throughput(database, f"{nginx.url}/json?", options.requests, form.__name__)
+                latency(database, f"{nginx.url}/json?", 5, 20)
+                latency(database, f"{nginx.url}/json?", options.rate, options.rate * 4)
 
 
 @contextmanager
@@ -92,12 +92,12 @@ def backend_worker(database: Database) -> Iterator[None]:
 def enqueue(database: Database, url: str, count: int = 2_000, rounds: int = 25) -> None:
     """The time of a call in a bulk statement, against a PL/pgSQL function that only inserts."""
     statements = {
-        "plain insert": f"select count(plain_insert('{url}/' || i)) from generate_series(1, {count}) i",
-        "http_get": f"select count(net.http_get('{url}/' || i)) from generate_series(1, {count}) i",
-        "http_get, params and headers": f"select count(net.http_get('{url}/' || i, "
+        "plain insert": f"select count(plain_insert('{url}' || i)) from generate_series(1, {count}) i",
+        "http_get": f"select count(net.http_get('{url}' || i)) from generate_series(1, {count}) i",
+        "http_get, params and headers": f"select count(net.http_get('{url}' || i, "
         """'{"a": 1, "b": "c d"}', '{"X-One": "1", "Authorization": "Bearer x"}'))"""
         f" from generate_series(1, {count}) i",
-        "http_post": f"""select count(net.http_post('{url}/' || i, '{{"a": 1}}'))"""
+        "http_post": f"""select count(net.http_post('{url}' || i, '{{"a": 1}}'))"""
         f" from generate_series(1, {count}) i",
     }
     best: dict[str, float] = {}
@@ -118,7 +118,7 @@ def throughput(database: Database, url: str, count: int, form: str) -> None:
     database.execute("delete from net._http_response")
     with database.connect(autocommit=False) as connection:
         connection.execute(
-            f"select count(net.http_get('{url}/' || i, timeout_milliseconds := 10000))"
+            f"select count(net.http_get('{url}' || i, timeout_milliseconds := 10000))"
             f" from generate_series(1, {count}) i"
         )
         started = time.perf_counter()

@@ -196,7 +196,12 @@ def kill_worker_backend(stack: contextlib.ExitStack, database: Database) -> Call
     stack.callback(supervisor.stop)
 
     def strike() -> None:
-        os.kill(supervisor.pid, signal.SIGKILL)
+        with database.cluster.connect() as canary:
+            os.kill(supervisor.pid, signal.SIGKILL)
+            # the postmaster ends every other session before it recovers
+            with contextlib.suppress(psycopg.OperationalError):
+                canary.execute("select pg_sleep(10)")
+            assert canary.closed
         database.close()
         database.cluster.wait_ready()
 
@@ -357,7 +362,7 @@ class Recorder:
             for id, token in claims.items()
         ]
         row = self.connection.execute(
-            "select net._record(%s::jsonb)", (json.dumps(outcomes),)
+            "select net._record(%s::json)", (json.dumps(outcomes),)
         ).fetchone()
         assert row is not None
         held_up: list[int] = row[0]
@@ -560,16 +565,19 @@ def test_an_answer_that_the_database_cannot_hold(
         queue(database, f"{nginx.url}/?#", 20)
         with contextlib.ExitStack() as stack:
             if form == "process":
-                stack.enter_context(database.worker("--grace", "1"))
+                worker = stack.enter_context(database.worker("--grace", "1", seen=False))
+                stack.callback(lambda: print(worker.output()))
             else:
                 stack.enter_context(serving(database))
             database.wait_for("select count(*) = 21 from net._http_response")
             assert database.value("select count(*) from net.claim") == 0
-        [(state, status, content, content_bytes, error)] = database.rows(
-            "select state, status_code, content, content_bytes, error_msg"
-            " from net._http_response where id = %s",
-            first,
-        )
+        # of an SQL_ASCII database psycopg gives bytes unless told otherwise
+        with database.cluster.connect(name, client_encoding="UTF8") as reader:
+            [(state, status, content, content_bytes, error)] = reader.execute(
+                "select state, status_code, content, content_bytes, error_msg"
+                " from net._http_response where id = %s",
+                (first,),
+            ).fetchall()
         # the bytes, or an error that says what could not be done; never a mangled text
         if state == "succeeded":
             assert (status, content, bytes(content_bytes)) == (200, None, "a 😀 b".encode())

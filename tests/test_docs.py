@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -62,13 +63,13 @@ def section(page: Path, name: str) -> str:
     raise AssertionError(f"{page.name} has no section for {name}")
 
 
-def psql(database: Database, script: str, *options: str, stop: bool = True) -> str:
+def psql(database: Database, script: str, *options: str) -> str:
     """Run a script in one psql session; give what it printed, errors and notices included."""
     finished = subprocess.run(
         [
             database.cluster.bindir / "psql",
             "--no-psqlrc",
-            f"--set=ON_ERROR_STOP={int(stop)}",
+            "--set=ON_ERROR_STOP=1",
             *options,
             "--file=-",
         ],
@@ -122,6 +123,14 @@ def docs_cluster(installed: None) -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def bare(docs_cluster: Cluster) -> Iterator[Database]:
+    """A database without the extension."""
+    database = docs_cluster.create_database(extension=False)
+    yield database
+    database.drop()
+
+
+@pytest.fixture
 def ready(docs_cluster: Cluster) -> Iterator[Database]:
     """A database with the extension and a worker, loopback allowed."""
     database = docs_cluster.create_database()
@@ -143,12 +152,10 @@ def test_the_session_in_the_readme(ready: Database, url: str) -> None:
     assert printed.rstrip().splitlines() == prompt.sub("", shown).rstrip().splitlines()
 
 
-def test_the_readme(docs_cluster: Cluster, url: str) -> None:
-    database = docs_cluster.create_database(extension=False)
-    printed = run_page(database, README, url)
+def test_the_readme(bare: Database, url: str) -> None:
+    printed = run_page(bare, README, url)
     assert "127.0.0.1 is a loopback address and not allowed" in printed
-    assert database.rows("select extname from pg_extension") == [("plpgsql",)]
-    database.drop()
+    assert bare.rows("select extname from pg_extension") == [("plpgsql",)]
 
 
 @pytest.mark.parametrize("name", ["reference", "production"])
@@ -233,13 +240,19 @@ def cluster_with_pg_net(installed: None) -> Iterator[Cluster]:
         shutil.rmtree(tree)
 
 
-def test_the_swap(cluster_with_pg_net: Cluster, url: str) -> None:
+@pytest.fixture
+def with_pg_net(cluster_with_pg_net: Cluster) -> Iterator[Database]:
     database = cluster_with_pg_net.create_database(extension=False)
     database.execute("create extension pg_net")
-    database.execute("create role web login")
-    database.execute("grant execute on function net.http_get to web")
-    database.execute("select setval('net.http_request_queue_id_seq', 40)")
-    database.execute(
+    yield database
+    database.drop()
+
+
+def test_the_swap(with_pg_net: Database, url: str) -> None:
+    with_pg_net.execute("create role web login")
+    with_pg_net.execute("grant execute on function net.http_get to web")
+    with_pg_net.execute("select setval('net.http_request_queue_id_seq', 40)")
+    with_pg_net.execute(
         "insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)"
         " values ('GET', %s, '{}', null, 5000), ('POST', %s, null, '{\"a\": 1}', 2000),"
         " ('GET', 'ftp://example.com/', null, null, 1000)",
@@ -249,38 +262,40 @@ def test_the_swap(cluster_with_pg_net: Cluster, url: str) -> None:
 
     # pgnet refuses to be installed beside it, and names the page
     with pytest.raises(Exception, match="beside pg_net") as refusal:
-        database.execute("create extension pgnet cascade")
+        with_pg_net.execute("create extension pgnet cascade")
     assert SWAP.name in str(refusal.value)
 
     # the statement that lists what depends on pg_net does, and changes nothing
     listing = next(text for text in blocks(SWAP, "sql") if "dependents" in text)
-    database.execute(
+    with_pg_net.execute(
         "create function last_result(net.http_response_result) returns text language sql"
         " return ($1).message"
     )
-    assert "function last_result(net.http_response_result) depends" in psql(database, listing)
-    database.execute("drop function last_result")
+    assert "function last_result(net.http_response_result) depends" in psql(with_pg_net, listing)
+    with_pg_net.execute("drop function last_result")
 
     script = "\n".join(blocks(SWAP, "sql"))
-    printed = psql(database, script)
+    printed = psql(with_pg_net, script)
     assert "nothing depends on pg_net" in printed
     assert re.search(r"http_get.*\| web +\| EXECUTE", printed)
-    # what stayed behind
-    assert re.search(r"43 \| GET +\| ftp://example.com/\n\(1 row\)", printed)
 
-    assert database.rows("select extname from pg_extension where extname like 'pg%net'") == [
+    assert with_pg_net.rows("select extname from pg_extension where extname like 'pg%net'") == [
         ("pgnet",)
     ]
     settings = "select value from net.settings where name = 'timeout_milliseconds'"
-    assert database.value(settings) == "5000"
-    database.execute("select net.allow_network('loopback')")
-    database.execute("call net.drain()")
-    answers = database.rows(
-        "select id, status_code, content_json ->> 'body' from net.responses order by id"
+    assert with_pg_net.value(settings) == "5000"
+    with_pg_net.execute("select net.allow_network('loopback')")
+    with_pg_net.execute("call net.drain()")
+    answers = with_pg_net.rows(
+        "select id, status_code, coalesce(content_json ->> 'body', error_msg)"
+        " from net.responses order by id"
     )
-    assert answers == [(41, 200, ""), (42, 200, '{"a": 1}')]
-    assert database.value("select net.http_get(%s)", url) == 44
-    database.drop()
+    assert answers == [
+        (41, 200, ""),
+        (42, 200, '{"a": 1}'),
+        (43, None, 'invalid URL "ftp://example.com/": Unsupported URL scheme'),
+    ]
+    assert with_pg_net.value("select net.http_get(%s)", url) == 44
 
 
 # ---- examples
@@ -307,21 +322,23 @@ def test_the_trigger(ready: Database, url: str) -> None:
 def test_pg_cron(installed: None) -> None:
     if not (Path(pg_config("pkglibdir")) / "pg_cron.so").exists():
         pytest.skip("pg_cron is not installed here: make deps")
-    with Cluster(shared_preload_libraries="pg_cron", **{"cron.database_name": "shop"}) as cluster:
-        database = cluster.create_database(name="shop")
-        printed = psql(database, (EXAMPLES / "pg_cron.sql").read_text())
-        assert "has no job" not in printed
+    with (
+        Cluster(shared_preload_libraries="pg_cron", **{"cron.database_name": "shop"}) as cluster,
+        contextlib.closing(cluster.create_database(name="shop")) as database,
+    ):
+        psql(database, (EXAMPLES / "pg_cron.sql").read_text())
         assert database.rows("select jobname from cron.job") == []
-        # and what README says to take it out again
+        # and what README says to start it and to take it out again
         marked = [
             text
             for mark, language, text in BLOCK.findall(README.read_text())
             if language == "sql" and "pg_cron" in mark
         ]
         assert len(marked) == 2
-        psql(database, "".join(marked))
-        assert database.rows("select jobname from cron.job") == []
-        database.close()
+        psql(database, marked[0])
+        assert database.rows("select command from cron.job") == [("call net.work()",)]
+        psql(database, marked[1])
+        assert database.rows("select command from cron.job") == []
 
 
 def unit() -> dict[str, str]:
@@ -441,7 +458,6 @@ def test_what_the_pages_name_exists(ready: Database) -> None:
     }
     for page in [*PAGES, *EXAMPLES.iterdir()]:
         named = set(re.findall(r"(?<![\w.])net\.(\w+)", page.read_text()))
-        # net.allow_network, and the same for `_host`
         unknown = named - known - (OF_PG_NET if page == SWAP else set())
         assert unknown == set(), page.name
 

@@ -43,6 +43,7 @@ ROUTINES = {
     "_with_json_type": "everyone",
     "_is_mine": "everyone",
     "_is_operator": "everyone",
+    "_host": "everyone",
     "_json_or_null": "everyone",
     "_look_up": "everyone",
     "_worker_is_up": "everyone",
@@ -84,13 +85,23 @@ ROUTINES = {
     "_set_egress": "owner",
     "_setting_fault": "owner",
     "_signal_workers": "owner",
+    "_slice": "owner",
     "_store": "owner",
     "_worker_routines": "owner",
 }
 
 # Every relation, and what every role may do with it; columns in parentheses.
 RELATIONS = {
-    "http_request_queue": {"SELECT", "DELETE"},
+    "http_request_queue": {
+        "SELECT",
+        "DELETE",
+        "INSERT(method)",
+        "INSERT(url)",
+        "INSERT(headers)",
+        "INSERT(body)",
+        "INSERT(timeout_milliseconds)",
+    },
+    "_queue": set(),
     "_http_response": {"SELECT", "DELETE"},
     "failed": {"SELECT", "DELETE"},
     "requests": {"SELECT"},
@@ -99,14 +110,6 @@ RELATIONS = {
     "settings": {"SELECT"},
     "egress": {"SELECT"},
     "_cancellable": {"SELECT", "DELETE"},
-    "_outbox": {
-        "SELECT(id)",
-        "INSERT(method)",
-        "INSERT(url)",
-        "INSERT(headers)",
-        "INSERT(body)",
-        "INSERT(timeout_milliseconds)",
-    },
     "claim": {"SELECT(id)", "SELECT(attempt)", "SELECT(claimed)"},
     "worker": set(),
     "attempt": set(),
@@ -366,7 +369,6 @@ READS = (
     "select id from net.responses",
     "select id from net.failures",
     "select id from net._cancellable",
-    "select id from net._outbox",
 )
 
 
@@ -438,7 +440,6 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
         ("responses", "content"),
         ("failures", "url"),
         ("_cancellable", "id"),
-        ("_outbox", "id"),
     ):
         rows = alice.execute(f"select {column} from net.{relation} where tell({column})").fetchall()
         assert (relation, rows, told) == (relation, [], [])
@@ -451,13 +452,16 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
 def test_forging_the_role(own: Database) -> None:
     alice = own.connect("rights_alice")
     for statement in (
-        "insert into net._outbox (method, url, requested_by) values ('GET', %s, 'rights_bob')",
-        "insert into net._outbox (method, url, requested_by)"
+        "insert into net.http_request_queue (method, url, requested_by)"
+        " values ('GET', %s, 'rights_bob')",
+        "insert into net.http_request_queue (method, url, requested_by)"
         " values ('GET', %s, current_user::regrole)",
-        "insert into net._outbox (id, method, url) values (5, 'GET', %s)",
-        "insert into net.http_request_queue (method, url) values ('GET', %s)",
+        "insert into net.http_request_queue (id, method, url) values (5, 'GET', %s)",
+        "insert into net.http_request_queue (method, url, created) values ('GET', %s, now())",
+        "insert into net.http_request_queue (method, url, priority) values ('GET', %s, -1)",
+        "insert into net.failed (id, url) values (5, %s)",
+        "insert into net._cancellable (id) values (length(%s))",
         "insert into net._http_response (id, url) values (5, %s)",
-        "update net._outbox set url = %s",
         "update net.http_request_queue set url = %s",
         "update net._http_response set url = %s",
         "update net.failed set url = %s",
@@ -465,14 +469,14 @@ def test_forging_the_role(own: Database) -> None:
         with pytest.raises(errors.InsufficientPrivilege):
             alice.execute(statement, (URL,))
     for statement in (
-        "select url from net._outbox",
-        "select requested_by from net._outbox",
+        "select * from net._queue",
+        "select * from net.http_request_queue for update",
         "select token from net.claim",
         "select secret from net.worker",
         "truncate net.http_request_queue",
         "create trigger t after insert on net.http_request_queue for each row"
         " execute function suppress_redundant_updates_trigger()",
-        "create trigger t instead of insert on net._outbox for each row"
+        "create trigger t instead of delete on net._cancellable for each row"
         " execute function suppress_redundant_updates_trigger()",
         "select setval('net.http_request_queue_id_seq', 1)",
         "select nextval('net.http_request_queue_id_seq')",
@@ -487,7 +491,9 @@ def test_forging_the_role(own: Database) -> None:
         ):
             alice.execute(statement)
     request_id = value(
-        alice, "insert into net._outbox (method, url) values ('GET', %s) returning id", URL
+        alice,
+        "insert into net.http_request_queue (method, url) values ('GET', %s) returning id",
+        URL,
     )
     assert own.rows("select id, requested_by::text from net.http_request_queue") == [
         (request_id, "rights_alice")
@@ -510,7 +516,9 @@ def test_what_comes_past_the_functions_is_checked_when_it_is_sent(served: Databa
         marks = ", ".join(["%s"] * len(values))
         try:
             request_id = value(
-                alice, f"insert into net._outbox ({columns}) values ({marks}) returning id", *values
+                alice,
+                f"insert into net.http_request_queue ({columns}) values ({marks}) returning id",
+                *values,
             )
         except psycopg.IntegrityError:
             continue
@@ -628,7 +636,7 @@ def test_a_users_path_does_not_mislead_a_definers_function(own: Database) -> Non
 
 
 def test_a_types_name_runs_nobodys_code(own: Database) -> None:
-    """pg_temp comes first for types, whatever path a definer function pins: ours name the schema."""
+    """pg_temp comes first for types, whatever path a definer function pins."""
     vault = own.connect("rights_vault")
     vault.execute(
         f"""
@@ -758,10 +766,9 @@ def trick(connection: psycopg.Connection[Any]) -> None:
             as $$ select true $$;
         create function public.current_database() returns name language plpgsql
             as $$ begin raise exception 'trapped by current_database'; end $$;
-        create temp table http_request_queue (id bigint, url text);
+        create temp table http_request_queue (id bigserial, method text, url text, headers jsonb,
+            body bytea, timeout_milliseconds int);
         create temp table _http_response (id bigint, url text);
-        create temp table _outbox (id bigserial, method text, url text, headers jsonb, body bytea,
-            timeout_milliseconds int);
         create temp table claim (id bigint);
         create temp table worker (id bigint);
         create temp table setting (name text, value text);
@@ -805,7 +812,7 @@ def test_traps_in_the_callers_path(served: Database, nginx: Nginx) -> None:
         assert row[2] == "POST"
         with pytest.raises(errors.InvalidParameterValue):
             alice.execute("select net.http_get('mailto:x')")
-        assert alice.execute("select count(*) from pg_temp._outbox").fetchone() == (0,)
+        assert alice.execute("select count(*) from pg_temp.http_request_queue").fetchone() == (0,)
     finally:
         alice.close()
         served.execute("drop owned by rights_alice cascade")

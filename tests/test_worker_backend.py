@@ -178,14 +178,20 @@ def test_drain_takes_more_than_one_batch(database: Database, nginx: Nginx) -> No
     assert states(database) == {"succeeded": 95}
 
 
-def test_drain_ends_by_max_runtime_though_a_request_hangs(
-    database: Database, witness: Running
+@pytest.mark.parametrize("procedure", ["drain", "work"])
+def test_after_max_runtime_it_finishes_what_is_in_flight_and_claims_no_more(
+    database: Database, witness: Running, procedure: str
 ) -> None:
-    queue(database, f"{witness.url}/delay/600")
+    queue(database, f"{witness.url}/delay/2?in-time")
     started = time.monotonic()
-    database.execute("call net.drain('1 second')")
+    with serving(database, f"call net.{procedure}('1 second')") as session:
+        seen(witness, 1)
+        wait_until(lambda: time.monotonic() - started > 1.5, description="max_runtime is over")
+        queue(database, f"{witness.url}/body/late")
+        assert session.ended() is None
     assert time.monotonic() - started < 3
-    assert states(database) == {"ready": 1}
+    assert states(database) == {"succeeded": 1, "ready": 1}
+    assert len(witness.record()) == 1
     assert database.value("select count(*) from net.claim") == 0
 
 

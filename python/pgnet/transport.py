@@ -572,7 +572,12 @@ class _Multi:
         transfer._slot = slot
         transfer._multi = self
         self._busy[slot.curl] = slot
-        self._multi.add_handle(slot.curl)
+        try:
+            self._multi.add_handle(slot.curl)
+        except BaseException:
+            del self._busy[slot.curl]
+            self._put_back(slot)
+            raise
 
     def drop(self, slot: _Slot) -> None:
         """Stop a transfer; its connection is closed, since nobody knows what still comes."""
@@ -798,11 +803,8 @@ class Transport:
                 self._connect(transfer)
             else:
                 self._find(transfer)
-        except (WireError, EgressRefused) as error:
-            self.hub.loop.run_callback(transfer.fail, _as_wire_error(error))
-        except pycurl.error as error:
-            code = int(error.args[0]) if error.args else 0
-            self.hub.loop.run_callback(transfer.fail, WireError(words(code), code=code))
+        except Exception as error:
+            self.hub.loop.run_callback(transfer.fail, self._failure(error))
 
     def cancel(self, transfer: Transfer) -> None:
         """Stop a transfer; `done` is not called any more."""
@@ -843,11 +845,8 @@ class Transport:
                 return
             try:
                 self._found(transfer, addresses)
-            except (WireError, EgressRefused) as refusal:
-                transfer.fail(_as_wire_error(refusal))
-            except pycurl.error as failure:
-                code = int(failure.args[0]) if failure.args else 0
-                transfer.fail(WireError(words(code), code=code))
+            except Exception as failure:
+                transfer.fail(self._failure(failure))
 
         transfer._lookup = self._resolver.lookup(origin.host, transfer.deadline - asked, found)
 
@@ -918,14 +917,23 @@ class Transport:
             self._remember(transfer, (*left, cast(str, failed)))
             try:
                 self._connect(transfer)
-            except pycurl.error as error:
-                code = int(error.args[0]) if error.args else 0
-                transfer.fail(WireError(words(code), code=code))
+            except Exception as error:
+                transfer.fail(self._failure(error))
             return
         if timed_out:
             transfer.fail(self.timeout_error(transfer, sent))
             return
         transfer.fail(WireError(words(code), possibly_sent=sent, code=code, detail=text))
+
+    def _failure(self, error: Exception) -> WireError:
+        """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
+        if isinstance(error, (WireError, EgressRefused)):
+            return _as_wire_error(error)
+        if isinstance(error, pycurl.error):
+            code = int(error.args[0]) if error.args else 0
+            return WireError(words(code), code=code)
+        self.hub.handle_error(self, type(error), error, error.__traceback__)
+        return WireError("internal error in the wire")
 
     def timeout_error(self, transfer: Transfer, sent: bool) -> WireError:
         """The error of a deadline, with where the time went."""

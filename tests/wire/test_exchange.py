@@ -706,6 +706,35 @@ def test_a_callback_that_fails_stops_nobody(
     assert "the callback's own fault" in capsys.readouterr().err
 
 
+def test_a_fault_of_ours_is_an_outcome_too(
+    make_client: MakeClient,
+    name_server: NameServer,
+    server: httpd.Running,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name_server.answers["a.example"] = ["127.0.0.1"]
+    client = make_client(resolver=name_server.resolver())
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    urls = [f"http://{host}:{server.port}/x" for host in ("127.0.0.1", "a.example")]
+    with monkeypatch.context() as patch:
+        patch.setattr("pgnet.transport._Slot.prepare", broken)
+        for url in urls:
+            assert failed(client(url)).message == "internal error in the wire"
+    with monkeypatch.context() as patch:
+        patch.setattr("pgnet.exchange.build_response", broken)
+        assert failed(client(urls[0])).message == "the response could not be read"
+    with monkeypatch.context() as patch:
+        patch.setattr("pgnet.transport.Transport.failed", broken)
+        assert failed(client(server.url + "/empty")).message == "internal error in the wire"
+    for url in urls:
+        ok(client(url))
+    assert capsys.readouterr().err.count("RuntimeError: a fault of ours") == 4
+
+
 def test_done_may_start_the_next(client: Client, server: httpd.Running) -> None:
     answers: list[Answer] = []
 

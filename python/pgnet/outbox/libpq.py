@@ -198,13 +198,13 @@ class LibpqOutbox:
             try:
                 self._listener = self._in_pool(self._open, "wake-up of a pgnet worker")
                 # The slot is taken at once; what was committed before is found by looking.
-                self._wait(0.0)
+                self.wake_up_fault = self._in_pool(self._take_slot)
                 on_signals({"wake", "reload"})
                 pause = _FIRST_RETRY
                 while True:
-                    signals = self._wait(_WAIT)
+                    signals = self._in_pool(self._wait, _WAIT)["signals"].split()
                     if signals:
-                        on_signals(signals)
+                        on_signals(set(signals))
             except psycopg.Error as error:
                 if self.wake_up_fault is None:
                     log.info("the listener lost its connection: %s", _message(error))
@@ -215,18 +215,19 @@ class LibpqOutbox:
             gevent.sleep(pause)
             pause = min(pause * 1.6, _LONGEST_RETRY)
 
-    def _wait(self, timeout: float) -> set[str]:
-        rows = self._in_pool(self._call_wait, timeout)
-        self._slot = rows[0]["slot"]
-        self.wake_up_fault = rows[0]["fault"]
-        return set(rows[0]["signals"].split())
-
-    def _call_wait(self, timeout: float) -> list[dict[str, Any]]:
+    def _take_slot(self) -> str | None:
         assert self._listener is not None
-        rows = self._listener.execute("call net._wait(%s::float8)", (timeout,)).fetchall()
-        fault = self._listener.execute("select net._wake_up_fault() as fault").fetchall()
-        slotless = "every wake-up slot is taken" if rows[0]["slot"] is None else None
-        return [{**rows[0], "fault": fault[0]["fault"] or slotless}]
+        self._slot = self._wait(0.0)["slot"]
+        row = self._listener.execute("select net._wake_up_fault() as fault").fetchone()
+        assert row is not None
+        fault: str | None = row["fault"]
+        return fault or ("every wake-up slot is taken" if self._slot is None else None)
+
+    def _wait(self, timeout: float) -> dict[str, Any]:
+        assert self._listener is not None
+        row = self._listener.execute("call net._wait(%s::float8)", (timeout,)).fetchone()
+        assert row is not None
+        return row
 
     def stop_listening(self) -> None:
         if self._listening is None:
