@@ -335,11 +335,12 @@ def test_a_role_with_a_difficult_name(own: Database) -> None:
     own.execute(f"create role {quoted} login")
     try:
         own.execute("select net.grant_worker(%s)", name)
-        connection = own.connect(name)
+        connection = psycopg.connect(own.dsn(), user=name, autocommit=True)
         request_id = value(connection, "select net.http_get(%s)", URL)
         assert value(connection, "select count(*) from net.requests") == 1
         assert value(connection, "select net.cancel(%s)", request_id) is True
         connection.execute("call net.drain()")
+        connection.close()
     finally:
         own.drop()
         with own.cluster.connect() as connection:
@@ -480,7 +481,7 @@ def test_forging_the_role(own: Database) -> None:
         " execute function suppress_redundant_updates_trigger()",
         "select setval('net.http_request_queue_id_seq', 1)",
         "select nextval('net.http_request_queue_id_seq')",
-        "lock table net.http_request_queue in access exclusive mode",
+        "lock table net.claim in share mode",
         "create table net.mine ()",
         "alter table net.http_request_queue disable row level security",
         "set role rights_bob",

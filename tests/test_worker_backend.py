@@ -116,12 +116,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def idle(cluster: Cluster) -> Iterator[Session]:
-    """A worker alone in a database that nobody else touches, from before the first test on."""
+def idle(make_cluster: Any) -> Iterator[tuple[Cluster, Session]]:
+    """A worker alone in a cluster that nobody else touches, from before the first test on."""
+    cluster: Cluster = make_cluster()
     database = cluster.create_database()
     with serving(database) as session:
-        yield session
-    database.drop()
+        yield cluster, session
+    database.close()
 
 
 def queue(database: Database, url: str, count: int = 1, timeout: int = 20_000) -> list[int]:
@@ -533,8 +534,9 @@ def test_it_does_not_outlive_the_postmaster(server: Cluster, witness: Running) -
 # ---- idle, looked at last: by now it has been idle for a while
 
 
-def test_an_idle_worker_is_idle(cluster: Cluster, idle: Session) -> None:
-    started, cpu = time.monotonic(), cpu_seconds(idle.pid)
+def test_an_idle_worker_is_idle(idle: tuple[Cluster, Session]) -> None:
+    cluster, session = idle
+    started, cpu = time.monotonic(), cpu_seconds(session.pid)
     with cluster.connect() as connection:
         # a worker commits after each of its statements: the age of its transaction is the time
         # since the last one; it is to look once a minute
@@ -543,7 +545,7 @@ def test_an_idle_worker_is_idle(cluster: Cluster, idle: Session) -> None:
                 "select (clock_timestamp() - xact_start)::text,"
                 " clock_timestamp() - xact_start > '30 s', backend_xmin, backend_xid"
                 " from pg_stat_activity where pid = %s",
-                (idle.pid,),
+                (session.pid,),
             ).fetchone(),
             lambda row: row is not None and row[1:] == (True, None, None),
             "thirty seconds without a statement",
@@ -553,10 +555,10 @@ def test_an_idle_worker_is_idle(cluster: Cluster, idle: Session) -> None:
         assert (
             connection.execute(
                 "select locktype, mode from pg_locks where pid = %s and locktype <> 'virtualxid'",
-                (idle.pid,),
+                (session.pid,),
             ).fetchall()
             == []
         )
-    used, passed = cpu_seconds(idle.pid) - cpu, time.monotonic() - started
+    used, passed = cpu_seconds(session.pid) - cpu, time.monotonic() - started
     # a tick of the kernel's clock is 10 ms
     assert used <= 0.005 * passed + 0.02, f"{used:.2f} s of CPU in {passed:.1f} s"

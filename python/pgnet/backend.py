@@ -32,6 +32,15 @@ def postmaster_fd() -> int:
     return (ctypes.c_int * 2).in_dll(ctypes.PyDLL(None), "postmaster_alive_fds")[0]
 
 
+def client_fd() -> int:
+    """The socket of this backend's client; -1 where it has none, as a background worker.
+
+    It is the first member of MyProcPort, src/include/libpq/libpq-be.h, in PostgreSQL 15 to 18.
+    """
+    port = ctypes.c_void_p.in_dll(ctypes.PyDLL(None), "MyProcPort").value
+    return ctypes.c_int.from_address(port).value if port else -1
+
+
 def register_xact_callback(callback: Callable[[int], None]) -> object:
     """Have the server call ``callback(event)`` at the end of each transaction of this backend.
 

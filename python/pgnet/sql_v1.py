@@ -131,7 +131,11 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
     plpy.commit()  # lets go of the snapshot of the CALL
     listening = listener()
     signals = waiting.wait(
-        listening, backend.interrupt_flag(), backend.postmaster_fd(), timeout or 0.0
+        listening,
+        backend.interrupt_flag(),
+        backend.postmaster_fd(),
+        backend.client_fd(),
+        timeout or 0.0,
     )
     return " ".join(sorted(signals)), listening.slot if listening else None
 

@@ -14,6 +14,7 @@ import gevent
 
 from pgnet import backend, sql_v1
 from pgnet.outbox import Claim, Demand, Outcome, Tending, Turn
+from pgnet.waiting import is_gone
 from pgnet.wake_up import Sender
 from pgnet.worker import Worker, raise_file_limit
 
@@ -55,15 +56,23 @@ class SpiOutbox:
         loop = gevent.get_hub().loop
         interrupt = backend.interrupt_flag()
 
+        client = backend.client_fd()
+
         def look() -> None:
             if interrupt.value:
                 on_signals({"interrupt"})
+
+        def look_closely() -> None:
+            look()
+            if is_gone(client):
+                # Nobody could see or end it any more: what it holds is finished first.
+                on_signals({"stop"})
 
         # A signal ends the loop's wait; what it has set is seen after that turn of the loop.
         check = loop.check()
         check.start(look)
         timer = loop.timer(_INTERRUPT_CHECK, _INTERRUPT_CHECK)
-        timer.start(look)
+        timer.start(look_closely)
         # A backend that outlives the postmaster keeps the server from starting again.
         postmaster = loop.io(backend.postmaster_fd(), 1)
         postmaster.start(self._postmaster_died, on_signals)
