@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 from psycopg import errors
 
@@ -81,7 +84,8 @@ def test_on_a_standby(cluster: Cluster, database: Database) -> None:
     standby.directory = cluster.directory / "standby-files"
     standby.directory.mkdir()
     (cluster.directory / "standby").rename(standby.data)
-    standby.directory.chmod(0o755)
+    if os.geteuid() == 0:
+        shutil.chown(standby.directory, "postgres", "postgres")
     standby.port = free_port()
     try:
         standby.start()

@@ -79,7 +79,12 @@ class LibpqOutbox:
     # ---- in the pool's threads
 
     def _open(self, name: str) -> psycopg.Connection[dict[str, Any]]:
-        parameters = {**_KEEPALIVES, **self._parameters, "application_name": name}
+        parameters = {
+            **_KEEPALIVES,
+            **self._parameters,
+            "application_name": name,
+            "client_encoding": "UTF8",
+        }
         connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
         connection.execute(_SERVER_KEEPALIVES)
         return connection
