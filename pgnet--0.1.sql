@@ -567,6 +567,8 @@ grant select, delete on net.failed to public;
 -- ======== extension/40_request.sql ========
 
 -- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts.
+-- These functions run in any search_path, a definer function's among them, and pg_temp comes first for types: so every
+-- name is qualified, types as well (bigint, integer and their like are words of the grammar).
 -- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
 
 -- The canonical URL with its parameters, or NULL where the request is to be refused; arms the wake-up at commit.
@@ -641,7 +643,7 @@ create function net.http_get(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    target text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    target pg_catalog.text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
@@ -673,17 +675,17 @@ create function net.http_post(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
         else net._with_json_type(http_post.headers) end;
-    target text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+    target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
         perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::text, 'UTF8'), http_post.timeout_milliseconds)
+    values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
     return request_id;
 end
@@ -708,17 +710,17 @@ create function net.http_delete(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
         else net._with_json_type(http_delete.headers) end;
-    target text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
         perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::text, 'UTF8'), http_delete.timeout_milliseconds)
+    values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
     returning id into request_id;
     return request_id;
 end
@@ -1532,7 +1534,7 @@ as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
 -- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
-create view net._cancellable as
+create view net._cancellable with (security_barrier) as
     select q.id
     from net.http_request_queue q
     where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
@@ -1611,10 +1613,10 @@ create procedure net.fetch(
     language plpgsql
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when body is null then headers else net._with_json_type(headers) end;
     total integer := coalesce(timeout_milliseconds, 30000);
-    target text;
+    target pg_catalog.text;
     outcome net.outcome;
     nap double precision := 0.001;
 begin
@@ -1627,7 +1629,7 @@ begin
         perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::text, 'UTF8'), total)
+    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::pg_catalog.text, 'UTF8'), total)
     returning http_request_queue.id into id;
     commit;
     if not net._worker_is_up() then

@@ -1,4 +1,6 @@
 -- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts.
+-- These functions run in any search_path, a definer function's among them, and pg_temp comes first for types: so every
+-- name is qualified, types as well (bigint, integer and their like are words of the grammar).
 -- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
 
 -- The canonical URL with its parameters, or NULL where the request is to be refused; arms the wake-up at commit.
@@ -73,7 +75,7 @@ create function net.http_get(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    target text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    target pg_catalog.text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
@@ -105,17 +107,17 @@ create function net.http_post(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
         else net._with_json_type(http_post.headers) end;
-    target text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+    target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
         perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::text, 'UTF8'), http_post.timeout_milliseconds)
+    values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
     return request_id;
 end
@@ -140,17 +142,17 @@ create function net.http_delete(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
         else net._with_json_type(http_delete.headers) end;
-    target text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
         perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::text, 'UTF8'), http_delete.timeout_milliseconds)
+    values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
     returning id into request_id;
     return request_id;
 end

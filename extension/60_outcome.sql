@@ -276,7 +276,7 @@ as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
 -- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
-create view net._cancellable as
+create view net._cancellable with (security_barrier) as
     select q.id
     from net.http_request_queue q
     where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
@@ -355,10 +355,10 @@ create procedure net.fetch(
     language plpgsql
 as $$
 declare
-    typed_headers jsonb := case
+    typed_headers pg_catalog.jsonb := case
         when body is null then headers else net._with_json_type(headers) end;
     total integer := coalesce(timeout_milliseconds, 30000);
-    target text;
+    target pg_catalog.text;
     outcome net.outcome;
     nap double precision := 0.001;
 begin
@@ -371,7 +371,7 @@ begin
         perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::text, 'UTF8'), total)
+    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::pg_catalog.text, 'UTF8'), total)
     returning http_request_queue.id into id;
     commit;
     if not net._worker_is_up() then

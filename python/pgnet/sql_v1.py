@@ -137,6 +137,10 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
         backend.client_fd(),
         timeout or 0.0,
     )
+    if backend.interrupt_flag().value:
+        # A cancel is the statement's to raise, not this code's to swallow.
+        plpy.execute("select 1")
+        plpy.commit()
     return " ".join(sorted(signals)), listening.slot if listening else None
 
 

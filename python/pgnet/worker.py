@@ -219,8 +219,8 @@ class Worker:
         return True
 
     def _demand(self, free: int) -> Demand:
-        cap = max(1, int(self._window.most * _HOST_SHARE))
-        self._full_hosts = [host for host, count in self._hosts.items() if count >= cap]
+        cap = self._host_cap()
+        self._full_hosts = self._hosts_at_cap()
         room = cap - max((count for count in self._hosts.values() if count < cap), default=0)
         return Demand(
             slots=min(free, self._batch_size),
@@ -253,10 +253,23 @@ class Worker:
             self._begin(claim)
         if demand is not None and self._may_be_more(demand, turn.claims):
             self._look = True
-            now = time.monotonic()
-            if len(self._flights) >= self._window.size and now >= self._next_helper:
-                self._next_helper = now + _HELPER_INTERVAL
-                self._outbox.wake_next()
+            self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Have another worker take what this one has no room for, if there is one."""
+        now = time.monotonic()
+        full = len(self._flights) >= self._window.size or self._hosts_at_cap()
+        if full and now >= self._next_helper:
+            self._next_helper = now + _HELPER_INTERVAL
+            self._outbox.wake_next()
+
+    def _hosts_at_cap(self) -> list[str]:
+        """The hosts that have as many requests in flight as one host may have."""
+        cap = self._host_cap()
+        return [host for host, count in self._hosts.items() if count >= cap]
+
+    def _host_cap(self) -> int:
+        return max(1, int(self._window.most * _HOST_SHARE))
 
     @staticmethod
     def _may_be_more(demand: Demand, claims: Sequence[Claim]) -> bool:

@@ -28,14 +28,15 @@ _KEEPALIVES = {
     "tcp_user_timeout": 25_000,
     "connect_timeout": 10,
 }
-_SERVER_KEEPALIVES = (
-    "select set_config('tcp_keepalives_idle', '10', false),"
-    " set_config('tcp_keepalives_interval', '5', false),"
-    " set_config('tcp_keepalives_count', '3', false),"
-    " set_config('tcp_user_timeout', '25000', false),"
-    " set_config('statement_timeout', '0', false),"
-    " set_config('idle_session_timeout', '0', false)"
-)
+_SESSION = {
+    "search_path": "pg_catalog, pg_temp",
+    "statement_timeout": "0",
+    "idle_session_timeout": "0",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
@@ -86,7 +87,8 @@ class LibpqOutbox:
             "client_encoding": "UTF8",
         }
         connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
-        connection.execute(_SERVER_KEEPALIVES)
+        for setting, value in _SESSION.items():
+            connection.execute("select pg_catalog.set_config(%s, %s, false)", (setting, value))
         return connection
 
     def _connect(self, holding: Sequence[int]) -> None:

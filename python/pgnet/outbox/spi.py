@@ -18,8 +18,10 @@ from pgnet.waiting import is_gone
 from pgnet.wake_up import Sender
 from pgnet.worker import Worker, raise_file_limit
 
+# Types are looked up in the session's path: those that the grammar does not know are qualified.
+_TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
 _CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8)"
-_CLAIM_TYPES = ["bigint", "int", "int", "int", "text[]", "bigint", "text", "int"]
+_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "int"]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
@@ -108,7 +110,7 @@ class SpiOutbox:
         if outcomes:
             recorded = self._call(
                 "select net._record($1) as held_up",
-                ["json"],
+                [_JSON],
                 json.dumps([outcome.as_json() for outcome in outcomes]),
             )
             turn.held_up = list(recorded[0]["held_up"])
@@ -140,7 +142,7 @@ class SpiOutbox:
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._call(
             "select net._release($1, $2, $3)",
-            ["bigint[]", "uuid[]", "text"],
+            ["bigint[]", f"{_UUID}[]", _TEXT],
             [claim.id for claim in claims],
             [claim.token for claim in claims],
             reason,
@@ -155,7 +157,7 @@ class SpiOutbox:
 
     def close(self) -> None:
         self._call(
-            "select net._deregister($1, $2)", ["bigint", "uuid"], self._worker_id, self._secret
+            "select net._deregister($1, $2)", ["bigint", _UUID], self._worker_id, self._secret
         )
         self._plpy.commit()
 
@@ -168,12 +170,13 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     """
     row = plpy.execute(
         plpy.prepare(
-            "select extract(epoch from $1::interval)::float8 as runtime,"
-            " current_setting('application_name') as name,"
-            " (select setting::float8 / 1000 from pg_catalog.pg_settings"
+            "select extract(epoch from $1::interval)::double precision as runtime,"
+            " pg_catalog.current_setting('application_name') as name,"
+            " (select setting::double precision / 1000 from pg_catalog.pg_settings"
             "  where name = 'statement_timeout') as statement_timeout,"
-            " extract(epoch from clock_timestamp() - statement_timestamp())::float8 as elapsed",
-            ["text"],
+            " extract(epoch from pg_catalog.clock_timestamp()"
+            " - pg_catalog.statement_timestamp())::double precision as elapsed",
+            [_TEXT],
         ),
         [max_runtime],
     )[0]
@@ -202,7 +205,7 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
 
 def _name_session(plpy: Any, name: str) -> None:
     plpy.execute(
-        plpy.prepare("select pg_catalog.set_config('application_name', $1, false)", ["text"]),
+        plpy.prepare("select pg_catalog.set_config('application_name', $1, false)", [_TEXT]),
         [name],
     )
     plpy.commit()
