@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import gevent.pool
@@ -84,13 +85,14 @@ def test_a_good_certificate(
 def test_a_bad_certificate_and_the_next_request(
     session: requests.Session, good: httpd.Running, tls: TlsServers, kind: str
 ) -> None:
+    unverified: dict[str, Any] = {"verify": False}
     with httpd.running("127.0.0.1", 0, *tls.certificate(kind)) as running:
         for _ in range(2):
             with pytest.raises(requests.exceptions.SSLError) as caught:
                 session.get(running.url + "/x", verify=str(tls.ca), timeout=5)
             assert str(caught.value) == "SSL peer certificate or SSH remote key was not OK"
             assert session.get(good.url + "/x", verify=str(tls.ca), timeout=5).text == "ok"
-            assert session.get(running.url + "/x", verify=False, timeout=5).text == "ok"
+            assert session.get(running.url + "/x", **unverified, timeout=5).text == "ok"
         # The one that was let in unverified is not asked on the same connection now.
         with pytest.raises(requests.exceptions.SSLError):
             session.get(running.url + "/x", verify=str(tls.ca), timeout=5)
