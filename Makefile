@@ -9,7 +9,10 @@ SCRIPT := pgnet--$(PGNET_VERSION).sql
 PARTS := $(sort $(wildcard extension/[0-9]*.sql))
 
 # The server's own pg_config; empty where no server is installed yet, and then only help, deps, demo and test work.
-PG_CONFIG ?= $(shell tools/find-pg-config)
+# Found anew by the make that runs after the dependencies are there: an empty value is handed down like any other.
+ifeq ($(strip $(PG_CONFIG)),)
+PG_CONFIG := $(shell tools/find-pg-config)
+endif
 SUDO ?= $(if $(filter 0,$(shell id -u)),,sudo)
 export PG_CONFIG
 
@@ -161,7 +164,8 @@ run-psql: need-python
 	@$(CLUSTER) --worker --echo-server --allow loopback psql
 
 run-regress: need-python
-	$(CLUSTER) --bare $(MAKE) --no-print-directory installcheck
+	@$(CLUSTER) --bare $(MAKE) --no-print-directory installcheck || \
+	  { cat build/regress/regression.diffs 2>/dev/null; exit 1; }
 
 # pytest comes last, whatever failed before it: its closing line ends the output of a good run.
 run-test: $(VENV)/stamp

@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tools")]
 
-from cluster import Cluster, Database  # noqa: E402
-from sandbox import echo_server, end_on_signal  # noqa: E402
+from cluster import Cluster, Database
+from sandbox import echo_server, end_on_signal
 
 # What the server must have on record, and nothing else, in any order.
 EXPECTED = sorted(

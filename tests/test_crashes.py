@@ -181,6 +181,19 @@ class Supervisor:
         assert not self._thread.is_alive()
 
 
+def kill_backend(database: Database, pid: int) -> None:
+    """kill -9 of a backend, and the recovery of the whole server that it brings about."""
+    canary = database.cluster.connect()
+    os.kill(pid, signal.SIGKILL)
+    # the postmaster ends every other session before it recovers
+    with contextlib.suppress(psycopg.OperationalError):
+        canary.execute("select pg_sleep(10)")
+    assert canary.closed
+    canary.close()
+    database.close()
+    database.cluster.wait_ready()
+
+
 def kill_worker_process(stack: contextlib.ExitStack, database: Database) -> Callable[[], None]:
     worker = stack.enter_context(database.worker())
 
@@ -196,14 +209,7 @@ def kill_worker_backend(stack: contextlib.ExitStack, database: Database) -> Call
     stack.callback(supervisor.stop)
 
     def strike() -> None:
-        with database.cluster.connect() as canary:
-            os.kill(supervisor.pid, signal.SIGKILL)
-            # the postmaster ends every other session before it recovers
-            with contextlib.suppress(psycopg.OperationalError):
-                canary.execute("select pg_sleep(10)")
-            assert canary.closed
-        database.close()
-        database.cluster.wait_ready()
+        kill_backend(database, supervisor.pid)
 
     return strike
 
@@ -599,10 +605,8 @@ def test_a_backends_claims_are_free_after_the_crash(stricken: Database, witness:
     with serving(stricken) as session:
         queue(stricken, f"{witness.url}/delay/600?#", 20, 600_000)
         seen(witness, 20)
-        os.kill(session.pid, signal.SIGKILL)
+        kill_backend(stricken, session.pid)
         assert isinstance(session.ended(), psycopg.OperationalError)
-        stricken.close()
-    stricken.cluster.wait_ready()
     with serving(stricken):
         started = time.monotonic()
         seen(witness, 40)

@@ -101,6 +101,13 @@ def wait_for_all(
     )
 
 
+def wait_for_another(one: Scheduled, database: Database, pid: int | None) -> None:
+    """Wait until the worker of this pid has ended; pg_cron may have started the next already."""
+    wait_until(
+        lambda: one.worker_pid(database), lambda found: found != pid, "the worker has ended", 2
+    )
+
+
 def test_what_is_missing_is_said(scheduled: list[Scheduled], cluster: Cluster) -> None:
     bare = cluster.create_database()
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
@@ -184,18 +191,11 @@ def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: R
 
     # ---- cancelled, they come back by themselves
 
-    cancelled = {}
     for one in scheduled:
         for database in (one.home, one.second):
             pid = one.worker_pid(database)
-            cancelled[id(database)] = pid
             database.execute("select pg_cancel_backend(%s)", pid)
-            wait_until(
-                lambda one=one, database=database: one.worker_pid(database),
-                lambda found, pid=pid: found != pid,
-                "the worker has ended",
-                2,
-            )
+            wait_for_another(one, database, pid)
             database.execute("select net.http_get(%s)", f"{witness.url}/body/third")
         one.drained.execute("select net.http_get(%s)", f"{witness.url}/body/second")
 

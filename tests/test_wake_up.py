@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import stat
 import time
@@ -18,6 +16,7 @@ import pytest
 import httpd
 from cluster import Cluster, Database, Worker, wait_until
 from httpd import Running
+from test_crashes import kill_backend
 from test_worker_backend import PROMPT, Session, serving
 
 # Well under a worker's two looks: a minute when it is alone, two seconds when it is not.
@@ -64,7 +63,7 @@ def slot_of_a_new_listener(database: Database) -> int | None:
 
 
 def wait_call(connection: psycopg.Connection[Any], timeout: float) -> tuple[str, int | None]:
-    row = connection.execute(f"call net._wait({timeout})").fetchone()
+    row: tuple[str, int | None] | None = connection.execute(f"call net._wait({timeout})").fetchone()
     assert row is not None
     return row
 
@@ -217,10 +216,8 @@ def test_a_killed_listeners_socket_is_taken_over(make_cluster: Any, witness: Run
     with serving(database) as session:
         wait_for_listener(database)
         path = socket_file(database, 0)
-        os.kill(session.pid, signal.SIGKILL)
+        kill_backend(database, session.pid)
         assert session.ended() is not None
-    database.close()
-    database.cluster.wait_ready()
     # nobody has tidied up; a commit does not mind
     assert path.exists()
     database.execute("select net.http_get(%s)", f"{witness.url}/body/one")
@@ -263,13 +260,9 @@ def test_settings_and_egress_are_followed_at_once(
         return id
 
     def error_of(id: int) -> str:
-        database.wait_for(
-            "select count(*) = 1 from net._http_response where id = %s", id, timeout=2
-        )
-        found: str | None = database.value(
-            "select coalesce(error_msg, 'none') from net._http_response where id = %s", id
-        )
-        return found
+        query = "select coalesce(error_msg, 'none') from net._http_response where id = %s"
+        found: Any = database.wait_for(query, id, timeout=2)
+        return str(found)
 
     with form(database):
         wait_for_listener(database)
@@ -292,6 +285,41 @@ def test_settings_and_egress_are_followed_at_once(
             both.commit()
         database.wait_for("select count(*) = 6 from net._http_response", timeout=2)
     assert len([e for e in witness.record() if e["target"] == "/body/both"]) == 0
+
+
+@FORMS
+def test_rules_hold_for_what_is_committed_after_them(
+    database: Database, witness: Running, form: Form
+) -> None:
+    """Also while the worker is busy with other requests: it claims with the rules of the day."""
+    traffic = database.connect()
+    busy = Session(
+        traffic,
+        """
+        do $$
+        begin
+            for n in 1 .. 400 loop
+                perform net.http_get('http://127.0.0.2:9/' || n);
+                commit;
+                perform pg_sleep(0.005);
+            end loop;
+        end $$
+        """,
+    )
+    outcomes = []
+    with form(database):
+        wait_for_listener(database)
+        while busy.running:
+            for verb in ("deny", "allow"):
+                database.execute(f"select net.{verb}_network('127.0.0.1')")
+                id = database.value("select net.http_get(%s)", f"{witness.url}/{verb}")
+                error = database.wait_for(
+                    "select coalesce(error_msg, 'sent') from net._http_response where id = %s", id
+                )
+                outcomes.append((verb, error == "sent"))
+    assert busy.ended() is None
+    assert len(outcomes) > 20
+    assert set(outcomes) == {("deny", False), ("allow", True)}
 
 
 def connections_used(witness: Running) -> list[int]:
@@ -456,6 +484,7 @@ def test_check_worker_is_up(database: Database) -> None:
     with serving(database):
         database.execute("select net.check_worker_is_up()")
     with database.worker() as worker:
+        database.execute("select net.wait_until_running()")
         database.execute("select net.check_worker_is_up()")
         worker.kill()
         wait_until(lambda: is_up(database), lambda up: not up, "the worker is seen to be gone")
@@ -470,6 +499,7 @@ def is_up(database: Database) -> bool:
 
 
 def test_an_ordinary_role_may_ask(database: Database, worker: Worker) -> None:
+    database.execute("select net.wait_until_running()")
     database.execute("drop role if exists ordinary")
     database.execute("create role ordinary login")
     try:

@@ -180,10 +180,7 @@ def test_it_finishes_what_is_in_flight_and_gives_back_the_rest(
     # what was cut off is free again at once
     with database.worker("--grace", "0"):
         assert len(seen(witness, 12, 1.5)) == 12
-        assert database.rows("select attempt, count(*) from net.claim group by 1 order by 1") == [
-            (1, 1),
-            (2, 3),
-        ]
+        assert database.rows("select attempt from net.claim where attempt > 1") == [(2,)] * 3
 
 
 def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running) -> None:
@@ -249,7 +246,7 @@ def test_a_restart_sends_nothing_again(
 def test_a_terminated_session_comes_back_as_the_same_worker(
     database: Database, worker: Worker, witness: Running
 ) -> None:
-    before = database.value("select id from net.worker")
+    before = database.wait_for("select id from net.worker")
     queue(database, f"{witness.url}/delay/1?#", 30)
     seen(witness, 30)
     database.execute(
@@ -301,19 +298,23 @@ def test_it_waits_for_the_database(cluster: Cluster, witness: Running) -> None:
             database.drop()
 
 
+def create_extension(database: Database) -> None:
+    with database.connect(autocommit=False) as connection:
+        connection.execute("create extension pgnet cascade")
+        connection.execute("select net.allow_network('loopback')")
+
+
 def test_it_waits_for_the_extension(cluster: Cluster, witness: Running) -> None:
     database = cluster.create_database(extension=False)
     with cluster.worker(dbname=database.name, seen=False) as worker:
         said = wait_until(worker.output, lambda text: "net" in text, "what it says")
         assert "does not exist" in said
-        database.execute("create extension pgnet cascade")
-        database.execute("select net.allow_network('loopback')")
+        create_extension(database)
         queue(database, f"{witness.url}/body/x")
         wait_for_states(database, {"succeeded": 1})
         # dropped and made again under it
         database.execute("drop extension pgnet")
-        database.execute("create extension pgnet")
-        database.execute("select net.allow_network('loopback')")
+        create_extension(database)
         queue(database, f"{witness.url}/body/x")
         wait_for_states(database, {"succeeded": 1})
         assert "Traceback" not in worker.output()

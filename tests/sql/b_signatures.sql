@@ -1,0 +1,54 @@
+-- What users of pg_net rely on to the letter: names, order and types of arguments, results, columns.
+select p.proname, pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result
+from pg_proc p
+where p.pronamespace = 'net'::regnamespace
+    and p.proname in (
+        'http_get', 'http_post', 'http_delete', 'http_get_result', 'http_collect_response', '_http_collect_response',
+        '_await_response', 'wake', 'worker_restart', 'wait_until_running', 'check_worker_is_up', '_urlencode_string',
+        '_encode_url_with_params_array')
+order by p.proname collate "C" \gx
+
+-- What goes beyond.
+select p.proname, pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result
+from pg_proc p
+where p.pronamespace = 'net'::regnamespace
+    and p.proname in (
+        'wait', 'wait_all', 'fetch', 'cancel', 'check', 'configure', 'allow_network', 'deny_network', 'forget_network',
+        'allow_host', 'deny_host', 'forget_host', 'grant_worker', 'revoke_worker', 'schedule_worker', 'unschedule_worker',
+        'work', 'drain')
+order by p.proname collate "C" \gx
+
+-- No name stands for two functions.
+select proname from pg_proc where pronamespace = 'net'::regnamespace group by proname having count(*) > 1;
+
+-- What inserts cannot run in a parallel worker, and a NULL url is an error: neither PARALLEL SAFE nor STRICT.
+select proname, provolatile, proparallel, proisstrict, prosecdef
+from pg_proc
+where pronamespace = 'net'::regnamespace and proname in ('http_get', 'http_post', 'http_delete', 'fetch', '_check', 'wake', 'cancel')
+order by proname collate "C";
+
+-- Nothing that writes, waits or runs Python against the server is said to be safe in a parallel worker.
+select oid::regprocedure from pg_proc
+where pronamespace = 'net'::regnamespace and provolatile = 'v' and proparallel <> 'u';
+
+-- What runs with the owner's rights has a path of its own, which ends in pg_temp.
+select oid::regprocedure from pg_proc
+where pronamespace = 'net'::regnamespace and prosecdef
+    and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false);
+
+-- The order of columns.
+select attrelid::regclass as relation, attname, format_type(atttypid, atttypmod) as type
+from pg_attribute
+where attrelid in ('net.http_request_queue'::regclass, 'net._http_response'::regclass)
+    and attnum between 1 and case attrelid when 'net._http_response'::regclass then 8 else 6 end
+order by attrelid::regclass::text collate "C" desc, attnum;
+
+select t.typname, a.attname, format_type(a.atttypid, a.atttypmod) as type
+from pg_type t join pg_attribute a on a.attrelid = t.typrelid
+where t.typnamespace = 'net'::regnamespace and t.typname in ('http_response', 'http_response_result', 'outcome')
+order by t.typname collate "C", a.attnum;
+
+select enum_range(null::net.request_status);
+select enum_range(null::net.request_state);
+select 'token!#$%&''*+-.^_`|~09AZ'::net.http_method;
+select 'two words'::net.http_method;
