@@ -170,6 +170,29 @@ comment on table net.setting is 'The settings that differ from their default; ne
 select pg_catalog.pg_extension_config_dump('net.setting', '');
 revoke all on net.setting from public;
 
+-- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
+-- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
+create table net.configuration (
+    revision bigint not null,
+    single boolean primary key default true check (single)
+);
+comment on table net.configuration is 'The number of changes of settings and egress rules so far.';
+insert into net.configuration (revision) values (1);
+revoke all on net.configuration from public;
+
+create function net._configuration_changed()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update net.configuration set revision = revision + 1;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+revoke all on function net._configuration_changed() from public;
+
 create function net._current_setting(setting_name text)
     returns text
     language sql stable parallel safe security definer cost 10
@@ -221,7 +244,7 @@ begin
         insert into net.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
-    perform net._signal_workers('reload');
+    perform net._configuration_changed();
 end
 $$;
 comment on function net.configure(text, text) is
@@ -291,6 +314,7 @@ create function net._host_pattern(pattern text)
 as $$
 begin
     if pattern is null
+        or trim(pattern) ~ '^[0-9.]+$'
         or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -317,7 +341,7 @@ begin
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
-    perform net._signal_workers('reload');
+    perform net._configuration_changed();
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
@@ -593,20 +617,27 @@ return sql_v1.refusal(method, url, params, headers, timeout_milliseconds)
 $$;
 comment on function net._refusal(text, text, jsonb, jsonb, integer) is 'Why net._check refuses a request: never the value of a header or a password.';
 
-create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+create function net._raise(sqlstate text, message text, hint text)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    refusal record;
 begin
-    select * into refusal from net._refusal(method, url, params, headers, timeout_milliseconds);
-    if refusal.hint is null then
-        raise exception using errcode = refusal.sqlstate, message = refusal.message;
+    if hint is null then
+        raise exception using errcode = sqlstate, message = message;
     end if;
-    raise exception using errcode = refusal.sqlstate, message = refusal.message, hint = refusal.hint;
+    raise exception using errcode = sqlstate, message = message, hint = hint;
 end
+$$;
+comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
+
+create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net._raise(r.sqlstate, r.message, r.hint)
+    from net._refusal(method, url, params, headers, timeout_milliseconds) r
 $$;
 comment on function net._refuse(text, text, jsonb, jsonb, integer) is 'Raises what is wrong with a request.';
 
@@ -741,6 +772,16 @@ $$;
 comment on function net._urlencode_string(varchar) is
     'Percent-encodes text as UTF-8, RFC 3986 unreserved characters kept. NULL gives NULL.';
 
+create function net._append_to_query(
+    url text, params_array text[], out encoded text, out message text, out hint text, out sqlstate text
+)
+    language plpython3u immutable parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.append_to_query(url, params_array)
+$$;
+comment on function net._append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
     url text,
@@ -748,10 +789,18 @@ create function net._encode_url_with_params_array(
     params_array text[]
 )
     returns text
-    language plpython3u immutable strict parallel safe cost 10
+    language plpgsql immutable strict parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
 as $$
-from pgnet import sql_v1
-return sql_v1.encode_url_with_params_array(plpy, url, params_array)
+declare
+    result record;
+begin
+    select * into result from net._append_to_query(url, params_array);
+    if result.message is not null then
+        perform net._raise(result.sqlstate, result.message, result.hint);
+    end if;
+    return result.encoded;
+end
 $$;
 comment on function net._encode_url_with_params_array(text, text[]) is
     'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises 22023.';
@@ -905,7 +954,7 @@ create function net._claim(
 )
     returns table (
         id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, host text
+        timeout_milliseconds integer, host text, revision bigint
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -968,7 +1017,8 @@ begin
         returning c.id, c.attempt
     )
     select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
-        coalesce(b.timeout_milliseconds, default_timeout), b.host
+        coalesce(b.timeout_milliseconds, default_timeout), b.host,
+        (select f.revision from net.configuration f)
     from claimed c
     join bounded b on b.id = c.id;
 end
@@ -1201,12 +1251,14 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, and next_look: after how many seconds to come again
+    -- settings, egress, the revision of both, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    -- Read first: what changes while the rest is read has a higher number.
+    known_revision bigint := (select f.revision from net.configuration f);
     waiting_for_rescue boolean := net._rescue();
     next_expiry double precision := net._expire();
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
@@ -1225,6 +1277,7 @@ begin
     end if;
     return jsonb_build_object(
         'next_look', least(next_look, next_expiry),
+        'revision', known_revision,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)
@@ -2032,8 +2085,10 @@ revoke all on function net.check() from public;
 -- Installed; nothing is sent before a worker runs, so say so where it is seen.
 do $$
 begin
-    -- CREATE EXTENSION holds back what is below a warning; its end undoes this.
-    perform pg_catalog.set_config('client_min_messages', 'notice', true);
+    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors only has said so.
+    if pg_catalog.current_setting('client_min_messages') = 'warning' then
+        perform pg_catalog.set_config('client_min_messages', 'notice', true);
+    end if;
     raise notice using
         message = 'pgnet is installed; requests are sent once a worker runs',
         hint = 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, '

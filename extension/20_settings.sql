@@ -85,6 +85,29 @@ comment on table net.setting is 'The settings that differ from their default; ne
 select pg_catalog.pg_extension_config_dump('net.setting', '');
 revoke all on net.setting from public;
 
+-- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
+-- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
+create table net.configuration (
+    revision bigint not null,
+    single boolean primary key default true check (single)
+);
+comment on table net.configuration is 'The number of changes of settings and egress rules so far.';
+insert into net.configuration (revision) values (1);
+revoke all on net.configuration from public;
+
+create function net._configuration_changed()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update net.configuration set revision = revision + 1;
+    perform net._signal_workers('reload');
+end
+$$;
+comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+revoke all on function net._configuration_changed() from public;
+
 create function net._current_setting(setting_name text)
     returns text
     language sql stable parallel safe security definer cost 10
@@ -136,7 +159,7 @@ begin
         insert into net.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
-    perform net._signal_workers('reload');
+    perform net._configuration_changed();
 end
 $$;
 comment on function net.configure(text, text) is

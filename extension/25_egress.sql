@@ -59,6 +59,7 @@ create function net._host_pattern(pattern text)
 as $$
 begin
     if pattern is null
+        or trim(pattern) ~ '^[0-9.]+$'
         or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -85,7 +86,7 @@ begin
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
-    perform net._signal_workers('reload');
+    perform net._configuration_changed();
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';

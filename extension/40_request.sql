@@ -25,20 +25,27 @@ return sql_v1.refusal(method, url, params, headers, timeout_milliseconds)
 $$;
 comment on function net._refusal(text, text, jsonb, jsonb, integer) is 'Why net._check refuses a request: never the value of a header or a password.';
 
-create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+create function net._raise(sqlstate text, message text, hint text)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-declare
-    refusal record;
 begin
-    select * into refusal from net._refusal(method, url, params, headers, timeout_milliseconds);
-    if refusal.hint is null then
-        raise exception using errcode = refusal.sqlstate, message = refusal.message;
+    if hint is null then
+        raise exception using errcode = sqlstate, message = message;
     end if;
-    raise exception using errcode = refusal.sqlstate, message = refusal.message, hint = refusal.hint;
+    raise exception using errcode = sqlstate, message = message, hint = hint;
 end
+$$;
+comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
+
+create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net._raise(r.sqlstate, r.message, r.hint)
+    from net._refusal(method, url, params, headers, timeout_milliseconds) r
 $$;
 comment on function net._refuse(text, text, jsonb, jsonb, integer) is 'Raises what is wrong with a request.';
 
@@ -173,6 +180,16 @@ $$;
 comment on function net._urlencode_string(varchar) is
     'Percent-encodes text as UTF-8, RFC 3986 unreserved characters kept. NULL gives NULL.';
 
+create function net._append_to_query(
+    url text, params_array text[], out encoded text, out message text, out hint text, out sqlstate text
+)
+    language plpython3u immutable parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.append_to_query(url, params_array)
+$$;
+comment on function net._append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
     url text,
@@ -180,10 +197,18 @@ create function net._encode_url_with_params_array(
     params_array text[]
 )
     returns text
-    language plpython3u immutable strict parallel safe cost 10
+    language plpgsql immutable strict parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
 as $$
-from pgnet import sql_v1
-return sql_v1.encode_url_with_params_array(plpy, url, params_array)
+declare
+    result record;
+begin
+    select * into result from net._append_to_query(url, params_array);
+    if result.message is not null then
+        perform net._raise(result.sqlstate, result.message, result.hint);
+    end if;
+    return result.encoded;
+end
 $$;
 comment on function net._encode_url_with_params_array(text, text[]) is
     'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises 22023.';

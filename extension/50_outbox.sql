@@ -75,7 +75,7 @@ create function net._claim(
 )
     returns table (
         id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, host text
+        timeout_milliseconds integer, host text, revision bigint
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -138,7 +138,8 @@ begin
         returning c.id, c.attempt
     )
     select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
-        coalesce(b.timeout_milliseconds, default_timeout), b.host
+        coalesce(b.timeout_milliseconds, default_timeout), b.host,
+        (select f.revision from net.configuration f)
     from claimed c
     join bounded b on b.id = c.id;
 end
@@ -371,12 +372,14 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, and next_look: after how many seconds to come again
+    -- settings, egress, the revision of both, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    -- Read first: what changes while the rest is read has a higher number.
+    known_revision bigint := (select f.revision from net.configuration f);
     waiting_for_rescue boolean := net._rescue();
     next_expiry double precision := net._expire();
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
@@ -395,6 +398,7 @@ begin
     end if;
     return jsonb_build_object(
         'next_look', least(next_look, next_expiry),
+        'revision', known_revision,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)

@@ -37,22 +37,26 @@ def statements(script: Path) -> list[Any]:
     return [raw.stmt for raw in parse_sql(text)]
 
 
+def functions(script: Path) -> list[Any]:
+    """The functions and procedures that it creates."""
+    return [stmt for stmt in statements(script) if isinstance(stmt, ast.CreateFunctionStmt)]
+
+
 # ---- the script
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_argument_names_need_no_quotes(script: Path) -> None:
     named = []
-    for stmt in statements(script):
-        if isinstance(stmt, ast.CreateFunctionStmt):
-            for parameter in stmt.parameters or ():
-                if parameter.mode != FunctionParameterMode.FUNC_PARAM_TABLE and parameter.name:
-                    parse_sql(f"select f({parameter.name} => 1)")
-                    named.append(parameter.name)
-                    assert parameter.name == parameter.name.lower()
-            if not stmt.funcname[-1].sval.startswith("_"):
-                unnamed = [p for p in stmt.parameters or () if not p.name]
-                assert not unnamed, stmt.funcname[-1].sval
+    for function in functions(script):
+        parameters = function.parameters or ()
+        for parameter in parameters:
+            if parameter.mode != FunctionParameterMode.FUNC_PARAM_TABLE and parameter.name:
+                parse_sql(f"select f({parameter.name} => 1)")
+                named.append(parameter.name)
+                assert parameter.name == parameter.name.lower()
+        name = function.funcname[-1].sval
+        assert name.startswith("_") or all(parameter.name for parameter in parameters), name
     assert "timeout_milliseconds" in named
 
 
@@ -67,19 +71,16 @@ def test_nothing_is_replaced_and_nothing_is_skipped(script: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_function_says_what_it_is(script: Path) -> None:
     """Language and, for functions, volatility; a definer's search_path is pinned."""
-    for stmt in statements(script):
-        if not isinstance(stmt, ast.CreateFunctionStmt):
-            continue
-        name = stmt.funcname[-1].sval
-        assert [part.sval for part in stmt.funcname[:-1]] == ["net"], name
-        options = {option.defname: option.arg for option in stmt.options}
+    for function in functions(script):
+        name = function.funcname[-1].sval
+        assert [part.sval for part in function.funcname[:-1]] == ["net"], name
+        options = {option.defname: option.arg for option in function.options}
         assert "language" in options, name
-        if not stmt.is_procedure:
-            assert "volatility" in options, name
+        assert function.is_procedure or "volatility" in options, name
         if "security" in options and options["security"].boolval:
             paths = [
                 [value.val.sval for value in option.arg.args]
-                for option in stmt.options
+                for option in function.options
                 if option.defname == "set" and option.arg.name == "search_path"
             ]
             assert paths == [["pg_catalog", "pg_temp"]], name

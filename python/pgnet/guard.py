@@ -228,10 +228,12 @@ class Guard:
 
     @staticmethod
     def _not_listed(host: str) -> EgressRefused:
-        return EgressRefused(
-            f"{host} is not an allowed host, and egress is listed: "
-            f"select net.allow_host({_quoted(host)})"
-        )
+        literal = literal_address(host)
+        if literal is not None:
+            advice = f"select net.allow_network({_quoted(literal)})"
+        else:
+            advice = f"select net.allow_host({_quoted(host)})"
+        return EgressRefused(f"{host} is not an allowed host, and egress is listed: {advice}")
 
 
 def _quoted(text: str) -> str:

@@ -61,15 +61,14 @@ def urlencode_string(string: str) -> str | None:
     return request.urlencode_string(string)
 
 
-def encode_url_with_params_array(
-    plpy: Plpy, url: str, params_array: list[str | None]
-) -> str | None:
-    """Behind net._encode_url_with_params_array."""
+def append_to_query(
+    url: str, params_array: list[str | None]
+) -> tuple[str | None, str | None, str | None, str | None]:
+    """Behind net._append_to_query: the URL; or None, and message, hint and SQLSTATE."""
     try:
-        return request.encode_url_with_params_array(url, params_array)
+        return request.encode_url_with_params_array(url, params_array), None, None, None
     except request.InvalidRequest as error:
-        plpy.error(error.message, sqlstate=error.sqlstate)
-        raise
+        return None, error.message, error.hint, error.sqlstate
 
 
 def arm(plpy: Plpy, signal: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 import os
 import re
 import select
@@ -454,7 +455,8 @@ class _Slot:
         left = transfer.deadline - time.monotonic()
         # Whoever has other addresses must not spend all of the time on this one.
         connect = min(transfer.connect_timeout, left / (more + 1))
-        timeouts = (max(1, int(left * 1000)), max(1, int(connect * 1000)))
+        # Rounded up: a timeout never comes before its time.
+        timeouts = (max(1, math.ceil(left * 1000)), max(1, math.ceil(connect * 1000)))
         if timeouts != self.timeouts:
             set_option(pycurl.TIMEOUT_MS, timeouts[0])
             set_option(pycurl.CONNECTTIMEOUT_MS, timeouts[1])

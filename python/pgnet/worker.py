@@ -82,6 +82,7 @@ class Worker:
         self._default_timeout = 1000
         self._storable = Storable("UTF8")
         self._exchange: Exchange | None = None
+        self._revision = 0
         self._rules: tuple[dict[str, Any], Limits] | None = None
         self._flights: dict[int, _Flight] = {}
         self._hosts: Counter[str] = Counter()
@@ -156,6 +157,8 @@ class Worker:
                 return "restart"
             if signals & {"wake", "prepared"}:
                 self._look = True
+                # Where there is no room here, the wake-up is the next one's, at once.
+                self._next_helper = 0.0
             now = time.monotonic()
             if now >= self._ends:
                 return "ends"
@@ -204,6 +207,8 @@ class Worker:
         self._window.adjust(len(self._flights))
         free = self._window.size - len(self._flights)
         wanted = claim and self._look and free > 0
+        if claim and self._look and not wanted:
+            self._wake_next()
         waiting = len(self._answers) + len(self._outcomes)
         if waiting:
             # Others may end in a moment: as long as a turn takes is worth waiting to share it.
@@ -249,10 +254,17 @@ class Worker:
             self._held_pause = min(self._held_pause * 2, _HELD_UP_RETRY[1])
         elif batch:
             self._held_pause = _HELD_UP_RETRY[0]
+        if any(claim.revision != self._revision for claim in turn.claims):
+            # Settings or rules were changed before these were committed: they are meant for them.
+            self._tend()
         for claim in turn.claims:
             self._begin(claim)
-        if demand is not None and self._may_be_more(demand, turn.claims):
+        if demand is None:
+            return
+        if self._may_be_more(demand, turn.claims):
             self._look = True
+            self._wake_next()
+        elif demand.full_hosts:
             self._wake_next()
 
     def _wake_next(self) -> None:
@@ -337,6 +349,7 @@ class Worker:
 
     def _apply(self, tending: Tending) -> None:
         settings = tending.settings
+        self._revision = tending.revision
         limits = Limits(
             max_response_bytes=settings["max_response_bytes"],
             max_redirects=settings["max_redirects"],

@@ -25,7 +25,8 @@ class Claim:
     """A request that this worker has taken.
 
     token fences the recording of its outcome; attempt counts from 1; headers is a JSON object as
-    text or None; timeout_milliseconds is the total time of the attempt.
+    text or None; timeout_milliseconds is the total time of the attempt; revision is that of the
+    settings and egress rules when it was claimed.
     """
 
     id: int
@@ -37,6 +38,7 @@ class Claim:
     body: bytes | None
     timeout_milliseconds: int
     host: str
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,13 @@ class Demand:
 class Tending:
     """What the database says each time a worker looks.
 
-    settings: by name; egress: the rules as the guard reads them; next_look: seconds until it
-    should look again.
+    settings: by name; egress: the rules as the guard reads them; revision: of both; next_look:
+    seconds until it should look again.
     """
 
     settings: dict[str, Any]
     egress: dict[str, Any]
+    revision: int
     next_look: float
 
 

@@ -7,6 +7,7 @@ call there is a commit: until then the snapshot of the statement stays pinned.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,10 +173,9 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
         plpy.prepare(
             "select extract(epoch from $1::interval)::double precision as runtime,"
             " pg_catalog.current_setting('application_name') as name,"
-            " (select setting::double precision / 1000 from pg_catalog.pg_settings"
-            "  where name = 'statement_timeout') as statement_timeout,"
-            " extract(epoch from pg_catalog.clock_timestamp()"
-            " - pg_catalog.statement_timestamp())::double precision as elapsed",
+            " (select s.setting from pg_catalog.pg_settings s"
+            "  where s.name operator(pg_catalog.=) 'statement_timeout')::integer as timeout_ms,"
+            " extract(epoch from pg_catalog.statement_timestamp())::double precision as began",
             [_TEXT],
         ),
         [max_runtime],
@@ -187,11 +187,12 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
             raise
         return False
     runtime, grace = row["runtime"], _GRACE
-    if row["statement_timeout"]:
+    if row["timeout_ms"]:
         # It would end the whole CALL, with requests in flight: end cleanly before it.
-        allowed = max(row["statement_timeout"] * 0.8 - row["elapsed"], 0.0)
+        statement_timeout = row["timeout_ms"] / 1000
+        allowed = max(statement_timeout * 0.8 - (time.time() - row["began"]), 0.0)
         runtime = allowed if runtime is None else min(runtime, allowed)
-        grace = min(grace, row["statement_timeout"] * 0.1)
+        grace = min(grace, statement_timeout * 0.1)
     raise_file_limit()
     _name_session(plpy, "pgnet worker")
     outbox = SpiOutbox(plpy)
