@@ -256,7 +256,7 @@ revoke all on function net.configure(text, text) from public;
 -- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
 
 create table net.egress_rule (
-    kind text not null constraint egress_kind check (kind in ('network', 'host')),
+    kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
     pattern text not null,
     allow boolean not null,
     created timestamptz not null default pg_catalog.now(),
@@ -299,7 +299,7 @@ begin
                     message = format('invalid network %s', coalesce('"' || network || '"', 'NULL')),
                     hint = 'Give a network such as 10.1.0.0/16 or fd00::/8, an address, or one of the words loopback and private.';
             end if;
-            return next text(parsed);
+            return query values (parsed::text);
     end case;
 end
 $$;
@@ -476,7 +476,7 @@ revoke all on net._queue from public;
 
 create table net.worker (
     id bigint generated always as identity primary key,
-    kind text not null constraint worker_kind check (kind in ('backend', 'process')),
+    kind text not null constraint worker_kind check (kind operator(pg_catalog.=) any (array['backend', 'process'])),
     pid integer not null,
     backend_start timestamptz not null,
     secret uuid not null default pg_catalog.gen_random_uuid(),
@@ -663,9 +663,9 @@ create function net.http_get(
     -- absolute http or https URL
     url text,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; NULL means none
-    headers jsonb default '{}'::jsonb,
+    headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null
 )
@@ -693,11 +693,11 @@ create function net.http_post(
     -- absolute http or https URL
     url text,
     -- sent as JSON in UTF-8; NULL sends an empty body
-    body jsonb default '{}'::jsonb,
+    body jsonb default '{}'::pg_catalog.jsonb,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; a missing Content-Type becomes application/json
-    headers jsonb default '{"Content-Type": "application/json"}'::jsonb,
+    headers jsonb default '{"Content-Type": "application/json"}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null
 )
@@ -728,9 +728,9 @@ create function net.http_delete(
     -- absolute http or https URL
     url text,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; NULL means none
-    headers jsonb default '{}'::jsonb,
+    headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null,
     -- sent as JSON in UTF-8; NULL means no body
@@ -1174,9 +1174,10 @@ as $$
 $$;
 comment on function net._deregister(bigint, uuid) is 'Ends a registration and frees whatever the worker still holds.';
 
--- Frees the claims of workers that are gone, and those past their deadline. True while a gone worker's claims wait.
+-- Frees the claims of workers that are gone, and those past their deadline. Gives the seconds until more fall free; NULL
+-- where none will.
 create function net._rescue()
-    returns boolean
+    returns double precision
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -1208,12 +1209,15 @@ begin
     delete from net.worker w
     where w.gone_since < clock_timestamp() - rescue_after - interval '1 minute'
         and not exists (select from net.claim c where c.worker = w.id);
-    return exists (
-        select from net.claim c join net.worker w on w.id = c.worker where w.gone_since is not null);
+    return (
+        select case when min(w.gone_since) is not null then
+            greatest(0, extract(epoch from min(w.gone_since) + rescue_after - clock_timestamp())) + 0.02 end
+        from net.worker w
+        where w.gone_since is not null and exists (select from net.claim c where c.worker = w.id));
 end
 $$;
 comment on function net._rescue() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. True while some wait for that.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. Gives the seconds until more fall free.';
 revoke all on function net._rescue() from public;
 
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
@@ -1259,7 +1263,7 @@ as $$
 declare
     -- Read first: what changes while the rest is read has a higher number.
     known_revision bigint := (select f.revision from net.configuration f);
-    waiting_for_rescue boolean := net._rescue();
+    next_rescue double precision := net._rescue();
     next_expiry double precision := net._expire();
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
@@ -1270,13 +1274,11 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if waiting_for_rescue then
-        next_look := least(next_look, 0.5);
-    elsif exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
+    if exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 2);
     end if;
     return jsonb_build_object(
-        'next_look', least(next_look, next_expiry),
+        'next_look', least(next_look, next_expiry, next_rescue),
         'revision', known_revision,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
@@ -1314,9 +1316,9 @@ from public;
 create view net.requests with (security_invoker) as
     select q.id,
         case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
-        q.method::text as method, q.url, q.requested_by, null::integer as status_code, null::text as error_msg,
-        coalesce(c.attempt, 0) as attempts, null::timestamptz as next_attempt,
-        q.created as requested, null::timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+        q.method::pg_catalog.text as method, q.url, q.requested_by, null::integer as status_code, null::pg_catalog.text as error_msg,
+        coalesce(c.attempt, 0) as attempts, null::pg_catalog.timestamptz as next_attempt,
+        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
     from net.http_request_queue q
     left join net.claim c on c.id operator(pg_catalog.=) q.id
     union all
@@ -1351,7 +1353,7 @@ comment on view net.responses is
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
-    select f.id, f.method::text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+    select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
     from net.failed f;
 comment on view net.failures is
@@ -1438,7 +1440,7 @@ as $$
 declare
     give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
     nap double precision := 0.001;
-    outcome net.outcome;
+    outcome record;
     waited boolean := false;
 begin
     if id is null then
@@ -1484,7 +1486,7 @@ declare
     request_id bigint;
 begin
     foreach request_id in array coalesce(ids, '{}') loop
-        return next net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0'));
+        return query select o.* from net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0')) o;
     end loop;
 end
 $$;
@@ -1500,7 +1502,7 @@ create function net._await_response(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outcome net.outcome;
+    outcome record;
     warned boolean := false;
 begin
     loop
@@ -1603,8 +1605,8 @@ create function net._cancel()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    request net.http_request_queue;
-    claim net.claim;
+    request record;
+    claim record;
 begin
     delete from net.http_request_queue q where q.id = old.id returning q.* into request;
     if not found then
@@ -1670,7 +1672,7 @@ declare
         when body is null then headers else net._with_json_type(headers) end;
     total integer := coalesce(timeout_milliseconds, 30000);
     target pg_catalog.text;
-    outcome net.outcome;
+    outcome record;
     nap double precision := 0.001;
 begin
     if method is null then
@@ -2086,7 +2088,7 @@ revoke all on function net.check() from public;
 do $$
 begin
     -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors only has said so.
-    if pg_catalog.current_setting('client_min_messages') = 'warning' then
+    if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;
     raise notice using

@@ -1,7 +1,7 @@
 -- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
 
 create table net.egress_rule (
-    kind text not null constraint egress_kind check (kind in ('network', 'host')),
+    kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
     pattern text not null,
     allow boolean not null,
     created timestamptz not null default pg_catalog.now(),
@@ -44,7 +44,7 @@ begin
                     message = format('invalid network %s', coalesce('"' || network || '"', 'NULL')),
                     hint = 'Give a network such as 10.1.0.0/16 or fd00::/8, an address, or one of the words loopback and private.';
             end if;
-            return next text(parsed);
+            return query values (parsed::text);
     end case;
 end
 $$;

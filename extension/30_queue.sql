@@ -63,7 +63,7 @@ revoke all on net._queue from public;
 
 create table net.worker (
     id bigint generated always as identity primary key,
-    kind text not null constraint worker_kind check (kind in ('backend', 'process')),
+    kind text not null constraint worker_kind check (kind operator(pg_catalog.=) any (array['backend', 'process'])),
     pid integer not null,
     backend_start timestamptz not null,
     secret uuid not null default pg_catalog.gen_random_uuid(),

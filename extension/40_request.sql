@@ -71,9 +71,9 @@ create function net.http_get(
     -- absolute http or https URL
     url text,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; NULL means none
-    headers jsonb default '{}'::jsonb,
+    headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null
 )
@@ -101,11 +101,11 @@ create function net.http_post(
     -- absolute http or https URL
     url text,
     -- sent as JSON in UTF-8; NULL sends an empty body
-    body jsonb default '{}'::jsonb,
+    body jsonb default '{}'::pg_catalog.jsonb,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; a missing Content-Type becomes application/json
-    headers jsonb default '{"Content-Type": "application/json"}'::jsonb,
+    headers jsonb default '{"Content-Type": "application/json"}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null
 )
@@ -136,9 +136,9 @@ create function net.http_delete(
     -- absolute http or https URL
     url text,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}'::jsonb,
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers; NULL means none
-    headers jsonb default '{}'::jsonb,
+    headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of the attempt in ms; NULL means the setting timeout_milliseconds
     timeout_milliseconds integer default null,
     -- sent as JSON in UTF-8; NULL means no body

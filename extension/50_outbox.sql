@@ -295,9 +295,10 @@ as $$
 $$;
 comment on function net._deregister(bigint, uuid) is 'Ends a registration and frees whatever the worker still holds.';
 
--- Frees the claims of workers that are gone, and those past their deadline. True while a gone worker's claims wait.
+-- Frees the claims of workers that are gone, and those past their deadline. Gives the seconds until more fall free; NULL
+-- where none will.
 create function net._rescue()
-    returns boolean
+    returns double precision
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
@@ -329,12 +330,15 @@ begin
     delete from net.worker w
     where w.gone_since < clock_timestamp() - rescue_after - interval '1 minute'
         and not exists (select from net.claim c where c.worker = w.id);
-    return exists (
-        select from net.claim c join net.worker w on w.id = c.worker where w.gone_since is not null);
+    return (
+        select case when min(w.gone_since) is not null then
+            greatest(0, extract(epoch from min(w.gone_since) + rescue_after - clock_timestamp())) + 0.02 end
+        from net.worker w
+        where w.gone_since is not null and exists (select from net.claim c where c.worker = w.id));
 end
 $$;
 comment on function net._rescue() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. True while some wait for that.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. Gives the seconds until more fall free.';
 revoke all on function net._rescue() from public;
 
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
@@ -380,7 +384,7 @@ as $$
 declare
     -- Read first: what changes while the rest is read has a higher number.
     known_revision bigint := (select f.revision from net.configuration f);
-    waiting_for_rescue boolean := net._rescue();
+    next_rescue double precision := net._rescue();
     next_expiry double precision := net._expire();
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
@@ -391,13 +395,11 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if waiting_for_rescue then
-        next_look := least(next_look, 0.5);
-    elsif exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
+    if exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 2);
     end if;
     return jsonb_build_object(
-        'next_look', least(next_look, next_expiry),
+        'next_look', least(next_look, next_expiry, next_rescue),
         'revision', known_revision,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))

@@ -3,9 +3,9 @@
 create view net.requests with (security_invoker) as
     select q.id,
         case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
-        q.method::text as method, q.url, q.requested_by, null::integer as status_code, null::text as error_msg,
-        coalesce(c.attempt, 0) as attempts, null::timestamptz as next_attempt,
-        q.created as requested, null::timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+        q.method::pg_catalog.text as method, q.url, q.requested_by, null::integer as status_code, null::pg_catalog.text as error_msg,
+        coalesce(c.attempt, 0) as attempts, null::pg_catalog.timestamptz as next_attempt,
+        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
     from net.http_request_queue q
     left join net.claim c on c.id operator(pg_catalog.=) q.id
     union all
@@ -40,7 +40,7 @@ comment on view net.responses is
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
-    select f.id, f.method::text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+    select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
     from net.failed f;
 comment on view net.failures is
@@ -127,7 +127,7 @@ as $$
 declare
     give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
     nap double precision := 0.001;
-    outcome net.outcome;
+    outcome record;
     waited boolean := false;
 begin
     if id is null then
@@ -173,7 +173,7 @@ declare
     request_id bigint;
 begin
     foreach request_id in array coalesce(ids, '{}') loop
-        return next net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0'));
+        return query select o.* from net.wait(request_id, greatest(give_up - clock_timestamp(), interval '0')) o;
     end loop;
 end
 $$;
@@ -189,7 +189,7 @@ create function net._await_response(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    outcome net.outcome;
+    outcome record;
     warned boolean := false;
 begin
     loop
@@ -292,8 +292,8 @@ create function net._cancel()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    request net.http_request_queue;
-    claim net.claim;
+    request record;
+    claim record;
 begin
     delete from net.http_request_queue q where q.id = old.id returning q.* into request;
     if not found then
@@ -359,7 +359,7 @@ declare
         when body is null then headers else net._with_json_type(headers) end;
     total integer := coalesce(timeout_milliseconds, 30000);
     target pg_catalog.text;
-    outcome net.outcome;
+    outcome record;
     nap double precision := 0.001;
 begin
     if method is null then

@@ -2,7 +2,7 @@
 do $$
 begin
     -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors only has said so.
-    if pg_catalog.current_setting('client_min_messages') = 'warning' then
+    if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;
     raise notice using
