@@ -59,7 +59,7 @@ create function net._host_pattern(pattern text)
 as $$
 begin
     if pattern is null
-        or trim(pattern) ~ '^[0-9.]+$'
+        or lower(trim(pattern)) ~ '^(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+))*\.?$'
         or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
         raise exception using
             errcode = 'invalid_parameter_value',

@@ -30,11 +30,11 @@ class CommitHook:
         if not self._armed:
             return
         if event in (backend.COMMIT, backend.PARALLEL_COMMIT):
-            for signal in self._armed:
-                if signal == "wake":
-                    self._sender.send(signal)
-                else:
-                    self._sender.send_all(signal)
+            # Rules first: what the same transaction queued is meant to meet them.
+            for signal in self._armed - {"wake"}:
+                self._sender.send_all(signal)
+            if "wake" in self._armed:
+                self._sender.send("wake")
         elif event == backend.PREPARE:
             # COMMIT PREPARED may come from any session: the worker looks each second for a while.
             self._sender.send("prepared")
