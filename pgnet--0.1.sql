@@ -948,9 +948,7 @@ create function net._claim(
     -- how many bytes of bodies at most; one request always fits
     max_bytes bigint,
     -- hosts take turns: the scan starts behind this one
-    after_host text,
-    -- for requests that do not say their own, in ms
-    default_timeout integer
+    after_host text
 )
     returns table (
         id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
@@ -1004,26 +1002,29 @@ begin
         where h.name <> all (full_hosts)
         limit slots
     ), bounded as (
-        select r.*, sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
+        select r.id, r.method, r.url, r.headers, r.body, r.host,
+            -- Looked up here, in the snapshot that sees the request.
+            coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
+            sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
         from ready r
     ), claimed as (
         insert into net.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
             1 + (select count(*) from net.attempt a where a.request_id = b.id),
-            clock_timestamp() + make_interval(secs => coalesce(b.timeout_milliseconds, default_timeout) / 1000.0 + 60)
+            clock_timestamp() + make_interval(secs => b.timeout_milliseconds / 1000.0 + 60)
         from bounded b
         where coalesce(b.size_before, 0) < max_bytes
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     )
     select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
-        coalesce(b.timeout_milliseconds, default_timeout), b.host,
+        b.timeout_milliseconds, b.host,
         (select f.revision from net.configuration f)
     from claimed c
     join bounded b on b.id = c.id;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, integer) is
+comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text) is
     'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
@@ -1278,7 +1279,9 @@ begin
         next_look := least(next_look, 2);
     end if;
     return jsonb_build_object(
-        'next_look', least(next_look, next_expiry, next_rescue),
+        -- What is recorded until then expires a ttl later: a short one has to be looked after.
+        'next_look', least(next_look, next_expiry, next_rescue, greatest(1, extract(epoch from least(
+            net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', known_revision,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
@@ -1302,7 +1305,7 @@ comment on function net._tend(bigint) is
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[]),
-    net._claim(bigint, integer, integer, integer, text[], bigint, text, integer),
+    net._claim(bigint, integer, integer, integer, text[], bigint, text),
     net._record(json),
     net._release(bigint[], uuid[], text),
     net._deregister(bigint, uuid),
@@ -1447,7 +1450,7 @@ begin
         return null;
     end if;
     loop
-        outcome := net._look_up(wait.id);
+        select * into outcome from net._look_up(wait.id);
         if outcome.state is null then
             raise exception using
                 errcode = 'no_data_found',
@@ -1506,7 +1509,7 @@ declare
     warned boolean := false;
 begin
     loop
-        outcome := net._look_up(request_id);
+        select * into outcome from net._look_up(request_id);
         if outcome.state is null or outcome.state >= 'succeeded' then
             return outcome.state is not null;
         end if;
@@ -1693,7 +1696,7 @@ begin
             hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
     end if;
     loop
-        outcome := net._look_up(id);
+        select * into outcome from net._look_up(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
         perform pg_catalog.pg_sleep(nap);
@@ -1787,7 +1790,7 @@ create function net._worker_routines()
 as $$
     select r::regprocedure from (values
         ('net._register(text, bigint, uuid, bigint[])'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, integer)'),
+        ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._deregister(bigint, uuid)'),

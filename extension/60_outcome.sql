@@ -134,7 +134,7 @@ begin
         return null;
     end if;
     loop
-        outcome := net._look_up(wait.id);
+        select * into outcome from net._look_up(wait.id);
         if outcome.state is null then
             raise exception using
                 errcode = 'no_data_found',
@@ -193,7 +193,7 @@ declare
     warned boolean := false;
 begin
     loop
-        outcome := net._look_up(request_id);
+        select * into outcome from net._look_up(request_id);
         if outcome.state is null or outcome.state >= 'succeeded' then
             return outcome.state is not null;
         end if;
@@ -380,7 +380,7 @@ begin
             hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
     end if;
     loop
-        outcome := net._look_up(id);
+        select * into outcome from net._look_up(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
         perform pg_catalog.pg_sleep(nap);

@@ -74,7 +74,7 @@ create function net._worker_routines()
 as $$
     select r::regprocedure from (values
         ('net._register(text, bigint, uuid, bigint[])'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, integer)'),
+        ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._deregister(bigint, uuid)'),

@@ -354,7 +354,7 @@ class Recorder:
         rows = self.connection.execute(
             "select id, token from net._claim(worker_id => %s::bigint, slots => %s::int,"
             " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}', max_bytes => %s,"
-            " after_host => '', default_timeout => 1000)",
+            " after_host => '')",
             (self.id, slots, slots, slots, max_bytes),
         ).fetchall()
         return dict(rows)

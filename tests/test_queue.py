@@ -215,8 +215,7 @@ def test_hosts_take_turns_from_claim_to_claim(database: Database, recorder: Reco
             host
             for (host,) in recorder.connection.execute(
                 "select host from net._claim(worker_id => %s::bigint, slots => 5, host_quota => 5,"
-                " lone_quota => 5, full_hosts => '{}', max_bytes => 1000, after_host => %s,"
-                " default_timeout => 1000)",
+                " lone_quota => 5, full_hosts => '{}', max_bytes => 1000, after_host => %s)",
                 (recorder.id, after),
             ).fetchall()
         ]
@@ -231,7 +230,7 @@ def test_a_full_host_gets_none(database: Database, recorder: Recorder) -> None:
     rows = recorder.connection.execute(
         "select distinct host from net._claim(worker_id => %s::bigint, slots => 50,"
         " host_quota => 50, lone_quota => 50, full_hosts => '{a.example}', max_bytes => 1000,"
-        " after_host => '', default_timeout => 1000)",
+        " after_host => '')",
         (recorder.id,),
     ).fetchall()
     assert rows == [("b.example",)]

@@ -268,7 +268,7 @@ def test_an_ordinary_role_runs_no_worker(granted: Database) -> None:
         "call net.work()",
         "call net.drain()",
         "call net._wait(0)",
-        "select net._claim(1, 1, 1, 1, '{}', 1, '', 1)",
+        "select net._claim(1, 1, 1, 1, '{}', 1, '')",
         "select net._record('[]')",
         "select net.configure('ttl', '1 s')",
         "select net.allow_network('loopback')",

@@ -79,7 +79,6 @@ class Worker:
         self._own_concurrency = concurrency
         self._window = Window(1)
         self._batch_size = 1
-        self._default_timeout = 1000
         self._storable = Storable("UTF8")
         self._exchange: Exchange | None = None
         self._revision = 0
@@ -234,7 +233,6 @@ class Worker:
             full_hosts=self._full_hosts,
             max_bytes=_CLAIM_BYTES,
             after_host=self._after_host,
-            default_timeout=self._default_timeout,
         )
 
     def _turn(self, demand: Demand | None) -> None:
@@ -354,7 +352,6 @@ class Worker:
             max_response_bytes=settings["max_response_bytes"],
             max_redirects=settings["max_redirects"],
         )
-        self._default_timeout = settings["timeout_milliseconds"]
         self._batch_size = settings["batch_size"]
         self._storable = Storable(settings["server_encoding"])
         self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())

@@ -70,8 +70,7 @@ class Demand:
 
     slots: requests at most; host_quota: of them for one host where several wait; lone_quota: for
     one host where only one does; full_hosts: hosts that get none;
-    max_bytes: of bodies; after_host: hosts take turns from behind this one;
-    default_timeout: in ms, for requests that do not say their own.
+    max_bytes: of bodies; after_host: hosts take turns from behind this one.
     """
 
     slots: int
@@ -80,7 +79,6 @@ class Demand:
     full_hosts: Sequence[str]
     max_bytes: int
     after_host: str
-    default_timeout: int
 
 
 @dataclass(frozen=True, slots=True)

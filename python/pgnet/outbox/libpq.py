@@ -40,7 +40,7 @@ _SESSION = {
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
-    " %(bytes)s::bigint, %(after)s::text, %(timeout)s::int)"
+    " %(bytes)s::bigint, %(after)s::text)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
@@ -159,7 +159,6 @@ class LibpqOutbox:
                 "full": list(demand.full_hosts),
                 "bytes": demand.max_bytes,
                 "after": demand.after_host,
-                "timeout": demand.default_timeout,
             }
         sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
         rows = self._call(self._query, sql, parameters)

@@ -21,8 +21,8 @@ from pgnet.worker import Worker, raise_file_limit
 
 # Types are looked up in the session's path: those that the grammar does not know are qualified.
 _TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
-_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8)"
-_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "int"]
+_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7)"
+_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
@@ -129,7 +129,6 @@ class SpiOutbox:
                 list(demand.full_hosts),
                 demand.max_bytes,
                 demand.after_host,
-                demand.default_timeout,
             )
             turn.claims = [Claim(**row) for row in rows]
         self._plpy.commit()
