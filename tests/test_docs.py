@@ -413,7 +413,7 @@ def test_every_relation_is_in_the_reference(ready: Database) -> None:
         " where c.relnamespace = 'net'::regnamespace and c.relkind in ('r', 'v') group by 1"
     )
     views_and_tables = {name: columns for name, columns in rows if public([(name,)])}
-    internal = {"claim", "attempt", "worker", "setting", "egress_rule"}
+    internal = {"claim", "attempt", "worker", "setting", "egress_rule", "configuration"}
     for name, columns in views_and_tables.items():
         found = section(REFERENCE, f"net.{name}")
         if name not in internal and name != "failed":
