@@ -111,7 +111,7 @@ def test_it_holds_neither_transaction_nor_snapshot(database: Database, witness: 
         seen(witness, 10)
         database.wait_for(f"select bool_and(backend_xmin is null and backend_xid is null) {own}")
         assert database.value(f"select count(*) {own}") == 2
-        # A statement of the moment, such as the look at the queue, has locks of its own until it ends.
+        # A statement of the moment, such as a look at the queue, has its locks until it ends.
         wait_until(
             lambda: database.rows(
                 "select l.locktype, l.mode from pg_locks l where l.locktype <> 'virtualxid'"
