@@ -78,6 +78,8 @@ create function net._claim(
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
     set enable_mergejoin = off
     set enable_material = off
     set plan_cache_mode = force_generic_plan
@@ -154,6 +156,8 @@ create function net._store(outcomes json)
     language plpgsql volatile parallel unsafe security definer cost 1000
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
     set enable_mergejoin = off
     set enable_material = off
     set enable_hashjoin = off
@@ -348,6 +352,8 @@ create function net._expire()
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
 as $$
 declare
     ttl interval := net._current_setting('ttl');
