@@ -8,6 +8,7 @@ time to be idle: with less than a little of it, the window shrinks, else it grow
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 _FLOOR = 64
 # The share of time that the loop has nothing to do: below the one the window shrinks, above the
@@ -20,13 +21,15 @@ _SPAN = 0.005
 class Window:
     """The limit of requests in flight, between a floor and ``most``.
 
-    The loop tells it when it begins and ends to wait for something to happen.
+    The loop tells it when it begins and ends to wait for something to happen. ``clock`` gives
+    seconds and never goes back.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
+        self._clock = clock
         self._size = float(_FLOOR)
-        self._since = time.monotonic()
+        self._since = clock()
         self._idle = 0.0
         self._idle_since = 0.0
 
@@ -37,17 +40,17 @@ class Window:
 
     def idle_begins(self) -> None:
         """The loop waits."""
-        self._idle_since = time.monotonic()
+        self._idle_since = self._clock()
 
     def idle_ends(self) -> None:
         """The loop goes on."""
         if self._idle_since:
-            self._idle += time.monotonic() - self._idle_since
+            self._idle += self._clock() - self._idle_since
             self._idle_since = 0.0
 
     def adjust(self, in_flight: int) -> None:
         """Judge the time since the last judgement; called before each claim."""
-        now = time.monotonic()
+        now = self._clock()
         span = now - self._since
         if span < _SPAN:
             return
