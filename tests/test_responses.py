@@ -38,7 +38,8 @@ def shared_database(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def shared_worker(shared_database: Database) -> Iterator[tuple[ExitStack, list[Worker]]]:
     with ExitStack() as stack:
-        yield stack, [stack.enter_context(shared_database.worker())]
+        # What a test has left hanging is given back at the end, not waited for.
+        yield stack, [stack.enter_context(shared_database.worker("--grace", "1"))]
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def served(
     ended = workers[-1].process.poll()
     if ended is not None:
         # the test that ended it is at fault, not the next one
-        workers.append(stack.enter_context(shared_database.worker()))
+        workers.append(stack.enter_context(shared_database.worker("--grace", "1")))
         pytest.fail(f"the worker ended with {ended}; it wrote:\n{workers[-2].output()}")
 
 
