@@ -237,7 +237,7 @@ class Worker:
 
     def _turn(self, demand: Demand | None) -> None:
         answers, self._answers = self._answers, []
-        self._outcomes += [outcome_of(claim, answer, self._storable) for claim, answer in answers]
+        self._outcomes += [self._outcome(claim, answer) for claim, answer in answers]
         batch = self._outcomes[: self._batch_size]
         if demand is not None:
             self._look = False
@@ -264,6 +264,15 @@ class Worker:
             self._wake_next()
         elif demand.full_hosts:
             self._wake_next()
+
+    def _outcome(self, claim: Claim, answer: Answer | str) -> Outcome:
+        try:
+            return outcome_of(claim, answer, self._storable)
+        except Exception as error:
+            # Nor must an answer that cannot be read.
+            log.error("request %s: %s while it was read", claim.id, type(error).__name__)
+            message = f"internal error of the worker ({type(error).__name__})"
+            return Outcome(claim.id, claim.token, "failed", error_msg=message)
 
     def _wake_next(self) -> None:
         """Have another worker take what this one has no room for, if there is one."""
@@ -315,6 +324,10 @@ class Worker:
             self._done(flight, error.message)
         except requests.RequestException as error:
             self._done(flight, str(error))
+        except Exception as error:
+            # A request that this code cannot send must not end the worker, nor be tried for ever.
+            log.error("request %s: %s while it was begun", claim.id, type(error).__name__)
+            self._done(flight, f"internal error of the worker ({type(error).__name__})")
 
     def _done(self, flight: _Flight, answer: Answer | str) -> None:
         claim = flight.claim
@@ -386,9 +399,11 @@ class Worker:
     def _finish(self) -> None:
         """Claim no more; wait for what is in flight, and record it; give back the rest."""
         deadline = time.monotonic() + self._grace
+        later: set[str] = set()
         while self._flights or self._answers or self._outcomes or self._held_up:
             self._event.clear()
             signals, self._signals = self._signals, set()
+            later |= signals
             if "interrupt" in signals:
                 self._outbox.check_interrupts()
             if time.monotonic() >= deadline:
@@ -400,6 +415,8 @@ class Worker:
                 log.warning("the database is out of reach: %s", error)
                 break
             self._sleep(deadline)
+        # A stop that came during a restart is still one.
+        self._signals |= later - {"interrupt"}
         self._give_back()
 
     def _abandon(self) -> None:
