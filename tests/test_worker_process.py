@@ -204,6 +204,11 @@ def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running)
     with database.worker("--grace", "3") as worker:
         queue(database, f"{witness.url}/delay/1.5")
         seen(witness, 1)
+        # it hears signals from then on
+        database.wait_for(
+            "select count(*) = 1 from pg_stat_activity where datname = current_database()"
+            " and state = 'active' and query like 'call net._wait%'"
+        )
         database.execute("select net.worker_restart()")
         # it finishes what is in flight before it starts anew: it claims nothing
         queued_until_one_stays(database, f"{witness.url}/body/x")
