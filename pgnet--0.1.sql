@@ -174,10 +174,11 @@ revoke all on net.setting from public;
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
 create table net.configuration (
     revision bigint not null,
+    generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table net.configuration is 'The number of changes of settings and egress rules so far.';
-insert into net.configuration (revision) values (1);
+comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+insert into net.configuration (revision, generation) values (1, 1);
 revoke all on net.configuration from public;
 
 create function net._configuration_changed()
@@ -825,7 +826,7 @@ create function net._signal_workers(signal text)
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select net._arm(signal) $$;
-comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to reload their settings or to restart.';
+comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
 revoke all on function net._signal_workers(text) from public;
 
 create function net.wake()
@@ -861,7 +862,7 @@ revoke all on function net._wake_up_fault() from public;
 create procedure net._wait(
     -- how long at most, in seconds
     timeout double precision,
-    -- what came: wake, reload, restart, prepared, separated by spaces; empty after the timeout
+    -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
     inout signals text default null,
     -- the slot this session listens on; NULL where none was free
     inout slot integer default null
@@ -1262,18 +1263,21 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, the revision of both, and next_look: after how many seconds to come again
+    -- settings, egress, the revision of both, the generation that workers are to be of, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Read first: what changes while the rest is read has a higher number.
-    known_revision bigint := (select f.revision from net.configuration f);
-    next_rescue double precision := net._rescue();
-    next_expiry double precision := net._expire();
+    configuration record;
+    next_rescue double precision;
+    next_expiry double precision;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
+    -- Read first: what changes while the rest is read has a higher number.
+    select f.revision, f.generation into configuration from net.configuration f;
+    next_rescue := net._rescue();
+    next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
         select from pg_prepared_xacts p
@@ -1288,7 +1292,8 @@ begin
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
         'next_look', least(next_look, next_expiry, next_rescue, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
-        'revision', known_revision,
+        'revision', configuration.revision,
+        'generation', configuration.generation,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)
@@ -1874,7 +1879,8 @@ create function net.worker_restart()
 as $$
 begin
     if net._is_operator() then
-        perform net._signal_workers('restart');
+        update net.configuration set generation = generation + 1;
+        perform net._configuration_changed();
     else
         perform net._reload();
     end if;

@@ -89,10 +89,11 @@ revoke all on net.setting from public;
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
 create table net.configuration (
     revision bigint not null,
+    generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table net.configuration is 'The number of changes of settings and egress rules so far.';
-insert into net.configuration (revision) values (1);
+comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+insert into net.configuration (revision, generation) values (1, 1);
 revoke all on net.configuration from public;
 
 create function net._configuration_changed()

@@ -16,7 +16,7 @@ create function net._signal_workers(signal text)
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select net._arm(signal) $$;
-comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to reload their settings or to restart.';
+comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
 revoke all on function net._signal_workers(text) from public;
 
 create function net.wake()
@@ -52,7 +52,7 @@ revoke all on function net._wake_up_fault() from public;
 create procedure net._wait(
     -- how long at most, in seconds
     timeout double precision,
-    -- what came: wake, reload, restart, prepared, separated by spaces; empty after the timeout
+    -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
     inout signals text default null,
     -- the slot this session listens on; NULL where none was free
     inout slot integer default null

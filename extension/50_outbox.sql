@@ -383,18 +383,21 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, the revision of both, and next_look: after how many seconds to come again
+    -- settings, egress, the revision of both, the generation that workers are to be of, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Read first: what changes while the rest is read has a higher number.
-    known_revision bigint := (select f.revision from net.configuration f);
-    next_rescue double precision := net._rescue();
-    next_expiry double precision := net._expire();
+    configuration record;
+    next_rescue double precision;
+    next_expiry double precision;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
+    -- Read first: what changes while the rest is read has a higher number.
+    select f.revision, f.generation into configuration from net.configuration f;
+    next_rescue := net._rescue();
+    next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
         select from pg_prepared_xacts p
@@ -409,7 +412,8 @@ begin
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
         'next_look', least(next_look, next_expiry, next_rescue, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
-        'revision', known_revision,
+        'revision', configuration.revision,
+        'generation', configuration.generation,
         'settings', (select jsonb_object_agg(k.name,
                         case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
                             when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)

@@ -152,7 +152,8 @@ create function net.worker_restart()
 as $$
 begin
     if net._is_operator() then
-        perform net._signal_workers('restart');
+        update net.configuration set generation = generation + 1;
+        perform net._configuration_changed();
     else
         perform net._reload();
     end if;

@@ -176,7 +176,7 @@ def test_a_wake_up_between_two_waits_is_kept(database: Database) -> None:
     database.execute("select net.wake()")
     database.execute("select net.worker_restart()")
     signals, _slot = wait_call(one, 2)
-    assert signals.split() == ["restart", "wake"]
+    assert signals.split() == ["reload", "wake"]
 
 
 def test_another_databases_commit_wakes_nobody_here(database: Database, cluster: Cluster) -> None:

@@ -21,7 +21,7 @@ class CommitHook:
     def arm(self, signal: str) -> None:
         """Send ``signal`` when the running transaction commits.
 
-        ``wake`` goes to one worker, ``reload`` and ``restart`` to all.
+        ``wake`` goes to one worker, ``reload`` to all.
         """
         self._armed.add(signal)
 

@@ -19,7 +19,7 @@ SLOTS = 8
 _DIRECTORY = "pg_stat_tmp"
 
 # The signals, one byte each on the wire.
-SIGNALS = {"wake": b"w", "prepared": b"p", "reload": b"r", "restart": b"x"}
+SIGNALS = {"wake": b"w", "prepared": b"p", "reload": b"r"}
 _NAMES = {code[0]: name for name, code in SIGNALS.items()}
 
 

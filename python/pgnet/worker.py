@@ -82,6 +82,8 @@ class Worker:
         self._storable = Storable("UTF8")
         self._exchange: Exchange | None = None
         self._revision = 0
+        self._generation: int | None = None
+        self._restart = False
         self._rules: tuple[dict[str, Any], Limits] | None = None
         self._flights: dict[int, _Flight] = {}
         self._hosts: Counter[str] = Counter()
@@ -139,6 +141,8 @@ class Worker:
             self._exchange.close()
         self._exchange = None
         self._rules = None
+        self._generation = None
+        self._restart = False
         self._look = True
         self._next_look = 0.0
 
@@ -152,8 +156,6 @@ class Worker:
                 self._outbox.check_interrupts()
             if "stop" in signals:
                 return "stop"
-            if "restart" in signals:
-                return "restart"
             if signals & {"wake", "prepared"}:
                 self._look = True
                 # Where there is no room here, the wake-up is the next one's, at once.
@@ -164,6 +166,8 @@ class Worker:
             try:
                 if now >= self._next_look or signals & {"reload", "prepared"}:
                     self._tend()
+                if self._restart:
+                    return "restart"
                 if self._step():
                     continue
             except OutboxLost as error:
@@ -361,6 +365,9 @@ class Worker:
     def _apply(self, tending: Tending) -> None:
         settings = tending.settings
         self._revision = tending.revision
+        self._restart = self._generation not in (None, tending.generation)
+        if self._generation is None:
+            self._generation = tending.generation
         limits = Limits(
             max_response_bytes=settings["max_response_bytes"],
             max_redirects=settings["max_redirects"],

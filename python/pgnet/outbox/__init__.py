@@ -85,13 +85,15 @@ class Demand:
 class Tending:
     """What the database says each time a worker looks.
 
-    settings: by name; egress: the rules as the guard reads them; revision: of both; next_look:
-    seconds until it should look again.
+    settings: by name; egress: the rules as the guard reads them; revision: of both; generation:
+    a worker that began under another one is to start anew; next_look: seconds until it should
+    look again.
     """
 
     settings: dict[str, Any]
     egress: dict[str, Any]
     revision: int
+    generation: int
     next_look: float
 
 
