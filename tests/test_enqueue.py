@@ -273,7 +273,7 @@ def test_reload_goes_to_every_listener(unserved: Database) -> None:
         unserved.execute("select net.configure('batch_size', '100')")
         assert [datagrams(receiver) for receiver in receivers] == [[b"r"]] * 3
         unserved.execute("select net.worker_restart()")
-        assert [datagrams(receiver) for receiver in receivers] == [[b"x"]] * 3
+        assert [datagrams(receiver) for receiver in receivers] == [[b"r"]] * 3
         unserved.execute("select net.http_get('http://localhost/')")
         assert [datagrams(receiver) for receiver in receivers] == [[b"w"], [], []]
 
