@@ -88,7 +88,7 @@ comment on type net.outcome is
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
 create function net._known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
-    language sql immutable parallel safe cost 10 rows 12
+    language sql immutable parallel safe cost 10 rows 16
     set search_path = pg_catalog, pg_temp
 as $$
     values
@@ -108,12 +108,20 @@ as $$
          'How long the session of a worker process must be gone before its requests are free for others.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
          'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
+        ('connect_timeout_milliseconds', 'integer', '10000', 1, 86400000, 'ms',
+         'Time to connect to a server, TLS included, within the total time of the attempt.'),
         ('max_response_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
-         'The largest response body, counted after decoding, that is stored; a larger one is an error.'),
+         'The largest response body, counted as it is decoded; a larger one is an error.'),
+        ('max_wire_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
+         'The largest response body as it comes over the wire, before it is decoded; a larger one is an error.'),
+        ('max_header_bytes', 'integer', '262144', 1024, 16777216, 'bytes',
+         'The largest header section of a response, interim responses included; a larger one is an error.'),
         ('max_redirects', 'integer', '5', 0, 30, 'redirects',
-         'How many redirects are followed, each through the guard.'),
+         'How many redirects are followed, each through the guard; at 0 a redirect is the answer.'),
         ('egress', 'choice', 'public', null, null, 'public|listed',
-         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.')
+         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.'),
+        ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
+         'The ports that may be requested: numbers and ranges, with commas.')
 $$;
 comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
 
@@ -141,6 +149,19 @@ begin
             return null;
         end if;
         return pg_catalog.format('must be one of %s', replace(known.unit, '|', ', '));
+    end if;
+    if known.kind = 'ports' then
+        if setting_value !~ '^ *[0-9]{1,5}(-[0-9]{1,5})?( *, *[0-9]{1,5}(-[0-9]{1,5})?)* *$' or exists (
+            select from pg_catalog.regexp_split_to_table(setting_value, ',') r (ports)
+            cross join lateral (
+                select split_part(trim(r.ports), '-', 1)::integer as low,
+                    regexp_replace(trim(r.ports), '^.*-', '')::integer as high
+            ) b
+            where b.low < 1 or b.high > 65535 or b.low > b.high)
+        then
+            return 'must be numbers and ranges from 1 to 65535, such as 80,443,8000-8999';
+        end if;
+        return null;
     end if;
     begin
         if known.kind = 'integer' then
@@ -410,6 +431,551 @@ revoke all on function
     net.allow_host(text), net.deny_host(text), net.forget_host(text)
 from public;
 
+-- ======== extension/27_secrets.sql ========
+
+-- Secrets: requests hold their names; the values are put in by the worker that sends them.
+
+-- No CHECK here: the error of one prints the row, and the value with it.
+create table net.secret (
+    name text primary key,
+    value text,
+    url_prefix text,
+    created timestamptz default pg_catalog.now(),
+    changed timestamptz default pg_catalog.now()
+);
+comment on table net.secret is
+    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
+comment on column net.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column net.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+-- Otherwise ANALYZE would keep samples of the values in pg_statistic.
+alter table net.secret alter column value set statistics 0;
+
+create table net.secret_grant (
+    secret text references net.secret (name) on update cascade on delete cascade,
+    role regrole,
+    primary key (secret, role)
+);
+comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+
+revoke all on net.secret, net.secret_grant from public;
+-- The default privileges of who creates the extension may have given them to further roles.
+do $$
+declare
+    given record;
+begin
+    for given in
+        select c.oid::pg_catalog.regclass as relation, a.grantee::pg_catalog.regrole as grantee
+        from pg_catalog.pg_class c
+        cross join lateral pg_catalog.aclexplode(c.relacl) a
+        where c.oid operator(pg_catalog.=) any (array['net.secret', 'net.secret_grant']::pg_catalog.regclass[])
+            and a.grantee operator(pg_catalog.<>) all (array[c.relowner, 0::pg_catalog.oid])
+    loop
+        execute pg_catalog.format('revoke all on %s from %s', given.relation, given.grantee);
+    end loop;
+end
+$$;
+
+-- A role that was dropped has left its number behind: it is no grantee, and no member of one.
+create view net.secrets with (security_barrier) as
+    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
+    from net.secret s
+    where pg_catalog.has_table_privilege(current_user, 'net.secret'::pg_catalog.regclass, 'select')
+        or exists (
+            select from net.secret_grant g
+            join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) g.role
+            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'));
+comment on view net.secrets is
+    'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
+grant select on net.secrets to public;
+
+create function net._secret_covers(url_prefix text, url text)
+    returns boolean
+    language plpython3u immutable parallel safe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.secret_covers(url_prefix, url)
+$$;
+comment on function net._secret_covers(text, text) is
+    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
+
+create function net._secret_check(
+    name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
+)
+    language plpython3u immutable parallel safe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.secret_check(name, value, url_prefix)
+$$;
+comment on function net._secret_check(text, text, text) is
+    'The prefix as it is stored, or what is wrong with a secret: never its value.';
+revoke all on function net._secret_check(text, text, text) from public;
+
+-- What a role that may not use a secret learns is the same whether there is one or not.
+create function net._refuse_secret(name text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            -- Not shown: it may be the value in the wrong place.
+            message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
+            hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
+    end if;
+    if has_table_privilege(current_user, 'net.secret', 'select') then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('secret "%s" does not exist', name),
+            hint = format('Set it: select net.set_secret(%L, value, url_prefix), or: pgnet secret set %s --url-prefix URL < file', name, name);
+    end if;
+    raise exception using
+        errcode = 'insufficient_privilege',
+        message = format('secret "%s" does not exist, or role "%s" may not use it', name, current_user),
+        hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
+end
+$$;
+comment on function net._refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+
+create function net._check_secret(name text, url text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known record;
+begin
+    select s.url_prefix into known from net.secrets s where s.name = _check_secret.name;
+    if not found then
+        perform net._refuse_secret(name);
+    end if;
+    if known.url_prefix is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" has no URL prefix: no request can use it', name),
+            hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
+    end if;
+    if not net._secret_covers(known.url_prefix, url) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" may not go to this URL', name),
+            detail = format('It is bound to %s and what is below; dot segments and encoded slashes are not below it.', known.url_prefix);
+    end if;
+end
+$$;
+comment on function net._check_secret(text, text) is
+    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
+
+create function net.secret_url(
+    -- the name of a secret whose value is a URL, or the query of one
+    name text
+)
+    -- a URL for net.http_get and its kin
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known record;
+begin
+    select s.url_prefix into known from net.secrets s where s.name = secret_url.name;
+    if not found then
+        perform net._refuse_secret(name);
+    end if;
+    if known.url_prefix is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" has no URL prefix: no request can use it', name),
+            hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
+    end if;
+    return substring(known.url_prefix from '^https?://[^/]+') || '/{secret:' || name || '}';
+end
+$$;
+comment on function net.secret_url(text) is
+    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
+
+create function net.set_secret(
+    -- 1 to 63 letters, digits, and - _ . behind the first one
+    name text,
+    -- at least 8 characters, or NULL where the workers hold it (pgnet worker --secrets-dir)
+    value text,
+    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first: nowhere
+    url_prefix text default null
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    -- A plan of its own would hold the value, and what explains plans would show it.
+    set plan_cache_mode = force_generic_plan
+as $$
+declare
+    checked record;
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        perform net._refuse_secret(name);
+    end if;
+    select * into checked from net._secret_check(set_secret.name, set_secret.value,
+        coalesce(set_secret.url_prefix, (select s.url_prefix from net.secret s where s.name = set_secret.name)));
+    if checked.message is not null then
+        perform net._raise('22023', checked.message, checked.hint);
+    end if;
+    insert into net.secret (name, value, url_prefix)
+    values (set_secret.name, set_secret.value, checked.canonical_prefix)
+    on conflict on constraint secret_pkey do update
+        set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.set_secret(text, text, text) is
+    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value or prefix that cannot be. Owner only.';
+
+create function net.drop_secret(
+    -- the secret
+    name text
+)
+    -- whether there was one
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    dropped boolean;
+begin
+    delete from net.secret s where s.name = drop_secret.name;
+    dropped := found;
+    perform net._configuration_changed();
+    return dropped;
+end
+$$;
+comment on function net.drop_secret(text) is
+    'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
+
+-- The role with this name, which need not be quoted.
+create function net._role(name text)
+    returns regrole
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
+begin
+    if found_role is null then
+        raise exception using
+            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
+            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
+    end if;
+    return found_role;
+end
+$$;
+comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+revoke all on function net._role(text) from public;
+
+create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee_role regrole := net._role(grantee);
+begin
+    if not exists (select from net.secret s where s.name = secret_name) then
+        perform net._refuse_secret(secret_name);
+    end if;
+    delete from net.secret_grant g
+    where not exists (select from pg_roles r where r.oid = g.role)
+        or (not granted and g.secret = secret_name and g.role = grantee_role);
+    if granted then
+        insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+    end if;
+end
+$$;
+comment on function net._set_secret_grant(text, text, boolean) is
+    'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
+revoke all on function net._set_secret_grant(text, text, boolean) from public;
+
+create function net.grant_secret(
+    -- the secret
+    name text,
+    -- the role, by name; its members that inherit from it may, too
+    role text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_secret_grant(name, role, true) $$;
+comment on function net.grant_secret(text, text) is
+    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+
+create function net.revoke_secret(
+    -- the secret
+    name text,
+    -- the role, by name
+    role text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_secret_grant(name, role, false) $$;
+comment on function net.revoke_secret(text, text) is
+    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+
+revoke all on function
+    net.set_secret(text, text, text), net.drop_secret(text),
+    net.grant_secret(text, text), net.revoke_secret(text, text)
+from public;
+
+-- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
+create function net._secrets(
+    -- the requests, the tokens of their claims, and the secrets they name: a triple each
+    ids bigint[], tokens uuid[], names text[]
+)
+    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and where fault says why there is none
+    returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with asked as materialized (
+        select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
+            (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
+            jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
+                or substring(q.url from '^https?://[^/?#]+/[{]secret:([^{}]*)[}]([?]|$)') = a.name as named,
+            has_table_privilege(q.requested_by, 'net.secret'::regclass, 'select') or exists (
+                select from net.secret_grant g
+                join pg_roles r on r.oid = g.role
+                where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
+        from unnest(ids, tokens, names) as a (id, token, name)
+        join net.claim c on c.id = a.id and c.token = a.token
+        join net.http_request_queue q on q.id = a.id
+        left join net.secret s on s.name = a.name
+    ), judged as (
+        select a.*, case
+            when a.named is not true then format('the request does not name the secret "%s"', a.name)
+            when a.role is null then format('the role that asked for the secret "%s" does not exist any more', a.name)
+            when not (a.known and a.granted) then format('secret "%s" does not exist, or role "%s" may not use it', a.name, a.role)
+            when a.url_prefix is null then format('secret "%s" has no URL prefix: no request can use it', a.name)
+            when not net._secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
+            end as fault
+        from asked a
+    )
+    select j.id, j.name, case when j.fault is null then j.value end, j.url_prefix,
+        case when j.known then case when j.value is null then 'worker' else 'database' end end, j.fault
+    from judged j;
+end
+$$;
+comment on function net._secrets(bigint[], uuid[], text[]) is
+    'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
+revoke all on function net._secrets(bigint[], uuid[], text[]) from public;
+
+-- ======== extension/28_hosts.sql ========
+
+-- What is said of single hosts: how to connect to them, whom to trust, what to show.
+
+-- The one list of what can be said of a host: name, kind, bounds, meaning.
+create function net._known_host_settings()
+    returns table (name text, kind text, minimum numeric, maximum numeric, description text)
+    language sql immutable parallel safe cost 10 rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
+        ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
+        ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
+        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port; one with a password as a secret'),
+        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
+        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
+        ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
+        ('verify', 'boolean', null, null, 'false: neither certificate nor name of the server are checked')
+$$;
+comment on function net._known_host_settings() is 'What net.configure_host knows.';
+
+-- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
+create function net._host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+    returns text
+    language plpgsql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    plain text := case when jsonb_typeof(given) = 'string' then given #>> '{}' end;
+begin
+    if jsonb_typeof(given) = 'object' and setting_kind in ('secret', 'certificate', 'proxy') then
+        if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
+            return 'must be {"secret": name}';
+        end if;
+        if not exists (select from net.secret s where s.name = given ->> 'secret') then
+            return format('names the secret "%s", which does not exist', given ->> 'secret');
+        end if;
+        return null;
+    end if;
+    case setting_kind
+        when 'integer' then
+            if jsonb_typeof(given) <> 'number' or given::numeric <> trunc(given::numeric)
+                or given::numeric not between minimum and maximum then
+                return format('must be an integer between %s and %s', minimum, maximum);
+            end if;
+        when 'boolean' then
+            if jsonb_typeof(given) <> 'boolean' then
+                return 'must be true or false';
+            end if;
+        when 'line' then
+            if plain is null or plain !~ '^[\x20-\x7e]+$' or length(plain) > 500 then
+                return 'must be a string of 1 to 500 printable ASCII characters';
+            end if;
+        when 'proxy' then
+            if plain is null or plain !~ '^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$' then
+                return 'must be http://host:port or https://host:port; one with user and password is given as {"secret": name}';
+            end if;
+        when 'certificate' then
+            if plain is null or position('-----BEGIN CERTIFICATE-----' in plain) = 0 then
+                return 'must be certificates in PEM, or {"secret": name}';
+            end if;
+            if position('PRIVATE KEY' in plain) > 0 then
+                return 'must not hold a private key: that goes into client_key, as a secret';
+            end if;
+        when 'secret' then
+            return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';
+        else
+            if plain is null or plain <> all (string_to_array(setting_kind, '|')) then
+                return format('must be one of %s, as a string', replace(setting_kind, '|', ', '));
+            end if;
+    end case;
+    return null;
+end
+$$;
+comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+revoke all on function net._host_setting_fault(text, numeric, numeric, jsonb) from public;
+
+create table net.host (
+    pattern text primary key,
+    settings jsonb not null
+);
+comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+select pg_catalog.pg_extension_config_dump('net.host', '');
+revoke all on net.host from public;
+
+create view net.hosts as
+    select h.pattern, h.settings from net.host h;
+comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
+grant select on net.hosts to public;
+
+-- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
+create function net._configured_host(host text)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if trim(host) = '*' then
+        return '*';
+    end if;
+    begin
+        if trim(host) !~ '/' then
+            return pg_catalog.host(trim(trim(host), '[]')::inet);
+        end if;
+    exception when data_exception then
+        null; -- a name
+    end;
+    return net._host_pattern(host);
+end
+$$;
+comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+revoke all on function net._configured_host(text) from public;
+
+create function net.configure_host(
+    -- a host name, an address, *.example.com for every name below it, or * for every host
+    host text,
+    -- merged into what is said already; a null resets what it names, NULL resets all
+    settings jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    host_pattern text := net._configured_host(host);
+    merged jsonb;
+    given record;
+    fault text;
+begin
+    if settings is null or settings = 'null' then
+        delete from net.host h where h.pattern = host_pattern;
+        perform net._configuration_changed();
+        return;
+    end if;
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')';
+    end if;
+    for given in
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
+        from jsonb_each(settings) s left join net._known_host_settings() k on k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_host_settings() k);
+        end if;
+        continue when given.value = 'null';
+        fault := net._host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
+                hint = (select k.description from net._known_host_settings() k where k.name = given.key);
+        end if;
+    end loop;
+    merged := jsonb_strip_nulls(coalesce((select h.settings from net.host h where h.pattern = host_pattern), '{}') || settings);
+    if (merged ? 'client_certificate') <> (merged ? 'client_key') then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('client_certificate and client_key of host "%s" go together', host_pattern),
+            hint = 'Give both, or null for both.';
+    end if;
+    if merged -> 'verify' = 'false' then
+        if host_pattern like '*%' then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = 'verification is switched off for single hosts only, by their name',
+                hint = 'Better: give the authority that signed its certificate as "ca".';
+        end if;
+        raise warning using
+            message = format('the certificate of "%s" is not checked any more', host_pattern),
+            detail = 'Whoever stands between can read and change all that is sent there, secrets too.',
+            hint = 'Better: give the authority that signed it as "ca".';
+    end if;
+    if merged = '{}' then
+        delete from net.host h where h.pattern = host_pattern;
+    else
+        insert into net.host (pattern, settings) values (host_pattern, merged)
+        on conflict (pattern) do update set settings = excluded.settings;
+    end if;
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.configure_host(text, jsonb) is
+    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
+revoke all on function net.configure_host(text, jsonb) from public;
+
+-- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
+create function net._host_settings()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_object_agg(h.pattern, (
+        select jsonb_object_agg(s.key, coalesce(
+            (select to_jsonb(v.value) from net.secret v
+             where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
+        from jsonb_each(h.settings) s)), '{}')
+    from net.host h
+$$;
+comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+revoke all on function net._host_settings() from public;
+
 -- ======== extension/30_queue.sql ========
 
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
@@ -442,6 +1008,7 @@ create table net.http_request_queue (
     created timestamptz not null default pg_catalog.now(),
     priority smallint not null default 0,
     context jsonb,
+    options jsonb,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
@@ -452,25 +1019,26 @@ comment on table net.http_request_queue is
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
-comment on column net.http_request_queue.headers is 'Names and values; NULL means none.';
+comment on column net.http_request_queue.headers is 'Names and values, a secret by its name only; NULL means none.';
 comment on column net.http_request_queue.body is 'The bytes that are sent; NULL means no body.';
 comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
 comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
 comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
 comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
+comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
 -- The claim's scan skips from host to host over this one.
 create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id);
 
 -- requested_by and created are not the caller's to say: the defaults are.
-grant insert (method, url, headers, body, timeout_milliseconds), select, delete on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
 alter table net.http_request_queue enable row level security;
 create policy own_requests on net.http_request_queue
     using (requested_by operator(pg_catalog.=) (select net._caller()))
     with check (true);
 
 create view net._queue as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, net._host(q.url) collate "C" as host
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, net._host(q.url) collate "C" as host
     from net.http_request_queue q;
 comment on view net._queue is 'The queue as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
 revoke all on net._queue from public;
@@ -535,6 +1103,16 @@ create table net._http_response (
     url text not null,
     requested_by regrole not null,
     requested timestamptz not null,
+    header_list jsonb,
+    final_url text,
+    redirects integer,
+    http_version text,
+    address inet,
+    name_ms real,
+    connect_ms real,
+    tls_ms real,
+    first_byte_ms real,
+    total_ms real,
     constraint http_response_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
@@ -558,6 +1136,16 @@ comment on column net._http_response.method is 'Of the request.';
 comment on column net._http_response.url is 'Of the request.';
 comment on column net._http_response.requested_by is 'The role that made the request.';
 comment on column net._http_response.requested is 'When the request was made.';
+comment on column net._http_response.header_list is 'The answer''s headers in their order, repeats kept: an array of [name, value].';
+comment on column net._http_response.final_url is 'Where redirects led to; NULL where none was followed.';
+comment on column net._http_response.redirects is 'How many redirects were followed; NULL where nothing was sent.';
+comment on column net._http_response.http_version is 'Of the answer: 1.0, 1.1 or 2.';
+comment on column net._http_response.address is 'The address last connected to, or tried; a proxy''s where one was used.';
+comment on column net._http_response.name_ms is 'Milliseconds that looking up names took; 0 where they were known.';
+comment on column net._http_response.connect_ms is 'Milliseconds that TCP connections took; 0 where they were there.';
+comment on column net._http_response.tls_ms is 'Milliseconds that TLS handshakes took; 0 where there was none.';
+comment on column net._http_response.first_byte_ms is 'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
+comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
 create index http_response_created on net._http_response (created);
 
 alter table net._http_response enable row level security;
@@ -576,6 +1164,7 @@ create table net.failed (
     created timestamptz not null,
     priority smallint not null,
     context jsonb,
+    options jsonb,
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,
@@ -596,27 +1185,32 @@ grant select, delete on net.failed to public;
 -- name is qualified, types as well (bigint, integer and their like are words of the grammar).
 -- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
 
--- The canonical URL with its parameters, or NULL where the request is to be refused; arms the wake-up at commit.
-create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+-- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
+-- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
+create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
-return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds)
+return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._check(text, text, jsonb, jsonb, integer) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where it is refused. Also arms the wake-up at the commit.';
+comment on function net._check(text, text, jsonb, jsonb, integer, jsonb) is
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where net._second_look decides. Also arms the wake-up at the commit.';
 
-create function net._refusal(
-    method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer,
+create function net._inspect(
+    method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
+    -- the URL as it is stored, and the secrets that the request names
+    out complete_url text, out secrets text[],
+    -- or why it is refused
     out message text, out hint text, out sqlstate text
 )
     language plpython3u stable parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
-return sql_v1.refusal(method, url, params, headers, timeout_milliseconds)
+return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._refusal(text, text, jsonb, jsonb, integer) is 'Why net._check refuses a request: never the value of a header or a password.';
+comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
+    'What net._check found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
 
 create function net._raise(sqlstate text, message text, hint text)
     returns void
@@ -632,33 +1226,45 @@ end
 $$;
 comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
 
-create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
-    returns void
-    language sql volatile parallel unsafe
+create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+    returns text
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    select net._raise(r.sqlstate, r.message, r.hint)
-    from net._refusal(method, url, params, headers, timeout_milliseconds) r
+declare
+    found record;
+    secret text;
+begin
+    select * into found from net._inspect(method, url, params, headers, timeout_milliseconds, options);
+    if found.message is not null then
+        perform net._raise(found.sqlstate, found.message, found.hint);
+    end if;
+    foreach secret in array found.secrets loop
+        perform net._check_secret(secret, found.complete_url);
+    end loop;
+    return found.complete_url;
+end
 $$;
-comment on function net._refuse(text, text, jsonb, jsonb, integer) is 'Raises what is wrong with a request.';
+comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
+    'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
--- Headers with a Content-Type of application/json where none is given in any case.
-create function net._with_json_type(headers jsonb)
+-- Headers with a Content-Type where none is given in any case.
+create function net._with_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql immutable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
     if jsonb_typeof(headers) is distinct from 'object' then
-        return case when headers is null or headers = 'null' then '{"Content-Type": "application/json"}' else headers end;
+        return case when headers is null or headers = 'null' then jsonb_build_object('Content-Type', content_type) else headers end;
     end if;
     if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
         return headers;
     end if;
-    return headers || '{"Content-Type": "application/json"}';
+    return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function net._with_json_type(jsonb) is 'The headers, with Content-Type: application/json added where there is none.';
+comment on function net._with_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -679,7 +1285,7 @@ declare
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -709,12 +1315,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
-        else net._with_json_type(http_post.headers) end;
+        else net._with_type(http_post.headers, 'application/json') end;
     target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -744,12 +1350,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
-        else net._with_json_type(http_delete.headers) end;
+        else net._with_type(http_delete.headers, 'application/json') end;
     target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -759,6 +1365,209 @@ end
 $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
     'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
+
+create function net._form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
+    language plpython3u immutable parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.form(form)
+$$;
+comment on function net._form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+
+create function net.http_request(
+    -- any method but CONNECT and TRACE
+    method text,
+    -- absolute http or https URL
+    url text,
+    -- at most one of the four bodies; this one is sent as JSON in UTF-8
+    body jsonb default null,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL means none
+    headers jsonb default '{}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000,
+    -- sent in UTF-8, as text/plain; charset=utf-8 where no Content-Type is given
+    body_text text default null,
+    -- an object, sent as application/x-www-form-urlencoded; an array repeats a name
+    body_form jsonb default null,
+    -- sent as it is, as application/octet-stream where no Content-Type is given
+    body_bytes bytea default null,
+    -- given back with the outcome
+    context jsonb default null,
+    -- priority (smaller goes first among the requests of one host; 0) and max_redirects (lowers the setting); NULL means none
+    options jsonb default '{}'
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Of ASCII only: in other letters no token is one.
+    token text := upper(method collate "C");
+    chosen jsonb := coalesce(options, '{}');
+    total integer := coalesce(timeout_milliseconds, 30000);
+    typed_headers jsonb := headers;
+    content bytea := body_bytes;
+    target text;
+    form record;
+    declared_charset text;
+    request_id bigint;
+begin
+    if method is null then
+        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
+            hint = 'It is a word such as GET or PATCH.';
+    end if;
+    if num_nonnulls(body, body_text, body_form, body_bytes) > 0 then
+        if num_nonnulls(body, body_text, body_form, body_bytes) > 1 then
+            raise exception using errcode = 'invalid_parameter_value', message = 'a request has at most one body',
+                hint = 'Give one of body, body_text, body_form and body_bytes.';
+        end if;
+        if token = 'HEAD' then
+            raise exception using errcode = 'invalid_parameter_value', message = 'a HEAD request has no body',
+                hint = 'Leave the body out, or use GET or POST.';
+        end if;
+        typed_headers := net._with_type(headers, case
+            when body is not null then 'application/json'
+            when body_text is not null then 'text/plain; charset=utf-8'
+            when body_form is not null then 'application/x-www-form-urlencoded'
+            else 'application/octet-stream' end);
+    end if;
+    target := net._check(token, url, params, typed_headers, total, chosen);
+    if target is null then
+        target := net._second_look(token, url, params, typed_headers, total, chosen);
+    end if;
+    if body is not null then
+        content := convert_to(body::text, 'UTF8');
+    elsif body_text is not null then
+        select (regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1] into declared_charset
+        from jsonb_each(typed_headers) h where lower(h.key) = 'content-type';
+        if lower(declared_charset) not in ('utf-8', 'utf8', 'us-ascii') then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = 'body_text is sent in UTF-8, and its Content-Type says another charset',
+                hint = 'For another one give body_bytes => convert_to(..., ''LATIN1''), for example.';
+        end if;
+        content := convert_to(body_text, 'UTF8');
+    elsif body_form is not null then
+        select * into form from net._form(body_form);
+        if form.message is not null then
+            perform net._raise(form.sqlstate, form.message, form.hint);
+        end if;
+        content := convert_to(form.encoded, 'UTF8');
+    end if;
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    values (token, target, typed_headers, content, total, coalesce((chosen ->> 'priority')::smallint, 0), context,
+        nullif(chosen - 'priority', '{}'))
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, jsonb, jsonb) is
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body or an unknown option 22023, a secret that the role may not use 42501.';
+
+create function net.http_put(
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON in UTF-8; NULL sends an empty body
+    body jsonb default '{}',
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; a missing Content-Type becomes application/json
+    headers jsonb default '{"Content-Type": "application/json"}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('PUT', url, body => body, params => params,
+        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
+    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
+
+create function net.http_patch(
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON in UTF-8; NULL sends an empty body
+    body jsonb default '{}',
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; a missing Content-Type becomes application/json
+    headers jsonb default '{"Content-Type": "application/json"}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('PATCH', url, body => body, params => params,
+        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
+    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
+
+create function net.http_head(
+    -- absolute http or https URL
+    url text,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; NULL means none
+    headers jsonb default '{}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('HEAD', url, params => params, headers => headers, timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_head(text, jsonb, jsonb, integer) is
+    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
+
+create function net._multipart(
+    parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
+)
+    language plpython3u volatile parallel unsafe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.multipart(parts, files)
+$$;
+comment on function net._multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+
+create function net.multipart(
+    -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
+    parts jsonb,
+    -- what the parts' file refers to
+    files bytea[] default '{}',
+    -- for the header Content-Type: it names the boundary
+    out content_type text,
+    -- for body_bytes
+    out body bytea
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    select * into made from net._multipart(parts, files);
+    if made.message is not null then
+        perform net._raise(made.sqlstate, made.message, made.hint);
+    end if;
+    content_type := made.content_type;
+    body := made.body;
+end
+$$;
+comment on function net.multipart(jsonb, bytea[]) is
+    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files mean none.';
 
 create function net._urlencode_string(
     -- the text to encode
@@ -953,7 +1762,7 @@ create function net._claim(
 )
     returns table (
         id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, host text, revision bigint
+        timeout_milliseconds integer, options text, host text, revision bigint
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -993,7 +1802,7 @@ begin
             select name from earlier where name is not null
         ) h
         cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.host,
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.host,
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
@@ -1005,7 +1814,7 @@ begin
         where h.name <> all (full_hosts)
         limit slots
     ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.host,
+        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host,
             -- Looked up here, in the snapshot that sees the request.
             coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
             sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
@@ -1020,8 +1829,8 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     )
-    select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
-        b.timeout_milliseconds, b.host,
+    select c.id, claim_token::text, c.attempt, upper(b.method collate "C"), b.url, b.headers::text, b.body,
+        b.timeout_milliseconds, b.options::text, b.host,
         (select f.revision from net.configuration f)
     from claimed c
     join bounded b on b.id = c.id;
@@ -1050,10 +1859,12 @@ begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context
+            q.created as requested, q.priority, q.context, q.options
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
-            content text, content_base64 text, timed_out boolean, error_msg text
+            content text, content_base64 text, timed_out boolean, error_msg text,
+            header_list jsonb, final_url text, redirects integer, http_version text, address inet,
+            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real
         )
         cross join lateral (
             select c.attempt from net.claim c where c.id = r.id and c.token = r.token for update of c
@@ -1073,20 +1884,23 @@ begin
             array(select h.id from held h where h.attempt > 1 and (h.locked or h.seen is null)))
     ), failed as (
         insert into net.failed (
-            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context,
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
             attempts, status_code, error_msg
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.attempt, h.status_code, h.error_msg
         from held h
         where h.locked and h.state = 'failed'
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
-            context, method, url, requested_by, requested
+            context, method, url, requested_by, requested, header_list, final_url, redirects, http_version, address,
+            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms
         )
         select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested
+            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
+            h.header_list, h.final_url, h.redirects, h.http_version, h.address,
+            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms
         from held h
         where h.locked
     )
@@ -1099,7 +1913,7 @@ comment on function net._store(json) is
 revoke all on function net._store(json) from public;
 
 create function net._record(
-    -- an array of objects: id, token, state, status_code, content_type, headers, content, content_base64, timed_out, error_msg
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as content_base64
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
@@ -1263,7 +2077,7 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, the revision of both, the generation that workers are to be of, and next_look: after how many seconds to come again
+    -- settings, egress, hosts, the revision of all three, the generation that workers are to be of, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -1300,8 +2114,10 @@ begin
                             else to_jsonb(net._current_setting(k.name)) end)
                      from net._known_settings() k)
             || jsonb_build_object('server_encoding', current_setting('server_encoding')),
+        'hosts', net._host_settings(),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
+            'ports', net._current_setting('egress_ports'),
             'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and r.allow),
             'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and not r.allow),
             'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and r.allow),
@@ -1360,7 +2176,9 @@ create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
         case when r.content_type operator(pg_catalog.~*) '^[^;]*[/+]json' then net._json_or_null(r.content) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
-        r.created operator(pg_catalog.-) r.requested as took
+        r.created operator(pg_catalog.-) r.requested as took,
+        r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms
     from net._http_response r;
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
@@ -1368,7 +2186,7 @@ grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
     select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
-        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options
     from net.failed f;
 comment on view net.failures is
     'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
@@ -1682,24 +2500,10 @@ create procedure net.fetch(
     language plpgsql
 as $$
 declare
-    typed_headers pg_catalog.jsonb := case
-        when body is null then headers else net._with_json_type(headers) end;
-    total integer := coalesce(timeout_milliseconds, 30000);
-    target pg_catalog.text;
     outcome record;
     nap double precision := 0.001;
 begin
-    if method is null then
-        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
-            hint = 'For example: call net.fetch(''GET'', ''https://example.com'')';
-    end if;
-    target := net._check(pg_catalog.upper(method), url, params, typed_headers, total);
-    if target is null then
-        perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
-    end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::pg_catalog.text, 'UTF8'), total)
-    returning http_request_queue.id into id;
+    id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
     if not net._worker_is_up() then
         raise warning using
@@ -1721,7 +2525,7 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_get does; a body goes as JSON.';
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_request does; a body goes as JSON.';
 
 -- ======== extension/70_worker.sql ========
 
@@ -1804,6 +2608,7 @@ as $$
         ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
+        ('net._secrets(bigint[], uuid[], text[])'),
         ('net._deregister(bigint, uuid)'),
         ('net._tend(bigint)'),
         ('net._wait(double precision, text, integer)'),
@@ -2018,6 +2823,7 @@ declare
     oldest interval;
     waiting bigint;
     workers bigint;
+    unverified text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
 begin
@@ -2066,6 +2872,24 @@ begin
         format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
         null::text;
+
+    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
+    return query select 'hosts', unverified is null,
+        coalesce('the certificate is NOT checked of: ' || unverified,
+            format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
+        case when unverified is not null then
+            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').' end;
+    return query
+    with held as (
+        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s
+    ), backends as (
+        select count(*) as number from net.worker w where w.kind = 'backend' and net._alive(w.pid, w.backend_start)
+    )
+    select 'secrets', h.elsewhere = 0 or b.number = 0,
+        format('%s in the database, %s held by workers', h.here, h.elsewhere),
+        case when h.elsewhere > 0 and b.number > 0 then
+            'A worker in the database has no --secrets-dir: let worker processes alone serve this database, or keep the values in it.' end
+    from held h, backends b;
 
     if to_regclass('cron.job') is not null and to_regclass('cron.job_run_details') is not null then
         execute $query$

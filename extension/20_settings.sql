@@ -3,7 +3,7 @@
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
 create function net._known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
-    language sql immutable parallel safe cost 10 rows 12
+    language sql immutable parallel safe cost 10 rows 16
     set search_path = pg_catalog, pg_temp
 as $$
     values
@@ -23,12 +23,20 @@ as $$
          'How long the session of a worker process must be gone before its requests are free for others.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
          'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
+        ('connect_timeout_milliseconds', 'integer', '10000', 1, 86400000, 'ms',
+         'Time to connect to a server, TLS included, within the total time of the attempt.'),
         ('max_response_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
-         'The largest response body, counted after decoding, that is stored; a larger one is an error.'),
+         'The largest response body, counted as it is decoded; a larger one is an error.'),
+        ('max_wire_bytes', 'integer', '10485760', 0, 536870912, 'bytes',
+         'The largest response body as it comes over the wire, before it is decoded; a larger one is an error.'),
+        ('max_header_bytes', 'integer', '262144', 1024, 16777216, 'bytes',
+         'The largest header section of a response, interim responses included; a larger one is an error.'),
         ('max_redirects', 'integer', '5', 0, 30, 'redirects',
-         'How many redirects are followed, each through the guard.'),
+         'How many redirects are followed, each through the guard; at 0 a redirect is the answer.'),
         ('egress', 'choice', 'public', null, null, 'public|listed',
-         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.')
+         'public: every public address may be requested. listed: only what net.allow_host and net.allow_network name.'),
+        ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
+         'The ports that may be requested: numbers and ranges, with commas.')
 $$;
 comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
 
@@ -56,6 +64,19 @@ begin
             return null;
         end if;
         return pg_catalog.format('must be one of %s', replace(known.unit, '|', ', '));
+    end if;
+    if known.kind = 'ports' then
+        if setting_value !~ '^ *[0-9]{1,5}(-[0-9]{1,5})?( *, *[0-9]{1,5}(-[0-9]{1,5})?)* *$' or exists (
+            select from pg_catalog.regexp_split_to_table(setting_value, ',') r (ports)
+            cross join lateral (
+                select split_part(trim(r.ports), '-', 1)::integer as low,
+                    regexp_replace(trim(r.ports), '^.*-', '')::integer as high
+            ) b
+            where b.low < 1 or b.high > 65535 or b.low > b.high)
+        then
+            return 'must be numbers and ranges from 1 to 65535, such as 80,443,8000-8999';
+        end if;
+        return null;
     end if;
     begin
         if known.kind = 'integer' then

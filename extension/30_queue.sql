@@ -28,6 +28,7 @@ create table net.http_request_queue (
     created timestamptz not null default pg_catalog.now(),
     priority smallint not null default 0,
     context jsonb,
+    options jsonb,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
@@ -38,25 +39,26 @@ comment on table net.http_request_queue is
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
-comment on column net.http_request_queue.headers is 'Names and values; NULL means none.';
+comment on column net.http_request_queue.headers is 'Names and values, a secret by its name only; NULL means none.';
 comment on column net.http_request_queue.body is 'The bytes that are sent; NULL means no body.';
 comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
 comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
 comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
 comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
+comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
 -- The claim's scan skips from host to host over this one.
 create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id);
 
 -- requested_by and created are not the caller's to say: the defaults are.
-grant insert (method, url, headers, body, timeout_milliseconds), select, delete on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
 alter table net.http_request_queue enable row level security;
 create policy own_requests on net.http_request_queue
     using (requested_by operator(pg_catalog.=) (select net._caller()))
     with check (true);
 
 create view net._queue as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, net._host(q.url) collate "C" as host
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, net._host(q.url) collate "C" as host
     from net.http_request_queue q;
 comment on view net._queue is 'The queue as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
 revoke all on net._queue from public;
@@ -121,6 +123,16 @@ create table net._http_response (
     url text not null,
     requested_by regrole not null,
     requested timestamptz not null,
+    header_list jsonb,
+    final_url text,
+    redirects integer,
+    http_version text,
+    address inet,
+    name_ms real,
+    connect_ms real,
+    tls_ms real,
+    first_byte_ms real,
+    total_ms real,
     constraint http_response_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
@@ -144,6 +156,16 @@ comment on column net._http_response.method is 'Of the request.';
 comment on column net._http_response.url is 'Of the request.';
 comment on column net._http_response.requested_by is 'The role that made the request.';
 comment on column net._http_response.requested is 'When the request was made.';
+comment on column net._http_response.header_list is 'The answer''s headers in their order, repeats kept: an array of [name, value].';
+comment on column net._http_response.final_url is 'Where redirects led to; NULL where none was followed.';
+comment on column net._http_response.redirects is 'How many redirects were followed; NULL where nothing was sent.';
+comment on column net._http_response.http_version is 'Of the answer: 1.0, 1.1 or 2.';
+comment on column net._http_response.address is 'The address last connected to, or tried; a proxy''s where one was used.';
+comment on column net._http_response.name_ms is 'Milliseconds that looking up names took; 0 where they were known.';
+comment on column net._http_response.connect_ms is 'Milliseconds that TCP connections took; 0 where they were there.';
+comment on column net._http_response.tls_ms is 'Milliseconds that TLS handshakes took; 0 where there was none.';
+comment on column net._http_response.first_byte_ms is 'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
+comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
 create index http_response_created on net._http_response (created);
 
 alter table net._http_response enable row level security;
@@ -162,6 +184,7 @@ create table net.failed (
     created timestamptz not null,
     priority smallint not null,
     context jsonb,
+    options jsonb,
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,

@@ -3,27 +3,32 @@
 -- name is qualified, types as well (bigint, integer and their like are words of the grammar).
 -- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
 
--- The canonical URL with its parameters, or NULL where the request is to be refused; arms the wake-up at commit.
-create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
+-- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
+-- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
+create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
-return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds)
+return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._check(text, text, jsonb, jsonb, integer) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where it is refused. Also arms the wake-up at the commit.';
+comment on function net._check(text, text, jsonb, jsonb, integer, jsonb) is
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where net._second_look decides. Also arms the wake-up at the commit.';
 
-create function net._refusal(
-    method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer,
+create function net._inspect(
+    method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
+    -- the URL as it is stored, and the secrets that the request names
+    out complete_url text, out secrets text[],
+    -- or why it is refused
     out message text, out hint text, out sqlstate text
 )
     language plpython3u stable parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
-return sql_v1.refusal(method, url, params, headers, timeout_milliseconds)
+return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._refusal(text, text, jsonb, jsonb, integer) is 'Why net._check refuses a request: never the value of a header or a password.';
+comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
+    'What net._check found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
 
 create function net._raise(sqlstate text, message text, hint text)
     returns void
@@ -39,33 +44,45 @@ end
 $$;
 comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
 
-create function net._refuse(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer)
-    returns void
-    language sql volatile parallel unsafe
+create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+    returns text
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    select net._raise(r.sqlstate, r.message, r.hint)
-    from net._refusal(method, url, params, headers, timeout_milliseconds) r
+declare
+    found record;
+    secret text;
+begin
+    select * into found from net._inspect(method, url, params, headers, timeout_milliseconds, options);
+    if found.message is not null then
+        perform net._raise(found.sqlstate, found.message, found.hint);
+    end if;
+    foreach secret in array found.secrets loop
+        perform net._check_secret(secret, found.complete_url);
+    end loop;
+    return found.complete_url;
+end
 $$;
-comment on function net._refuse(text, text, jsonb, jsonb, integer) is 'Raises what is wrong with a request.';
+comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
+    'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
--- Headers with a Content-Type of application/json where none is given in any case.
-create function net._with_json_type(headers jsonb)
+-- Headers with a Content-Type where none is given in any case.
+create function net._with_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql immutable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
     if jsonb_typeof(headers) is distinct from 'object' then
-        return case when headers is null or headers = 'null' then '{"Content-Type": "application/json"}' else headers end;
+        return case when headers is null or headers = 'null' then jsonb_build_object('Content-Type', content_type) else headers end;
     end if;
     if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
         return headers;
     end if;
-    return headers || '{"Content-Type": "application/json"}';
+    return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function net._with_json_type(jsonb) is 'The headers, with Content-Type: application/json added where there is none.';
+comment on function net._with_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -86,7 +103,7 @@ declare
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -116,12 +133,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
-        else net._with_json_type(http_post.headers) end;
+        else net._with_type(http_post.headers, 'application/json') end;
     target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -151,12 +168,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
-        else net._with_json_type(http_delete.headers) end;
+        else net._with_type(http_delete.headers, 'application/json') end;
     target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        perform net._refuse('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -166,6 +183,209 @@ end
 $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
     'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
+
+create function net._form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
+    language plpython3u immutable parallel safe cost 10
+as $$
+from pgnet import sql_v1
+return sql_v1.form(form)
+$$;
+comment on function net._form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+
+create function net.http_request(
+    -- any method but CONNECT and TRACE
+    method text,
+    -- absolute http or https URL
+    url text,
+    -- at most one of the four bodies; this one is sent as JSON in UTF-8
+    body jsonb default null,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL means none
+    headers jsonb default '{}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000,
+    -- sent in UTF-8, as text/plain; charset=utf-8 where no Content-Type is given
+    body_text text default null,
+    -- an object, sent as application/x-www-form-urlencoded; an array repeats a name
+    body_form jsonb default null,
+    -- sent as it is, as application/octet-stream where no Content-Type is given
+    body_bytes bytea default null,
+    -- given back with the outcome
+    context jsonb default null,
+    -- priority (smaller goes first among the requests of one host; 0) and max_redirects (lowers the setting); NULL means none
+    options jsonb default '{}'
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Of ASCII only: in other letters no token is one.
+    token text := upper(method collate "C");
+    chosen jsonb := coalesce(options, '{}');
+    total integer := coalesce(timeout_milliseconds, 30000);
+    typed_headers jsonb := headers;
+    content bytea := body_bytes;
+    target text;
+    form record;
+    declared_charset text;
+    request_id bigint;
+begin
+    if method is null then
+        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
+            hint = 'It is a word such as GET or PATCH.';
+    end if;
+    if num_nonnulls(body, body_text, body_form, body_bytes) > 0 then
+        if num_nonnulls(body, body_text, body_form, body_bytes) > 1 then
+            raise exception using errcode = 'invalid_parameter_value', message = 'a request has at most one body',
+                hint = 'Give one of body, body_text, body_form and body_bytes.';
+        end if;
+        if token = 'HEAD' then
+            raise exception using errcode = 'invalid_parameter_value', message = 'a HEAD request has no body',
+                hint = 'Leave the body out, or use GET or POST.';
+        end if;
+        typed_headers := net._with_type(headers, case
+            when body is not null then 'application/json'
+            when body_text is not null then 'text/plain; charset=utf-8'
+            when body_form is not null then 'application/x-www-form-urlencoded'
+            else 'application/octet-stream' end);
+    end if;
+    target := net._check(token, url, params, typed_headers, total, chosen);
+    if target is null then
+        target := net._second_look(token, url, params, typed_headers, total, chosen);
+    end if;
+    if body is not null then
+        content := convert_to(body::text, 'UTF8');
+    elsif body_text is not null then
+        select (regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1] into declared_charset
+        from jsonb_each(typed_headers) h where lower(h.key) = 'content-type';
+        if lower(declared_charset) not in ('utf-8', 'utf8', 'us-ascii') then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = 'body_text is sent in UTF-8, and its Content-Type says another charset',
+                hint = 'For another one give body_bytes => convert_to(..., ''LATIN1''), for example.';
+        end if;
+        content := convert_to(body_text, 'UTF8');
+    elsif body_form is not null then
+        select * into form from net._form(body_form);
+        if form.message is not null then
+            perform net._raise(form.sqlstate, form.message, form.hint);
+        end if;
+        content := convert_to(form.encoded, 'UTF8');
+    end if;
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    values (token, target, typed_headers, content, total, coalesce((chosen ->> 'priority')::smallint, 0), context,
+        nullif(chosen - 'priority', '{}'))
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, jsonb, jsonb) is
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body or an unknown option 22023, a secret that the role may not use 42501.';
+
+create function net.http_put(
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON in UTF-8; NULL sends an empty body
+    body jsonb default '{}',
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; a missing Content-Type becomes application/json
+    headers jsonb default '{"Content-Type": "application/json"}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('PUT', url, body => body, params => params,
+        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
+    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
+
+create function net.http_patch(
+    -- absolute http or https URL
+    url text,
+    -- sent as JSON in UTF-8; NULL sends an empty body
+    body jsonb default '{}',
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; a missing Content-Type becomes application/json
+    headers jsonb default '{"Content-Type": "application/json"}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('PATCH', url, body => body, params => params,
+        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
+    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
+
+create function net.http_head(
+    -- absolute http or https URL
+    url text,
+    -- names and values appended to the query, percent-encoded; NULL means none
+    params jsonb default '{}',
+    -- names and values of request headers; NULL means none
+    headers jsonb default '{}',
+    -- total time of an attempt in ms; NULL means 30000
+    timeout_milliseconds integer default 30000
+)
+    -- the request's id, for net.wait and net.http_get_result
+    returns bigint
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net.http_request('HEAD', url, params => params, headers => headers, timeout_milliseconds => timeout_milliseconds)
+$$;
+comment on function net.http_head(text, jsonb, jsonb, integer) is
+    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
+
+create function net._multipart(
+    parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
+)
+    language plpython3u volatile parallel unsafe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.multipart(parts, files)
+$$;
+comment on function net._multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+
+create function net.multipart(
+    -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
+    parts jsonb,
+    -- what the parts' file refers to
+    files bytea[] default '{}',
+    -- for the header Content-Type: it names the boundary
+    out content_type text,
+    -- for body_bytes
+    out body bytea
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    select * into made from net._multipart(parts, files);
+    if made.message is not null then
+        perform net._raise(made.sqlstate, made.message, made.hint);
+    end if;
+    content_type := made.content_type;
+    body := made.body;
+end
+$$;
+comment on function net.multipart(jsonb, bytea[]) is
+    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files mean none.';
 
 create function net._urlencode_string(
     -- the text to encode

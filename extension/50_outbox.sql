@@ -73,7 +73,7 @@ create function net._claim(
 )
     returns table (
         id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, host text, revision bigint
+        timeout_milliseconds integer, options text, host text, revision bigint
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -113,7 +113,7 @@ begin
             select name from earlier where name is not null
         ) h
         cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.host,
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.host,
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
@@ -125,7 +125,7 @@ begin
         where h.name <> all (full_hosts)
         limit slots
     ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.host,
+        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host,
             -- Looked up here, in the snapshot that sees the request.
             coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
             sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
@@ -140,8 +140,8 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     )
-    select c.id, claim_token::text, c.attempt, upper(b.method), b.url, b.headers::text, b.body,
-        b.timeout_milliseconds, b.host,
+    select c.id, claim_token::text, c.attempt, upper(b.method collate "C"), b.url, b.headers::text, b.body,
+        b.timeout_milliseconds, b.options::text, b.host,
         (select f.revision from net.configuration f)
     from claimed c
     join bounded b on b.id = c.id;
@@ -170,10 +170,12 @@ begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context
+            q.created as requested, q.priority, q.context, q.options
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
-            content text, content_base64 text, timed_out boolean, error_msg text
+            content text, content_base64 text, timed_out boolean, error_msg text,
+            header_list jsonb, final_url text, redirects integer, http_version text, address inet,
+            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real
         )
         cross join lateral (
             select c.attempt from net.claim c where c.id = r.id and c.token = r.token for update of c
@@ -193,20 +195,23 @@ begin
             array(select h.id from held h where h.attempt > 1 and (h.locked or h.seen is null)))
     ), failed as (
         insert into net.failed (
-            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context,
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
             attempts, status_code, error_msg
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.attempt, h.status_code, h.error_msg
         from held h
         where h.locked and h.state = 'failed'
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
-            context, method, url, requested_by, requested
+            context, method, url, requested_by, requested, header_list, final_url, redirects, http_version, address,
+            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms
         )
         select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested
+            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
+            h.header_list, h.final_url, h.redirects, h.http_version, h.address,
+            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms
         from held h
         where h.locked
     )
@@ -219,7 +224,7 @@ comment on function net._store(json) is
 revoke all on function net._store(json) from public;
 
 create function net._record(
-    -- an array of objects: id, token, state, status_code, content_type, headers, content, content_base64, timed_out, error_msg
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as content_base64
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
@@ -383,7 +388,7 @@ comment on function net._expire() is 'Deletes responses past ttl and failed requ
 revoke all on function net._expire() from public;
 
 create function net._tend(worker_id bigint)
-    -- settings, egress, the revision of both, the generation that workers are to be of, and next_look: after how many seconds to come again
+    -- settings, egress, hosts, the revision of all three, the generation that workers are to be of, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -420,8 +425,10 @@ begin
                             else to_jsonb(net._current_setting(k.name)) end)
                      from net._known_settings() k)
             || jsonb_build_object('server_encoding', current_setting('server_encoding')),
+        'hosts', net._host_settings(),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
+            'ports', net._current_setting('egress_ports'),
             'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and r.allow),
             'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and not r.allow),
             'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and r.allow),

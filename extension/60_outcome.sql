@@ -33,7 +33,9 @@ create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
         case when r.content_type operator(pg_catalog.~*) '^[^;]*[/+]json' then net._json_or_null(r.content) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
-        r.created operator(pg_catalog.-) r.requested as took
+        r.created operator(pg_catalog.-) r.requested as took,
+        r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms
     from net._http_response r;
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
@@ -41,7 +43,7 @@ grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
     select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
-        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options
     from net.failed f;
 comment on view net.failures is
     'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
@@ -355,24 +357,10 @@ create procedure net.fetch(
     language plpgsql
 as $$
 declare
-    typed_headers pg_catalog.jsonb := case
-        when body is null then headers else net._with_json_type(headers) end;
-    total integer := coalesce(timeout_milliseconds, 30000);
-    target pg_catalog.text;
     outcome record;
     nap double precision := 0.001;
 begin
-    if method is null then
-        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
-            hint = 'For example: call net.fetch(''GET'', ''https://example.com'')';
-    end if;
-    target := net._check(pg_catalog.upper(method), url, params, typed_headers, total);
-    if target is null then
-        perform net._refuse(pg_catalog.upper(method), url, params, typed_headers, total);
-    end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
-    values (pg_catalog.upper(method), target, typed_headers, pg_catalog.convert_to(body::pg_catalog.text, 'UTF8'), total)
-    returning http_request_queue.id into id;
+    id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
     if not net._worker_is_up() then
         raise warning using
@@ -394,4 +382,4 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_get does; a body goes as JSON.';
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_request does; a body goes as JSON.';

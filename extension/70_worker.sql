@@ -77,6 +77,7 @@ as $$
         ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
+        ('net._secrets(bigint[], uuid[], text[])'),
         ('net._deregister(bigint, uuid)'),
         ('net._tend(bigint)'),
         ('net._wait(double precision, text, integer)'),

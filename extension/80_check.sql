@@ -33,6 +33,7 @@ declare
     oldest interval;
     waiting bigint;
     workers bigint;
+    unverified text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
 begin
@@ -81,6 +82,24 @@ begin
         format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
         null::text;
+
+    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
+    return query select 'hosts', unverified is null,
+        coalesce('the certificate is NOT checked of: ' || unverified,
+            format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
+        case when unverified is not null then
+            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').' end;
+    return query
+    with held as (
+        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s
+    ), backends as (
+        select count(*) as number from net.worker w where w.kind = 'backend' and net._alive(w.pid, w.backend_start)
+    )
+    select 'secrets', h.elsewhere = 0 or b.number = 0,
+        format('%s in the database, %s held by workers', h.here, h.elsewhere),
+        case when h.elsewhere > 0 and b.number > 0 then
+            'A worker in the database has no --secrets-dir: let worker processes alone serve this database, or keep the values in it.' end
+    from held h, backends b;
 
     if to_regclass('cron.job') is not null and to_regclass('cron.job_run_details') is not null then
         execute $query$

@@ -15,7 +15,8 @@ from cluster import Cluster, Database
 CASES: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("cases").joinpath("requests.json").read_text(encoding="utf-8")
 )
-JSON_ARGUMENTS = ("body", "params", "headers")
+JSON_ARGUMENTS = ("body", "params", "headers", "body_form", "context", "options")
+CASTS = {"method": "::text", "body_text": "::text", "body_bytes": "::bytea"}
 ROWS = [pytest.param(case, id=case["name"]) for case in CASES if "row" in case]
 ERRORS = [pytest.param(case, id=case["name"]) for case in CASES if "error" in case]
 
@@ -44,7 +45,7 @@ def call(connection: psycopg.Connection[Any], case: dict[str, Any]) -> int:
         if value is not None and not isinstance(value, str):
             arguments[name] = json.dumps(value, ensure_ascii=False)
     named = ", ".join(
-        f"{name} => %({name})s" + ("::jsonb" if name in JSON_ARGUMENTS else "")
+        f"{name} => %({name})s{'::jsonb' if name in JSON_ARGUMENTS else CASTS.get(name, '')}"
         for name in arguments
     )
     row = connection.execute(f"select net.{case['call']}({named})", arguments).fetchone()
@@ -58,12 +59,16 @@ def test_row(caller: psycopg.Connection[Any], case: dict[str, Any]) -> None:
     request_id = call(caller, case)
     found = caller.execute(
         "select jsonb_build_object('method', method, 'url', url,"
-        " 'headers', coalesce(headers, '{}'), 'body', convert_from(body, 'UTF8'),"
-        " 'timeout_milliseconds', timeout_milliseconds)"
+        " 'headers', coalesce(headers, '{}'), 'body_hex', encode(body, 'hex'),"
+        " 'timeout_milliseconds', timeout_milliseconds, 'priority', priority,"
+        " 'context', context, 'options', options)"
         " from net.http_request_queue where id = %s",
         (request_id,),
     ).fetchone()
     assert found is not None
+    body = found[0]["body_hex"]
+    if "body" in case["row"]:
+        found[0]["body"] = None if body is None else bytes.fromhex(body).decode()
     row = {name: found[0][name] for name in case["row"]}
     if row.get("headers", {}) is None:
         row["headers"] = {}

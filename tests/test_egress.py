@@ -237,7 +237,7 @@ def test_listed(guarded: Database, nginx: Nginx) -> None:
     assert advised(error) == "select net.allow_host('www.example.com')"
     guarded.execute("select net.allow_network('loopback')")
     assert get(guarded, nginx.url) == (200, None)
-    assert "egress is listed" in refused(guarded, "http://93.184.216.34:1/")
+    assert "egress is listed" in refused(guarded, "http://93.184.216.34:1025/")
 
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
@@ -245,7 +245,7 @@ def test_listed_address(guarded: Database, address: str) -> None:
     """What the error advises is taken, also for an address."""
     guarded.execute("select net.configure('egress', 'listed')")
     host = f"[{address}]" if ":" in address else address
-    error = refused(guarded, f"http://{host}:1/")
+    error = refused(guarded, f"http://{host}:1025/")
     assert "egress is listed" in error
     assert advised(error) == f"select net.allow_network('{address}')"
     guarded.execute(advised(error))
@@ -266,7 +266,7 @@ def test_a_rule_holds_for_what_is_committed_after_it(guarded: Database, nginx: N
 
 def test_a_redirect_goes_through_the_guard(guarded: Database, httpd: str) -> None:
     guarded.execute("select net.allow_network('127.0.0.1')")
-    error = refused(guarded, f"{httpd}/redirect/302?to=http://127.0.0.2:1/")
+    error = refused(guarded, f"{httpd}/redirect/302?to=http://127.0.0.2:1025/")
     assert "127.0.0.2 is a loopback address" in error
 
 

@@ -1,8 +1,8 @@
 """The caller's check against the case file, and what the file cannot say.
 
-The case file holds calls of net.http_get, http_post and http_delete with their row or error. Of an
-argument of type jsonb, a string in the file is the text of the jsonb, any other value its JSON.
-Cases marked as only for SQL need jsonb itself. ``hides`` are words that an error must not show.
+The case file holds calls of net.http_get, net.http_request and their kin with their row or error.
+Of an argument of type jsonb, a string in the file is the text of the jsonb, any other value its
+JSON. Cases marked as only for SQL need jsonb itself. ``hides`` are words that an error must not show.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ def jsonb(value: object) -> str | None:
 
 def run(case: dict[str, Any]) -> str:
     args = case["args"]
+    beyond = case["call"] in ("http_request", "http_put", "http_patch", "http_head")
     return request.check(
-        case["call"].removeprefix("http_").upper(),
+        args.get("method", case["call"].removeprefix("http_")).upper(),
         args["url"],
         jsonb(args.get("params", {})),
         jsonb(args.get("headers", {})),
         args.get("timeout_milliseconds"),
+        (jsonb(args.get("options")) or "{}") if beyond else None,
+        [] if beyond else None,
     )
 
 
@@ -52,7 +55,12 @@ def test_row(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case["name"]) for case in CASES if "error" in case]
+    "case",
+    [
+        pytest.param(case, id=case["name"])
+        for case in CASES
+        if "error" in case and case.get("only") != "sql"
+    ],
 )
 def test_error(case: dict[str, Any]) -> None:
     expected = case["error"]
@@ -69,12 +77,15 @@ def test_error(case: dict[str, Any]) -> None:
 
 def test_case_file_is_well_formed() -> None:
     known = {"url", "body", "params", "headers", "timeout_milliseconds"}
+    beyond = {"method", "body_text", "body_form", "body_bytes", "context", "options"}
     columns = {"method", "url", "headers", "body", "timeout_milliseconds"}
+    columns |= {"body_hex", "priority", "context", "options"}
+    functions = {"http_get", "http_post", "http_delete", "http_put", "http_patch", "http_head"}
     details = {"message", "contains", "sqlstate", "hint_contains", "hides"}
     for case in CASES:
         assert case.get("only", "sql") == "sql"
-        assert case["call"] in ("http_get", "http_post", "http_delete")
-        assert set(case["args"]) <= known, case["name"]
+        assert case["call"] in functions | {"http_request"}
+        assert set(case["args"]) <= known | beyond, case["name"]
         assert ("row" in case) != ("error" in case), case["name"]
         assert set(case.get("row", ())) <= columns, case["name"]
         assert set(case.get("error", ())) <= details, case["name"]

@@ -410,7 +410,7 @@ def test_pending_says_whether_a_worker_runs(served: Database, canned: Canned) ->
 
 
 def test_pending_without_a_worker_says_how_to_start_one(unserved: Database) -> None:
-    status, message, *response = result(unserved, get(unserved, "http://127.0.0.1:1/"))
+    status, message, *response = result(unserved, get(unserved, "http://127.0.0.1:1025/"))
     assert (status, response) == ("PENDING", [None, None, None])
     for words in ("no worker is running", "net.schedule_worker()", "net.work()", '"pgnet worker"'):
         assert words in message
@@ -418,8 +418,8 @@ def test_pending_without_a_worker_says_how_to_start_one(unserved: Database) -> N
 
 def test_deleted_by_its_role(unserved: Database) -> None:
     """No response row comes, and the id is not found; deleting twice deletes nothing."""
-    request_id = get(unserved, "http://127.0.0.1:1/")
-    other = get(unserved, "http://127.0.0.1:1/")
+    request_id = get(unserved, "http://127.0.0.1:1025/")
+    other = get(unserved, "http://127.0.0.1:1025/")
     unserved.execute("delete from net.http_request_queue where id = %s", request_id)
     assert result(unserved, request_id)[:2] == ("ERROR", "request matching request_id not found")
     with unserved.worker():
@@ -530,13 +530,13 @@ def test_waiting_in_the_queuing_transaction(served: Database, call: str, savepoi
     connection.execute("set local statement_timeout = '5 s'")
     for number in range(savepoints):
         connection.execute(sql.SQL("savepoint {}").format(sql.Identifier(f"s{number}")))
-    row = connection.execute("select net.http_get('http://127.0.0.1:1/')").fetchone()
+    row = connection.execute("select net.http_get('http://127.0.0.1:1025/')").fetchone()
     assert row is not None
     if savepoints == 3:
         connection.execute("release savepoint s1")
         # more of its own before it waits
         connection.execute("savepoint again")
-        connection.execute("select net.http_get('http://127.0.0.1:1/')")
+        connection.execute("select net.http_get('http://127.0.0.1:1025/')")
     with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:
         connection.execute(f"select {call}", row)
     said = caught.value.diag
@@ -578,9 +578,9 @@ def test_what_is_there_already_is_seen_at_every_level(
 def test_waiting_in_a_transaction_that_has_written(served: Database, nginx: Nginx) -> None:
     """Another session's request is waited for, however old one's own transaction is."""
     connection = served.connect(autocommit=False)
-    connection.execute("select net.http_get('http://127.0.0.1:1/')")
+    connection.execute("select net.http_get('http://127.0.0.1:1025/')")
     connection.execute("savepoint one")
-    connection.execute("select net.http_get('http://127.0.0.1:1/')")
+    connection.execute("select net.http_get('http://127.0.0.1:1025/')")
     request_id = get(served, f"{nginx.url}/slow?s=0.1")
     row = connection.execute("select (net.wait(%s)).content", (request_id,)).fetchone()
     assert row == ("slow",)
@@ -595,7 +595,7 @@ def test_await_response(served: Database, nginx: Nginx) -> None:
 
 
 def test_a_wait_can_be_cancelled(unserved: Database) -> None:
-    request_id = get(unserved, "http://127.0.0.1:1/")
+    request_id = get(unserved, "http://127.0.0.1:1025/")
     for call in ("net.wait(%s)", "net.http_get_result(%s, false)"):
         connection = unserved.connect(options="-c statement_timeout=150")
         with pytest.raises(errors.QueryCanceled):
@@ -603,7 +603,7 @@ def test_a_wait_can_be_cancelled(unserved: Database) -> None:
 
 
 def test_waiting_without_a_worker_says_so(unserved: Database) -> None:
-    request_id = get(unserved, "http://127.0.0.1:1/")
+    request_id = get(unserved, "http://127.0.0.1:1025/")
     connection = unserved.connect(options="-c statement_timeout=400")
     notices: list[str] = []
     connection.add_notice_handler(lambda said: notices.append(said.message_primary or ""))
@@ -703,13 +703,13 @@ def test_cancel_in_flight(served: Database, canned: Canned, nginx: Nginx) -> Non
 
 
 def test_cancel_is_part_of_the_transaction(unserved: Database) -> None:
-    request_id = get(unserved, "http://127.0.0.1:1/")
+    request_id = get(unserved, "http://127.0.0.1:1025/")
     connection = unserved.connect(autocommit=False)
     assert connection.execute("select net.cancel(%s)", (request_id,)).fetchone() == (True,)
     connection.rollback()
     assert unserved.value("select state::text from net.requests") == "ready"
     # also of the one that queued it
-    row = connection.execute("select net.http_get('http://127.0.0.1:1/')").fetchone()
+    row = connection.execute("select net.http_get('http://127.0.0.1:1025/')").fetchone()
     assert connection.execute("select net.cancel(%s)", row).fetchone() == (True,)
     connection.commit()
     assert unserved.rows("select state::text from net.requests order by id") == [
@@ -728,14 +728,14 @@ def test_cancel_what_has_ended_or_never_was(served: Database, nginx: Nginx) -> N
 
 
 def test_cancel_another_roles_request(unserved: Database) -> None:
-    request_id = get(unserved, "http://127.0.0.1:1/")
+    request_id = get(unserved, "http://127.0.0.1:1025/")
     unserved.execute("create role cancelling login")
     try:
         other = unserved.connect("cancelling")
         assert other.execute("select net.cancel(%s)", (request_id,)).fetchone() == (False,)
-        own = other.execute("select net.http_get('http://127.0.0.1:1/')").fetchone()
+        own = other.execute("select net.http_get('http://127.0.0.1:1025/')").fetchone()
         assert other.execute("select net.cancel(%s)", own).fetchone() == (True,)
-        third = other.execute("select net.http_get('http://127.0.0.1:1/')").fetchone()
+        third = other.execute("select net.http_get('http://127.0.0.1:1025/')").fetchone()
         assert third is not None
         # the owner may cancel everybody's
         assert unserved.value("select net.cancel(%s)", third[0]) is True

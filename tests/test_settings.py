@@ -21,9 +21,13 @@ DEFAULTS = {
     "poll_interval": "00:01:00",
     "rescue_after": "00:00:03",
     "wake_up": "callback",
+    "connect_timeout_milliseconds": "10000",
     "max_response_bytes": "10485760",
+    "max_wire_bytes": "10485760",
+    "max_header_bytes": "262144",
     "max_redirects": "5",
     "egress": "public",
+    "egress_ports": "80,443,1024-65535",
 }
 
 
@@ -104,6 +108,16 @@ def test_each_is_described(settings: Database) -> None:
         ("max_response_bytes", "1e6"),
         ("max_redirects", "31"),
         ("egress", "everything"),
+        ("connect_timeout_milliseconds", "0"),
+        ("max_wire_bytes", "-1"),
+        ("max_header_bytes", "10"),
+        ("egress_ports", ""),
+        ("egress_ports", "http"),
+        ("egress_ports", "0"),
+        ("egress_ports", "65536"),
+        ("egress_ports", "443-80"),
+        ("egress_ports", "80,,443"),
+        ("egress_ports", "80-90-100"),
     ],
 )
 def test_a_bad_value(settings: Database, name: str, value: str) -> None:
@@ -240,6 +254,44 @@ def test_batch_size(configured: Database, nginx: Nginx, size: str) -> None:
         "select array_agg(net.http_get(%s)) from generate_series(1, 40)", nginx.url
     )
     assert len(configured.rows("select from net.wait_all(%s) where status_code = 200", ids)) == 40
+
+
+@pytest.mark.parametrize("ports", ["1-65535", "80", " 80 , 443,8000-8999 ", "1,1,1"])
+def test_ports(settings: Database, ports: str) -> None:
+    settings.execute("select net.configure('egress_ports', %s)", ports)
+    settings.execute("select net.configure('egress_ports', null)")
+
+
+def test_ports_are_followed(configured: Database, nginx: Nginx) -> None:
+    ask = "select error_msg from net.wait(%s)"
+    configured.execute("select net.configure('egress_ports', %s)", str(nginx.port))
+    assert configured.value(ask, configured.value("select net.http_get(%s)", nginx.url)) is None
+    configured.execute("select net.configure('egress_ports', '80, 443')")
+    error = configured.value(ask, configured.value("select net.http_get(%s)", nginx.url))
+    assert error.endswith(f"select net.configure('egress_ports', '80,443,{nginx.port}')")
+    configured.execute(error.partition(": select ")[2].join(("select ", "")))
+    assert configured.value(ask, configured.value("select net.http_get(%s)", nginx.url)) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "path", "error"),
+    [
+        ("max_response_bytes", "4", "/", "response body exceeds 4 bytes"),
+        ("max_wire_bytes", "4", "/", "response body exceeds 4 bytes on the wire"),
+        ("max_header_bytes", "1024", "/files/headers", None),
+        ("max_redirects", "0", "/redirect", None),
+    ],
+)
+def test_limits(
+    configured: Database, nginx: Nginx, setting: str, value: str, path: str, error: str | None
+) -> None:
+    nginx.file("headers", b"")
+    configured.execute("select net.configure(%s, %s)", setting, value)
+    request_id = configured.value("select net.http_get(%s)", nginx.url + path)
+    outcome = configured.row("select error_msg, status_code from net.wait(%s)", request_id)
+    assert outcome is not None
+    assert outcome[0] == error
+    assert outcome[1] == (None if error else 302 if path == "/redirect" else 200)
 
 
 def test_poll_interval(fresh_database: Database, nginx: Nginx) -> None:

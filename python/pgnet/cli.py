@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 import pgnet
+from pgnet import secret_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="how long requests in flight may take to end after SIGTERM (default: %(default)s)",
     )
+    worker.add_argument(
+        "--secrets-dir",
+        metavar="DIR",
+        help="where this worker finds the secrets that it holds itself: a file each, by its name",
+    )
     worker.add_argument("--verbose", action="store_true", help="log more")
+    worker.set_defaults(run=_worker)
+    secret_command.add_to(commands)
     options = parser.parse_args(arguments)
-    return _worker(options)
+    status: int = options.run(options)
+    return status
 
 
 def _positive(text: str) -> int:
@@ -59,6 +69,7 @@ def _worker(options: argparse.Namespace) -> int:
     import psycopg
 
     from pgnet.outbox.libpq import LibpqOutbox
+    from pgnet.secret import Directory
     from pgnet.worker import Worker, raise_file_limit
 
     logging.basicConfig(
@@ -66,6 +77,12 @@ def _worker(options: argparse.Namespace) -> int:
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    directory = None
+    if options.secrets_dir is not None:
+        if not os.path.isdir(options.secrets_dir):
+            print("pgnet worker: --secrets-dir is no directory", file=sys.stderr)
+            return 2
+        directory = Directory(options.secrets_dir)
     raise_file_limit()
     try:
         outbox = LibpqOutbox(options.dsn)
@@ -77,7 +94,9 @@ def _worker(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    worker = Worker(outbox, grace=options.grace, concurrency=options.concurrency)
+    worker = Worker(
+        outbox, grace=options.grace, concurrency=options.concurrency, directory=directory
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, worker.stop)
     worker.run()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -14,22 +15,21 @@ import gevent
 import requests
 from requests.structures import CaseInsensitiveDict
 
+from pgnet.connection import Origin
 from pgnet.guard import Guard
-from pgnet.resolve import Resolver
-from pgnet.transport import (
-    USER_AGENT,
-    Origin,
-    Transfer,
-    Transport,
-    WireError,
+from pgnet.host import HostSettings, HostTable
+from pgnet.message import (
     WireResponse,
     build_response,
     case_insensitive,
     check_method,
     encode_headers,
     parse_headers,
-    words,
 )
+from pgnet.resolve import Resolver
+from pgnet.secret import within
+from pgnet.transport import Route, Transfer, Transport
+from pgnet.wire_error import WireError, words
 
 __all__ = ["Answer", "Exchange", "Handle", "Limits", "Timings", "WireError", "prepare"]
 
@@ -46,13 +46,15 @@ _LOCATION_SAFE = "%:/?#[]@!$&'()*+,;=-._~"
 class Limits:
     """What one request may cost.
 
-    max_response_bytes: of the body, on the wire and decoded.
+    max_response_bytes: of the decoded body.
+    max_wire_bytes: of the body as it comes, which may be compressed.
     max_header_bytes: of all header sections of one response.
     max_redirects: hops that are followed; at 0 a redirect is the answer itself.
     connect_timeout: seconds to connect to one server, TLS included.
     """
 
     max_response_bytes: int = 64 << 20
+    max_wire_bytes: int = 64 << 20
     max_header_bytes: int = 256 << 10
     max_redirects: int = 5
     connect_timeout: float = 10.0
@@ -74,25 +76,88 @@ class Timings:
     total: float
 
 
-@dataclass(frozen=True, slots=True)
 class Answer:
     """The one outcome of a request: a response, or an error.
 
-    header_list: the response's fields in order, repeats kept.
+    error: what went wrong; None where there is a response.
+    status_code: None on an error.
+    header_list: the response's fields in order, repeats kept; empty on an error.
+    content: the decoded body; empty on an error.
     http_version: "1.0", "1.1", "2"; empty without a response.
     address: the IP address last connected to, or tried.
+    url: where the answer comes from after all redirects, without fragment; on an error, where the
+    last attempt went.
+    redirects: how many were followed.
+    timings: where the time went.
     """
 
-    response: requests.Response | None
-    header_list: list[tuple[str, str]]
-    error: WireError | None
-    timings: Timings
-    redirects: int
-    http_version: str
-    address: str | None
+    __slots__ = (
+        "_request",
+        "_response",
+        "_transfer",
+        "address",
+        "error",
+        "header_list",
+        "http_version",
+        "redirects",
+        "status_code",
+        "timings",
+        "url",
+    )
+
+    def __init__(
+        self,
+        transfer: Transfer | None,
+        request: requests.PreparedRequest,
+        error: WireError | None,
+        timings: Timings,
+        redirects: int,
+    ) -> None:
+        self.error = error
+        self.timings = timings
+        self.redirects = redirects
+        self.header_list: list[tuple[str, str]] = []
+        self.http_version = ""
+        self.status_code: int | None = None
+        self.address = None if transfer is None else transfer.address
+        self.url = (request.url or "").partition("#")[0] if transfer is None else transfer.url
+        self._transfer = transfer
+        self._request = request
+        self._response: WireResponse | None = None
+        if error is None and transfer is not None:
+            self.http_version, _, self.header_list = parse_headers(transfer.head)
+            self.status_code = transfer.status
+
+    @property
+    def content(self) -> bytes:
+        if self.error is not None or self._transfer is None:
+            return b""
+        return self._transfer.content
+
+    def header(self, name: str) -> str | None:
+        """A field's value, repeats joined by commas (RFC 9110, section 5.3); None without one."""
+        lower = name.lower()
+        values = [value for field, value in self.header_list if field.lower() == lower]
+        return ", ".join(values) if values else None
+
+    @property
+    def response(self) -> requests.Response | None:
+        """The same as requests' own response, made when it is asked for; None on an error."""
+        if self._response is None and self.error is None and self._transfer is not None:
+            transfer = self._transfer
+            self._response = build_response(
+                self._request,
+                self.url,
+                transfer.status,
+                transfer.head,
+                transfer.content,
+                self.timings.total,
+            )
+        return self._response
 
 
 Done = Callable[[Answer], None]
+_UNBOUND: Mapping[str, str] = MappingProxyType({})
 _NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -102,7 +167,7 @@ def prepare(
     """A PreparedRequest that is sent exactly as it is said here, without requests' rewriting.
 
     Arguments: the method; a canonical URL, whose fragment is not sent; header fields, where a
-    repeated name is a repeated header; the body or None. A User-Agent is added if there is none.
+    repeated name is a repeated header; the body or None.
     """
     prepared = requests.PreparedRequest()
     store: OrderedDict[str, tuple[str, Any]] = OrderedDict()
@@ -115,8 +180,6 @@ def prepare(
             known[1].append(value)
         else:
             store[lower] = (name, [known[1], value])
-    if "user-agent" not in store:
-        store["user-agent"] = ("User-Agent", USER_AGENT)
     prepared.method = method
     # Assigned, not prepared: requests would rewrite what the enqueue has checked and stored.
     prepared.url = url
@@ -129,19 +192,29 @@ class Handle:
     """A request on its way."""
 
     __slots__ = (
+        "_bound",
         "_connect",
         "_done",
         "_exchange",
+        "_max_redirects",
         "_redirects",
         "_request",
         "_tls",
         "_transfer",
     )
 
-    def __init__(self, exchange: Exchange, request: requests.PreparedRequest, done: Done) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        request: requests.PreparedRequest,
+        done: Done,
+        bound: Mapping[str, str],
+    ) -> None:
         self._exchange = exchange
         self._request = request
         self._done = done
+        self._bound = bound
+        self._max_redirects = 0
         self._redirects = 0
         self._connect = self._tls = 0.0
         self._transfer: Transfer | None = None
@@ -159,6 +232,7 @@ class Exchange:
 
     guard: asked for each hop's host and address.
     limits: what a request may cost.
+    hosts: what is special about some hosts.
     concurrency: how many connections are kept for use again; it does not bound `start`.
     hub: gevent's, of the current thread if none is given.
     resolver: looks names up; one with the system's name servers if none is given.
@@ -168,6 +242,7 @@ class Exchange:
         self,
         guard: Guard,
         limits: Limits | None = None,
+        hosts: HostTable | None = None,
         *,
         concurrency: int = 256,
         hub: Any = None,
@@ -176,7 +251,7 @@ class Exchange:
         self._hub = hub if hub is not None else gevent.get_hub()
         self._limits = limits if limits is not None else Limits()
         self._transport = Transport(
-            guard, connections=concurrency, hub=self._hub, resolver=resolver
+            guard, hosts, connections=concurrency, hub=self._hub, resolver=resolver
         )
         self._handles: set[Handle] = set()
 
@@ -185,28 +260,42 @@ class Exchange:
         """Requests begun whose `done` has not been called."""
         return len(self._handles)
 
-    def start(self, request: requests.PreparedRequest, timeout: float, done: Done) -> Handle:
+    def start(
+        self,
+        request: requests.PreparedRequest,
+        timeout: float,
+        done: Done,
+        *,
+        bound: Mapping[str, str] = _UNBOUND,
+        max_redirects: int | None = None,
+    ) -> Handle:
         """Begin a request. Never blocks and never raises for what is wrong with the request.
 
         timeout: seconds in all, from the lookup of the first name to the last byte of the last hop.
         done: called exactly once, in the hub, with the Answer; it must not switch greenlets.
+        bound: names of headers, in lower case, and the URL prefix beyond which a redirect must not
+        carry each.
+        max_redirects: of this request; it lowers what limits and host allow, and never raises it.
         """
-        handle = Handle(self, request, done)
+        handle = Handle(self, request, done, bound)
         self._handles.add(handle)
         try:
-            self._begin(handle, max(timeout, 0.001))
+            self._begin(handle, max(timeout, 0.001), max_redirects)
         except WireError as error:
             self._hub.loop.run_callback(self._finish, handle, error)
         return handle
 
-    def configure(self, guard: Guard, limits: Limits | None = None) -> None:
+    def configure(
+        self, guard: Guard, limits: Limits | None = None, hosts: HostTable | None = None
+    ) -> None:
         """Follow other rules: requests begun from now on, and redirects of those on their way.
 
-        No connection made and no name looked up before is used again.
+        No connection made and no name looked up before is used again. None leaves limits or hosts
+        as they are.
         """
         if limits is not None:
             self._limits = limits
-        self._transport.configure(guard)
+        self._transport.configure(guard, hosts)
 
     def close(self) -> None:
         """Cancel what is on its way and release all sockets and watchers."""
@@ -214,7 +303,8 @@ class Exchange:
             self._cancel(handle)
         self._transport.close()
 
-    def _begin(self, handle: Handle, timeout: float) -> None:
+    def _begin(self, handle: Handle, timeout: float, max_redirects: int | None) -> None:
+        started = time.monotonic()
         request = handle._request
         limits = self._limits
         method = request.method or ""
@@ -222,29 +312,43 @@ class Exchange:
         body = request.body
         if isinstance(body, str):
             body = body.encode()
+        if method == "HEAD" and body is not None:
+            raise WireError("a HEAD request has no body")
         url = request.url or ""
         if "#" in url:
             url = url.partition("#")[0]
+        route = self._transport.route(url)
+        settings = route.settings
+        hops = settings.max_redirects
+        if hops is None:
+            hops = limits.max_redirects
+        handle._max_redirects = hops if max_redirects is None else min(hops, max_redirects)
         handle._transfer = transfer = Transfer(
             method,
             url,
-            encode_headers(request.headers),
+            route,
+            _header_lines(request, route),
             body,
-            started=time.monotonic(),
+            started=started,
             timeout=timeout,
-            connect_timeout=limits.connect_timeout,
+            connect_timeout=self._connect_timeout(settings),
             max_response_bytes=limits.max_response_bytes,
+            max_wire_bytes=limits.max_wire_bytes,
             max_header_bytes=limits.max_header_bytes,
             done=handle._hop_ended,
         )
         self._transport.start(transfer)
+
+    def _connect_timeout(self, settings: HostSettings) -> float:
+        own = settings.connect_timeout
+        return own if own is not None else self._limits.connect_timeout
 
     def _hop_ended(self, handle: Handle, transfer: Transfer) -> None:
         """One server answered, or not: follow its redirect, or finish."""
         error = transfer.error
         handle._connect += transfer.connect
         handle._tls += max(transfer.appconnect - transfer.connect, 0.0)
-        if error is None and transfer.status in _REDIRECTS and self._limits.max_redirects:
+        if error is None and transfer.status in _REDIRECTS and handle._max_redirects:
             try:
                 if self._follow(handle, transfer):
                     return
@@ -260,15 +364,15 @@ class Exchange:
 
         Errors: WireError when it may not be followed.
         """
-        fields = parse_headers(transfer.header_lines)[2]
+        fields = parse_headers(transfer.head)[2]
         location = next((value for name, value in fields if name.lower() == "location"), "")
         if not location:
             return False
-        if handle._redirects >= self._limits.max_redirects:
+        if handle._redirects >= handle._max_redirects:
             raise WireError(
                 words(_TOO_MANY_REDIRECTS), possibly_sent=True, code=_TOO_MANY_REDIRECTS
             )
-        before = Origin.of(transfer.url)
+        before = transfer.route.origin
         try:
             url = _resolve(transfer.url, location)
             after = Origin.of(url)
@@ -296,15 +400,25 @@ class Exchange:
             for name, value in headers.items()
             if (same or name.lower() in _HARMLESS)
             and not (rewritten and name.lower().startswith("content-"))
+            and _in_bounds(handle._bound, name.lower(), url)
         )
         # What is left out here stays out, also when a later hop comes back.
         again = requests.PreparedRequest()
         again.method, again.url, again.headers, again.body = method, url, kept, body
         handle._request = again
         handle._redirects += 1
+        route = self._transport.route(url)
         if transfer.deadline <= time.monotonic():
             raise self._transport.timeout_error(transfer, True)
-        transfer.again(method, url, encode_headers(kept), body, handle._hop_ended)
+        transfer.again(
+            method,
+            url,
+            route,
+            _header_lines(again, route),
+            body,
+            self._connect_timeout(route.settings),
+            handle._hop_ended,
+        )
         self._transport.start(transfer)
         return True
 
@@ -325,37 +439,37 @@ class Exchange:
             return
         self._handles.discard(handle)
         transfer = handle._transfer
-        response: WireResponse | None = None
-        header_list: list[tuple[str, str]] = []
-        version = ""
-        address = None
         timings = _NO_TIME
+        if error is not None and handle._redirects:
+            error.possibly_sent = True
         if transfer is not None:
-            address = transfer.address
-            now = time.monotonic()
             first_byte = 0.0
             if error is None:
-                try:
-                    response, header_list, version = build_response(transfer, handle._request)
-                except Exception as failure:
-                    self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
-                    error = WireError("the response could not be read", possibly_sent=True)
                 first_byte = transfer.hop_started - transfer.started + transfer.first_byte
             timings = Timings(
                 transfer.name_seconds,
                 handle._connect,
                 handle._tls,
                 first_byte,
-                now - transfer.started,
+                time.monotonic() - transfer.started,
             )
-        if error is not None and handle._redirects:
-            error.possibly_sent = True
-        answer = Answer(response, header_list, error, timings, handle._redirects, version, address)
+        try:
+            answer = Answer(transfer, handle._request, error, timings, handle._redirects)
+        except Exception as failure:
+            self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+            error = WireError("the response could not be read", possibly_sent=True)
+            answer = Answer(transfer, handle._request, error, timings, handle._redirects)
         try:
             handle._done(answer)
         except Exception as failure:
             # Whose callback fails has got its answer; the loop goes on for everybody else.
             self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+
+
+def _header_lines(request: requests.PreparedRequest, route: Route) -> list[bytes]:
+    if not request.headers:
+        return route.headers
+    return encode_headers(request.headers, route.settings.user_agent)
 
 
 def _resolve(base: str, location: str) -> str:
@@ -369,6 +483,12 @@ def _resolve(base: str, location: str) -> str:
         return urljoin(base, reference)
     # urljoin would take `http://` for "here".
     return absolute.group(0).lower() + reference[absolute.end() :]
+
+
+def _in_bounds(bound: Mapping[str, str], name: str, url: str) -> bool:
+    """Whether a header may go to a URL: one that is bound goes nowhere beyond its prefix."""
+    prefix = bound.get(name)
+    return prefix is None or within(prefix, url)
 
 
 def _same_origin(before: Origin, after: Origin) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import requests
+
+from pgnet.host import literal_address, plain_host
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -62,28 +64,7 @@ _SPECIAL_RANGES = tuple(
 )
 _NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
 _COMPATIBLE = IPv6Network("::/96")
-
-
-def literal_address(host: str) -> str | None:
-    """Read `host` as an IP address, in any spelling a C library accepts, or say None.
-
-    Arguments: the host of a URL, an IPv6 address with or without its brackets.
-    Returns the address in its usual form: `127.1`, `0x7f000001` and `2130706433` are 127.0.0.1.
-    """
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if ":" in host:
-        try:
-            return IPv6Address(host).compressed if "%" not in host else None
-        except ValueError:
-            return None
-    # inet_aton stops reading at white space: such a text is no address here.
-    if not host[:1].isdigit() or not host.isascii() or any(c.isspace() for c in host):
-        return None
-    try:
-        return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
-        return None
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def embedded_address(address: Address) -> IPv4Address | None:
@@ -110,6 +91,7 @@ class EgressRules:
     allow_hosts, deny_hosts: exact names, or `*.suffix` for every name below a suffix.
     listed: only what is allowed may be reached; otherwise everything public may.
     deny_endpoints: (address, port) pairs never connected to, such as the database's own.
+    ports: ranges of ports, both ends included; none means every port.
     """
 
     allow_networks: tuple[Network, ...] = ()
@@ -118,12 +100,14 @@ class EgressRules:
     deny_hosts: tuple[str, ...] = ()
     listed: bool = False
     deny_endpoints: frozenset[tuple[str, int]] = frozenset()
+    ports: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> EgressRules:
         """Read the rules from their JSON form; missing keys and nulls mean none.
 
-        Errors: ValueError for what is no network, or an `egress` that is not known.
+        Errors: ValueError for what is no network, no list of ports such as `80,443,1024-65535`,
+        or an `egress` that is not known.
         """
         egress = obj.get("egress") or "public"
         if egress not in ("public", "listed"):
@@ -135,6 +119,7 @@ class EgressRules:
             deny_hosts=_patterns(obj.get("deny_hosts")),
             listed=egress == "listed",
             deny_endpoints=frozenset(_endpoint(e) for e in obj.get("deny_endpoints") or ()),
+            ports=_ports(obj.get("ports") or ""),
         )
 
 
@@ -143,7 +128,7 @@ def _networks(texts: Iterable[str] | None) -> tuple[Network, ...]:
 
 
 def _patterns(texts: Iterable[str] | None) -> tuple[str, ...]:
-    return tuple(_plain_host(text) for text in texts or ())
+    return tuple(plain_host(text) for text in texts or ())
 
 
 def _endpoint(text: str) -> tuple[str, int]:
@@ -151,9 +136,15 @@ def _endpoint(text: str) -> tuple[str, int]:
     return str(ipaddress.ip_address(host.strip("[]"))), int(port)
 
 
-def _plain_host(host: str) -> str:
-    """Lower case, and without the root's dot: `Example.com.` and `example.com` are one name."""
-    return host.lower().rstrip(".")
+def _ports(text: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _PORTS.fullmatch(part)
+        low, high = (int(n) for n in match.groups(match[1])) if match is not None else (0, 0)
+        if not 0 < low <= high < 65536:
+            raise ValueError(f"no port or range of ports: {part!r}")
+        ranges.append((low, high))
+    return tuple(ranges)
 
 
 def _matches(host: str, patterns: tuple[str, ...]) -> str | None:
@@ -169,13 +160,28 @@ class Guard:
     def __init__(self, rules: EgressRules) -> None:
         self.rules = rules
 
-    def check_host(self, host: str) -> None:
-        """Refuse a host by its name, before it is looked up.
+    def check_host(self, host: str, port: int) -> None:
+        """Refuse a host by its name or port, before it is looked up.
 
-        Errors: EgressRefused, with the statement that allows the host.
+        Errors: EgressRefused, with the statement that allows it.
+        """
+        self.check_name(host)
+        ports = self.rules.ports
+        if ports and not any(low <= port <= high for low, high in ports):
+            ranges = (str(low) if low == high else f"{low}-{high}" for low, high in ports)
+            setting = _quoted(",".join((*ranges, str(port))))
+            raise EgressRefused(
+                f"{plain_host(host)}: port {port} is not allowed: "
+                f"select net.configure('egress_ports', {setting})"
+            )
+
+    def check_name(self, host: str) -> None:
+        """Refuse a host by its name alone, as a proxy is judged.
+
+        Errors: EgressRefused, with the statement that allows it.
         """
         rules = self.rules
-        host = _plain_host(host)
+        host = plain_host(host)
         denied = _matches(host, rules.deny_hosts)
         if denied is not None:
             raise EgressRefused(
@@ -185,6 +191,22 @@ class Guard:
         if rules.listed and not rules.allow_networks and not _matches(host, rules.allow_hosts):
             raise self._not_listed(host)
 
+    def check_behind_proxy(self, host: str, port: int) -> None:
+        """Refuse a host that a proxy looks up and connects to: its address is not seen here.
+
+        Errors: EgressRefused, with the statement that allows it.
+        """
+        self.check_host(host, port)
+        name = plain_host(host)
+        literal = literal_address(host)
+        if literal is None and (name == "localhost" or name.endswith(".localhost")):
+            # RFC 6761, section 6.3: nobody's name server knows it as anything else.
+            literal = "127.0.0.1"
+        if literal is not None:
+            self.check_address(host, literal, port)
+        elif self.rules.listed and not _matches(name, self.rules.allow_hosts):
+            raise self._not_listed(name)
+
     def check_address(self, host: str, ip: str, port: int) -> None:
         """Refuse an address that a connection is about to be made to.
 
@@ -192,7 +214,7 @@ class Guard:
         Errors: EgressRefused, with the statement that allows the address.
         """
         rules = self.rules
-        host = _plain_host(host)
+        host = plain_host(host)
         try:
             address: Address = ipaddress.ip_address(ip)
         except ValueError:

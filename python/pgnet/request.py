@@ -18,6 +18,12 @@ from __future__ import annotations
 import json
 import re
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    SecretValue = Callable[[str, dict[str, object]], str]
+
 # libcurl takes no URL that is longer.
 MAX_URL_LENGTH = 8_000_000
 
@@ -48,12 +54,18 @@ def check(
     params: str | None,
     headers: str | None,
     timeout_milliseconds: int | None,
+    options: str | None = None,
+    secrets: list[str] | None = None,
 ) -> str:
-    """Check the arguments of net.http_get, http_post, http_delete; return the URL to store.
+    """Check what is asked of net.http_request and its kin; return the URL to store.
 
-    method: GET, POST, DELETE or another in upper case; a POST is of JSON only.
+    method: in upper case.
     params, headers: JSON text, as PostgreSQL writes jsonb; None means none.
     timeout_milliseconds: of the whole attempt; None means the setting of that name.
+    options: JSON text; None means the rules of net.http_get, http_post and http_delete, whose POST
+    is of JSON only.
+    secrets: gets the names of the secrets that headers and URL refer to; whether the caller may use
+    them is not for this module to say. Where it is None, a request with a secret is refused.
 
     Raises InvalidRequest.
     """
@@ -72,14 +84,63 @@ def check(
             "It is the total time of an attempt in milliseconds. "
             "NULL stands for the setting timeout_milliseconds.",
         )
-    complete = canonical_url(url)
+    if secrets is not None and "{" in url:
+        complete = _canonical_secret_url(url, secrets)
+    else:
+        complete = canonical_url(url)
     if params is not None and params != "{}":
         complete = add_params(complete, _json_object("params", params))
     if headers is not None and headers != "{}" and headers != _JSON_HEADERS:
-        pairs = flatten_headers(_json_object("headers", headers))
-        if method == "POST":
+        pairs = flatten_headers(_json_object("headers", headers), _collector(secrets))
+        if method == "POST" and options is None:
             _require_json(pairs)
+    if options is not None and options != "{}":
+        parse_options(options)
     return complete
+
+
+def _collector(secrets: list[str] | None) -> SecretValue | None:
+    if secrets is None:
+        return None
+
+    def collect(_header: str, reference: dict[str, object]) -> str:
+        from pgnet.secret import reference_name
+
+        secrets.append(reference_name(reference))
+        return ""
+
+    return collect
+
+
+# What net.http_request knows as options, with their bounds.
+_OPTIONS = {"max_redirects": (0, 30), "priority": (-32768, 32767)}
+
+
+def parse_options(text: str | None) -> dict[str, int]:
+    """Return the options of a request, given as JSON text; None means none.
+
+    Raises InvalidRequest for an unknown one and for a value out of its bounds.
+    """
+    if text is None:
+        return {}
+    options = {}
+    for name, value in _json_object("options", text).items():
+        bounds = _OPTIONS.get(name)
+        if bounds is None:
+            known = ", ".join(sorted(_OPTIONS))
+            raise InvalidRequest(f'unknown option "{_printable(name)}"; known: {known}')
+        if value is None:
+            continue
+        number = int(value) if isinstance(value, Number) and _is_integer(value) else None
+        if number is None or not bounds[0] <= number <= bounds[1]:
+            raise InvalidRequest(
+                f'option "{name}" must be an integer between {bounds[0]} and {bounds[1]}'
+            )
+        options[name] = number
+    return options
+
+
+_is_integer = re.compile(r"-?[0-9]{1,10}").fullmatch
 
 
 def _check_method(method: str) -> None:
@@ -94,7 +155,7 @@ def _check_method(method: str) -> None:
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-class _Number(str):
+class Number(str):
     """A JSON number as it was written: through a float, 1.10 would become 1.1."""
 
     __slots__ = ()
@@ -105,14 +166,18 @@ def _refuse_constant(name: str) -> object:
 
 
 _decode_json = json.JSONDecoder(
-    parse_float=_Number, parse_int=_Number, parse_constant=_refuse_constant
+    parse_float=Number, parse_int=Number, parse_constant=_refuse_constant
 ).raw_decode
 _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
 _HINT_NONE = "Leave it out, or give NULL or '{}', for none."
 
 
-def _json_object(argument: str, text: str) -> dict[str, object]:
+def decode_json(argument: str, text: str) -> object:
+    """Read JSON text; a number is a Number, as it was written.
+
+    Raises InvalidRequest, with the name of the argument.
+    """
     text = text.strip(" \t\n\r")
     try:
         value, end = _decode_json(text)
@@ -122,6 +187,11 @@ def _json_object(argument: str, text: str) -> dict[str, object]:
         raise InvalidRequest(f"{argument} is nested too deeply") from None
     if end != len(text):
         raise InvalidRequest(f"{argument} is not valid JSON")
+    return value
+
+
+def _json_object(argument: str, text: str) -> dict[str, object]:
+    value = decode_json(argument, text)
     if type(value) is not dict:
         raise InvalidRequest(f"{argument} must be a JSON object, not {_kind(value)}", _HINT_NONE)
     return value
@@ -132,21 +202,21 @@ def _kind(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "a boolean"
-    if isinstance(value, (_Number, int, float)):
+    if isinstance(value, (Number, int, float)):
         return "a number"
     if isinstance(value, str):
         return "a string"
     return "an array" if isinstance(value, list) else "an object"
 
 
-def _jsonb_text(value: object) -> str:
-    """Write a value as jsonb's output function does."""
-    if type(value) is _Number:
+def jsonb_text(value: object) -> str:
+    """Write a value that decode_json has read as jsonb's output function does."""
+    if type(value) is Number:
         return value
     if isinstance(value, list):
-        return f"[{', '.join([_jsonb_text(item) for item in value])}]"
+        return f"[{', '.join([jsonb_text(item) for item in value])}]"
     if isinstance(value, dict):
-        pairs = [f"{_encode_json(key)}: {_jsonb_text(item)}" for key, item in value.items()]
+        pairs = [f"{_encode_json(key)}: {jsonb_text(item)}" for key, item in value.items()]
         return f"{{{', '.join(pairs)}}}"
     return _encode_json(value)
 
@@ -184,7 +254,10 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 
 _HINT_ABSOLUTE = "Begin the URL with http:// or https://."
-_HINT_USERINFO = "A URL is stored and shown. Give the credentials in an Authorization header."
+_HINT_USERINFO = (
+    "A URL is stored and shown. Give the credentials in an Authorization header, "
+    "best as a secret: net.set_secret."
+)
 _HINT_ENCODE = "Percent-encode it. What is given in params is encoded for you."
 _HINT_IPV6 = "Write an IPv6 address in brackets: http://[2001:db8::1]/"
 _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
@@ -198,6 +271,26 @@ def canonical_url(url: str) -> str:
     if _is_canonical(url) is not None and len(url) <= MAX_URL_LENGTH:
         return url
     return _canonicalize(url)
+
+
+_SECRET_URL = r"(?s:(https?://[^/?#{}]*)/\{secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})\}(\?.*)?)"
+
+
+def split_secret_url(url: str) -> tuple[str, str, str] | None:
+    """Take a URL as net.secret_url gives it apart: origin, secret's name, query with its "?"."""
+    match = re.fullmatch(_SECRET_URL, url)
+    return None if match is None else (match[1], match[2], match[3] or "")
+
+
+def _canonical_secret_url(url: str, secrets: list[str]) -> str:
+    parts = split_secret_url(url)
+    if parts is None:
+        return canonical_url(url)  # which says what is wrong with it
+    origin, name, query = parts
+    complete = canonical_url(f"{origin}/{query}")
+    path = complete.index("/", 8)
+    secrets.append(name)
+    return f"{complete[:path]}/{{secret:{name}}}{complete[path + 1 :]}"
 
 
 def _canonicalize(url: str) -> str:
@@ -339,7 +432,7 @@ def add_params(url: str, params: dict[str, object]) -> str:
     try:
         for key, value in params.items():
             if value is not None:
-                text = value if isinstance(value, str) else _jsonb_text(value)
+                text = value if isinstance(value, str) else jsonb_text(value)
                 pairs.append(f"{_encode_component(key)}={_encode_component(text)}")
     except RecursionError:
         raise InvalidRequest("params is nested too deeply") from None
@@ -353,6 +446,35 @@ def _append_to_query(url: str, pairs: list[str]) -> str:
     if question_mark:
         separator = "&" if query and not query.endswith("&") else ""
     return _bounded(f"{base}{separator}{'&'.join(pairs)}{hash_sign}{fragment}")
+
+
+def encode_form(text: str | None) -> str:
+    """Return an object, given as JSON text, as application/x-www-form-urlencoded; None is empty.
+
+    As the URL standard serializes it, section 5.2: a space is "+", an array repeats its name, a
+    null is left out; what is no string is its JSON text.
+
+    Raises InvalidRequest.
+    """
+    pairs = []
+    for key, value in ({} if text is None else _json_object("body_form", text)).items():
+        items = value if isinstance(value, list) else [value]
+        try:
+            pairs += [
+                f"{_encode_field(key)}={_encode_field(i if isinstance(i, str) else jsonb_text(i))}"
+                for i in items
+                if i is not None
+            ]
+        except RecursionError:
+            raise InvalidRequest("body_form is nested too deeply") from None
+    return "&".join(pairs)
+
+
+def _encode_field(text: str) -> str:
+    try:
+        return _percent_encode(text).replace("%20", "+").replace("~", "%7E").replace("%2A", "*")
+    except UnicodeEncodeError:
+        raise InvalidRequest("body_form must not contain an unpaired surrogate") from None
 
 
 def encode_url_with_params_array(
@@ -405,49 +527,71 @@ _REFUSED_HEADERS = frozenset(
         "upgrade",
     )
 )
+# Of two of these each server believes another one (RFC 9110, 5.3).
+_SINGLE = frozenset(("authorization", "content-type", "user-agent"))
+_HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
 _HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
 
 
-def parse_headers(text: str | None) -> list[tuple[str, str]]:
+def parse_headers(
+    text: str | None, secret_value: SecretValue | None = None
+) -> list[tuple[str, str]]:
     """Return headers given as JSON text as names and values to send; None and null mean none.
+
+    secret_value: as flatten_headers takes it.
 
     Raises InvalidRequest, with the name of the header and never its value.
     """
     if text is None or text in ("{}", "null"):
         return []
-    return flatten_headers(_json_object("headers", text))
+    return flatten_headers(_json_object("headers", text), secret_value)
 
 
-def flatten_headers(headers: dict[str, object]) -> list[tuple[str, str]]:
+def flatten_headers(
+    headers: dict[str, object], secret_value: SecretValue | None = None
+) -> list[tuple[str, str]]:
     """Return headers as names and values to send, in order, checked by RFC 9110.
 
     Numbers and booleans are their JSON text, an array is a header for each of its elements, None
     is left out. White space around a value is no part of it (RFC 9110, 5.5).
+    secret_value: what a value {"secret": name} stands for, asked with the header's name; where it
+    is None, there are no secrets.
 
     Raises InvalidRequest, with the name of the header and never its value.
     """
     pairs = []
+    seen: set[str] = set()
     for name, value in headers.items():
         if _is_token(name) is None:
             raise _invalid_header_name(name)
         lower = name.lower()
         if lower in _REFUSED_HEADERS or lower[:6] == "proxy-":
             raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
+        if lower in _SINGLE and (lower in seen or (isinstance(value, list) and len(value) > 1)):
+            raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
+        seen.add(lower)
         if type(value) is str and value.isprintable():  # as most are
             pairs.append((name, value.strip(" \t")))
         elif isinstance(value, list):
-            pairs += [(name, _header_value(name, item)) for item in value if item is not None]
+            pairs += [
+                (name, _header_value(name, item, secret_value))
+                for item in value
+                if item is not None
+            ]
         elif value is not None:
-            pairs.append((name, _header_value(name, value)))
+            pairs.append((name, _header_value(name, value, secret_value)))
     return pairs
 
 
-def _header_value(name: str, value: object) -> str:
+def _header_value(name: str, value: object, secret_value: SecretValue | None) -> str:
+    if isinstance(value, dict) and "secret" in value and secret_value is not None:
+        value = secret_value(name, value)
     if not isinstance(value, str):
         if isinstance(value, (dict, list)):
             raise InvalidRequest(
                 f'the value of header "{name}" must not be {_kind(value)}',
-                "It is a string, a number or a boolean, or an array of these to repeat the header.",
+                "It is a string, a number or a boolean, or an array of these to repeat the header; "
+                'or {"secret": name}.',
             )
         return _encode_json(value)
     illegal = re.search(_ILLEGAL_IN_VALUE, value)
@@ -520,5 +664,11 @@ def _shown(url: str) -> str:
     shown = f"{lead}{host}"
     if len(shown) > 100:
         shown = f"{shown[:100]}..."
+    return _printable(shown + tail)
+
+
+def _printable(text: str) -> str:
+    """The beginning of a text, with what cannot be shown replaced."""
     # ASCII besides what the caller wrote, for databases in other encodings.
-    return "".join([c if c.isprintable() else "?" for c in shown + tail])
+    shown = text if len(text) <= 120 else f"{text[:120]}..."
+    return "".join([c if c.isprintable() else "?" for c in shown])

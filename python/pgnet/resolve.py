@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 from gevent.resolver.cares import channel
 
-from pgnet.guard import literal_address
+from pgnet.host import literal_address
 
 _RESOLV_CONF = "/etc/resolv.conf"
 # What c-ares' own status codes say when no server answered in time, or none could be asked.

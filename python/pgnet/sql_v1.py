@@ -29,31 +29,79 @@ def check(
     params: str | None,
     headers: str | None,
     timeout_milliseconds: int | None,
+    options: str | None,
 ) -> str | None:
-    """Behind net._check: the URL as it is stored, None where the request is to be refused."""
+    """Behind net._check: the URL as it is stored, None where ``inspect`` has more to say."""
     if commit_hook.registered():
         commit_hook.arm("wake")
     else:
         arm(plpy, "wake")
     try:
-        return request.check(method, url, params, headers, timeout_milliseconds)
+        # A request with a secret is refused here: whether it may be used is for SQL to say.
+        return request.check(method, url, params, headers, timeout_milliseconds, options)
     except request.InvalidRequest:
         return None
 
 
-def refusal(
+def inspect(
     method: str,
     url: str | None,
     params: str | None,
     headers: str | None,
     timeout_milliseconds: int | None,
-) -> tuple[str, str | None, str]:
-    """Behind net._refusal: message, hint and SQLSTATE of what ``check`` refused."""
+    options: str | None,
+) -> tuple[str | None, list[str], str | None, str | None, str | None]:
+    """Behind net._inspect: URL and names of secrets; or None, and message, hint and SQLSTATE."""
+    secrets: list[str] = []
     try:
-        request.check(method, url, params, headers, timeout_milliseconds)
+        complete = request.check(
+            method, url, params, headers, timeout_milliseconds, options, secrets
+        )
     except request.InvalidRequest as error:
-        return error.message, error.hint, error.sqlstate
-    return "the request was refused", None, request.INVALID_PARAMETER_VALUE
+        return None, [], error.message, error.hint, error.sqlstate
+    return complete, list(dict.fromkeys(secrets)), None, None, None
+
+
+def form(text: str | None) -> tuple[str | None, str | None, str | None, str | None]:
+    """Behind net._form: the encoded form; or None, and message, hint and SQLSTATE."""
+    try:
+        return request.encode_form(text), None, None, None
+    except request.InvalidRequest as error:
+        return None, error.message, error.hint, error.sqlstate
+
+
+def multipart(
+    parts: str | None, files: list[bytes | None] | None
+) -> tuple[str | None, bytes | None, str | None, str | None, str | None]:
+    """Behind net._multipart: content type and body; or None, and message, hint and SQLSTATE."""
+    from pgnet.multipart import encode
+
+    try:
+        return *encode(parts, files), None, None, None
+    except request.InvalidRequest as error:
+        return None, None, error.message, error.hint, error.sqlstate
+
+
+def secret_covers(url_prefix: str | None, url: str | None) -> bool:
+    """Behind net._secret_covers: whether a secret with this prefix may go to a URL as stored."""
+    from pgnet import secret
+
+    return url is not None and secret.covers(url_prefix, url)
+
+
+def secret_check(
+    name: str, value: str | None, url_prefix: str | None
+) -> tuple[str | None, str | None, str | None]:
+    """Behind net._secret_check: the prefix as it is stored; or None, and message and hint."""
+    from pgnet import secret
+
+    try:
+        prefix = None if url_prefix is None else secret.canonical_prefix(url_prefix)
+        if value is not None:
+            secret.check_value(name, value, prefix)
+    except request.InvalidRequest as error:
+        return None, error.message, error.hint
+    return prefix, None, None
 
 
 def urlencode_string(string: str) -> str | None:

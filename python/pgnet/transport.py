@@ -1,4 +1,4 @@
-"""requests over libcurl's multi interface, driven by gevent's loop: callbacks, no threads.
+"""Transfers by libcurl's multi interface, driven by gevent's loop: callbacks, no threads.
 
 All of libcurl's sockets stand in one epoll set, which a single gevent watcher watches; libcurl's
 timer is a single gevent timer. A request costs no greenlet and no watcher of its own.
@@ -6,189 +6,128 @@ timer is a single gevent timer. A request costs no greenlet and no watcher of it
 
 from __future__ import annotations
 
-import datetime
-import io
 import math
 import os
-import re
 import select
 import socket
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gevent
 import pycurl
-import requests
-from gevent.event import AsyncResult
-from requests.adapters import BaseAdapter
-from requests.cookies import RequestsCookieJar
-from requests.structures import CaseInsensitiveDict
-from requests.utils import get_encoding_from_headers, select_proxy
 
-import pgnet
-from pgnet.guard import EgressRefused, EgressRules, Guard, literal_address
+from pgnet.connection import (
+    ConnectionSettings,
+    Origin,
+    Proxy,
+    Tls,
+    ca_bundle,
+    is_plain,
+    match_origin,
+)
+from pgnet.guard import EgressRefused, Guard
+from pgnet.host import HostSettings, HostTable, literal_address
+from pgnet.message import encode_headers
 from pgnet.resolve import Lookup, ResolveError, Resolver
+from pgnet.wire_error import WireError, words
 
-# libcurl's classic words: newer libcurls change them, users compare with them.
-_WORDS = {
-    pycurl.E_UNSUPPORTED_PROTOCOL: "Unsupported protocol",
-    pycurl.E_URL_MALFORMAT: "URL using bad/illegal format or missing URL",
-    pycurl.E_COULDNT_RESOLVE_HOST: "Couldn't resolve host name",
-    pycurl.E_COULDNT_CONNECT: "Couldn't connect to server",
-    8: "Weird server reply",
-    16: "Error in the HTTP2 framing layer",
-    pycurl.E_PARTIAL_FILE: "Transferred a partial file",
-    pycurl.E_WRITE_ERROR: "Failed writing received data to disk/application",
-    pycurl.E_READ_ERROR: "Failed to open/read local data from file/application",
-    pycurl.E_OUT_OF_MEMORY: "Out of memory",
-    pycurl.E_OPERATION_TIMEDOUT: "Timeout was reached",
-    pycurl.E_SSL_CONNECT_ERROR: "SSL connect error",
-    pycurl.E_TOO_MANY_REDIRECTS: "Number of redirects hit maximum amount",
-    pycurl.E_GOT_NOTHING: "Server returned nothing (no headers, no data)",
-    pycurl.E_SEND_ERROR: "Failed sending data to the peer",
-    pycurl.E_RECV_ERROR: "Failure when receiving data from the peer",
-    pycurl.E_SSL_CERTPROBLEM: "Problem with the local SSL certificate",
-    pycurl.E_SSL_CIPHER: "Couldn't use specified SSL cipher",
-    60: "SSL peer certificate or SSH remote key was not OK",
-    pycurl.E_BAD_CONTENT_ENCODING: "Unrecognized or bad HTTP Content or Transfer-Encoding",
-    pycurl.E_SEND_FAIL_REWIND: "Send failed since rewinding of the data stream failed",
-    77: "Problem with the SSL CA cert (path? access rights?)",
-    91: "SSL server certificate status verification FAILED",
-    92: "Stream error in the HTTP/2 framing layer",
-}
-_CERTIFICATE_CODES = (51, 58, 60, 77, 83, 91)
+__all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
-# Scheme, host, port; whatever else an authority may hold (user names, percent signs) is refused.
-_ORIGIN = re.compile(
-    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?(?=[/?#]|\Z)"
-)
-_UNPRINTABLE = re.compile(r"[^\x21-\x7e]")
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# The client's own: with them a caller could smuggle a request or speak to a proxy.
-_FORBIDDEN = frozenset(
-    [
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "te",
-        "trailer",
-        "connection",
-        "keep-alive",
-        "upgrade",
-        "expect",
-    ]
-)
-# An empty value takes libcurl's own header away: nobody asked for these.
-_UNASKED = (b"Accept:", b"Accept-Encoding:", b"Content-Type:", b"Expect:")
-_UNASKED_NAMES = ("accept", "accept-encoding", "content-type", "expect")
-USER_AGENT = f"pgnet/{pgnet.__version__}"
-_USUAL = [f"User-Agent: {USER_AGENT}".encode(), *_UNASKED]
 _CODINGS = "gzip, deflate, br"
-
-_CA_BUNDLES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
 # A pooled handle gives back what it holds of a request body above this size.
 _LARGE_BODY = 65536
+_MOST_ROUTES = 10_000
 
 
-def ca_bundle() -> str:
-    """The path of the certificate authorities trusted by default.
+class Route:
+    """How requests to one origin go: found out once, and good for a while.
 
-    The system's bundle, where its administrator adds authorities; certifi's where there is none.
-    """
-    for path in _CA_BUNDLES:
-        if os.path.exists(path):
-            return path
-    return requests.utils.DEFAULT_CA_BUNDLE_PATH
-
-
-class WireError(requests.RequestException):
-    """No response came, or none that may be used.
-
-    message: what stands in error_msg, free of the request's values.
-    timed_out: the total deadline, or that for connecting, was reached.
-    possibly_sent: the server may have seen the request, wholly or in part.
-    detail: what libcurl had to say beyond the message; may be empty.
+    settings: what is special about the host.
+    headers: the lines of a request that has none of its own.
+    peer, port: what is connected to, the origin's host or a proxy.
+    addresses: of the peer, all allowed by the guard, and good until `until` (time.monotonic).
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        timed_out: bool = False,
-        possibly_sent: bool = False,
-        code: int = 0,
-        detail: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.timed_out = timed_out
-        self.possibly_sent = possibly_sent
-        self.code = code
-        self.detail = detail
+    __slots__ = (
+        "addresses",
+        "connection",
+        "headers",
+        "host_header",
+        "origin",
+        "peer",
+        "port",
+        "settings",
+        "until",
+    )
 
+    def __init__(self, origin: Origin, settings: HostSettings, hosts: HostTable) -> None:
+        self.origin = origin
+        self.settings = settings
+        self.headers = encode_headers({}, settings.user_agent)
+        self.peer, self.port = origin.host, origin.port
+        secure = origin.scheme == "https"
+        proxy = Proxy.of(settings.proxy) if settings.proxy is not None else None
+        proxy_tls = None
+        if proxy is not None:
+            self.peer, self.port = proxy.host, proxy.port
+            if proxy.scheme == "https":
+                # A proxy is a host too: what is said of it by its name holds for its TLS.
+                proxy_tls = Tls.of(hosts.of(proxy.host))
+        self.connection = ConnectionSettings(
+            "1.1" if secure and settings.http_version == "1.1" else "2",
+            Tls.of(settings) if secure else Tls(),
+            proxy,
+            proxy_tls,
+        )
+        # In a URL for a proxy libcurl spells an address its own way, and the field must agree.
+        self.host_header = origin.host_header if secure or proxy is None else None
+        self.addresses: tuple[str, ...] = ()
+        self.until = 0.0
 
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
-    """What a connection's security depends on; connections are shared only between equals.
-
-    verify: whether the server's certificate and name are checked.
-    ca: path of a bundle or a directory of authorities; None is the default bundle.
-    """
-
-    verify: bool = True
-    ca: str | None = None
-
-
-_DEFAULT_TLS = TlsSettings()
+    def avoid(self, address: str) -> None:
+        """Whoever comes next begins with another address."""
+        if address in self.addresses:
+            self.addresses = (*(a for a in self.addresses if a != address), address)
 
 
 class Transfer:
     """One request to one server: what is asked, and then what came of it.
 
-    The asking side fills `method`, `url`, `headers` (lines as encode_headers makes them), `body`
-    and the limits; `done(transfer)` is called once, from the loop, and must not block.
+    The asking side fills `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
+    `body` and the limits; `done(transfer)` is called once, from the loop, and must not block.
     """
 
     __slots__ = (
         "_addresses",
+        "_chunks",
         "_lookup",
         "_multi",
-        "_origin",
         "_slot",
         "address",
         "appconnect",
         "body",
-        "chunks",
         "connect",
         "connect_timeout",
         "deadline",
         "done",
         "error",
         "first_byte",
-        "header_lines",
+        "head",
         "headers",
         "hop_started",
         "max_header_bytes",
         "max_response_bytes",
+        "max_wire_bytes",
         "method",
         "name_seconds",
-        "secure",
+        "route",
         "started",
         "status",
         "timeout",
-        "tls",
-        "total",
         "url",
     )
 
@@ -196,6 +135,7 @@ class Transfer:
         self,
         method: str,
         url: str,
+        route: Route,
         headers: list[bytes],
         body: bytes | None,
         *,
@@ -203,52 +143,61 @@ class Transfer:
         timeout: float,
         connect_timeout: float,
         max_response_bytes: int,
+        max_wire_bytes: int,
         max_header_bytes: int,
         done: Callable[[Transfer], None],
-        tls: TlsSettings = _DEFAULT_TLS,
     ) -> None:
         self.method = method
         self.url = url
+        self.route = route
         self.headers = headers
         self.body = body
-        self.started = started
+        self.started = self.hop_started = started
         self.timeout = timeout
         self.deadline = started + timeout
         self.connect_timeout = connect_timeout
         self.max_response_bytes = max_response_bytes
+        self.max_wire_bytes = max_wire_bytes
         self.max_header_bytes = max_header_bytes
-        self.tls = tls
-        self.secure = False
         self.done: Callable[[Transfer], None] | None = done
         self.status = 0
-        self.header_lines: list[bytes] = []
-        self.chunks: list[bytes] = []
+        self.head = b""
         self.error: WireError | None = None
         self.address: str | None = None
-        self.name_seconds = self.connect = self.appconnect = self.first_byte = self.total = 0.0
-        self._origin: Origin | None = None
+        self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
+        self._chunks: list[bytes] = []
         self._addresses: tuple[str, ...] = ()
         self._slot: _Slot | None = None
         self._multi: _Multi | None = None
         self._lookup: Lookup | None = None
-        self.hop_started = started
+
+    @property
+    def content(self) -> bytes:
+        """The body that came, decoded."""
+        chunks = self._chunks
+        if len(chunks) > 1:
+            chunks[:] = [b"".join(chunks)]
+        return chunks[0] if chunks else b""
 
     def again(
         self,
         method: str,
         url: str,
+        route: Route,
         headers: list[bytes],
         body: bytes | None,
+        connect_timeout: float,
         done: Callable[[Transfer], None],
     ) -> None:
         """Make it the next request of the same undertaking: start and deadline stay."""
-        self.method, self.url, self.headers, self.body = method, url, headers, body
+        self.method, self.url, self.route = method, url, route
+        self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
         self.hop_started = time.monotonic()
         self.status = 0
-        self.header_lines, self.chunks = [], []
+        self.head = b""
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
-        self._origin, self._addresses = None, ()
+        self._chunks, self._addresses = [], ()
         self.done = done
 
     def fail(self, error: WireError) -> None:
@@ -261,77 +210,6 @@ class Transfer:
         done, self.done = self.done, None
         if done is not None:
             done(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Scheme, host and port of a URL (RFC 9110, section 4.3.1), as it is connected to."""
-
-    scheme: str
-    host: str
-    port: int
-    host_header: bytes | None = None
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """The origin of an absolute http or https URL.
-
-        Errors: WireError for any other, and for one with a user name.
-        """
-        match = _ORIGIN.match(url)
-        if match is None or _UNPRINTABLE.search(url):
-            supported = url[:8].lower().startswith(("http://", "https://"))
-            code = pycurl.E_URL_MALFORMAT if supported else pycurl.E_UNSUPPORTED_PROTOCOL
-            raise WireError(_WORDS[code], code=code)
-        scheme, host, port = match.groups()
-        number = int(port) if port else 443 if scheme == "https" else 80
-        if not 0 < number < 65536:
-            raise WireError(_WORDS[pycurl.E_URL_MALFORMAT], code=pycurl.E_URL_MALFORMAT)
-        # libcurl would put 127.0.0.1 in place of 127.1: the server sees what was asked for.
-        literal = literal_address(host)
-        header = None
-        if literal is not None and literal != host.strip("[]"):
-            header = b"Host: " + match.group(0).partition("://")[2].encode("ascii")
-        return cls(scheme, host.lower(), number, header)
-
-
-def encode_headers(headers: Mapping[str, str | list[str]]) -> list[bytes]:
-    """Header lines as libcurl takes them, and the removal of those that nobody asked for.
-
-    Arguments: names and values; a list is a repeated header.
-    Errors: WireError for a name that is no token, a control character in a value (RFC 9110,
-    sections 5.1 and 5.5), or a header that is the client's own. The value is never told.
-    """
-    # Mapping's own items() would take some calls of Python code for each.
-    fields: Any = headers.items()
-    if type(headers) is CaseInsensitiveDict:
-        fields = vars(headers)["_store"].values()
-        if len(fields) == 1 and headers.get("user-agent") == USER_AGENT:
-            # The usual case: a caller without headers.
-            return _USUAL
-    lines: list[bytes] = []
-    names = set()
-    for name, value in fields:
-        lower = name.lower()
-        if _TOKEN.fullmatch(name) is None:
-            raise WireError("invalid header name")
-        if lower in _FORBIDDEN or lower.startswith("proxy-"):
-            raise WireError(f"header {name} is set by the client itself")
-        names.add(lower)
-        for text in (value,) if isinstance(value, str) else value:
-            if _BAD_VALUE.search(text) is not None:
-                raise WireError(f"header {name} has an invalid value")
-            stripped = text.strip(" \t")
-            # libcurl's way to say that a value is empty.
-            line = f"{name}: {stripped}" if stripped else f"{name};"
-            lines.append(line.encode("utf-8"))
-    if names.isdisjoint(_UNASKED_NAMES):
-        lines.extend(_UNASKED)
-    else:
-        lines.extend(
-            u for u, name in zip(_UNASKED, _UNASKED_NAMES, strict=True) if name not in names
-        )
-    return lines
 
 
 class _Descriptor:
@@ -349,49 +227,72 @@ class _Descriptor:
         os.close(self._fd)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a transfer has no answer.
+
+    code, text: libcurl's number and words for it.
+    sent: the server may have seen the request.
+    proxy: the name of the proxy, where it was the proxy that failed.
+    overrun: which limit was exceeded; refusal: why no connection was made.
+    """
+
+    code: int
+    text: str
+    sent: bool
+    proxy: str | None
+    overrun: str | None
+    refusal: EgressRefused | None
+
+
 class _Slot:
-    """A pooled libcurl handle with its callbacks, and the transfer it performs."""
+    """A pooled libcurl handle with its callbacks, and the transfer it performs.
+
+    It is made for connections of one kind and only ever used for these: what is set for one host
+    cannot stick to another.
+    """
 
     __slots__ = (
         "body_bytes",
-        "connect_to",
+        "connection",
         "curl",
         "header_bytes",
         "headers",
+        "lines",
         "method",
         "mode",
         "multi",
+        "opened",
         "overrun",
+        "peer",
         "refusal",
         "timeouts",
-        "tls",
         "transfer",
         "transport",
         "url",
     )
 
-    def __init__(self, transport: Transport, multi: _Multi) -> None:
+    def __init__(self, transport: Transport, multi: _Multi, connection: ConnectionSettings) -> None:
         self.transport = transport
         self.multi = multi
+        self.connection = connection
         self.curl = curl = pycurl.Curl()
         self.transfer: Transfer | None = None
         self.headers: list[bytes] | None = None
         self.url: str | None = None
-        self.connect_to: str | None = None
+        self.peer: tuple[int, str] | None = None
         self.method: str | None = None
         self.mode: str | None = None
-        self.timeouts: tuple[int, int] | None = None
-        self.tls: TlsSettings | None = None
+        self.timeouts = (0, 0)
         self.overrun: str | None = None
         self.refusal: EgressRefused | None = None
+        self.opened = False
+        self.lines: list[bytes] = []
         self.header_bytes = self.body_bytes = 0
         set_option = curl.setopt
         set_option(pycurl.NOSIGNAL, 1)
         set_option(pycurl.PATH_AS_IS, 1)
         set_option(pycurl.FOLLOWLOCATION, 0)
-        # Nothing from the environment: an empty proxy beats http_proxy and its kin.
-        set_option(pycurl.PROXY, "")
-        set_option(pycurl.NOPROXY, "*")
         set_option(pycurl.NETRC, pycurl.NETRC_IGNORED)
         set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         set_option(pycurl.REDIR_PROTOCOLS, 0)
@@ -402,31 +303,26 @@ class _Slot:
         set_option(pycurl.HEADERFUNCTION, self._on_header)
         set_option(pycurl.OPENSOCKETFUNCTION, self._on_open)
         set_option(pycurl.SOCKOPTFUNCTION, multi.on_new_socket)
+        connection.apply(curl)
 
     def prepare(self, transfer: Transfer, address: str, more: int) -> None:
         """Set the handle up for a transfer to `address`, with `more` addresses left to try."""
         curl = self.curl
         set_option = curl.setopt
-        origin = transfer._origin
-        if origin is None:
-            raise WireError(words(pycurl.E_URL_MALFORMAT))
+        route = transfer.route
         self.transfer = transfer
-        transfer.secure = origin.scheme == "https"
         self.header_bytes = self.body_bytes = 0
-        self.overrun = self.refusal = None
+        self.opened = False
         if transfer.url != self.url:
             set_option(pycurl.URL, transfer.url)
             self.url = transfer.url
-        host = f"[{address}]" if ":" in address else address
-        connect_to = f"::{host}:{origin.port}"
-        if connect_to != self.connect_to:
-            set_option(pycurl.CONNECT_TO, [connect_to])
-            self.connect_to = connect_to
+        if (route.port, address) != self.peer:
+            self._set_peer(route, address)
 
         headers = transfer.headers
-        if origin.host_header is not None:
-            headers = [origin.host_header, *headers]
-        if headers != self.headers:
+        if route.host_header is not None:
+            headers = [route.host_header, *headers]
+        if headers is not self.headers:
             set_option(pycurl.HTTPHEADER, headers)
             self.headers = headers
 
@@ -434,7 +330,7 @@ class _Slot:
         if body is None and method in ("POST", "PUT", "PATCH"):
             # RFC 9110, section 8.6: these say that their content is empty.
             body = b""
-        mode = "HEAD" if method == "HEAD" and body is None else "GET" if body is None else "POST"
+        mode = "HEAD" if method == "HEAD" else "GET" if body is None else "POST"
         if mode != self.mode or method != self.method:
             if self.method is not None:
                 curl.unsetopt(pycurl.CUSTOMREQUEST)
@@ -462,25 +358,27 @@ class _Slot:
             set_option(pycurl.CONNECTTIMEOUT_MS, timeouts[1])
             self.timeouts = timeouts
 
-        if transfer.secure and transfer.tls != self.tls:
-            self._secure(transfer.tls)
-
-    def _secure(self, tls: TlsSettings) -> None:
+    def _set_peer(self, route: Route, address: str) -> None:
+        """Have libcurl connect to an address, and look nothing up by itself."""
         set_option = self.curl.setopt
-        set_option(pycurl.SSL_VERIFYPEER, 1 if tls.verify else 0)
-        set_option(pycurl.SSL_VERIFYHOST, 2 if tls.verify else 0)
-        path = tls.ca if tls.ca is not None else ca_bundle()
-        if os.path.isdir(path):
-            set_option(pycurl.CAPATH, path)
-            self.curl.unsetopt(pycurl.CAINFO)
+        host = f"[{address}]" if ":" in address else address
+        proxy = self.connection.proxy
+        if proxy is None:
+            set_option(pycurl.CONNECT_TO, [f"::{host}:{route.port}"])
+        elif proxy.scheme == "http":
+            set_option(pycurl.PROXY, f"http://{host}:{proxy.port}")
         else:
-            set_option(pycurl.CAINFO, path)
-            self.curl.unsetopt(pycurl.CAPATH)
-        self.tls = tls
+            # Its certificate is of its name, which must stand here.
+            set_option(pycurl.PROXY, f"https://{proxy.host}:{proxy.port}")
+            if literal_address(proxy.host) is None:
+                set_option(pycurl.RESOLVE, [f"{proxy.host}:{proxy.port}:{host}"])
+        self.peer = (route.port, address)
 
     def release(self) -> None:
         """Let go of what belonged to the transfer."""
         transfer, self.transfer = self.transfer, None
+        self.overrun = self.refusal = None
+        self.lines.clear()
         if transfer is not None:
             transfer._slot = None
             if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
@@ -494,11 +392,50 @@ class _Slot:
         if self.header_bytes > transfer.max_header_bytes:
             self.overrun = f"response headers exceed {transfer.max_header_bytes} bytes"
             return 0
-        lines = transfer.header_lines
-        lines.append(line)
-        if len(line) < 3 and b"\ncontent-encoding:" in b"".join(lines).lower():
-            self.multi.encoded.add(self)
+        self.lines.append(line)
+        if len(line) < 3:
+            self._end_section(transfer)
         return None
+
+    def collect(self, transfer: Transfer, code: int, text: str) -> Failure | None:
+        """Put into the transfer what has become of it; what went wrong, or None."""
+        info = self.curl.getinfo
+        secure = transfer.route.origin.scheme == "https"
+        if self.opened:
+            transfer.connect = info(pycurl.CONNECT_TIME)
+            if secure:
+                transfer.appconnect = info(pycurl.APPCONNECT_TIME)
+        if code == 0:
+            transfer.status = info(pycurl.RESPONSE_CODE)
+            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+            if self.lines:
+                self._end_section(transfer)
+            return None
+        sent = info(pycurl.REQUEST_SIZE) > 0
+        proxy = self.connection.proxy
+        suspect = None
+        if proxy is not None and secure:
+            # What was sent may only have asked the proxy for the tunnel.
+            answered = info(pycurl.HTTP_CONNECTCODE)
+            sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
+            if answered // 100 != 2 and self.opened:
+                suspect = proxy.host
+                if answered:
+                    text = f"the tunnel was refused with status {answered}"
+        elif proxy is not None and not sent:
+            suspect = proxy.host
+        return Failure(code, text, sent, suspect, self.overrun, self.refusal)
+
+    def _end_section(self, transfer: Transfer) -> None:
+        """A section is complete: of a proxy, an interim one (1xx), the answer's, or the trailers.
+
+        Each status line begins anew, so that the last one and what follows it remain.
+        """
+        section = b"".join(self.lines)
+        self.lines.clear()
+        transfer.head = section if section.startswith(b"HTTP/") else transfer.head + section
+        if b"\ncontent-encoding:" in section.lower():
+            self.multi.encoded.add(self)
 
     def _on_body(self, chunk: bytes) -> int | None:
         transfer = self.transfer
@@ -508,17 +445,20 @@ class _Slot:
         if self.body_bytes > transfer.max_response_bytes:
             self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
             return 0
-        transfer.chunks.append(chunk)
+        if self.body_bytes > transfer.max_wire_bytes and self not in self.multi.encoded:
+            self.overrun = f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
+            return 0
+        transfer._chunks.append(chunk)
         return None
 
     def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
         """Make the socket, after one more look at the address that it will be connected to."""
-        transfer = cast(Transfer, self.transfer)
-        origin = cast(Origin, transfer._origin)
+        transfer = self.transfer
+        self.opened = True
         try:
-            if where.family not in (socket.AF_INET, socket.AF_INET6):
+            if transfer is None or where.family not in (socket.AF_INET, socket.AF_INET6):
                 raise EgressRefused("only internet addresses are connected to")
-            self.transport.guard.check_address(origin.host, where.addr[0], where.addr[1])
+            self.transport.check_address(transfer.route, where.addr[0])
             made = socket.socket(where.family, where.socktype, where.protocol)
             made.setblocking(False)
         except EgressRefused as refusal:
@@ -554,7 +494,9 @@ class _Multi:
         self._due: float | None = None
         self._kicked = False
         self._busy: dict[pycurl.Curl, _Slot] = {}
-        self._free: list[_Slot] = []
+        self._connections = connections
+        self._free: dict[ConnectionSettings, list[_Slot]] = {}
+        self._free_count = 0
         # Bodies that are decoded: what comes over the wire is looked at after each turn.
         self.encoded: set[_Slot] = set()
         self._retired = self._closed = False
@@ -564,7 +506,13 @@ class _Multi:
 
     def add(self, transfer: Transfer, address: str, more: int) -> None:
         """Begin a transfer."""
-        slot = self._free.pop() if self._free else _Slot(self._transport, self)
+        connection = transfer.route.connection
+        free = self._free.get(connection)
+        if free:
+            slot = free.pop()
+            self._free_count -= 1
+        else:
+            slot = _Slot(self._transport, self, connection)
         try:
             slot.prepare(transfer, address, more)
         except BaseException:
@@ -603,15 +551,19 @@ class _Multi:
         if self._retired:
             slot.curl.close()
             self._loop.run_callback(self._close_when_idle)
+        elif self._free_count >= self._connections:
+            slot.curl.close()
         else:
-            self._free.append(slot)
+            self._free_count += 1
+            self._free.setdefault(slot.connection, []).append(slot)
 
     def _close_when_idle(self) -> None:
         if self._busy or self._closed or not self._retired:
             return
         self._closed = True
-        for slot in self._free:
-            slot.curl.close()
+        for slots in self._free.values():
+            for slot in slots:
+                slot.curl.close()
         self._free.clear()
         self._watcher.close()
         self._timer.close()
@@ -734,8 +686,8 @@ class _Multi:
             transfer = slot.transfer
             if transfer is None:
                 self.encoded.discard(slot)
-            elif slot.curl.getinfo(pycurl.SIZE_DOWNLOAD) > transfer.max_response_bytes:
-                slot.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
+            elif slot.curl.getinfo(pycurl.SIZE_DOWNLOAD) > transfer.max_wire_bytes:
+                slot.overrun = f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
                 self._ended(slot.curl, pycurl.E_WRITE_ERROR, "")
 
     def _ended(self, curl: pycurl.Curl, code: int, text: str) -> None:
@@ -749,20 +701,13 @@ class _Multi:
             return
         transport = self._transport
         try:
-            info = curl.getinfo
-            transfer.status = info(pycurl.RESPONSE_CODE)
-            transfer.connect = info(pycurl.CONNECT_TIME)
-            if transfer.secure:
-                transfer.appconnect = info(pycurl.APPCONNECT_TIME)
-            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
-            sent = code != 0 and info(pycurl.REQUEST_SIZE) > 0
-            overrun, refusal = slot.overrun, slot.refusal
+            failure = slot.collect(transfer, code, text)
             self._multi.remove_handle(curl)
             self._put_back(slot)
-            if code == 0:
+            if failure is None:
                 transfer.finish()
             else:
-                transport.failed(transfer, code, text, sent, overrun, refusal)
+                transport.failed(transfer, failure)
         except Exception as error:
             transport.hub.handle_error(self, type(error), error, error.__traceback__)
             transfer.fail(WireError("internal error in the wire", possibly_sent=True))
@@ -772,6 +717,7 @@ class Transport:
     """Transfers by libcurl, each to an address that the guard has checked.
 
     guard: asked before a connection is made, for the name and for each address.
+    hosts: what is special about some hosts.
     connections: how many idle connections are kept.
     resolver: looks names up; one with the system's name servers if none is given.
     """
@@ -779,6 +725,7 @@ class Transport:
     def __init__(
         self,
         guard: Guard,
+        hosts: HostTable | None = None,
         *,
         connections: int = 256,
         hub: Any = None,
@@ -786,22 +733,43 @@ class Transport:
     ) -> None:
         self.hub = hub if hub is not None else gevent.get_hub()
         self.guard = guard
+        self.hosts = hosts if hosts is not None else HostTable()
         self._connections = connections
         self._resolver = resolver if resolver is not None else Resolver(hub=self.hub)
         self._multi = _Multi(self, connections)
-        # What a URL's beginning leads to, checked: (good until, origin, addresses).
-        self._routes: dict[str, tuple[float, Origin, tuple[str, ...]]] = {}
+        self._routes: dict[tuple[str, HostSettings | None], Route] = {}
+        # Equal settings are one object, which is soon compared.
+        self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
+
+    def route(self, url: str, settings: HostSettings | None = None) -> Route:
+        """How requests for a URL go.
+
+        settings: what is special about its host; None is what the table of hosts says.
+        Errors: WireError for what is no http or https URL, and for settings that cannot be used.
+        """
+        match = match_origin(url)
+        if match is not None:
+            known = self._routes.get((match.group(0), settings))
+            if known is not None and is_plain(url):
+                return known
+        origin = Origin.of(url)
+        special = settings if settings is not None else self.hosts.of(origin.host)
+        if special.fault is not None:
+            raise WireError(special.fault)
+        route = Route(origin, special, self.hosts)
+        route.connection = self._settings.setdefault(route.connection, route.connection)
+        if match is not None:
+            if len(self._routes) >= _MOST_ROUTES:
+                self._routes.clear()
+            self._routes[match.group(0), settings] = route
+        return route
 
     def start(self, transfer: Transfer) -> None:
         """Begin a transfer; never blocks, and never calls `done` before it returns."""
-        match = _ORIGIN.match(transfer.url)
-        route = self._routes.get(match.group(0)) if match is not None else None
+        route = transfer.route
         try:
-            if route is not None and route[0] > time.monotonic():
-                if _UNPRINTABLE.search(transfer.url):
-                    raise WireError(_WORDS[pycurl.E_URL_MALFORMAT], code=pycurl.E_URL_MALFORMAT)
-                transfer._origin = route[1]
-                transfer._addresses = route[2]
+            if route.until > time.monotonic():
+                transfer._addresses = route.addresses
                 self._connect(transfer)
             else:
                 self._find(transfer)
@@ -816,10 +784,16 @@ class Transport:
         if transfer._slot is not None and transfer._multi is not None:
             transfer._multi.drop(transfer._slot)
 
-    def configure(self, guard: Guard) -> None:
-        """Follow other egress rules: no connection and no name from before is used again."""
+    def configure(self, guard: Guard, hosts: HostTable | None = None) -> None:
+        """Follow other rules: no connection and no name from before is used again.
+
+        hosts: None leaves them as they are.
+        """
         self.guard = guard
+        if hosts is not None:
+            self.hosts = hosts
         self._routes.clear()
+        self._settings.clear()
         self._resolver.clear()
         self._multi.retire()
         self._multi = _Multi(self, self._connections)
@@ -827,13 +801,37 @@ class Transport:
     def close(self) -> None:
         """Release sockets and watchers; transfers must have ended or been cancelled."""
         self._routes.clear()
+        self._settings.clear()
         self._resolver.close()
         self._multi.retire()
 
+    def check_address(self, route: Route, address: str) -> None:
+        """Ask the guard for an address that is about to be connected to.
+
+        Errors: EgressRefused.
+        """
+        try:
+            self.guard.check_address(route.peer, address, route.port)
+        except EgressRefused as refusal:
+            if route.connection.proxy is None:
+                raise
+            raise EgressRefused(f"proxy {refusal}") from None
+
+    def _check_names(self, route: Route) -> None:
+        origin, proxy = route.origin, route.connection.proxy
+        if proxy is None:
+            self.guard.check_host(origin.host, origin.port)
+            return
+        self.guard.check_behind_proxy(origin.host, origin.port)
+        try:
+            self.guard.check_name(proxy.host)
+        except EgressRefused as refusal:
+            raise EgressRefused(f"proxy {refusal}") from None
+
     def _find(self, transfer: Transfer) -> None:
-        transfer._origin = origin = Origin.of(transfer.url)
-        self.guard.check_host(origin.host)
-        known = self._resolver.cached(origin.host)
+        route = transfer.route
+        self._check_names(route)
+        known = self._resolver.cached(route.peer)
         if known is not None:
             self._found(transfer, known)
             return
@@ -846,42 +844,31 @@ class Transport:
                 transfer.fail(self._unresolved(transfer, error))
                 return
             try:
+                # The rules may have changed while the name was looked up.
+                self._check_names(route)
                 self._found(transfer, addresses)
             except Exception as failure:
                 transfer.fail(self._failure(failure))
 
-        transfer._lookup = self._resolver.lookup(origin.host, transfer.deadline - asked, found)
+        transfer._lookup = self._resolver.lookup(route.peer, transfer.deadline - asked, found)
 
     def _found(self, transfer: Transfer, addresses: tuple[str, ...]) -> None:
         """Keep the addresses that the guard allows, and connect to the first."""
-        origin = cast(Origin, transfer._origin)
-        guard = self.guard
-        # The rules may have changed while the name was looked up.
-        guard.check_host(origin.host)
+        route = transfer.route
         allowed = []
         refusal: EgressRefused | None = None
         for address in addresses:
             try:
-                guard.check_address(origin.host, address, origin.port)
+                self.check_address(route, address)
             except EgressRefused as error:
                 refusal = refusal or error
             else:
                 allowed.append(address)
         if not allowed:
-            raise refusal or EgressRefused(f"{origin.host} has no address")
-        transfer._addresses = tuple(allowed)
-        self._remember(transfer, transfer._addresses)
+            raise refusal or EgressRefused(f"{route.peer} has no address")
+        transfer._addresses = route.addresses = tuple(allowed)
+        route.until = self._resolver.good_until(route.peer)
         self._connect(transfer)
-
-    def _remember(self, transfer: Transfer, addresses: tuple[str, ...]) -> None:
-        origin = cast(Origin, transfer._origin)
-        match = _ORIGIN.match(transfer.url)
-        if match is None:
-            return
-        if len(self._routes) >= 10_000:
-            self._routes.clear()
-        until = self._resolver.good_until(origin.host)
-        self._routes[match.group(0)] = (until, origin, addresses)
 
     def _connect(self, transfer: Transfer) -> None:
         addresses = transfer._addresses
@@ -889,34 +876,24 @@ class Transport:
         transfer._addresses = addresses[1:]
         self._multi.add(transfer, addresses[0], len(addresses) - 1)
 
-    def failed(
-        self,
-        transfer: Transfer,
-        code: int,
-        text: str,
-        sent: bool,
-        overrun: str | None,
-        refusal: EgressRefused | None,
-    ) -> None:
+    def failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer ended with one of libcurl's errors: say so, or try the next address."""
-        if refusal is not None:
-            transfer.fail(_as_wire_error(refusal))
+        if failure.refusal is not None:
+            transfer.fail(_as_wire_error(failure.refusal))
             return
-        if overrun is not None:
-            transfer.fail(WireError(overrun, possibly_sent=True, code=code))
+        code, sent = failure.code, failure.sent
+        if failure.overrun is not None:
+            transfer.fail(WireError(failure.overrun, possibly_sent=True, code=code))
             return
-        now = time.monotonic()
         timed_out = code == pycurl.E_OPERATION_TIMEDOUT
         connecting = not sent and transfer.appconnect == 0
         if (
             (code == pycurl.E_COULDNT_CONNECT or (timed_out and connecting))
             and transfer._addresses
-            and transfer.deadline - now > 0.001
+            and transfer.deadline - time.monotonic() > 0.001
         ):
-            failed = transfer.address
-            left = transfer._addresses
-            # Whoever comes next begins with an address that may work.
-            self._remember(transfer, (*left, cast(str, failed)))
+            if transfer.address is not None:
+                transfer.route.avoid(transfer.address)
             try:
                 self._connect(transfer)
             except Exception as error:
@@ -925,7 +902,10 @@ class Transport:
         if timed_out:
             transfer.fail(self.timeout_error(transfer, sent))
             return
-        transfer.fail(WireError(words(code), possibly_sent=sent, code=code, detail=text))
+        message = words(code)
+        if failure.proxy:
+            message = f"proxy {failure.proxy}: {message}"
+        transfer.fail(WireError(message, possibly_sent=sent, code=code, detail=failure.text))
 
     def _failure(self, error: Exception) -> WireError:
         """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
@@ -970,13 +950,9 @@ class Transport:
                 timed_out=True,
                 code=pycurl.E_OPERATION_TIMEDOUT,
             )
-        code = pycurl.E_COULDNT_RESOLVE_HOST
+        direct = transfer.route.connection.proxy is None
+        code = pycurl.E_COULDNT_RESOLVE_HOST if direct else pycurl.E_COULDNT_RESOLVE_PROXY
         return WireError(words(code), code=code, detail=str(error))
-
-
-def words(code: int) -> str:
-    """libcurl's words for one of its result codes."""
-    return _WORDS.get(code) or f"Error {code} of the HTTP client"
 
 
 def _as_wire_error(error: WireError | EgressRefused) -> WireError:
@@ -985,218 +961,3 @@ def _as_wire_error(error: WireError | EgressRefused) -> WireError:
     refused = WireError(str(error))
     refused.__cause__ = error
     return refused
-
-
-def check_method(method: str) -> None:
-    """Refuse what is no token (RFC 9110, section 9.1), and the methods that open tunnels.
-
-    Errors: WireError.
-    """
-    if _TOKEN.fullmatch(method) is None:
-        raise WireError("invalid method")
-    if method.upper() in ("CONNECT", "TRACE"):
-        raise WireError(f"method {method} is not allowed")
-
-
-def parse_headers(lines: list[bytes]) -> tuple[str, str, list[tuple[str, str]]]:
-    """The final header section among all that came, interim ones (1xx) before it.
-
-    Returns the HTTP version, the reason phrase, and the fields in order, repeats kept. Trailer
-    fields come last. Values are UTF-8 where they are valid UTF-8, otherwise Latin-1 (RFC 9110,
-    section 5.5, leaves bytes above 127 open).
-    """
-    section = b"".join(lines)
-    begin = section.rfind(b"\nHTTP/") + 1
-    try:
-        texts = section[begin:].decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        texts = [_decode(line) for line in section[begin:].split(b"\n")]
-    version, _, rest = texts[0].partition(" ")
-    fields: list[tuple[str, str]] = []
-    for text in texts[1:]:
-        name, colon, value = text.partition(":")
-        if name[:1] in " \t" and fields and text.strip():
-            # A folded line (RFC 9112, section 5.2) goes on with the one before.
-            fields[-1] = (fields[-1][0], f"{fields[-1][1]} {text.strip()}")
-        elif colon:
-            fields.append((name, value.strip("\r \t")))
-    return version[5:], rest[4:].strip(), fields
-
-
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
-
-
-def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
-    """Fields as one object: repeats joined by commas (RFC 9110, section 5.3).
-
-    Of Set-Cookie, which cannot be joined, the last stands there.
-    """
-    store: OrderedDict[str, tuple[str, str]] = OrderedDict()
-    for field in fields:
-        lower = field[0].lower()
-        if lower in store and lower != "set-cookie":
-            store[lower] = (store[lower][0], f"{store[lower][1]}, {field[1]}")
-        else:
-            store[lower] = field
-    return case_insensitive(store)
-
-
-def case_insensitive(store: OrderedDict[str, tuple[str, Any]]) -> CaseInsensitiveDict[Any]:
-    """requests' dictionary over a ready store, without its call of Python code for each header."""
-    made: CaseInsensitiveDict[Any] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
-    vars(made)["_store"] = store
-    return made
-
-
-class WireResponse(requests.Response):
-    """requests' Response; what few ask for is made when it is asked for."""
-
-    def __init__(self, attributes: dict[str, Any]) -> None:
-        # requests' own constructor makes a cookie jar, which costs more than all the rest.
-        self.__dict__ = attributes
-
-    def __getattr__(self, name: str) -> Any:
-        value: Any
-        if name == "cookies":
-            value = RequestsCookieJar()
-        elif name == "encoding":
-            value = get_encoding_from_headers(self.headers)
-        elif name == "history":
-            value = []
-        elif name == "raw":
-            value = io.BytesIO(self.content)
-        else:
-            raise AttributeError(name)
-        setattr(self, name, value)
-        return value
-
-
-def build_response(
-    transfer: Transfer, request: requests.PreparedRequest
-) -> tuple[WireResponse, list[tuple[str, str]], str]:
-    """What a finished transfer brought.
-
-    Returns the response, its header fields in order, and the HTTP version.
-    """
-    version, reason, fields = parse_headers(transfer.header_lines)
-    chunks = transfer.chunks
-    attributes: dict[str, Any] = {
-        "status_code": transfer.status,
-        "reason": reason,
-        "headers": combine_headers(fields),
-        "_content": chunks[0] if len(chunks) == 1 else b"".join(chunks),
-        "_content_consumed": True,
-        "_next": None,
-        "url": transfer.url,
-        "request": request,
-        "elapsed": datetime.timedelta(seconds=time.monotonic() - transfer.started),
-        "connection": None,
-    }
-    return WireResponse(attributes), fields, version
-
-
-class CurlAdapter(BaseAdapter):
-    """A transport adapter for requests.Session, over libcurl and gevent.
-
-    `send` blocks the calling greenlet only. requests' read timeout is taken as the total time of
-    the request, its connect timeout as what it says. Redirects are the Session's affair.
-
-    guard: which addresses may be connected to; all public ones if none is given.
-    max_response_bytes, max_header_bytes: caps on what one response may bring.
-    """
-
-    def __init__(
-        self,
-        guard: Guard | None = None,
-        *,
-        max_response_bytes: int = 64 << 20,
-        max_header_bytes: int = 256 << 10,
-        transport: Transport | None = None,
-    ) -> None:
-        super().__init__()
-        if transport is None:
-            transport = Transport(guard if guard is not None else Guard(EgressRules()))
-        self._transport = transport
-        self._max_response_bytes = max_response_bytes
-        self._max_header_bytes = max_header_bytes
-
-    def send(
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: bool | str = True,
-        cert: Any = None,
-        proxies: Mapping[str, str] | None = None,
-    ) -> requests.Response:
-        """Send a prepared request; see requests' BaseAdapter.send.
-
-        timeout: seconds, or a pair of seconds to connect and in all; None is a day.
-        Errors: requests' own: ConnectTimeout, ReadTimeout, SSLError, ConnectionError;
-        EgressRefused; InvalidSchema for what is not supported (proxies, client certificates).
-        """
-        url = request.url or ""
-        if cert is not None or (proxies and select_proxy(url, dict(proxies)) is not None):
-            raise requests.exceptions.InvalidSchema("proxies and client certificates are not taken")
-        connect, total = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        body: Any = request.body
-        if body is not None and not isinstance(body, (bytes, str)):
-            body = body.read() if hasattr(body, "read") else b"".join(body)
-        # Its length and framing are libcurl's affair.
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "host")
-        }
-        ended: AsyncResult = AsyncResult()
-        check_method(request.method or "")
-        transfer = Transfer(
-            request.method or "",
-            url.partition("#")[0],
-            encode_headers(headers),
-            body.encode() if isinstance(body, str) else body,
-            started=time.monotonic(),
-            timeout=86400.0 if total is None else total,
-            connect_timeout=86400.0 if connect is None else connect,
-            max_response_bytes=self._max_response_bytes,
-            max_header_bytes=self._max_header_bytes,
-            done=ended.set,
-            tls=TlsSettings(bool(verify), verify if isinstance(verify, str) else None),
-        )
-        self._transport.start(transfer)
-        try:
-            ended.get()
-        except BaseException:
-            self._transport.cancel(transfer)
-            raise
-        if transfer.error is not None:
-            raise _requests_error(transfer.error, request) from transfer.error
-        return build_response(transfer, request)[0]
-
-    def close(self) -> None:
-        """Release the connections."""
-        self._transport.close()
-
-
-def _requests_error(error: WireError, request: requests.PreparedRequest) -> Exception:
-    """The exception that requests' users expect for an error of the wire."""
-    kind: type[requests.RequestException] = requests.exceptions.ConnectionError
-    if isinstance(error.__cause__, EgressRefused):
-        kind = EgressRefused
-    elif error.timed_out:
-        kind = (
-            requests.exceptions.ReadTimeout
-            if error.possibly_sent
-            else requests.exceptions.ConnectTimeout
-        )
-    elif error.code in _CERTIFICATE_CODES:
-        kind = requests.exceptions.SSLError
-    elif error.code == pycurl.E_URL_MALFORMAT:
-        kind = requests.exceptions.InvalidURL
-    elif error.code == pycurl.E_UNSUPPORTED_PROTOCOL:
-        kind = requests.exceptions.InvalidSchema
-    return kind(error.message, request=request)

@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,14 @@ import gevent
 import requests
 from gevent.event import Event
 
-from pgnet.exchange import Answer, Exchange, Handle, Limits, prepare
+from pgnet.assemble import Assembled, assemble, host_table, masks_of, names_of_secrets
+from pgnet.exchange import Answer, Exchange, Handle, Limits
 from pgnet.guard import EgressRules, Guard
-from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Tending
+from pgnet.host import HostTable
+from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Secret, Tending
 from pgnet.outcome import Storable, outcome_of
-from pgnet.request import InvalidRequest, canonical_url, parse_headers
+from pgnet.request import InvalidRequest
+from pgnet.secret import Directory, Mask
 from pgnet.window import Window
 
 log = logging.getLogger("pgnet.worker")
@@ -53,6 +56,7 @@ _OTHER_FILES = 100
 class _Flight:
     claim: Claim
     handle: Handle | None = None
+    assembled: Assembled | None = None
 
 
 class Worker:
@@ -60,7 +64,7 @@ class Worker:
 
     outbox: the database. max_runtime: seconds, None for no limit. until_idle: end when nothing is
     due. grace: seconds that requests in flight have to end when it stops. concurrency: requests
-    in flight at once, None for the setting.
+    in flight at once, None for the setting. directory: the secrets that this worker holds itself.
     """
 
     def __init__(
@@ -71,7 +75,9 @@ class Worker:
         until_idle: bool = False,
         grace: float = 30.0,
         concurrency: int | None = None,
+        directory: Directory | None = None,
     ) -> None:
+        self._directory = directory
         self._outbox = outbox
         self._until_idle = until_idle
         self._grace = grace
@@ -84,12 +90,13 @@ class Worker:
         self._revision = 0
         self._generation: int | None = None
         self._restart = False
-        self._rules: tuple[dict[str, Any], Limits] | None = None
+        self._rules: tuple[dict[str, Any], Limits, HostTable] | None = None
+        self._masks: Sequence[Mask] = ()
         self._flights: dict[int, _Flight] = {}
         self._hosts: Counter[str] = Counter()
         self._full_hosts: list[str] = []
         self._after_host = ""
-        self._answers: list[tuple[Claim, Answer | str]] = []
+        self._answers: list[tuple[_Flight, Answer | str]] = []
         self._outcomes: list[Outcome] = []
         self._held_up: list[Outcome] = []
         self._held_until = 0.0
@@ -183,7 +190,7 @@ class Worker:
         pause, said = _FIRST_RETRY, ""
         while "stop" not in self._signals:
             holding = [outcome.id for outcome in self._outcomes + self._held_up]
-            holding += [claim.id for claim, _answer in self._answers]
+            holding += [flight.claim.id for flight, _answer in self._answers]
             holding += self._flights
             try:
                 self._outbox.connect(holding)
@@ -241,7 +248,7 @@ class Worker:
 
     def _turn(self, demand: Demand | None) -> None:
         answers, self._answers = self._answers, []
-        self._outcomes += [self._outcome(claim, answer) for claim, answer in answers]
+        self._outcomes += [self._outcome(flight, answer) for flight, answer in answers]
         batch = self._outcomes[: self._batch_size]
         if demand is not None:
             self._look = False
@@ -259,8 +266,9 @@ class Worker:
         if any(claim.revision != self._revision for claim in turn.claims):
             # Settings or rules were changed before these were committed: they are meant for them.
             self._tend()
+        secrets = self._secrets(turn.claims)
         for claim in turn.claims:
-            self._begin(claim)
+            self._begin(claim, secrets.get(claim.id) or {})
         if demand is None:
             return
         if self._may_be_more(demand, turn.claims):
@@ -269,9 +277,19 @@ class Worker:
         elif demand.full_hosts:
             self._wake_next()
 
-    def _outcome(self, claim: Claim, answer: Answer | str) -> Outcome:
+    def _secrets(self, claims: Sequence[Claim]) -> dict[int, dict[str, Secret]]:
+        """What claims refer to, by their ids and the secrets' names; few refer to any."""
+        wanted = [(claim, name) for claim in claims for name in names_of_secrets(claim)]
+        found: dict[int, dict[str, Secret]] = {}
+        if wanted:
+            for (claim_id, name), secret in self._outbox.secrets(wanted).items():
+                found.setdefault(claim_id, {})[name] = secret
+        return found
+
+    def _outcome(self, flight: _Flight, answer: Answer | str) -> Outcome:
+        claim = flight.claim
         try:
-            return outcome_of(claim, answer, self._storable)
+            return outcome_of(claim, answer, self._storable, flight.assembled)
         except Exception as error:
             # Nor must an answer that cannot be read.
             log.error("request %s: %s while it was read", claim.id, type(error).__name__)
@@ -303,7 +321,7 @@ class Worker:
             sum(len(claim.body or b"") for claim in claims) >= demand.max_bytes / 2
         )
 
-    def _begin(self, claim: Claim) -> None:
+    def _begin(self, claim: Claim, secrets: Mapping[str, Secret]) -> None:
         self._after_host = claim.host
         flight = _Flight(claim)
         former = self._flights.get(claim.id)
@@ -313,16 +331,14 @@ class Worker:
         self._flights[claim.id] = flight
         self._hosts[claim.host] += 1
         try:
-            # What a row holds was checked when it was queued; by hand, perhaps not.
-            if claim.timeout_milliseconds <= 0:
-                raise InvalidRequest("timeout_milliseconds must be greater than 0")
-            fields = parse_headers(claim.headers)
-            prepared = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
+            flight.assembled = assembled = assemble(claim, secrets, self._directory, self._masks)
             assert self._exchange is not None
             flight.handle = self._exchange.start(
-                prepared,
+                assembled.request,
                 claim.timeout_milliseconds / 1000,
                 lambda answer: self._done(flight, answer),
+                bound=assembled.bound,
+                max_redirects=assembled.max_redirects,
             )
         except InvalidRequest as error:
             self._done(flight, error.message)
@@ -340,7 +356,7 @@ class Worker:
         self._land(flight)
         if not self._answers and not self._outcomes:
             self._first_answer = time.monotonic()
-        self._answers.append((claim, answer))
+        self._answers.append((flight, answer))
         self._event.set()
 
     def _land(self, flight: _Flight) -> None:
@@ -370,20 +386,25 @@ class Worker:
             self._generation = tending.generation
         limits = Limits(
             max_response_bytes=settings["max_response_bytes"],
+            max_wire_bytes=settings["max_wire_bytes"],
+            max_header_bytes=settings["max_header_bytes"],
             max_redirects=settings["max_redirects"],
+            connect_timeout=settings["connect_timeout_milliseconds"] / 1000,
         )
         self._batch_size = settings["batch_size"]
         self._storable = Storable(settings["server_encoding"])
         self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())
-        rules = (tending.egress, limits)
+        hosts = host_table(tending.hosts, self._directory)
+        rules = (tending.egress, limits, hosts)
         if rules == self._rules:
             return
         self._rules = rules
+        self._masks = masks_of(hosts)
         guard = Guard(EgressRules.from_json(tending.egress))
         if self._exchange is None:
-            self._exchange = Exchange(guard, limits, concurrency=self._window.most)
+            self._exchange = Exchange(guard, limits, hosts, concurrency=self._window.most)
         else:
-            self._exchange.configure(guard, limits)
+            self._exchange.configure(guard, limits, hosts)
 
     def _is_idle(self) -> bool:
         return not (self._look or self._flights or self._answers or self._outcomes or self._held_up)

@@ -86,7 +86,7 @@ select (net.wait(2)).*;
 
 -- A worker in this session: the guard refuses what is not public, and says how to allow it.
 delete from net.http_request_queue;
-select net.http_get('http://127.0.0.1:1/') as id \gset
+select net.http_get('http://127.0.0.1:1025/') as id \gset
 call net.drain();
 select status, message, response from net.http_get_result(:id);
 select method, error_msg from net.failures where id = :id;

@@ -7,7 +7,7 @@ to those alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,9 +24,9 @@ class OutboxLost(OutboxError):
 class Claim:
     """A request that this worker has taken.
 
-    token fences the recording of its outcome; attempt counts from 1; headers is a JSON object as
-    text or None; timeout_milliseconds is the total time of the attempt; revision is that of the
-    settings and egress rules when it was claimed.
+    token fences the recording of its outcome; attempt counts from 1; headers and options are JSON
+    objects as text or None; timeout_milliseconds is the total time of the attempt; revision is
+    that of the settings, egress rules and hosts when it was claimed.
     """
 
     id: int
@@ -37,15 +37,40 @@ class Claim:
     headers: str | None
     body: bytes | None
     timeout_milliseconds: int
+    options: str | None
     host: str
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A secret that a claimed request refers to.
+
+    value: None where workers hold it; url_prefix: what it is bound to; fault: why the request may
+    not use it, None where it may.
+    """
+
+    name: str
+    value: str | None = field(repr=False)
+    url_prefix: str | None
+    fault: str | None
+
+
+def secrets_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secret]:
+    """What the rows of net._secrets say."""
+    return {
+        (row["id"], row["name"]): Secret(row["name"], row["value"], row["url_prefix"], row["fault"])
+        for row in rows
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a request ended, to be recorded under the token of its claim.
 
-    content is the body as text; content_base64 the body that is no text, in base64.
+    content is the body as text; content_base64 the body that is no text, in base64; headers the
+    answer's as an object, header_list in their order; final_url where redirects led to, None
+    where there were none; the times are in ms.
     """
 
     id: int
@@ -58,6 +83,16 @@ class Outcome:
     content_base64: str | None = None
     timed_out: bool = False
     error_msg: str | None = None
+    header_list: Sequence[tuple[str, str]] | None = None
+    final_url: str | None = None
+    redirects: int | None = None
+    http_version: str | None = None
+    address: str | None = None
+    name_ms: float | None = None
+    connect_ms: float | None = None
+    tls_ms: float | None = None
+    first_byte_ms: float | None = None
+    total_ms: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """The object that net._record takes."""
@@ -85,13 +120,15 @@ class Demand:
 class Tending:
     """What the database says each time a worker looks.
 
-    settings: by name; egress: the rules as the guard reads them; revision: of both; generation:
+    settings: by name; egress: the rules as the guard reads them; hosts: what is said of hosts, by
+    pattern; revision: of all three; generation:
     a worker that began under another one is to start anew; next_look: seconds until it should
     look again.
     """
 
     settings: dict[str, Any]
     egress: dict[str, Any]
+    hosts: dict[str, dict[str, Any]]
     revision: int
     generation: int
     next_look: float
@@ -129,8 +166,11 @@ class Outbox(Protocol):
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         """Record outcomes and, where there is a demand, claim, in one transaction."""
 
+    def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
+        """Secrets by the id of the claim that refers to them, and their name."""
+
     def tend(self) -> Tending:
-        """Rescue and expire; read settings and egress rules."""
+        """Rescue and expire; read settings, egress rules and what is said of hosts."""
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         """Give claims back; ``reason`` is what became of the attempt, None if it never began."""

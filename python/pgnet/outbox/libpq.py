@@ -16,7 +16,7 @@ import gevent
 import psycopg
 from psycopg.rows import dict_row
 
-from pgnet.outbox import Claim, Demand, OutboxLost, Outcome, Tending, Turn
+from pgnet.outbox import Claim, Demand, OutboxLost, Outcome, Secret, Tending, Turn, secrets_of
 
 log = logging.getLogger("pgnet.outbox")
 
@@ -168,6 +168,18 @@ class LibpqOutbox:
             if row["id"] is not None:
                 turn.claims.append(Claim(**row))
         return turn
+
+    def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
+        rows = self._call(
+            self._query,
+            "select * from net._secrets(%(ids)s::bigint[], %(tokens)s::uuid[], %(names)s::text[])",
+            {
+                "ids": [claim.id for claim, _name in wanted],
+                "tokens": [claim.token for claim, _name in wanted],
+                "names": [name for _claim, name in wanted],
+            },
+        )
+        return secrets_of(rows)
 
     def tend(self) -> Tending:
         rows = self._call(

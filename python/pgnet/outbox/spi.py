@@ -14,7 +14,7 @@ from typing import Any
 import gevent
 
 from pgnet import backend, sql_v1
-from pgnet.outbox import Claim, Demand, Outcome, Tending, Turn
+from pgnet.outbox import Claim, Demand, Outcome, Secret, Tending, Turn, secrets_of
 from pgnet.waiting import is_gone
 from pgnet.wake_up import Sender
 from pgnet.worker import Worker, raise_file_limit
@@ -133,6 +133,17 @@ class SpiOutbox:
             turn.claims = [Claim(**row) for row in rows]
         self._plpy.commit()
         return turn
+
+    def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
+        rows = self._call(
+            "select * from net._secrets($1, $2, $3)",
+            ["bigint[]", f"{_UUID}[]", f"{_TEXT}[]"],
+            [claim.id for claim, _name in wanted],
+            [claim.token for claim, _name in wanted],
+            [name for _claim, name in wanted],
+        )
+        self._plpy.commit()
+        return secrets_of(rows)
 
     def tend(self) -> Tending:
         row = self._call("select net._tend($1) as tending", ["bigint"], self._worker_id)[0]

@@ -1,0 +1,340 @@
+-- Secrets: requests hold their names; the values are put in by the worker that sends them.
+
+-- No CHECK here: the error of one prints the row, and the value with it.
+create table net.secret (
+    name text primary key,
+    value text,
+    url_prefix text,
+    created timestamptz default pg_catalog.now(),
+    changed timestamptz default pg_catalog.now()
+);
+comment on table net.secret is
+    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
+comment on column net.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column net.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+-- Otherwise ANALYZE would keep samples of the values in pg_statistic.
+alter table net.secret alter column value set statistics 0;
+
+create table net.secret_grant (
+    secret text references net.secret (name) on update cascade on delete cascade,
+    role regrole,
+    primary key (secret, role)
+);
+comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+
+revoke all on net.secret, net.secret_grant from public;
+-- The default privileges of who creates the extension may have given them to further roles.
+do $$
+declare
+    given record;
+begin
+    for given in
+        select c.oid::pg_catalog.regclass as relation, a.grantee::pg_catalog.regrole as grantee
+        from pg_catalog.pg_class c
+        cross join lateral pg_catalog.aclexplode(c.relacl) a
+        where c.oid operator(pg_catalog.=) any (array['net.secret', 'net.secret_grant']::pg_catalog.regclass[])
+            and a.grantee operator(pg_catalog.<>) all (array[c.relowner, 0::pg_catalog.oid])
+    loop
+        execute pg_catalog.format('revoke all on %s from %s', given.relation, given.grantee);
+    end loop;
+end
+$$;
+
+-- A role that was dropped has left its number behind: it is no grantee, and no member of one.
+create view net.secrets with (security_barrier) as
+    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
+    from net.secret s
+    where pg_catalog.has_table_privilege(current_user, 'net.secret'::pg_catalog.regclass, 'select')
+        or exists (
+            select from net.secret_grant g
+            join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) g.role
+            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'));
+comment on view net.secrets is
+    'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
+grant select on net.secrets to public;
+
+create function net._secret_covers(url_prefix text, url text)
+    returns boolean
+    language plpython3u immutable parallel safe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.secret_covers(url_prefix, url)
+$$;
+comment on function net._secret_covers(text, text) is
+    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
+
+create function net._secret_check(
+    name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
+)
+    language plpython3u immutable parallel safe cost 100
+as $$
+from pgnet import sql_v1
+return sql_v1.secret_check(name, value, url_prefix)
+$$;
+comment on function net._secret_check(text, text, text) is
+    'The prefix as it is stored, or what is wrong with a secret: never its value.';
+revoke all on function net._secret_check(text, text, text) from public;
+
+-- What a role that may not use a secret learns is the same whether there is one or not.
+create function net._refuse_secret(name text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            -- Not shown: it may be the value in the wrong place.
+            message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
+            hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
+    end if;
+    if has_table_privilege(current_user, 'net.secret', 'select') then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('secret "%s" does not exist', name),
+            hint = format('Set it: select net.set_secret(%L, value, url_prefix), or: pgnet secret set %s --url-prefix URL < file', name, name);
+    end if;
+    raise exception using
+        errcode = 'insufficient_privilege',
+        message = format('secret "%s" does not exist, or role "%s" may not use it', name, current_user),
+        hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
+end
+$$;
+comment on function net._refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+
+create function net._check_secret(name text, url text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known record;
+begin
+    select s.url_prefix into known from net.secrets s where s.name = _check_secret.name;
+    if not found then
+        perform net._refuse_secret(name);
+    end if;
+    if known.url_prefix is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" has no URL prefix: no request can use it', name),
+            hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
+    end if;
+    if not net._secret_covers(known.url_prefix, url) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" may not go to this URL', name),
+            detail = format('It is bound to %s and what is below; dot segments and encoded slashes are not below it.', known.url_prefix);
+    end if;
+end
+$$;
+comment on function net._check_secret(text, text) is
+    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
+
+create function net.secret_url(
+    -- the name of a secret whose value is a URL, or the query of one
+    name text
+)
+    -- a URL for net.http_get and its kin
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known record;
+begin
+    select s.url_prefix into known from net.secrets s where s.name = secret_url.name;
+    if not found then
+        perform net._refuse_secret(name);
+    end if;
+    if known.url_prefix is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('secret "%s" has no URL prefix: no request can use it', name),
+            hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
+    end if;
+    return substring(known.url_prefix from '^https?://[^/]+') || '/{secret:' || name || '}';
+end
+$$;
+comment on function net.secret_url(text) is
+    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
+
+create function net.set_secret(
+    -- 1 to 63 letters, digits, and - _ . behind the first one
+    name text,
+    -- at least 8 characters, or NULL where the workers hold it (pgnet worker --secrets-dir)
+    value text,
+    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first: nowhere
+    url_prefix text default null
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    -- A plan of its own would hold the value, and what explains plans would show it.
+    set plan_cache_mode = force_generic_plan
+as $$
+declare
+    checked record;
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        perform net._refuse_secret(name);
+    end if;
+    select * into checked from net._secret_check(set_secret.name, set_secret.value,
+        coalesce(set_secret.url_prefix, (select s.url_prefix from net.secret s where s.name = set_secret.name)));
+    if checked.message is not null then
+        perform net._raise('22023', checked.message, checked.hint);
+    end if;
+    insert into net.secret (name, value, url_prefix)
+    values (set_secret.name, set_secret.value, checked.canonical_prefix)
+    on conflict on constraint secret_pkey do update
+        set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.set_secret(text, text, text) is
+    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value or prefix that cannot be. Owner only.';
+
+create function net.drop_secret(
+    -- the secret
+    name text
+)
+    -- whether there was one
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    dropped boolean;
+begin
+    delete from net.secret s where s.name = drop_secret.name;
+    dropped := found;
+    perform net._configuration_changed();
+    return dropped;
+end
+$$;
+comment on function net.drop_secret(text) is
+    'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
+
+-- The role with this name, which need not be quoted.
+create function net._role(name text)
+    returns regrole
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
+begin
+    if found_role is null then
+        raise exception using
+            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
+            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
+    end if;
+    return found_role;
+end
+$$;
+comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+revoke all on function net._role(text) from public;
+
+create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    grantee_role regrole := net._role(grantee);
+begin
+    if not exists (select from net.secret s where s.name = secret_name) then
+        perform net._refuse_secret(secret_name);
+    end if;
+    delete from net.secret_grant g
+    where not exists (select from pg_roles r where r.oid = g.role)
+        or (not granted and g.secret = secret_name and g.role = grantee_role);
+    if granted then
+        insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+    end if;
+end
+$$;
+comment on function net._set_secret_grant(text, text, boolean) is
+    'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
+revoke all on function net._set_secret_grant(text, text, boolean) from public;
+
+create function net.grant_secret(
+    -- the secret
+    name text,
+    -- the role, by name; its members that inherit from it may, too
+    role text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_secret_grant(name, role, true) $$;
+comment on function net.grant_secret(text, text) is
+    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+
+create function net.revoke_secret(
+    -- the secret
+    name text,
+    -- the role, by name
+    role text
+)
+    returns void language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$ select net._set_secret_grant(name, role, false) $$;
+comment on function net.revoke_secret(text, text) is
+    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+
+revoke all on function
+    net.set_secret(text, text, text), net.drop_secret(text),
+    net.grant_secret(text, text), net.revoke_secret(text, text)
+from public;
+
+-- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
+create function net._secrets(
+    -- the requests, the tokens of their claims, and the secrets they name: a triple each
+    ids bigint[], tokens uuid[], names text[]
+)
+    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and where fault says why there is none
+    returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with asked as materialized (
+        select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
+            (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
+            jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
+                or substring(q.url from '^https?://[^/?#]+/[{]secret:([^{}]*)[}]([?]|$)') = a.name as named,
+            has_table_privilege(q.requested_by, 'net.secret'::regclass, 'select') or exists (
+                select from net.secret_grant g
+                join pg_roles r on r.oid = g.role
+                where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
+        from unnest(ids, tokens, names) as a (id, token, name)
+        join net.claim c on c.id = a.id and c.token = a.token
+        join net.http_request_queue q on q.id = a.id
+        left join net.secret s on s.name = a.name
+    ), judged as (
+        select a.*, case
+            when a.named is not true then format('the request does not name the secret "%s"', a.name)
+            when a.role is null then format('the role that asked for the secret "%s" does not exist any more', a.name)
+            when not (a.known and a.granted) then format('secret "%s" does not exist, or role "%s" may not use it', a.name, a.role)
+            when a.url_prefix is null then format('secret "%s" has no URL prefix: no request can use it', a.name)
+            when not net._secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
+            end as fault
+        from asked a
+    )
+    select j.id, j.name, case when j.fault is null then j.value end, j.url_prefix,
+        case when j.known then case when j.value is null then 'worker' else 'database' end end, j.fault
+    from judged j;
+end
+$$;
+comment on function net._secrets(bigint[], uuid[], text[]) is
+    'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
+revoke all on function net._secrets(bigint[], uuid[], text[]) from public;

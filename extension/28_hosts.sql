@@ -1,0 +1,199 @@
+-- What is said of single hosts: how to connect to them, whom to trust, what to show.
+
+-- The one list of what can be said of a host: name, kind, bounds, meaning.
+create function net._known_host_settings()
+    returns table (name text, kind text, minimum numeric, maximum numeric, description text)
+    language sql immutable parallel safe cost 10 rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
+        ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
+        ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
+        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port; one with a password as a secret'),
+        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
+        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
+        ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
+        ('verify', 'boolean', null, null, 'false: neither certificate nor name of the server are checked')
+$$;
+comment on function net._known_host_settings() is 'What net.configure_host knows.';
+
+-- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
+create function net._host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+    returns text
+    language plpgsql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    plain text := case when jsonb_typeof(given) = 'string' then given #>> '{}' end;
+begin
+    if jsonb_typeof(given) = 'object' and setting_kind in ('secret', 'certificate', 'proxy') then
+        if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
+            return 'must be {"secret": name}';
+        end if;
+        if not exists (select from net.secret s where s.name = given ->> 'secret') then
+            return format('names the secret "%s", which does not exist', given ->> 'secret');
+        end if;
+        return null;
+    end if;
+    case setting_kind
+        when 'integer' then
+            if jsonb_typeof(given) <> 'number' or given::numeric <> trunc(given::numeric)
+                or given::numeric not between minimum and maximum then
+                return format('must be an integer between %s and %s', minimum, maximum);
+            end if;
+        when 'boolean' then
+            if jsonb_typeof(given) <> 'boolean' then
+                return 'must be true or false';
+            end if;
+        when 'line' then
+            if plain is null or plain !~ '^[\x20-\x7e]+$' or length(plain) > 500 then
+                return 'must be a string of 1 to 500 printable ASCII characters';
+            end if;
+        when 'proxy' then
+            if plain is null or plain !~ '^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$' then
+                return 'must be http://host:port or https://host:port; one with user and password is given as {"secret": name}';
+            end if;
+        when 'certificate' then
+            if plain is null or position('-----BEGIN CERTIFICATE-----' in plain) = 0 then
+                return 'must be certificates in PEM, or {"secret": name}';
+            end if;
+            if position('PRIVATE KEY' in plain) > 0 then
+                return 'must not hold a private key: that goes into client_key, as a secret';
+            end if;
+        when 'secret' then
+            return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';
+        else
+            if plain is null or plain <> all (string_to_array(setting_kind, '|')) then
+                return format('must be one of %s, as a string', replace(setting_kind, '|', ', '));
+            end if;
+    end case;
+    return null;
+end
+$$;
+comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+revoke all on function net._host_setting_fault(text, numeric, numeric, jsonb) from public;
+
+create table net.host (
+    pattern text primary key,
+    settings jsonb not null
+);
+comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+select pg_catalog.pg_extension_config_dump('net.host', '');
+revoke all on net.host from public;
+
+create view net.hosts as
+    select h.pattern, h.settings from net.host h;
+comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
+grant select on net.hosts to public;
+
+-- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
+create function net._configured_host(host text)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if trim(host) = '*' then
+        return '*';
+    end if;
+    begin
+        if trim(host) !~ '/' then
+            return pg_catalog.host(trim(trim(host), '[]')::inet);
+        end if;
+    exception when data_exception then
+        null; -- a name
+    end;
+    return net._host_pattern(host);
+end
+$$;
+comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+revoke all on function net._configured_host(text) from public;
+
+create function net.configure_host(
+    -- a host name, an address, *.example.com for every name below it, or * for every host
+    host text,
+    -- merged into what is said already; a null resets what it names, NULL resets all
+    settings jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    host_pattern text := net._configured_host(host);
+    merged jsonb;
+    given record;
+    fault text;
+begin
+    if settings is null or settings = 'null' then
+        delete from net.host h where h.pattern = host_pattern;
+        perform net._configuration_changed();
+        return;
+    end if;
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')';
+    end if;
+    for given in
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
+        from jsonb_each(settings) s left join net._known_host_settings() k on k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_host_settings() k);
+        end if;
+        continue when given.value = 'null';
+        fault := net._host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
+                hint = (select k.description from net._known_host_settings() k where k.name = given.key);
+        end if;
+    end loop;
+    merged := jsonb_strip_nulls(coalesce((select h.settings from net.host h where h.pattern = host_pattern), '{}') || settings);
+    if (merged ? 'client_certificate') <> (merged ? 'client_key') then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('client_certificate and client_key of host "%s" go together', host_pattern),
+            hint = 'Give both, or null for both.';
+    end if;
+    if merged -> 'verify' = 'false' then
+        if host_pattern like '*%' then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = 'verification is switched off for single hosts only, by their name',
+                hint = 'Better: give the authority that signed its certificate as "ca".';
+        end if;
+        raise warning using
+            message = format('the certificate of "%s" is not checked any more', host_pattern),
+            detail = 'Whoever stands between can read and change all that is sent there, secrets too.',
+            hint = 'Better: give the authority that signed it as "ca".';
+    end if;
+    if merged = '{}' then
+        delete from net.host h where h.pattern = host_pattern;
+    else
+        insert into net.host (pattern, settings) values (host_pattern, merged)
+        on conflict (pattern) do update set settings = excluded.settings;
+    end if;
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.configure_host(text, jsonb) is
+    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
+revoke all on function net.configure_host(text, jsonb) from public;
+
+-- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
+create function net._host_settings()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_object_agg(h.pattern, (
+        select jsonb_object_agg(s.key, coalesce(
+            (select to_jsonb(v.value) from net.secret v
+             where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
+        from jsonb_each(h.settings) s)), '{}')
+    from net.host h
+$$;
+comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+revoke all on function net._host_settings() from public;

@@ -1,0 +1,182 @@
+"""From what the database says to what the wire takes: requests, and what is special about hosts.
+
+What a row holds was checked when it was queued; inserted by hand, perhaps not. So it is checked
+once more, by the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from pgnet.exchange import prepare
+from pgnet.host import HostSettings, HostTable
+from pgnet.request import (
+    InvalidRequest,
+    canonical_url,
+    parse_headers,
+    parse_options,
+    split_secret_url,
+)
+from pgnet.secret import (
+    Directory,
+    Mask,
+    check_value,
+    expand_url,
+    header_value,
+    reference_name,
+    sensitive,
+    within,
+)
+
+if TYPE_CHECKING:
+    from pgnet.outbox import Claim, Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A request as the exchange takes it.
+
+    bound: header names in lower case, and the URL prefix that their secret is bound to.
+    masks: hide the secrets that went into it.
+    secret_url: whether its URL is one.
+    """
+
+    request: requests.PreparedRequest
+    bound: Mapping[str, str] = field(default_factory=dict)
+    max_redirects: int | None = None
+    masks: Sequence[Mask] = ()
+    secret_url: bool = False
+
+
+def names_of_secrets(claim: Claim) -> set[str]:
+    """The secrets that a claim may refer to; most refer to none."""
+    names = set()
+    if "{" in claim.url:
+        parts = split_secret_url(claim.url)
+        if parts is not None:
+            names.add(parts[1])
+    if claim.headers is not None and '"secret"' in claim.headers:
+
+        def collect(_header: str, reference: dict[str, object]) -> str:
+            names.add(reference_name(reference))
+            return ""
+
+        try:
+            parse_headers(claim.headers, collect)
+        except InvalidRequest:
+            return set()  # it will not be sent
+    return names
+
+
+def assemble(
+    claim: Claim,
+    secrets: Mapping[str, Secret],
+    directory: Directory | None,
+    masks: Sequence[Mask] = (),
+) -> Assembled:
+    """The request that a claim asks for.
+
+    secrets: by name, those that names_of_secrets gave. directory: where workers keep what is not
+    in the database. masks: what is to be hidden in every answer.
+
+    Raises InvalidRequest for what cannot be sent; its message holds no secret.
+    """
+    if claim.timeout_milliseconds <= 0:
+        raise InvalidRequest("timeout_milliseconds must be greater than 0")
+    max_redirects = None
+    if claim.options is not None:
+        max_redirects = parse_options(claim.options).get("max_redirects")
+    if not secrets:
+        fields = parse_headers(claim.headers)
+        request = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
+        return Assembled(request, max_redirects=max_redirects, masks=masks)
+
+    values = {name: _value(secret, directory) for name, secret in secrets.items()}
+    url = claim.url
+    parts = split_secret_url(url)
+    if parts is not None:
+        url = expand_url(url, values[parts[1]], secrets[parts[1]].url_prefix or "")
+    url = canonical_url(url)
+    bound: dict[str, str] = {}
+
+    def value_of(header: str, reference: dict[str, object]) -> str:
+        name = reference_name(reference)
+        prefix = secrets[name].url_prefix or ""
+        if not within(prefix, url):
+            raise InvalidRequest(f'secret "{name}" is bound to {prefix}, and not for this URL')
+        known = bound.setdefault(header.lower(), prefix)
+        # Of two bounds on one header the narrower one holds: it lies within the other.
+        bound[header.lower()] = prefix if within(known, prefix) else known
+        return header_value(reference, values[name])
+
+    fields = parse_headers(claim.headers, value_of)
+    return Assembled(
+        prepare(claim.method, url, fields, claim.body),
+        bound,
+        max_redirects,
+        (
+            *masks,
+            Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix)),
+        ),
+        parts is not None,
+    )
+
+
+def _value(secret: Secret, directory: Directory | None) -> str:
+    if secret.fault is not None:
+        raise InvalidRequest(secret.fault)
+    if secret.value is not None:
+        return secret.value
+    value = directory.read(secret.name) if directory is not None else None
+    if value is None:
+        raise InvalidRequest(
+            f'secret "{secret.name}" is held by workers, and this one does not have it: '
+            "start workers with pgnet worker --secrets-dir"
+        )
+    check_value(secret.name, value, secret.url_prefix)
+    return value
+
+
+def host_table(hosts: Mapping[str, Mapping[str, Any]], directory: Directory | None) -> HostTable:
+    """What net.configure_host has said, by pattern, as the exchange takes it.
+
+    directory: where workers keep secrets that are not in the database. Where one is missing,
+    requests to the host fail, and say so.
+    """
+    return HostTable({host: _host_settings(said, directory) for host, said in hosts.items()})
+
+
+def _host_settings(said: Mapping[str, Any], directory: Directory | None) -> HostSettings:
+    settings = dict(said)
+    fault = None
+    for key, value in said.items():
+        if not isinstance(value, dict):
+            continue
+        name = value["secret"]
+        settings[key] = None
+        try:
+            settings[key] = directory.read(name) if directory is not None else None
+        except InvalidRequest as error:
+            fault = error.message
+        else:
+            if settings[key] is None:
+                fault = f'secret "{name}", the {key} that net.configure_host names, is not there'
+    milliseconds = settings.pop("connect_timeout_milliseconds", None)
+    if milliseconds is not None:
+        settings["connect_timeout"] = milliseconds / 1000
+    return HostSettings(**settings, fault=fault)
+
+
+def masks_of(hosts: HostTable) -> list[Mask]:
+    """Hide the credentials of proxies, which may repeat them in an answer."""
+    values = {
+        part
+        for settings in hosts.entries.values()
+        if settings.proxy is not None and "@" in settings.proxy
+        for part in sensitive(settings.proxy, None)
+    }
+    return [Mask(values)] if values else []

@@ -1,0 +1,506 @@
+"""Secrets: where one may go, how it gets into a request, and how it is kept out of an answer.
+
+A secret has a name, a value and a URL prefix. Requests hold the name only, in one of two forms:
+
+- a header value ``{"secret": name}``, with ``"prefix": "Bearer "`` before it if need be;
+- a URL ``https://host/{secret:name}?query``, as net.secret_url gives it. The value is then a whole
+  URL, or a query that begins with ``?`` and belongs to the URL that the prefix is.
+
+Worker and caller's check share this module; it imports the standard library only, and no error
+that it raises holds a value.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import html
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import parse_qsl, unquote, unquote_to_bytes
+
+from pgnet.request import InvalidRequest, canonical_url, split_secret_url
+
+# What is shorter could not be told from other text, and so not be masked.
+MIN_LENGTH = 8
+MAX_LENGTH = 65_536
+MASK = "***"
+# How often a segment of a path may be percent-encoded.
+_LAYERS = 5
+
+_is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}").fullmatch
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
+
+HINT_NAME = "A name is of 1 to 63 letters, digits, and - _ . behind the first one."
+_HINT_REFERENCE = 'For example {"secret": "stripe", "prefix": "Bearer "}.'
+_HINT_PREFIX = "Give scheme, host and perhaps a path, such as https://api.example.com/v1/."
+
+
+def is_name(text: object) -> bool:
+    """Whether this is the name of a secret."""
+    return type(text) is str and _is_name(text) is not None
+
+
+# --- Where a secret may go ------------------------------------------------------------------------
+
+
+def canonical_prefix(text: str) -> str:
+    """Return a URL prefix in its canonical form.
+
+    Raises InvalidRequest for what is no http or https URL, and for one with user, query, fragment,
+    dot segments, or encoded slashes.
+    """
+    try:
+        prefix = canonical_url(text)
+    except InvalidRequest:
+        # Its words show what was given, which may be the value in the wrong place.
+        raise InvalidRequest("the URL prefix is no http or https URL", _HINT_PREFIX) from None
+    if "?" in prefix or "#" in prefix:
+        raise InvalidRequest("a URL prefix has neither query nor fragment", _HINT_PREFIX)
+    if not all(map(_is_plain, _segments(prefix))):
+        raise InvalidRequest(
+            "a URL prefix has no dot segments and no encoded slashes", _HINT_PREFIX
+        )
+    return prefix
+
+
+def within(prefix: str, url: str) -> bool:
+    """Whether a canonical URL is the canonical prefix itself, or below it.
+
+    Scheme, host and port are the same, and so is each segment of the prefix's path. Where the
+    prefix has a path, no server's reading of the URL leads out of it again: a URL with dot
+    segments or encoded slashes, however often encoded, is not within. An origin covers all.
+    """
+    try:
+        if canonical_url(url) != url or canonical_prefix(prefix) != prefix:
+            return False
+    except InvalidRequest:
+        return False
+    if origin(prefix) != origin(url):
+        return False
+    above = _segments(prefix)
+    if above and not above[-1]:
+        above.pop()
+    path = _segments(url)
+    if path[: len(above)] != above:
+        return False
+    return not above or all(map(_is_plain, path[len(above) :]))
+
+
+def covers(prefix: str | None, url: str) -> bool:
+    """Whether a secret with this prefix may go into a request to this URL, as it is stored.
+
+    Of a URL that is a secret itself only the origin is known: ``expand_url`` looks at the rest.
+    """
+    if prefix is None:
+        return False
+    parts = split_secret_url(url)
+    return within(prefix, url) if parts is None else origin(prefix) == parts[0]
+
+
+def origin(url: str) -> str:
+    """Return the scheme, host and port of a canonical URL."""
+    return url[: _path_begin(url)]
+
+
+def _path_begin(url: str) -> int:
+    found = re.compile(r"[/?#]").search(url, url.find("//") + 2)
+    return len(url) if found is None else found.start()
+
+
+def _segments(url: str) -> list[str]:
+    """The segments of a URL's path; none for the root."""
+    path = re.split(r"[?#]", url[_path_begin(url) :], maxsplit=1)[0]
+    return [] if path in ("", "/") else path[1:].split("/")
+
+
+def _is_plain(segment: str) -> bool:
+    """Whether every server takes this for one segment of a path that leads downwards."""
+    if "%" not in segment:
+        return segment.partition(";")[0] not in (".", "..")
+    text, decoded = "", segment
+    for _layer in range(_LAYERS):
+        if decoded == text:
+            break
+        text = decoded
+        try:
+            decoded = unquote_to_bytes(text).decode()
+        except UnicodeDecodeError:
+            return False  # overlong forms of dots and slashes among them
+    if decoded != text:
+        return False
+    # Some servers know further spellings, and lose what they cannot print.
+    text = unicodedata.normalize("NFKC", text)
+    if re.search(r"[/\\]|%[uU]|[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
+        return False
+    return text.partition(";")[0].strip() not in (".", "..")
+
+
+# --- How it gets into a request -------------------------------------------------------------------
+
+
+def reference_name(reference: Mapping[str, object]) -> str:
+    """Check a header value ``{"secret": name}`` and return the name.
+
+    Raises InvalidRequest, without the value of anything.
+    """
+    name, _prefix = _reference(reference)
+    return name
+
+
+def _reference(reference: Mapping[str, object]) -> tuple[str, str]:
+    name, prefix = reference.get("secret"), reference.get("prefix")
+    if not isinstance(name, str) or not is_name(name):
+        raise InvalidRequest("a header's value names no secret", HINT_NAME)
+    if prefix is None:
+        prefix = ""
+    if type(prefix) is not str or _CONTROL.search(prefix):
+        raise InvalidRequest(
+            f'the "prefix" of secret "{name}" must be a string of printable characters',
+            _HINT_REFERENCE,
+        )
+    if not reference.keys() <= {"secret", "prefix"}:
+        raise InvalidRequest(
+            f'a header value with secret "{name}" knows "secret" and "prefix" only',
+            _HINT_REFERENCE,
+        )
+    return name, prefix
+
+
+def header_value(reference: Mapping[str, object], value: str) -> str:
+    """Return what is sent for a header value ``{"secret": name}``.
+
+    Raises InvalidRequest for a reference that is none, and a value that no header can hold.
+    """
+    name, prefix = _reference(reference)
+    if _CONTROL.search(value):
+        raise InvalidRequest(f'secret "{name}" holds a character that no header can have')
+    return (prefix + value).strip(" \t")
+
+
+def expand_url(stored: str, value: str, prefix: str) -> str:
+    """Return the URL that a request with a secret URL is sent to.
+
+    stored: as net.secret_url gives it, with a query or not. value: a URL within the prefix, or a
+    query that begins with ``?`` and belongs to the prefix.
+
+    Raises InvalidRequest.
+    """
+    parts = split_secret_url(stored)
+    if parts is None:
+        raise InvalidRequest("the URL refers to no secret")
+    stored_origin, name, query = parts
+    if origin(prefix) != stored_origin:
+        raise InvalidRequest(f'secret "{name}" belongs to another host by now')
+    url = _whole_url(name, value, prefix)
+    if query:
+        url += ("&" if "?" in url else "?") + query[1:]
+        if "#" in query or not within(prefix, url):
+            raise InvalidRequest(f'the query behind secret "{name}" is none')
+    return url
+
+
+def _whole_url(name: str, value: str, prefix: str) -> str:
+    try:
+        url = canonical_url(prefix + value if value.startswith("?") else value)
+    except InvalidRequest:
+        raise InvalidRequest(
+            f'secret "{name}" holds neither a URL nor a query that begins with "?"'
+        ) from None
+    if "#" in url:
+        raise InvalidRequest(f'the URL that secret "{name}" holds has a fragment')
+    if not within(prefix, url):
+        raise InvalidRequest(f'the URL that secret "{name}" holds is not within its URL prefix')
+    return url
+
+
+def _is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))
+
+
+def check_value(name: str, value: str, prefix: str | None) -> None:
+    """Check the value of a secret.
+
+    prefix: where it may go, canonical; None for one that no request can name, only
+    net.configure_host.
+
+    Raises InvalidRequest.
+    """
+    if not value:
+        raise InvalidRequest(f'the value of secret "{name}" is empty')
+    if len(value) > MAX_LENGTH:
+        raise InvalidRequest(f'the value of secret "{name}" is longer than {MAX_LENGTH} characters')
+    if "\0" in value:
+        raise InvalidRequest(f'the value of secret "{name}" has a NUL character')
+    if prefix is None:
+        return
+    if len(value) < MIN_LENGTH:
+        raise InvalidRequest(
+            f'the value of secret "{name}" has fewer than {MIN_LENGTH} characters',
+            "It could not be found in an answer that repeats it, and so not be masked there.",
+        )
+    if re.search(r"[\r\n]", value):
+        raise InvalidRequest(
+            f'the value of secret "{name}" has a line break',
+            "No header can hold it. Without a URL prefix it is one for net.configure_host, "
+            "such as a key in PEM.",
+        )
+    if _CONTROL.search(value):
+        raise InvalidRequest(
+            f'the value of secret "{name}" has a control character, which no header can hold'
+        )
+    if value != value.strip():
+        raise InvalidRequest(f'the value of secret "{name}" begins or ends with white space')
+    if _is_url(value) and len(_behind_prefix(_whole_url(name, value, prefix), prefix)) < MIN_LENGTH:
+        raise InvalidRequest(
+            f'the URL that secret "{name}" holds has fewer than {MIN_LENGTH} characters behind its '
+            "URL prefix",
+            "The prefix is no secret, and what is behind it could not be masked in an answer.",
+        )
+
+
+class Directory:
+    """Secrets that a worker holds itself: a file each, whose name is the secret's."""
+
+    def __init__(self, path: str) -> None:
+        """Path of the directory. Raises OSError where it is none that can be read."""
+        self._path = path
+        os.listdir(path)
+
+    def read(self, name: str) -> str | None:
+        """Return a value, without the one line break that may end its file; None without a file.
+
+        The file is read each time: what is put in its place counts at once.
+
+        Raises InvalidRequest for a file that cannot be read or is no text.
+        """
+        if not is_name(name):
+            raise InvalidRequest("this is no name of a secret", HINT_NAME)
+        try:
+            content = self._content(os.path.join(self._path, name))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            said = os.strerror(error.errno or errno.EIO)
+            raise InvalidRequest(f'the file of secret "{name}" cannot be read: {said}') from None
+        try:
+            value = content.decode()
+        except UnicodeDecodeError:
+            # Its own words show the bytes at fault.
+            raise InvalidRequest(f'the file of secret "{name}" is not in UTF-8') from None
+        return without_line_break(value)
+
+    @staticmethod
+    def _content(path: str) -> bytes:
+        # Links are followed: it is with them that mounted secrets are rotated.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "")
+            if status.st_size > 4 * MAX_LENGTH:
+                raise OSError(errno.EFBIG, "")
+            return file.read(4 * MAX_LENGTH)
+
+
+def without_line_break(text: str) -> str:
+    """Return a text without the one line break that editors and echo end it with."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+# --- How it is kept out of an answer --------------------------------------------------------------
+
+
+def sensitive(value: str, prefix: str | None) -> list[str]:
+    """Return what a Mask has to look for: the value, and those parts of it that tell it.
+
+    Of a URL these are what is behind the prefix, its segments and parameters; of user and password
+    in base64, as Basic authentication has them, and in a proxy's URL, the password.
+    """
+    parts = {value}
+    if prefix is not None and (value.startswith("?") or _is_url(value)):
+        try:
+            url = _whole_url("", value, prefix)
+        except InvalidRequest:
+            url = ""
+        if url:
+            behind = _behind_prefix(url, prefix)
+            path, _, query = behind.partition("?")
+            parts |= {url, url[_path_begin(url) :], behind}
+            parts |= {query, *path.split("/"), *(unquote(part) for part in path.split("/"))}
+            parts |= {pair.partition("=")[2] for pair in query.split("&")}
+            parts |= {text for _key, text in parse_qsl(query, separator="&")}
+    credentials = _credentials(value)
+    if credentials:
+        parts |= {credentials, credentials.partition(":")[2]}
+    return sorted(part for part in parts if part == value or len(part) >= MIN_LENGTH)
+
+
+def _behind_prefix(url: str, prefix: str) -> str:
+    return url[len(prefix.rstrip("/")) :].lstrip("/")
+
+
+def _credentials(value: str) -> str | None:
+    """The ``user:password`` that a value is another form of; None where it is none."""
+    in_url = re.fullmatch(r"(?s:https?://([^/@]+:[^/]*)@[^/@]+/?)", value)
+    if in_url is not None:
+        return unquote(in_url[1])
+    try:
+        text = base64.b64decode(value, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return text if ":" in text and text.isprintable() else None
+
+
+class Mask:
+    """Replaces values wherever they occur in what a server sent, in each of their usual forms.
+
+    As they are; percent-encoded, once or more often; escaped as in JSON, and JSON in JSON; escaped
+    as in HTML; in base64, alone or within other text; in hexadecimal; in UTF-16. What a server
+    turns into anything else (encrypted, reversed, in pieces) is not found.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Iterable[str]) -> None:
+        found = {value for value in values if value}
+        # Many servers take the UTF-8 of a header for Latin-1 before they do anything with it.
+        found |= {value.encode().decode("latin-1") for value in found if not value.isascii()}
+        self._values = [_Masked(value) for value in found]
+
+    def text(self, text: str) -> str:
+        """Return the text with *** in place of the values."""
+        spans = [span for value in self._values for span in value.spans(text)]
+        return _cut(text, spans) if spans else text
+
+    def bytes(self, data: bytes) -> bytes:
+        """Return the bytes with *** in place of the values, in UTF-8, Latin-1 or UTF-16."""
+        spans: list[tuple[int, int]] = []
+        if self._values:
+            text = data.decode("latin-1")
+            spans = [span for value in self._values for span in value.spans(text)]
+        return _cut(text, spans).encode("latin-1") if spans else data
+
+
+def _cut(text: str, spans: list[tuple[int, int]]) -> str:
+    """The text with one mask for each run of spans that overlap or touch."""
+    pieces, end = [], 0
+    last = -1
+    for start, stop in sorted(spans):
+        if start > last:
+            pieces += [text[end:start], MASK]
+        last = max(last, stop)
+        end = last
+    return "".join([*pieces, text[end:]])
+
+
+class _Masked:
+    """One value: fixed forms that are searched for as they are, and a pattern for the others."""
+
+    __slots__ = ("_anchor", "_fixed", "_pattern", "_value")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        # No usual encoding touches these: where they are not, the pattern does not match.
+        self._anchor = max(re.findall(r"[A-Za-z0-9]*", value), key=len)
+        # What is shorter may be part of anything.
+        self._fixed = {form for form in _fixed_forms(value) if len(form) >= MIN_LENGTH}
+        self._pattern: re.Pattern[str] | None = None
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where the value stands in a text; spans may overlap."""
+        for form in self._fixed:
+            start = text.find(form)
+            while start >= 0:
+                yield start, start + len(form)
+                start = text.find(form, start + 1)
+        if self._anchor not in text:
+            return
+        if self._pattern is None:
+            # Late: hardly any answer gets here.
+            self._pattern = re.compile("".join(_alternatives(self._value)))
+        match = self._pattern.search(text)
+        while match is not None:
+            yield match.span()
+            match = self._pattern.search(text, match.start() + 1)
+
+
+def _fixed_forms(value: str) -> Iterator[str]:
+    data = value.encode("utf-8", "surrogatepass")
+    for alphabet in (None, b"-_"):
+        yield base64.b64encode(data, alphabet).decode().rstrip("=")
+        # Within other text: what its neighbours have no part in.
+        for offset in range(3):
+            encoded = base64.b64encode(bytes(offset) + data, alphabet).decode()
+            yield encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6]
+    for digits in (data.hex(), data.hex().upper()):
+        pairs = re.findall("..", digits)
+        yield digits
+        yield "".join([f"%{pair}" for pair in pairs])
+        if value.isascii():
+            yield "".join([f"\\u00{pair}" for pair in pairs])
+            yield "".join([f"\\x{pair}" for pair in pairs])
+            yield "".join([f"&#x{pair};" for pair in pairs])
+    yield "".join([f"&#{ord(character)};" for character in value])
+    for encoding in ("utf-16-le", "utf-16-be"):
+        yield value.encode(encoding, "surrogatepass").decode("latin-1")
+
+
+# What encoders leave as it is.
+_LITERAL = re.compile(r"[A-Za-z0-9_.-]+")
+_ENTITIES = {"'": ["&apos;"], "\xa0": ["&nbsp;"]}
+
+
+def _alternatives(value: str) -> Iterator[str]:
+    """A pattern for each piece of the value, which matches all of its forms."""
+    position = 0
+    while position < len(value):
+        literal = _LITERAL.match(value, position)
+        if literal is not None:
+            yield re.escape(literal[0])
+            position = literal.end()
+        else:
+            forms = dict.fromkeys(_forms(value[position]))
+            yield f"(?:{'|'.join(forms)})"
+            position += 1
+
+
+def _forms(character: str) -> Iterator[str]:
+    data = character.encode("utf-8", "surrogatepass")
+    # A backslash may be doubled with each layer of JSON, a percent sign grows by "25".
+    if character == "\\":
+        yield r"\\{1,16}"
+    elif character in "\"/'":
+        yield rf"\\{{0,15}}{re.escape(character)}"
+    else:
+        yield re.escape(character)
+    if character == "\t":
+        yield r"\\{1,15}t"
+    yield re.escape(data.decode("latin-1"))
+    yield "".join([f"%(?:25)*{_hex(byte, 2)}" for byte in data])
+    if character == " ":
+        yield r"\+"
+    units = character.encode("utf-16-be", "surrogatepass")
+    yield "".join(
+        [
+            rf"\\{{1,15}}u{_hex(int.from_bytes(units[i : i + 2], 'big'), 4)}"
+            for i in range(0, len(units), 2)
+        ]
+    )
+    if ord(character) < 256:
+        yield rf"\\{{1,15}}x{_hex(ord(character), 2)}"
+    escaped = r"\\{0,15}" if character in "\"/'" else ""
+    for entity in (*_ENTITIES.get(character, ()), html.escape(character)):
+        if len(entity) > 1:
+            yield rf"{escaped}&(?:amp;)*{entity[1:]}"
+    yield rf"{escaped}&(?:amp;)*#0*{ord(character)};"
+    yield rf"{escaped}&(?:amp;)*#[xX]0*{_hex(ord(character), 1)};"
+
+
+def _hex(number: int, width: int) -> str:
+    """A pattern for a hexadecimal number in either case of letters."""
+    return "".join([f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{number:0{width}x}"])

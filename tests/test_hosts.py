@@ -1,0 +1,214 @@
+"""What is said of single hosts: the checks of net.configure_host, and that workers follow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trustme
+from psycopg import errors
+from psycopg.types.json import Jsonb
+
+from cluster import Cluster, Database
+from nginx import Nginx
+
+PEM = trustme.CA().cert_pem.bytes().decode()
+KEY = trustme.CA().private_key_pem.bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def hosts(cluster: Cluster) -> Iterator[Database]:
+    database = cluster.create_database()
+    database.execute("select net.set_secret('a-key', %s)", KEY)
+    database.execute("select net.set_secret('a-proxy', 'http://u:hunter2hunter2@proxy.example:1')")
+    yield database
+    database.drop()
+
+
+@pytest.fixture(autouse=True)
+def forget(hosts: Database) -> Iterator[None]:
+    yield
+    hosts.execute("delete from net.host")
+
+
+def configure(database: Database, host: str | None, settings: Any) -> None:
+    database.execute(
+        "select net.configure_host(%s, %s)", host, None if settings is None else Jsonb(settings)
+    )
+
+
+def said(database: Database) -> dict[str, Any]:
+    return dict(database.rows("select pattern, settings from net.hosts"))
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("api.example.com", "api.example.com"),
+        (" API.Example.COM. ", "api.example.com"),
+        ("*.example.com", "*.example.com"),
+        ("*", "*"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("[2001:DB8::0:1]", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_patterns(hosts: Database, given: str, stored: str) -> None:
+    configure(hosts, given, {"max_redirects": 1})
+    assert said(hosts) == {stored: {"max_redirects": 1}}
+    configure(hosts, given, None)
+    assert said(hosts) == {}
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        None,
+        "",
+        "http://a.example",
+        "a.example:80",
+        "a.*.example",
+        "10.0.0.0/8",
+        "127.1",
+        "a b",
+        "*.",
+    ],
+)
+def test_bad_patterns(hosts: Database, pattern: str | None) -> None:
+    with pytest.raises(errors.InvalidParameterValue, match="host pattern"):
+        configure(hosts, pattern, {"max_redirects": 1})
+
+
+def test_merged_and_reset(hosts: Database) -> None:
+    configure(hosts, "a.example", {"max_redirects": 1, "user_agent": "x/1"})
+    configure(hosts, "a.example", {"max_redirects": 2, "http_version": "1.1"})
+    expected = {"max_redirects": 2, "user_agent": "x/1", "http_version": "1.1"}
+    assert said(hosts) == {"a.example": expected}
+    configure(hosts, "a.example", {"user_agent": None})
+    assert said(hosts) == {"a.example": {"max_redirects": 2, "http_version": "1.1"}}
+    configure(hosts, "a.example", {"max_redirects": None, "http_version": None})
+    assert said(hosts) == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"connect_timeout_milliseconds": 1},
+        {"max_redirects": 0},
+        {"http_version": "2"},
+        {"user_agent": "mine (a; b)/1.0"},
+        {"proxy": "http://proxy.example:3128"},
+        {"proxy": "https://[2001:db8::1]:3128/"},
+        {"proxy": {"secret": "a-proxy"}},
+        {"ca": PEM},
+        {"client_certificate": PEM, "client_key": {"secret": "a-key"}},
+        {"verify": True},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_good_settings(hosts: Database, settings: dict[str, Any]) -> None:
+    configure(hosts, "a.example", settings)
+    assert said(hosts) == {"a.example": settings}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ([], "must be a JSON object"),
+        ("x", "must be a JSON object"),
+        ({"retries": 1}, 'unknown setting "retries"'),
+        ({"connect_timeout_milliseconds": 0}, "integer between 1 and 86400000"),
+        ({"connect_timeout_milliseconds": "5"}, "integer between"),
+        ({"max_redirects": 31}, "integer between 0 and 30"),
+        ({"max_redirects": 1.5}, "integer between 0 and 30"),
+        ({"http_version": "3"}, "one of 1.1, 2"),
+        ({"http_version": 2}, "one of 1.1, 2"),
+        ({"user_agent": ""}, "printable"),
+        ({"user_agent": "a\r\nX: y"}, "printable"),
+        ({"proxy": "proxy.example:3128"}, "must be http://host:port"),
+        ({"proxy": "http://proxy.example"}, "must be http://host:port"),
+        ({"proxy": "socks5://proxy.example:1080"}, "must be http://host:port"),
+        ({"proxy": "http://u:hunter2@proxy.example:3128"}, "given as"),
+        ({"proxy": {"secret": "nobody-made-it"}}, 'secret "nobody-made-it", which does not exist'),
+        ({"ca": "hunter2"}, "certificates in PEM"),
+        ({"ca": PEM + KEY}, "must not hold a private key"),
+        ({"client_key": KEY}, "as|secret"),
+        ({"client_key": {"secret": "a-key", "value": "hunter2"}}, "must be"),
+        ({"client_certificate": PEM}, "go together"),
+        ({"client_key": {"secret": "a-key"}}, "go together"),
+        ({"verify": "no"}, "true or false"),
+        ({"verify": 0}, "true or false"),
+    ],
+)
+def test_bad_settings(hosts: Database, settings: Any, words: str) -> None:
+    with pytest.raises(errors.InvalidParameterValue, match=words) as caught:
+        configure(hosts, "a.example", settings)
+    assert "hunter2" not in str(caught.value)
+    assert "PRIVATE" not in str(caught.value)
+    assert said(hosts) == {}
+
+
+def test_verification_is_switched_off_by_name_and_loudly(hosts: Database) -> None:
+    for pattern in ("*", "*.example"):
+        with pytest.raises(errors.InvalidParameterValue, match="single hosts only"):
+            configure(hosts, pattern, {"verify": False})
+    warnings: list[tuple[str | None, str | None]] = []
+    with hosts.connect() as connection:
+        connection.add_notice_handler(lambda d: warnings.append((d.severity, d.message_primary)))
+        connection.execute("select net.configure_host('a.example', '{\"verify\": false}')")
+    assert warnings == [
+        ("WARNING", 'the certificate of "a.example" is not checked any more'),
+    ]
+    checked = "select ok, detail from net.check() where item = 'hosts'"
+    row = hosts.row(checked)
+    assert row == (False, "the certificate is NOT checked of: a.example")
+    configure(hosts, "a.example", {"verify": True})
+    row = hosts.row(checked)
+    assert row is not None
+    assert row[0]
+
+
+def test_the_key_is_nowhere_to_be_seen(hosts: Database) -> None:
+    configure(hosts, "a.example", {"client_certificate": PEM, "client_key": {"secret": "a-key"}})
+    assert "PRIVATE" not in json.dumps(said(hosts))
+
+
+def test_workers_follow(database: Database, nginx: Nginx) -> None:
+    with database.worker():
+
+        def agent() -> str:
+            request_id = database.value("select net.http_get(%s)", f"{nginx.url}/headers")
+            content = database.value("select content from net.wait(%s)", request_id)
+            lines = [line for line in content.splitlines() if line.startswith("User-Agent:")]
+            assert len(lines) == 1
+            return str(lines[0].partition(": ")[2])
+
+        assert agent().startswith("pgnet/")
+        configure(database, "*", {"user_agent": "all/1"})
+        assert agent() == "all/1"
+        configure(database, "127.0.0.1", {"user_agent": "one/1"})
+        assert agent() == "one/1"
+        configure(database, "127.0.0.1", None)
+        assert agent() == "all/1"
+
+
+def test_a_secret_that_is_missing_stops_requests_to_that_host_only(
+    database: Database, nginx: Nginx
+) -> None:
+    database.execute("select net.set_secret('the-proxy', null)")
+    configure(database, "localhost", {"proxy": {"secret": "the-proxy"}})
+    by_name = database.value("select net.http_get(%s)", f"http://localhost:{nginx.port}/")
+    by_address = database.value("select net.http_get(%s)", nginx.url)
+    database.execute("call net.drain()")
+    error = database.value("select error_msg from net.wait(%s)", by_name)
+    assert 'secret "the-proxy", the proxy that net.configure_host names, is not there' in error
+    assert database.value("select status_code from net.wait(%s)", by_address) == 200
+
+
+def test_it_is_part_of_a_dump(hosts: Database) -> None:
+    configure(hosts, "a.example", {"max_redirects": 3})
+    dump = hosts.cluster.run("pg_dump", "--dbname", hosts.dsn(), "--data-only", "--table=net.host")
+    assert "a.example" in dump
