@@ -70,11 +70,11 @@ class CurlAdapter(BaseAdapter):
         if body is not None and not isinstance(body, (bytes, str)):
             body = body.read() if hasattr(body, "read") else b"".join(body)
         # Its length and framing are libcurl's affair.
-        headers = {
-            name: value
+        fields = [
+            (name, value)
             for name, value in request.headers.items()
             if name.lower() not in ("content-length", "transfer-encoding", "connection", "host")
-        }
+        ]
         ended: AsyncResult = AsyncResult()
         started = time.monotonic()
         try:
@@ -84,7 +84,7 @@ class CurlAdapter(BaseAdapter):
                 request.method or "",
                 url,
                 self._transport.route(url, settings),
-                encode_headers(headers),
+                encode_headers(fields),
                 body.encode() if isinstance(body, str) else body,
                 started=started,
                 timeout=_DAY if total is None else total,

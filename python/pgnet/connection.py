@@ -16,7 +16,7 @@ import requests
 from pgnet.host import HostSettings, literal_address
 from pgnet.wire_error import WireError, words
 
-_AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9._-]*))(?::([0-9]{1,5}))?"
+_AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9._-]*)(?::([0-9]{0,5}))?"
 # Scheme, host, port; whatever else an authority may hold (user names, percent signs) is refused.
 match_origin = re.compile(rf"(https?)://{_AUTHORITY}(?=[/?#]|\Z)").match
 _PROXY = re.compile(rf"(https?)://(?:([^/?#@]*)@)?{_AUTHORITY}/?")

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urljoin
 
 import gevent
 import requests
-from requests.structures import CaseInsensitiveDict
 
 from pgnet.connection import Origin
 from pgnet.guard import Guard
 from pgnet.host import HostSettings, HostTable
 from pgnet.message import (
+    WireRequest,
     WireResponse,
     build_response,
-    case_insensitive,
     check_method,
     encode_headers,
     parse_headers,
 )
+from pgnet.request import canonical_url
 from pgnet.resolve import Resolver
 from pgnet.secret import within
 from pgnet.transport import Route, Transfer, Transport
@@ -38,8 +37,11 @@ _TOO_MANY_REDIRECTS = 47
 # What a caller's header may tell another server: nothing about the caller.
 _HARMLESS = frozenset(("accept", "accept-encoding", "accept-language", "user-agent"))
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-# What may stand unescaped in a Location; the rest is escaped as browsers do.
-_LOCATION_SAFE = "%:/?#[]@!$&'()*+,;=-._~"
+# Scheme and authority, each perhaps empty, and what follows them.
+_AUTHORITY = re.compile(r"(?s:((?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/?]*)?)(.*))")
+# What path and query may hold (RFC 3986, sections 3.3 and 3.4).
+_PATH_SAFE = "%:/?@!$&'()*+,;=-._~"
+_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +165,13 @@ _NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 
 def prepare(
     method: str, url: str, headers: Iterable[tuple[str, str]], body: bytes | None
-) -> requests.PreparedRequest:
-    """A PreparedRequest that is sent exactly as it is said here, without requests' rewriting.
+) -> WireRequest:
+    """A request that is sent exactly as it is said here.
 
     Arguments: the method; a canonical URL, whose fragment is not sent; header fields, where a
     repeated name is a repeated header; the body or None.
     """
-    prepared = requests.PreparedRequest()
-    store: OrderedDict[str, tuple[str, Any]] = OrderedDict()
-    for name, value in headers:
-        lower = name.lower()
-        known = store.get(lower)
-        if known is None:
-            store[lower] = (name, value)
-        elif isinstance(known[1], list):
-            known[1].append(value)
-        else:
-            store[lower] = (name, [known[1], value])
-    prepared.method = method
-    # Assigned, not prepared: requests would rewrite what the enqueue has checked and stored.
-    prepared.url = url
-    prepared.headers = case_insensitive(store)
-    prepared.body = body
-    return prepared
+    return WireRequest(method, url, list(headers), body)
 
 
 class Handle:
@@ -197,6 +183,7 @@ class Handle:
         "_done",
         "_exchange",
         "_max_redirects",
+        "_may_follow",
         "_redirects",
         "_request",
         "_tls",
@@ -209,11 +196,13 @@ class Handle:
         request: requests.PreparedRequest,
         done: Done,
         bound: Mapping[str, str],
+        may_follow: Callable[[str], bool] | None,
     ) -> None:
         self._exchange = exchange
         self._request = request
         self._done = done
         self._bound = bound
+        self._may_follow = may_follow
         self._max_redirects = 0
         self._redirects = 0
         self._connect = self._tls = 0.0
@@ -268,6 +257,7 @@ class Exchange:
         *,
         bound: Mapping[str, str] = _UNBOUND,
         max_redirects: int | None = None,
+        may_follow: Callable[[str], bool] | None = None,
     ) -> Handle:
         """Begin a request. Never blocks and never raises for what is wrong with the request.
 
@@ -276,8 +266,10 @@ class Exchange:
         bound: names of headers, in lower case, and the URL prefix beyond which a redirect must not
         carry each.
         max_redirects: of this request; it lowers what limits and host allow, and never raises it.
+        may_follow: asked for the URL of each redirect; false where it repeats a secret beyond the
+        URL prefix that the secret is bound to.
         """
-        handle = Handle(self, request, done, bound)
+        handle = Handle(self, request, done, bound, may_follow)
         self._handles.add(handle)
         try:
             self._begin(handle, max(timeout, 0.001), max_redirects)
@@ -327,7 +319,7 @@ class Exchange:
             method,
             url,
             route,
-            _header_lines(request, route),
+            _header_lines(_fields_of(request), route),
             body,
             started=started,
             timeout=timeout,
@@ -365,8 +357,8 @@ class Exchange:
         Errors: WireError when it may not be followed.
         """
         fields = parse_headers(transfer.head)[2]
-        location = next((value for name, value in fields if name.lower() == "location"), "")
-        if not location:
+        locations = {value for name, value in fields if name.lower() == "location"}
+        if locations <= {""}:
             return False
         if handle._redirects >= handle._max_redirects:
             raise WireError(
@@ -374,6 +366,8 @@ class Exchange:
             )
         before = transfer.route.origin
         try:
+            # Of two that differ nobody knows which one is meant.
+            (location,) = locations
             url = _resolve(transfer.url, location)
             after = Origin.of(url)
         except (WireError, ValueError):
@@ -382,8 +376,13 @@ class Exchange:
             ) from None
         if before.scheme == "https" and after.scheme == "http":
             raise WireError("redirect from https to http is not followed", possibly_sent=True)
+        if handle._may_follow is not None and not handle._may_follow(url):
+            raise WireError(
+                "the redirect repeats a secret beyond its URL prefix and is not followed",
+                possibly_sent=True,
+            )
 
-        method, body, headers = transfer.method, transfer.body, handle._request.headers
+        method, body = transfer.method, transfer.body
         rewritten = (transfer.status == 303 and method != "HEAD") or (
             transfer.status in (301, 302) and method == "POST"
         )
@@ -395,17 +394,15 @@ class Exchange:
                 f"redirect of a {method} request to another origin is not followed",
                 possibly_sent=True,
             )
-        kept: CaseInsensitiveDict[Any] = CaseInsensitiveDict(
+        kept = [
             (name, value)
-            for name, value in headers.items()
+            for name, value in _fields_of(handle._request)
             if (same or name.lower() in _HARMLESS)
             and not (rewritten and name.lower().startswith("content-"))
             and _in_bounds(handle._bound, name.lower(), url)
-        )
+        ]
         # What is left out here stays out, also when a later hop comes back.
-        again = requests.PreparedRequest()
-        again.method, again.url, again.headers, again.body = method, url, kept, body
-        handle._request = again
+        handle._request = WireRequest(method, url, kept, body)
         handle._redirects += 1
         route = self._transport.route(url)
         if transfer.deadline <= time.monotonic():
@@ -414,7 +411,7 @@ class Exchange:
             method,
             url,
             route,
-            _header_lines(again, route),
+            _header_lines(kept, route),
             body,
             self._connect_timeout(route.settings),
             handle._hop_ended,
@@ -466,23 +463,26 @@ class Exchange:
             self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
 
 
-def _header_lines(request: requests.PreparedRequest, route: Route) -> list[bytes]:
-    if not request.headers:
-        return route.headers
-    return encode_headers(request.headers, route.settings.user_agent)
+def _fields_of(request: requests.PreparedRequest) -> list[tuple[str, str]]:
+    return request.fields if isinstance(request, WireRequest) else list(request.headers.items())
+
+
+def _header_lines(fields: list[tuple[str, str]], route: Route) -> list[bytes]:
+    return encode_headers(fields, route.settings.user_agent) if fields else route.headers
 
 
 def _resolve(base: str, location: str) -> str:
-    """What a Location means (RFC 3986, section 5), without its fragment.
+    """What a Location means (RFC 3986, section 5), in canonical form and without its fragment.
 
-    Errors: ValueError for what cannot be read.
+    What may not stand in a URL is percent-encoded where it stands, as browsers do.
+    Errors: ValueError for what is no http or https URL.
     """
-    reference = quote(location, safe=_LOCATION_SAFE).partition("#")[0]
-    absolute = _ABSOLUTE.match(reference)
-    if absolute is None:
-        return urljoin(base, reference)
+    reference = location.partition("#")[0]
+    prefix, rest = cast(re.Match[str], _AUTHORITY.match(reference)).groups()
+    rest = _STRAY_PERCENT.sub("%25", quote(rest, safe=_PATH_SAFE))
     # urljoin would take `http://` for "here".
-    return absolute.group(0).lower() + reference[absolute.end() :]
+    absolute = _ABSOLUTE.match(reference) is not None
+    return canonical_url(prefix + rest if absolute else urljoin(base, prefix + rest))
 
 
 def _in_bounds(bound: Mapping[str, str], name: str, url: str) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -62,25 +64,38 @@ _SPECIAL_RANGES = tuple(
     for cidr, words in _SPECIAL
     for network in (ipaddress.ip_network(cidr),)
 )
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
+_NAT64 = IPv6Network("64:ff9b::/96")
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+# Where the octets of the IPv4 address stand behind prefixes of 48, 56 and 64 bits.
+_NAT64_LAYOUTS = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12))
 _COMPATIBLE = IPv6Network("::/96")
+_LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+_LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
-def embedded_address(address: Address) -> IPv4Address | None:
-    """The IPv4 address inside a mapped, compatible, NAT64 (RFC 6052), 6to4 or Teredo address."""
+def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 address inside a mapped, compatible, NAT64, 6to4 or Teredo address.
+
+    Several where it depends on the translator which one it is (RFC 6052, section 2.2).
+    """
     if not isinstance(address, IPv6Address):
-        return None
+        return ()
     if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
+        return (address.ipv4_mapped,)
     if address.sixtofour is not None:
-        return address.sixtofour
+        return (address.sixtofour,)
     if address.teredo is not None:
-        return address.teredo[1]
-    low = int(address) & 0xFFFFFFFF
-    if any(address in network for network in _NAT64) or (address in _COMPATIBLE and low > 1):
-        return IPv4Address(low)
-    return None
+        return (address.teredo[1],)
+    last = IPv4Address(int(address) & 0xFFFFFFFF)
+    if address in _NAT64_LOCAL:
+        octets = address.packed
+        others = (IPv4Address(bytes(octets[at] for at in layout)) for layout in _NAT64_LAYOUTS)
+        # Where another layout is in use, the octets of this one are mostly zero.
+        return (last, *(other for other in others if other.packed[0] != 0))
+    if address in _NAT64 or (address in _COMPATIBLE and int(last) > 1):
+        return (last,)
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,7 @@ class EgressRules:
     listed: only what is allowed may be reached; otherwise everything public may.
     deny_endpoints: (address, port) pairs never connected to, such as the database's own.
     ports: ranges of ports, both ends included; none means every port.
+    own_port: not to be connected to on any address of this host, where the database runs.
     """
 
     allow_networks: tuple[Network, ...] = ()
@@ -101,6 +117,7 @@ class EgressRules:
     listed: bool = False
     deny_endpoints: frozenset[tuple[str, int]] = frozenset()
     ports: tuple[tuple[int, int], ...] = ()
+    own_port: int | None = None
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> EgressRules:
@@ -120,6 +137,7 @@ class EgressRules:
             listed=egress == "listed",
             deny_endpoints=frozenset(_endpoint(e) for e in obj.get("deny_endpoints") or ()),
             ports=_ports(obj.get("ports") or ""),
+            own_port=obj.get("own_port"),
         )
 
 
@@ -219,14 +237,19 @@ class Guard:
             address: Address = ipaddress.ip_address(ip)
         except ValueError:
             raise EgressRefused(f"{host} has an address that cannot be judged") from None
-        inner = embedded_address(address)
         if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
             # The kernel connects to the IPv4 address itself: there is nothing else to judge.
-            address, inner = address.ipv4_mapped, None
-        judged = (address,) if inner is None else (address, inner)
+            address = address.ipv4_mapped
+        judged: list[Address] = [address, *embedded_addresses(address)]
+        # To connect to no address at all is to connect to this host.
+        judged += [_LOOPBACK[a.version] for a in judged if a.is_unspecified]
         name = "" if host in (ip, f"[{ip}]") else f"{host}: "
         for candidate in judged:
-            if (str(candidate), port) in rules.deny_endpoints:
+            # All of 127.0.0.0/8 leads to whoever listens on every address.
+            own = _LOOPBACK[4] if candidate in _LOOPBACK_NETWORK else candidate
+            if (str(own), port) in rules.deny_endpoints or (
+                port == rules.own_port and _is_of_this_host(candidate)
+            ):
                 raise EgressRefused(f"{name}{candidate} port {port} is this database server's own")
             for network in rules.deny_networks:
                 if candidate in network:
@@ -260,6 +283,17 @@ class Guard:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
+
+
+def _is_of_this_host(address: Address) -> bool:
+    """Whether it is an address of one of this host's interfaces: to these only one can bind."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _special(address: Address) -> tuple[str, str] | None:

@@ -6,7 +6,8 @@ import datetime
 import io
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -53,20 +54,14 @@ def check_method(method: str) -> None:
         raise WireError(f"method {method} is not allowed")
 
 
-def encode_headers(
-    headers: Mapping[str, str | list[str]], user_agent: str | None = None
-) -> list[bytes]:
+def encode_headers(fields: Iterable[tuple[str, str]], user_agent: str | None = None) -> list[bytes]:
     """Header lines as libcurl takes them, and the removal of those that nobody asked for.
 
-    Arguments: names and values, where a list is a repeated header; the User-Agent where there is
-    none among them, pgnet's own if it is None.
+    Arguments: names and values in order, where a name may come again; the User-Agent where there
+    is none among them, pgnet's own if it is None.
     Errors: WireError for a name that is no token, a control character in a value (RFC 9110,
     sections 5.1 and 5.5), or a header that is the client's own. The value is never told.
     """
-    # Mapping's own items() would take some calls of Python code for each.
-    fields: Any = headers.items()
-    if type(headers) is CaseInsensitiveDict:
-        fields = vars(headers)["_store"].values()
     lines: list[bytes] = []
     names = set()
     for name, value in fields:
@@ -76,10 +71,7 @@ def encode_headers(
         if lower in _FORBIDDEN or lower.startswith("proxy-"):
             raise WireError(f"header {name} is set by the client itself")
         names.add(lower)
-        if isinstance(value, str):
-            lines.append(_line(name, value))
-        else:
-            lines.extend(_line(name, text) for text in value)
+        lines.append(_line(name, value))
     if "user-agent" not in names:
         lines.append(_line("User-Agent", user_agent or USER_AGENT))
     if names.isdisjoint(_UNASKED_NAMES):
@@ -139,14 +131,37 @@ def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
             store[lower] = (store[lower][0], f"{store[lower][1]}, {field[1]}")
         else:
             store[lower] = field
-    return case_insensitive(store)
-
-
-def case_insensitive(store: OrderedDict[str, tuple[str, Any]]) -> CaseInsensitiveDict[Any]:
-    """requests' dictionary over a ready store, without its call of Python code for each header."""
-    made: CaseInsensitiveDict[Any] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
+    # requests' own constructor would take some calls of Python code for each field.
+    made: CaseInsensitiveDict[str] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
     vars(made)["_store"] = store
     return made
+
+
+class WireRequest(requests.PreparedRequest):
+    """requests' PreparedRequest, sent exactly as it is said here.
+
+    method, url, body: assigned, not prepared; requests would rewrite what was checked and stored.
+    fields: the header fields in order, where a name may come again.
+    """
+
+    # Of requests' own, for all alike: nothing here is hooked, kept or rewound.
+    hooks: Any = MappingProxyType({})
+    _cookies = None
+    _body_position = None
+
+    def __init__(
+        self, method: str, url: str, fields: list[tuple[str, str]], body: bytes | None
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.fields = fields
+        self.body = body
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "headers":
+            raise AttributeError(name)
+        self.headers = combine_headers(self.fields)
+        return self.headers
 
 
 class WireResponse(requests.Response):

@@ -560,16 +560,12 @@ def flatten_headers(
     Raises InvalidRequest, with the name of the header and never its value.
     """
     pairs = []
-    seen: set[str] = set()
     for name, value in headers.items():
         if _is_token(name) is None:
             raise _invalid_header_name(name)
         lower = name.lower()
         if lower in _REFUSED_HEADERS or lower[:6] == "proxy-":
             raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
-        if lower in _SINGLE and (lower in seen or (isinstance(value, list) and len(value) > 1)):
-            raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
-        seen.add(lower)
         if type(value) is str and value.isprintable():  # as most are
             pairs.append((name, value.strip(" \t")))
         elif isinstance(value, list):
@@ -580,6 +576,8 @@ def flatten_headers(
             ]
         elif value is not None:
             pairs.append((name, _header_value(name, value, secret_value)))
+        if lower in _SINGLE and sum(known.lower() == lower for known, _ in pairs) > 1:
+            raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
     return pairs
 
 

@@ -67,7 +67,7 @@ class Route:
     def __init__(self, origin: Origin, settings: HostSettings, hosts: HostTable) -> None:
         self.origin = origin
         self.settings = settings
-        self.headers = encode_headers({}, settings.user_agent)
+        self.headers = encode_headers((), settings.user_agent)
         self.peer, self.port = origin.host, origin.port
         secure = origin.scheme == "https"
         proxy = Proxy.of(settings.proxy) if settings.proxy is not None else None
@@ -902,6 +902,8 @@ class Transport:
         if timed_out:
             transfer.fail(self.timeout_error(transfer, sent))
             return
+        if transfer.route.origin.scheme == "https":
+            code = _tls_code(code, failure.text)
         message = words(code)
         if failure.proxy:
             message = f"proxy {failure.proxy}: {message}"
@@ -953,6 +955,16 @@ class Transport:
         direct = transfer.route.connection.proxy is None
         code = pycurl.E_COULDNT_RESOLVE_HOST if direct else pycurl.E_COULDNT_RESOLVE_PROXY
         return WireError(words(code), code=code, detail=str(error))
+
+
+def _tls_code(code: int, text: str) -> int:
+    """The number of what it really was, where GnuTLS' libcurl has a vaguer one."""
+    if code == pycurl.E_SSL_CONNECT_ERROR and "X.509 key or certificate" in text:
+        return int(pycurl.E_SSL_CERTPROBLEM)
+    if code == pycurl.E_RECV_ERROR and "alert" in text:
+        # In TLS 1.3 a server refuses the client's certificate when the handshake is over.
+        return int(pycurl.E_SSL_CONNECT_ERROR)
+    return code
 
 
 def _as_wire_error(error: WireError | EgressRefused) -> WireError:

@@ -11,7 +11,7 @@ import logging
 import resource
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,8 @@ log = logging.getLogger("pgnet.worker")
 
 # Bytes of request bodies that one claim brings into memory.
 _CLAIM_BYTES = 64 << 20
+# Bytes of response bodies that one recording takes.
+_RECORD_BYTES = 8 << 20
 # One host never has all of the slots: others find room, however slow it is.
 _HOST_SHARE = 0.75
 # A row that is held up is tried again after this time, first and at the longest, in seconds.
@@ -96,7 +98,7 @@ class Worker:
         self._hosts: Counter[str] = Counter()
         self._full_hosts: list[str] = []
         self._after_host = ""
-        self._answers: list[tuple[_Flight, Answer | str]] = []
+        self._answers: deque[tuple[_Flight, Answer | str]] = deque()
         self._outcomes: list[Outcome] = []
         self._held_up: list[Outcome] = []
         self._held_until = 0.0
@@ -247,9 +249,7 @@ class Worker:
         )
 
     def _turn(self, demand: Demand | None) -> None:
-        answers, self._answers = self._answers, []
-        self._outcomes += [self._outcome(flight, answer) for flight, answer in answers]
-        batch = self._outcomes[: self._batch_size]
+        batch = self._batch()
         if demand is not None:
             self._look = False
         started = time.monotonic()
@@ -276,6 +276,20 @@ class Worker:
             self._wake_next()
         elif demand.full_hosts:
             self._wake_next()
+
+    def _batch(self) -> list[Outcome]:
+        """The outcomes of one turn: so many and so large that they can be in memory thrice."""
+        size, count = 0, 0
+        while count < self._batch_size and size < _RECORD_BYTES:
+            if count == len(self._outcomes):
+                if not self._answers:
+                    break
+                # One at a time: what waits stays as it came.
+                flight, answer = self._answers.popleft()
+                self._outcomes.append(self._outcome(flight, answer))
+            size += self._outcomes[count].size
+            count += 1
+        return self._outcomes[:count]
 
     def _secrets(self, claims: Sequence[Claim]) -> dict[int, dict[str, Secret]]:
         """What claims refer to, by their ids and the secrets' names; few refer to any."""
@@ -449,9 +463,8 @@ class Worker:
 
     def _abandon(self) -> None:
         """Whatever ended the loop: record what has ended, give back what has not."""
-        if self._answers or self._outcomes:
-            self._batch_size = len(self._answers) + len(self._outcomes)
-            with contextlib.suppress(OutboxLost):
+        with contextlib.suppress(OutboxLost):
+            while self._answers or self._outcomes:
                 self._turn(None)
         self._give_back()
 

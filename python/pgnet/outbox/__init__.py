@@ -7,8 +7,9 @@ to those alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 
@@ -94,9 +95,25 @@ class Outcome:
     first_byte_ms: float | None = None
     total_ms: float | None = None
 
-    def as_json(self) -> dict[str, object]:
-        """The object that net._record takes."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    @property
+    def size(self) -> int:
+        """About how many bytes its recording takes."""
+        return len(self.content or "") + len(self.content_base64 or "")
+
+
+# Not ASCII alone: escapes would make six times as many bytes of some texts.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_FIELDS = tuple(entry.name for entry in fields(Outcome))
+
+
+def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
+    """The array of objects that net._record takes; what is None is left out."""
+    return _encode(
+        [
+            {name: value for name in _FIELDS if (value := getattr(outcome, name)) is not None}
+            for outcome in outcomes
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)

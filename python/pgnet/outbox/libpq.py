@@ -7,7 +7,6 @@ listens where this process, perhaps on another machine, cannot.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,17 @@ import gevent
 import psycopg
 from psycopg.rows import dict_row
 
-from pgnet.outbox import Claim, Demand, OutboxLost, Outcome, Secret, Tending, Turn, secrets_of
+from pgnet.outbox import (
+    Claim,
+    Demand,
+    OutboxLost,
+    Outcome,
+    Secret,
+    Tending,
+    Turn,
+    encode_outcomes,
+    secrets_of,
+)
 
 log = logging.getLogger("pgnet.outbox")
 
@@ -149,7 +158,7 @@ class LibpqOutbox:
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         parameters: dict[str, Any] = {}
         if outcomes:
-            parameters["outcomes"] = json.dumps([outcome.as_json() for outcome in outcomes])
+            parameters["outcomes"] = encode_outcomes(outcomes)
         if demand is not None:
             parameters |= {
                 "worker": self._worker_id,

@@ -14,7 +14,16 @@ from typing import Any
 import gevent
 
 from pgnet import backend, sql_v1
-from pgnet.outbox import Claim, Demand, Outcome, Secret, Tending, Turn, secrets_of
+from pgnet.outbox import (
+    Claim,
+    Demand,
+    Outcome,
+    Secret,
+    Tending,
+    Turn,
+    encode_outcomes,
+    secrets_of,
+)
 from pgnet.waiting import is_gone
 from pgnet.wake_up import Sender
 from pgnet.worker import Worker, raise_file_limit
@@ -112,7 +121,7 @@ class SpiOutbox:
             recorded = self._call(
                 "select net._record($1) as held_up",
                 [_JSON],
-                json.dumps([outcome.as_json() for outcome in outcomes]),
+                encode_outcomes(outcomes),
             )
             turn.held_up = list(recorded[0]["held_up"])
         else:
