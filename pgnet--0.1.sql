@@ -2124,6 +2124,8 @@ begin
             -- The database's own door stays shut even where its network is allowed.
             'deny_endpoints', (select jsonb_agg(distinct a.address || ':' || current_setting('port'))
                 from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr()) when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address) where a.address is not null),
+            -- Where the worker is on the server's own host, on none of that host's addresses.
+            'own_port', case when inet_server_addr() is null or inet_server_addr() = inet_client_addr() then current_setting('port')::integer end,
             'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and not r.allow)));
 end
 $$;

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import ssl
+import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +17,7 @@ import trustme
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from cluster import Cluster, Database
+from cluster import Cluster, Database, wait_until
 from nginx import Nginx
 
 PEM = trustme.CA().cert_pem.bytes().decode()
@@ -212,3 +218,144 @@ def test_it_is_part_of_a_dump(hosts: Database) -> None:
     configure(hosts, "a.example", {"max_redirects": 3})
     dump = hosts.cluster.run("pg_dump", "--dbname", hosts.dsn(), "--data-only", "--table=net.host")
     assert "a.example" in dump
+
+
+# --- TLS, by real certificates --------------------------------------------------------------------
+
+
+class TlsServer:
+    """Answers with the name in the client's certificate, or with "nobody"."""
+
+    def __init__(self, authority: trustme.CA, clients: trustme.CA | None) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        if clients is not None:
+            clients.configure_trust(context)
+            context.verify_mode = ssl.CERT_REQUIRED
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                certificate: Any = self.connection.getpeercert()
+                name = certificate["subjectAltName"][0][1] if certificate else "nobody"
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(name)))
+                self.end_headers()
+                self.wfile.write(name.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            def finish_request(self, request: Any, client_address: Any) -> None:
+                try:
+                    wrapped = context.wrap_socket(request, server_side=True)
+                except OSError:
+                    return  # who does not trust it, or is not trusted, hangs up
+                with wrapped:
+                    super().finish_request(wrapped, client_address)
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"https://localhost:{self._server.server_port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def __enter__(self) -> TlsServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("kind", ["process", "backend"])
+def test_tls(database: Database, kind: str) -> None:
+    """An internal authority, and keys that are changed: each counts from the next request on."""
+    authority, clients = trustme.CA(), trustme.CA()
+    first = clients.issue_cert("first.example")
+    second = clients.issue_cert("second.example")
+
+    def ask(url: str) -> tuple[str | None, str | None]:
+        request_id = database.value("select net.http_request('GET', %s)", url)
+        if kind == "backend":
+            database.execute("call net.drain()")
+        row = database.row("select content, error_msg from net.wait(%s)", request_id)
+        assert row is not None
+        return row[0], row[1]
+
+    def show(certificate: trustme.LeafCert) -> None:
+        key = certificate.private_key_pem.bytes().decode()
+        database.execute("select net.set_secret('key', %s)", key)
+        chain = "".join(blob.bytes().decode() for blob in certificate.cert_chain_pems)
+        said = {"client_certificate": chain, "client_key": {"secret": "key"}}
+        configure(database, "localhost", said)
+
+    untrusted = (None, "SSL peer certificate or SSH remote key was not OK")
+    with ExitStack() as stack:
+        plain = stack.enter_context(TlsServer(authority, None))
+        mutual = stack.enter_context(TlsServer(authority, clients))
+        if kind == "process":
+            stack.enter_context(database.worker())
+        assert ask(plain.url) == untrusted
+        configure(database, "localhost", {"ca": authority.cert_pem.bytes().decode()})
+        assert ask(plain.url) == ("nobody", None)
+        assert ask(plain.url.replace("localhost", "127.0.0.1")) == untrusted
+        content, error = ask(mutual.url)
+        assert content is None
+        assert error is not None
+        show(first)
+        assert ask(mutual.url) == ("first.example", None)
+        show(second)
+        assert ask(mutual.url) == ("second.example", None)
+        configure(database, "localhost", {"ca": PEM})
+        assert ask(plain.url) == untrusted
+        configure(database, "localhost", {"ca": None, "verify": False})
+        assert ask(mutual.url) == ("second.example", None)
+        configure(database, "localhost", None)
+        assert ask(plain.url) == untrusted
+
+
+@pytest.fixture
+def secrets_dir() -> Iterator[Path]:
+    """A directory that the server's user may read, which is who runs the worker."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_a_key_that_only_the_worker_has(database: Database, secrets_dir: Path) -> None:
+    authority, clients = trustme.CA(), trustme.CA()
+    certificate = clients.issue_cert("held.example")
+    chain = "".join(blob.bytes().decode() for blob in certificate.cert_chain_pems)
+    (secrets_dir / "held-key").write_bytes(certificate.private_key_pem.bytes())
+    database.execute("select net.set_secret('held-key', null)")
+    configure(
+        database,
+        "localhost",
+        {
+            "ca": authority.cert_pem.bytes().decode(),
+            "client_certificate": chain,
+            "client_key": {"secret": "held-key"},
+        },
+    )
+    (secrets_dir / "held-key").chmod(0o644)
+    with (
+        TlsServer(authority, clients) as server,
+        database.worker("--secrets-dir", str(secrets_dir)),
+    ):
+        request_id = database.value("select net.http_request('GET', %s)", server.url)
+        row = database.row("select content, error_msg from net.wait(%s)", request_id)
+        assert row == ("held.example", None)
+        (secrets_dir / "held-key").unlink()
+        database.execute("select net.worker_restart()")
+        database.wait_for("select 1 from net.check() where item = 'worker' and ok")
+
+        def error() -> str | None:
+            request_id = database.value("select net.http_request('GET', %s)", server.url)
+            message: str | None = database.value("select error_msg from net.wait(%s)", request_id)
+            return message
+
+        expected = 'secret "held-key", the client_key that net.configure_host names, is not there'
+        wait_until(error, lambda said: said == expected, "the missing key is told")

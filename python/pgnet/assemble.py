@@ -6,7 +6,7 @@ once more, by the same rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class Assembled:
     """A request as the exchange takes it.
 
     bound: header names in lower case, and the URL prefix that their secret is bound to.
-    masks: hide the secrets that went into it.
+    masks: hide the secrets that went into it. may_follow: whether a redirect to a URL carries
+    none of them beyond its prefix; None where there are none.
     secret_url: whether its URL is one.
     """
 
@@ -49,6 +50,7 @@ class Assembled:
     bound: Mapping[str, str] = field(default_factory=dict)
     max_redirects: int | None = None
     masks: Sequence[Mask] = ()
+    may_follow: Callable[[str], bool] | None = None
     secret_url: bool = False
 
 
@@ -93,7 +95,8 @@ def assemble(
     if not secrets:
         fields = parse_headers(claim.headers)
         request = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
-        return Assembled(request, max_redirects=max_redirects, masks=masks)
+        follow = _follower(masks, None, ()) if masks else None
+        return Assembled(request, {}, max_redirects, masks, follow)
 
     values = {name: _value(secret, directory) for name, secret in secrets.items()}
     url = claim.url
@@ -114,16 +117,27 @@ def assemble(
         return header_value(reference, values[name])
 
     fields = parse_headers(claim.headers, value_of)
+    prefixes = [secret.url_prefix or "" for secret in secrets.values()]
+    own = Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix))
     return Assembled(
         prepare(claim.method, url, fields, claim.body),
         bound,
         max_redirects,
-        (
-            *masks,
-            Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix)),
-        ),
+        (*masks, own),
+        _follower(masks, own, prefixes),
         parts is not None,
     )
+
+
+def _follower(
+    masks: Sequence[Mask], own: Mask | None, prefixes: Sequence[str]
+) -> Callable[[str], bool]:
+    def may_follow(url: str) -> bool:
+        if any(mask.text(url) != url for mask in masks):
+            return False
+        return own is None or own.text(url) == url or all(within(p, url) for p in prefixes)
+
+    return may_follow
 
 
 def _value(secret: Secret, directory: Directory | None) -> str:

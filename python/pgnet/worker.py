@@ -353,6 +353,7 @@ class Worker:
                 lambda answer: self._done(flight, answer),
                 bound=assembled.bound,
                 max_redirects=assembled.max_redirects,
+                may_follow=assembled.may_follow,
             )
         except InvalidRequest as error:
             self._done(flight, error.message)

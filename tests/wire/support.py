@@ -30,6 +30,7 @@ class Client:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | None = None,
         timeout: float = 5.0,
+        **more: Any,
     ) -> tuple[Handle, AsyncResult]:
         ended: AsyncResult = AsyncResult()
         calls: list[Answer] = []
@@ -39,7 +40,7 @@ class Client:
             assert len(calls) == 1, "done was called twice"
             ended.set(answer)
 
-        handle = self.exchange.start(prepare(method, url, headers, body), timeout, done)
+        handle = self.exchange.start(prepare(method, url, headers, body), timeout, done, **more)
         return handle, ended
 
     def __call__(
@@ -49,8 +50,9 @@ class Client:
         headers: Iterable[tuple[str, str]] = (),
         body: bytes | None = None,
         timeout: float = 5.0,
+        **more: Any,
     ) -> Answer:
-        _, ended = self.begin(url, method, headers, body, timeout)
+        _, ended = self.begin(url, method, headers, body, timeout, **more)
         answer: Answer = ended.get(timeout=timeout + 5)
         return answer
 

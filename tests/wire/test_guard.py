@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.guard import EgressRefused, EgressRules, Guard, embedded_address, literal_address
+from pgnet.guard import EgressRefused, EgressRules, Guard, embedded_addresses
+from pgnet.host import literal_address
 
 SPECIAL = [
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
@@ -72,7 +73,7 @@ def test_what_is_inside_decides(inner: ipaddress.IPv4Address) -> None:
     sixtofour = ipaddress.IPv6Address((0x2002 << 112) | (number << 80) | 1)
     opened = rules(allow_networks=["64:ff9b::/96", "2002::/16"])
     for outer in (nat64, sixtofour):
-        assert embedded_address(outer) == inner
+        assert embedded_addresses(outer) == (inner,)
         refusal(PUBLIC, str(outer))
         if any(inner in network for network in NETWORKS if network.version == 4):
             refusal(opened, str(outer))
@@ -117,8 +118,8 @@ def test_deny_wins() -> None:
     refusal(guard, "::ffff:8.8.8.8")
     for host in ("bad.example", "BAD.example.", "a.evil.example"):
         with pytest.raises(EgressRefused, match="denied host"):
-            guard.check_host(host)
-    guard.check_host("evil.example")
+            guard.check_host(host, 443)
+    guard.check_host("evil.example", 443)
 
 
 def test_an_allowed_host_does_not_open_private_networks() -> None:
@@ -128,14 +129,14 @@ def test_an_allowed_host_does_not_open_private_networks() -> None:
 def test_listed_lets_only_through_what_is_allowed() -> None:
     guard = rules(egress="listed", allow_hosts=["api.example", "*.cdn.example"])
     for host in ("api.example", "x.cdn.example"):
-        guard.check_host(host)
+        guard.check_host(host, 443)
         guard.check_address(host, "8.8.8.8", 443)
     for host in ("example", "cdn.example", "xapi.example", "api.example.org"):
         with pytest.raises(EgressRefused, match=r"select net\.allow_host"):
-            guard.check_host(host)
+            guard.check_host(host, 443)
         refusal(guard, "8.8.8.8", host)
     network = rules(egress="listed", allow_networks=["8.8.8.0/24"])
-    network.check_host("any.example")
+    network.check_host("any.example", 443)
     network.check_address("any.example", "8.8.8.8", 443)
     refusal(network, "9.9.9.9", "any.example")
 
@@ -147,6 +148,107 @@ def test_an_endpoint_is_denied_where_its_network_is_allowed() -> None:
     guard.check_address("localhost", "127.0.0.1", 80)
     for ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
         assert "database server's own" in refusal(guard, ip, port=5432)
+
+
+def test_ports_are_allowed_one_by_one_and_in_ranges() -> None:
+    guard = rules(ports="80, 443,1024-65535")
+    for port in (80, 443, 1024, 65535):
+        guard.check_host("a.example", port)
+    for port in (1, 22, 79, 81, 1023):
+        with pytest.raises(EgressRefused) as caught:
+            guard.check_host("a.example", port)
+        assert str(caught.value) == (
+            f"a.example: port {port} is not allowed: "
+            f"select net.configure('egress_ports', '80,443,1024-65535,{port}')"
+        )
+        statement = str(caught.value).rpartition(", '")[2][:-2]
+        rules(ports=statement).check_host("a.example", port)
+    for port in (1, 22, 65535):
+        PUBLIC.check_host("a.example", port)
+        rules(ports="").check_host("a.example", port)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "65536", "5-4", "-5", "80-", "80-443-500", "1e3", "+5"])
+def test_ports_are_read_strictly(text: str) -> None:
+    with pytest.raises(ValueError, match="no port or range of ports"):
+        EgressRules.from_json({"ports": f"80,{text}"})
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "127.0.0.2", "127.255.255.254", "0.0.0.0", "::",
+                                "::1", "::ffff:0.0.0.0", "::ffff:127.0.0.9"])  # fmt: skip
+def test_the_own_endpoint_has_many_names(ip: str) -> None:
+    guard = rules(
+        allow_networks=["0.0.0.0/0", "::/0"], deny_endpoints=["127.0.0.1:5432", "[::1]:5432"]
+    )
+    guard.check_address("localhost", ip, 80)
+    assert "database server's own" in refusal(guard, ip, port=5432)
+
+
+def test_a_local_translator_may_have_any_layout() -> None:
+    opened = rules(allow_networks=["64:ff9b:1::/48"])
+    opened.check_address("a.example", "64:ff9b:1::808:808", 80)
+    for ip in (
+        "64:ff9b:1::a00:1",  # behind 96 bits
+        "64:ff9b:1:a00:0:1:808:808",  # behind 48
+        "64:ff9b:1:a:0:1:808:808",  # behind 56
+        "64:ff9b:1:0:a:0:108:808",  # behind 64
+    ):
+        assert "10.0.0." in refusal(opened, ip)
+        assert "a private address" in refusal(opened, ip)
+
+
+def test_the_own_port_on_any_address_of_this_host() -> None:
+    guard = rules(allow_networks=["0.0.0.0/0", "::/0"], own_port=5432)
+    for ip in ("127.0.0.1", "127.9.9.9", "0.0.0.0", "::", "::1", "::ffff:127.0.0.1"):
+        guard.check_address(ip, ip, 80)
+        assert "database server's own" in refusal(guard, ip, port=5432)
+    for ip in ("192.0.2.1", "8.8.8.8", "2001:db8::1"):
+        guard.check_address(ip, ip, 5432)
+
+
+def test_no_address_is_judged_as_loopback_too() -> None:
+    for ip, network in (("0.0.0.0", "0.0.0.0/8"), ("::", "::/128")):
+        refusal(PUBLIC, ip)
+        assert "a loopback address" in refusal(rules(allow_networks=[network]), ip)
+        assert "a denied network" in refusal(
+            rules(allow_networks=["0.0.0.0/0", "::/0"], deny_networks=["127.0.0.0/8", "::1"]), ip
+        )
+
+
+# ---- behind a proxy
+
+
+def behind(guard: Guard, host: str, port: int = 443) -> str | None:
+    try:
+        guard.check_behind_proxy(host, port)
+    except EgressRefused as refused:
+        return str(refused)
+    return None
+
+
+def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
+    guard = rules(deny_hosts=["*.evil.example"], deny_networks=["8.8.8.0/24"], ports="443")
+    assert behind(guard, "a.example") is None
+    assert behind(guard, "9.9.9.9") is None
+    for host, said in (
+        ("a.evil.example", "denied host"),
+        ("8.8.8.8", "denied network"),
+        ("127.1", "127.1: 127.0.0.1 is a loopback address"),
+        ("[::1]", "::1 is a loopback address"),
+        ("10.0.0.1", "a private address"),
+        ("localhost", "localhost: 127.0.0.1 is a loopback address"),
+        ("x.LocalHost.", "a loopback address"),
+    ):
+        assert said in (behind(guard, host) or ""), host
+    assert "port 80 is not allowed" in (behind(guard, "a.example", 80) or "")
+
+
+def test_behind_a_proxy_a_listed_host_is_listed_by_its_name() -> None:
+    guard = rules(egress="listed", allow_hosts=["a.example"], allow_networks=["8.8.8.0/24"])
+    assert behind(guard, "a.example") is None
+    assert behind(guard, "8.8.8.8") is None
+    for host in ("b.example", "9.9.9.9"):
+        assert "not an allowed host" in (behind(guard, host) or "")
 
 
 def test_rules_are_checked() -> None:
