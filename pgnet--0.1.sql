@@ -1374,6 +1374,44 @@ return sql_v1.form(form)
 $$;
 comment on function net._form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
+-- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
+create function net._require_utf8(headers jsonb)
+    returns void
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    charset text;
+begin
+    select lower((regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1]) into charset
+    from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null';
+    if charset not in ('utf-8', 'utf8', 'us-ascii') then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = 'body_text is sent in UTF-8, and its Content-Type says another charset',
+            hint = 'For another one give body_bytes => convert_to(..., ''LATIN1''), for example.';
+    end if;
+end
+$$;
+comment on function net._require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
+
+create function net._encode_form(form jsonb)
+    returns bytea
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    select * into made from net._form(form);
+    if made.message is not null then
+        perform net._raise(made.sqlstate, made.message, made.hint);
+    end if;
+    return convert_to(made.encoded, 'UTF8');
+end
+$$;
+comment on function net._encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+
 create function net.http_request(
     -- any method but CONNECT and TRACE
     method text,
@@ -1382,9 +1420,9 @@ create function net.http_request(
     -- at most one of the four bodies; this one is sent as JSON in UTF-8
     body jsonb default null,
     -- names and values appended to the query, percent-encoded; NULL means none
-    params jsonb default '{}',
+    params jsonb default '{}'::pg_catalog.jsonb,
     -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL means none
-    headers jsonb default '{}',
+    headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of an attempt in ms; NULL means 30000
     timeout_milliseconds integer default 30000,
     -- sent in UTF-8, as text/plain; charset=utf-8 where no Content-Type is given
@@ -1396,69 +1434,67 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- priority (smaller goes first among the requests of one host; 0) and max_redirects (lowers the setting); NULL means none
-    options jsonb default '{}'
+    options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
     returns bigint
     language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Of ASCII only: in other letters no token is one.
-    token text := upper(method collate "C");
-    chosen jsonb := coalesce(options, '{}');
-    total integer := coalesce(timeout_milliseconds, 30000);
-    typed_headers jsonb := headers;
-    content bytea := body_bytes;
-    target text;
-    form record;
-    declared_charset text;
+    -- Upper case of ASCII only: in other letters no token is one.
+    token pg_catalog.text := pg_catalog.upper(http_request.method collate "C");
+    chosen pg_catalog.jsonb := coalesce(http_request.options, '{}'::pg_catalog.jsonb);
+    total integer := coalesce(http_request.timeout_milliseconds, 30000);
+    typed_headers pg_catalog.jsonb := http_request.headers;
+    content_type pg_catalog.text;
+    content pg_catalog.bytea;
+    bodies integer;
+    others pg_catalog.jsonb;
+    target pg_catalog.text;
     request_id bigint;
 begin
-    if method is null then
-        raise exception using errcode = 'null_value_not_allowed', message = 'method must not be NULL',
-            hint = 'It is a word such as GET or PATCH.';
-    end if;
-    if num_nonnulls(body, body_text, body_form, body_bytes) > 0 then
-        if num_nonnulls(body, body_text, body_form, body_bytes) > 1 then
-            raise exception using errcode = 'invalid_parameter_value', message = 'a request has at most one body',
-                hint = 'Give one of body, body_text, body_form and body_bytes.';
+    bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
+    if bodies operator(pg_catalog.>) 1 then
+        perform net._raise('22023', 'a request has at most one body', 'Give one of body, body_text, body_form and body_bytes.');
+    elsif bodies operator(pg_catalog.=) 1 then
+        if token operator(pg_catalog.=) 'HEAD' then
+            perform net._raise('22023', 'a HEAD request has no body', 'Leave the body out, or use GET or POST.');
         end if;
-        if token = 'HEAD' then
-            raise exception using errcode = 'invalid_parameter_value', message = 'a HEAD request has no body',
-                hint = 'Leave the body out, or use GET or POST.';
+        if http_request.body is not null then
+            content_type := 'application/json';
+            content := pg_catalog.convert_to(http_request.body::pg_catalog.text, 'UTF8');
+        elsif http_request.body_text is not null then
+            content_type := 'text/plain; charset=utf-8';
+            content := pg_catalog.convert_to(http_request.body_text, 'UTF8');
+        elsif http_request.body_form is not null then
+            content_type := 'application/x-www-form-urlencoded';
+            content := net._encode_form(http_request.body_form);
+        else
+            content_type := 'application/octet-stream';
+            content := http_request.body_bytes;
         end if;
-        typed_headers := net._with_type(headers, case
-            when body is not null then 'application/json'
-            when body_text is not null then 'text/plain; charset=utf-8'
-            when body_form is not null then 'application/x-www-form-urlencoded'
-            else 'application/octet-stream' end);
+        if typed_headers is null or typed_headers operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
+            typed_headers := pg_catalog.jsonb_build_object('Content-Type', content_type);
+        else
+            typed_headers := net._with_type(typed_headers, content_type);
+        end if;
     end if;
-    target := net._check(token, url, params, typed_headers, total, chosen);
+    if token is null then
+        perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
+    end if;
+    target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
     if target is null then
-        target := net._second_look(token, url, params, typed_headers, total, chosen);
+        target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
-    if body is not null then
-        content := convert_to(body::text, 'UTF8');
-    elsif body_text is not null then
-        select (regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1] into declared_charset
-        from jsonb_each(typed_headers) h where lower(h.key) = 'content-type';
-        if lower(declared_charset) not in ('utf-8', 'utf8', 'us-ascii') then
-            raise exception using errcode = 'invalid_parameter_value',
-                message = 'body_text is sent in UTF-8, and its Content-Type says another charset',
-                hint = 'For another one give body_bytes => convert_to(..., ''LATIN1''), for example.';
-        end if;
-        content := convert_to(body_text, 'UTF8');
-    elsif body_form is not null then
-        select * into form from net._form(body_form);
-        if form.message is not null then
-            perform net._raise(form.sqlstate, form.message, form.hint);
-        end if;
-        content := convert_to(form.encoded, 'UTF8');
+    if http_request.body_text is not null then
+        perform net._require_utf8(typed_headers);
     end if;
+    -- Checked by now: an object.
+    others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
-    values (token, target, typed_headers, content, total, coalesce((chosen ->> 'priority')::smallint, 0), context,
-        nullif(chosen - 'priority', '{}'))
+    values (token, target, typed_headers, content, total,
+        coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
+        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
     returning id into request_id;
     return request_id;
 end

@@ -451,6 +451,17 @@ def test_any_search_path(database: Database) -> None:
             "create function evil.upper(pg_catalog.text) returns pg_catalog.text"
             " language sql as $$ select 'EVIL' $$"
         )
+        for left, right in (("integer", "integer"), ("pg_catalog.jsonb", "pg_catalog.jsonb")):
+            name = left.rpartition(".")[2]
+            connection.execute(
+                f"create function evil.{name}_eq({left}, {right}) returns boolean"
+                " language plpgsql as $$ begin raise exception 'EVIL'; end $$"
+            )
+            for operator in ("=", "<>", ">"):
+                connection.execute(
+                    f"create operator evil.{operator} (leftarg = {left}, rightarg = {right},"
+                    f" function = evil.{name}_eq)"
+                )
         connection.execute("set search_path = evil, pg_catalog")
         row = connection.execute(
             "select net.http_request('put', 'http://127.0.0.1/',"
