@@ -70,6 +70,11 @@ test: ## run everything: verify, lint, pg_regress, pytest
 # The recipe is PGXS's own, which reads REGRESS above.
 installcheck: build/regress ## run pg_regress on the cluster that PGHOST, PGPORT and PGUSER name
 
+fuzz: ## random requests to a strict server: make fuzz CASES=200000; SEED=n makes the same ones again
+	@tools/deps run demo test
+	@$(MAKE) --no-print-directory installed-here
+	@$(MAKE) --no-print-directory run-fuzz
+
 lint: $(VENV)/stamp ## ruff, mypy, pgspot, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -100,8 +105,8 @@ dist: verify ## pack a release from the last commit
 
 clean: clean-here ## remove what was built
 
-.PHONY: help deps install uninstall demo psql test installcheck lint verify bench script format dist clean \
-	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-bench
+.PHONY: help deps install uninstall demo psql test installcheck fuzz lint verify bench script format dist clean \
+	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-fuzz run-bench
 
 # ---- what stands behind them
 
@@ -175,6 +180,11 @@ run-test: $(VENV)/stamp
 	done; \
 	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) || failed="$$failed pytest"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+CASES ?= 100000
+run-fuzz: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+run-fuzz: $(VENV)/stamp
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/test_strict.py
 
 run-bench: $(VENV)/stamp
 	@for part in $(sort $(wildcard bench/*.py)); do $(VENV)/bin/python $$part || exit 1; done

@@ -789,7 +789,7 @@ as $$
         ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
         ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
-        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port; one with a password as a secret'),
+        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
@@ -830,8 +830,8 @@ begin
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'proxy' then
-            if plain is null or plain !~ '^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$' then
-                return 'must be http://host:port or https://host:port; one with user and password is given as {"secret": name}';
+            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)$' then
+                return 'must be http://host:port, https://host:port or direct; one with user and password is given as {"secret": name}';
             end if;
         when 'certificate' then
             if plain is null or position('-----BEGIN CERTIFICATE-----' in plain) = 0 then
@@ -883,7 +883,14 @@ begin
     exception when data_exception then
         null; -- a name
     end;
-    return net._host_pattern(host);
+    begin
+        return net._host_pattern(host);
+    exception when invalid_parameter_value then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern %s', coalesce('"' || host || '"', 'NULL')),
+            hint = 'Give a host name without scheme and port, *.example.com for every name below it, an address in its usual form, or * for every host.';
+    end;
 end
 $$;
 comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
@@ -2036,6 +2043,7 @@ create function net._rescue()
     returns double precision
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 declare
     rescue_after interval := net._current_setting('rescue_after');
@@ -2084,6 +2092,7 @@ create function net._expire()
     set enable_seqscan = off
     set enable_bitmapscan = off
     set enable_sort = off
+    set jit = off
 as $$
 declare
     ttl interval := net._current_setting('ttl');
@@ -2117,6 +2126,7 @@ create function net._tend(worker_id bigint)
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 declare
     configuration record;
@@ -2862,6 +2872,7 @@ declare
     waiting bigint;
     workers bigint;
     unverified text;
+    missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
 begin
@@ -2912,11 +2923,15 @@ begin
         null::text;
 
     unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
-    return query select 'hosts', unverified is null,
-        coalesce('the certificate is NOT checked of: ' || unverified,
+    missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
+        from net.host h cross join jsonb_each(h.settings) v
+        where jsonb_typeof(v.value) = 'object' and not exists (select from net.secret s where s.name = v.value ->> 'secret'));
+    return query select 'hosts', unverified is null and missing is null,
+        coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
             format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
         case when unverified is not null then
-            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').' end;
+            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
+            when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
     return query
     with held as (
         select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s

@@ -11,7 +11,7 @@ as $$
         ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
         ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
-        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port; one with a password as a secret'),
+        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
@@ -52,8 +52,8 @@ begin
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'proxy' then
-            if plain is null or plain !~ '^https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?$' then
-                return 'must be http://host:port or https://host:port; one with user and password is given as {"secret": name}';
+            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)$' then
+                return 'must be http://host:port, https://host:port or direct; one with user and password is given as {"secret": name}';
             end if;
         when 'certificate' then
             if plain is null or position('-----BEGIN CERTIFICATE-----' in plain) = 0 then
@@ -105,7 +105,14 @@ begin
     exception when data_exception then
         null; -- a name
     end;
-    return net._host_pattern(host);
+    begin
+        return net._host_pattern(host);
+    exception when invalid_parameter_value then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern %s', coalesce('"' || host || '"', 'NULL')),
+            hint = 'Give a host name without scheme and port, *.example.com for every name below it, an address in its usual form, or * for every host.';
+    end;
 end
 $$;
 comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';

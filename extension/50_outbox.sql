@@ -311,6 +311,7 @@ create function net._rescue()
     returns double precision
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 declare
     rescue_after interval := net._current_setting('rescue_after');
@@ -359,6 +360,7 @@ create function net._expire()
     set enable_seqscan = off
     set enable_bitmapscan = off
     set enable_sort = off
+    set jit = off
 as $$
 declare
     ttl interval := net._current_setting('ttl');
@@ -392,6 +394,7 @@ create function net._tend(worker_id bigint)
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set jit = off
 as $$
 declare
     configuration record;

@@ -34,6 +34,7 @@ declare
     waiting bigint;
     workers bigint;
     unverified text;
+    missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
 begin
@@ -84,11 +85,15 @@ begin
         null::text;
 
     unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
-    return query select 'hosts', unverified is null,
-        coalesce('the certificate is NOT checked of: ' || unverified,
+    missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
+        from net.host h cross join jsonb_each(h.settings) v
+        where jsonb_typeof(v.value) = 'object' and not exists (select from net.secret s where s.name = v.value ->> 'secret'));
+    return query select 'hosts', unverified is null and missing is null,
+        coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
             format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
         case when unverified is not null then
-            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').' end;
+            'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
+            when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
     return query
     with held as (
         select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s

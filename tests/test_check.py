@@ -20,6 +20,8 @@ ITEMS = [
     "queue",
     "rights",
     "egress",
+    "hosts",
+    "secrets",
     "pg_cron",
 ]
 

@@ -109,6 +109,7 @@ def test_merged_and_reset(hosts: Database) -> None:
         {"proxy": "http://proxy.example:3128"},
         {"proxy": "https://[2001:db8::1]:3128/"},
         {"proxy": {"secret": "a-proxy"}},
+        {"proxy": "direct"},
         {"ca": PEM},
         {"client_certificate": PEM, "client_key": {"secret": "a-key"}},
         {"verify": True},
@@ -175,6 +176,16 @@ def test_verification_is_switched_off_by_name_and_loudly(hosts: Database) -> Non
     row = hosts.row(checked)
     assert row is not None
     assert row[0]
+
+
+def test_a_secret_that_was_dropped_is_told(hosts: Database) -> None:
+    hosts.execute("select net.set_secret('gone', 'http://u:p@proxy.example:1')")
+    configure(hosts, "a.example", {"proxy": {"secret": "gone"}})
+    hosts.execute("select net.drop_secret('gone')")
+    row = hosts.row("select ok, detail, hint from net.check() where item = 'hosts'")
+    assert row is not None
+    assert row[:2] == (False, "secrets that are not there any more: gone of a.example")
+    assert "net.set_secret" in row[2]
 
 
 def test_the_key_is_nowhere_to_be_seen(hosts: Database) -> None:

@@ -328,3 +328,22 @@ def test_what_is_deleted_while_it_waits_is_not_sent(database: Database, nginx: N
     database.execute("call net.drain()")
     assert database.value("select count(*) from net._http_response") == 5
     wait_until(lambda: len(nginx.requests()), lambda n: n == 5, "five requests at the server")
+
+
+def test_nothing_that_workers_call_is_compiled_by_the_jit(database: Database) -> None:
+    """Compiling takes longer than all of the work: the estimates of these queries are high."""
+    compiled = database.rows(
+        """
+        select proname from pg_proc
+        where pronamespace = 'net'::regnamespace
+            and proname in ('_claim', '_store', '_secrets', '_tend', '_rescue', '_expire')
+            and not coalesce('jit=off' = any (proconfig), false)
+        """
+    )
+    assert compiled == []
+    database.execute("set jit_above_cost = 0")
+    database.execute("call net.drain()")
+    began = time.monotonic()
+    for _ in range(5):
+        database.execute("call net.drain()")
+    assert time.monotonic() - began < 5 * 0.2
