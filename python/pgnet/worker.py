@@ -34,6 +34,8 @@ log = logging.getLogger("pgnet.worker")
 
 # Bytes of request bodies that one claim brings into memory.
 _CLAIM_BYTES = 64 << 20
+# Bytes of response bodies that may wait to be recorded while more requests are claimed.
+_UNRECORDED_BYTES = 64 << 20
 # Bytes of response bodies that one recording takes.
 _RECORD_BYTES = 8 << 20
 # One host never has all of the slots: others find room, however slow it is.
@@ -99,6 +101,7 @@ class Worker:
         self._full_hosts: list[str] = []
         self._after_host = ""
         self._answers: deque[tuple[_Flight, Answer | str]] = deque()
+        self._unrecorded = 0
         self._outcomes: list[Outcome] = []
         self._held_up: list[Outcome] = []
         self._held_until = 0.0
@@ -218,7 +221,7 @@ class Worker:
             self._held_up = []
         self._window.adjust(len(self._flights))
         free = self._window.size - len(self._flights)
-        wanted = claim and self._look and free > 0
+        wanted = claim and self._look and free > 0 and self._unrecorded < _UNRECORDED_BYTES
         if claim and self._look and not wanted:
             self._wake_next()
         waiting = len(self._answers) + len(self._outcomes)
@@ -286,6 +289,7 @@ class Worker:
                     break
                 # One at a time: what waits stays as it came.
                 flight, answer = self._answers.popleft()
+                self._unrecorded -= _size(answer)
                 self._outcomes.append(self._outcome(flight, answer))
             size += self._outcomes[count].size
             count += 1
@@ -372,6 +376,7 @@ class Worker:
         if not self._answers and not self._outcomes:
             self._first_answer = time.monotonic()
         self._answers.append((flight, answer))
+        self._unrecorded += _size(answer)
         self._event.set()
 
     def _land(self, flight: _Flight) -> None:
@@ -382,8 +387,10 @@ class Worker:
             del self._hosts[host]
         if host in self._full_hosts:
             self._look = True
-        if flight.handle is not None:
-            flight.handle.cancel()
+        # Taken away, not only ended: it knows the flight, and together they would keep the answer.
+        handle, flight.handle = flight.handle, None
+        if handle is not None:
+            handle.cancel()
 
     def _tend(self) -> None:
         tending = self._outbox.tend()
@@ -477,6 +484,10 @@ class Worker:
             log.warning("giving back %d requests that were in flight", len(claims))
             with contextlib.suppress(OutboxLost):
                 self._outbox.release(claims, "The worker stopped while it was in flight.")
+
+
+def _size(answer: Answer | str) -> int:
+    return 0 if isinstance(answer, str) else len(answer.content)
 
 
 def _file_slots() -> int:
