@@ -1263,7 +1263,7 @@ create function net._with_type(headers jsonb, content_type text)
 as $$
 begin
     if jsonb_typeof(headers) is distinct from 'object' then
-        return case when headers is null or headers = 'null' then jsonb_build_object('Content-Type', content_type) else headers end;
+        return case when headers is null then jsonb_build_object('Content-Type', content_type) else headers end;
     end if;
     if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
         return headers;
