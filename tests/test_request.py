@@ -161,9 +161,9 @@ def test_nesting_deeper_than_python_writes() -> None:
 def test_a_url_longer_than_libcurl_takes() -> None:
     url = "http://localhost/".ljust(request.MAX_URL_LENGTH, "a")
     assert request.canonical_url(url) == url
-    with pytest.raises(InvalidRequest, match="it is longer than 8000000 characters"):
+    with pytest.raises(InvalidRequest, match="it is longer than 400000 characters"):
         request.canonical_url(url + "a")
-    with pytest.raises(InvalidRequest, match="it is longer than 8000000 characters"):
+    with pytest.raises(InvalidRequest, match="it is longer than 400000 characters"):
         request.add_params(url, {"a": "b"})
 
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     SecretValue = Callable[[str, dict[str, object]], str]
 
-# libcurl takes no URL that is longer.
-MAX_URL_LENGTH = 8_000_000
+# Together less than 1 MiB: libcurl sends no longer head of a request.
+MAX_URL_LENGTH = 400_000
+MAX_HEADERS_LENGTH = 400_000
 
 INVALID_PARAMETER_VALUE = "22023"
 NOT_NULL_VIOLATION = "23502"
@@ -578,7 +579,14 @@ def flatten_headers(
             pairs.append((name, _header_value(name, value, secret_value)))
         if lower in _SINGLE and sum(known.lower() == lower for known, _ in pairs) > 1:
             raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
+    # With the colon, the space and the line's end.
+    if sum([len(name) + _utf8_length(value) + 4 for name, value in pairs]) > MAX_HEADERS_LENGTH:
+        raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")
     return pairs
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _header_value(name: str, value: object, secret_value: SecretValue | None) -> str:
