@@ -48,6 +48,8 @@ _POLL_INTERVAL = 1.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 5.0
 # It commits at least this often, so that its transaction never looks old.
 _LONGEST_SLEEP = 60.0
+# Seconds after which a request in flight is none of the window's any more.
+_YOUTH = 0.25
 # How often the window is judged while requests wait for it, in seconds.
 _WINDOW_INTERVAL = 0.01
 # A worker whose slots are full wakes the next one this often, in seconds.
@@ -97,6 +99,8 @@ class Worker:
         self._rules: tuple[dict[str, Any], Limits, HostTable] | None = None
         self._masks: Sequence[Mask] = ()
         self._flights: dict[int, _Flight] = {}
+        # When they began, the first one first; those that are young.
+        self._young: dict[int, float] = {}
         self._hosts: Counter[str] = Counter()
         self._full_hosts: list[str] = []
         self._after_host = ""
@@ -219,8 +223,7 @@ class Worker:
         if self._held_up and now >= self._held_until:
             self._outcomes += self._held_up
             self._held_up = []
-        self._window.adjust(len(self._flights))
-        free = self._window.size - len(self._flights)
+        free = self._room(now)
         wanted = claim and self._look and free > 0 and self._unrecorded < _UNRECORDED_BYTES
         if claim and self._look and not wanted:
             self._wake_next()
@@ -237,6 +240,20 @@ class Worker:
             return False
         self._turn(self._demand(free) if wanted else None)
         return True
+
+    def _room(self, now: float) -> int:
+        """How many more requests may be in flight now.
+
+        The window is for those that keep the loop busy. Who has been on the way for a while mostly
+        waits for a server that hangs, and must not take the room of others.
+        """
+        while self._young:
+            flight_id = next(iter(self._young))
+            if now - self._young[flight_id] < _YOUTH:
+                break
+            del self._young[flight_id]
+        self._window.adjust(len(self._young))
+        return min(self._window.size - len(self._young), self._window.most - len(self._flights))
 
     def _demand(self, free: int) -> Demand:
         cap = self._host_cap()
@@ -317,7 +334,7 @@ class Worker:
     def _wake_next(self) -> None:
         """Have another worker take what this one has no room for, if there is one."""
         now = time.monotonic()
-        full = len(self._flights) >= self._window.size or self._hosts_at_cap()
+        full = self._room(now) <= 0 or self._hosts_at_cap()
         if full and now >= self._next_helper:
             self._next_helper = now + _HELPER_INTERVAL
             self._outbox.wake_next()
@@ -347,6 +364,7 @@ class Worker:
             # Past its deadline the claim was free again, and this worker is who took it.
             self._land(former)
         self._flights[claim.id] = flight
+        self._young[claim.id] = time.monotonic()
         self._hosts[claim.host] += 1
         try:
             flight.assembled = assembled = assemble(claim, secrets, self._directory, self._masks)
@@ -382,6 +400,7 @@ class Worker:
     def _land(self, flight: _Flight) -> None:
         host = flight.claim.host
         del self._flights[flight.claim.id]
+        self._young.pop(flight.claim.id, None)
         self._hosts[host] -= 1
         if not self._hosts[host]:
             del self._hosts[host]
