@@ -8,7 +8,6 @@ are made of.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import functools
 import zlib
 from collections.abc import Callable, Iterator
@@ -159,9 +158,9 @@ def _brotli() -> Any:
 
     Python's modules for it cannot bound what they make at once.
     """
-    path = ctypes.util.find_library("brotlidec") or "libbrotlidec.so.1"
     try:
-        library = ctypes.CDLL(path)
+        # By its name alone: ctypes' own search starts processes.
+        library = ctypes.CDLL("libbrotlidec.so.1")
     except OSError:
         return None
     pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
