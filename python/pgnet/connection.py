@@ -269,7 +269,7 @@ class ConnectionSettings:
         set_option(pycurl.NOPROXY, "")
         # What is for the server is not for the proxy that only passes it on.
         set_option(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
-        set_option(pycurl.PROXYHEADER, ["Proxy-Connection:"])
+        set_option(pycurl.PROXYHEADER, ["Proxy-Connection:", "User-Agent:"])
         if proxy.username is not None:
             set_option(pycurl.PROXYAUTH, pycurl.HTTPAUTH_BASIC)
             set_option(pycurl.PROXYUSERNAME, proxy.username)

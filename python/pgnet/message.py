@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any
 
+import pycurl
 import requests
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
@@ -109,6 +110,38 @@ def parse_headers(head: bytes) -> tuple[str, str, list[tuple[str, str]]]:
         rest = re.sub(r"[ \t\r]*\n[ \t]+(?=\S)", " ", rest)
     fields = [(name, value.rstrip("\r \t")) for name, value in _FIELD.findall(rest)]
     return version[5:], reason[4:].strip(), fields
+
+
+_STATUS_LINE = re.compile(rb"HTTP/(1\.[0-9]|[23]) ([0-9]{3})(?:[ \r\n]|\Z)")
+_LENGTHS = re.compile(rb"\ncontent-length:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_CODINGS = re.compile(rb"\ncontent-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_SWITCHING_PROTOCOLS = b"101"
+# CURLE_WEIRD_SERVER_REPLY, which pycurl has no name for.
+_WEIRD_SERVER_REPLY = 8
+
+
+def fault_of_head(head: bytes) -> int:
+    """libcurl's code for what is wrong with a header section, where it would go on; 0 if nothing.
+
+    A version that is none; a protocol that nobody asked to switch to; a Content-Length that is no
+    number, or several that differ (RFC 9110, section 8.6): who believes another one of them finds
+    an answer within the answer.
+    """
+    status = _STATUS_LINE.match(head)
+    if status is None:
+        return int(pycurl.E_UNSUPPORTED_PROTOCOL)
+    if status[2] == _SWITCHING_PROTOCOLS:
+        return _WEIRD_SERVER_REPLY
+    lengths = {value.strip() for value in _LENGTHS.findall(head)}
+    if len(lengths) > 1 or any(_LENGTH.fullmatch(value) is None for value in lengths):
+        return _WEIRD_SERVER_REPLY
+    return 0
+
+
+def content_encoding(head: bytes) -> str:
+    """The field Content-Encoding of a header section, repeats joined."""
+    return ",".join(value.decode("latin-1") for value in _CODINGS.findall(head))
 
 
 def _as_utf8(line: bytes) -> bytes:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import functools
 import html
 import os
 import re
@@ -29,6 +30,8 @@ from pgnet.request import InvalidRequest, canonical_url, split_secret_url
 MIN_LENGTH = 8
 MAX_LENGTH = 65_536
 MASK = "***"
+# Steps that the search through one text may take: a second or two.
+_MOST_STEPS = 1_000_000
 # How often a segment of a path may be percent-encoded.
 _LAYERS = 5
 
@@ -137,7 +140,8 @@ def _is_plain(segment: str) -> bool:
     text = unicodedata.normalize("NFKC", text)
     if re.search(r"[/\\]|%[uU]|[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
         return False
-    return text.partition(";")[0].strip() not in (".", "..")
+    printed = "".join([c for c in text if c.isprintable() and c != " "])
+    return printed.partition(";")[0] not in (".", "..")
 
 
 # --- How it gets into a request -------------------------------------------------------------------
@@ -361,7 +365,8 @@ class Mask:
 
     As they are; percent-encoded, once or more often; escaped as in JSON, and JSON in JSON; escaped
     as in HTML; in base64, alone or within other text; in hexadecimal; in UTF-16. What a server
-    turns into anything else (encrypted, reversed, in pieces) is not found.
+    turns into anything else (encrypted, reversed, in pieces) is not found. A text that is made to
+    keep the search busy is replaced as a whole.
     """
 
     __slots__ = ("_values",)
@@ -374,16 +379,47 @@ class Mask:
 
     def text(self, text: str) -> str:
         """Return the text with *** in place of the values."""
-        spans = [span for value in self._values for span in value.spans(text)]
+        search = _Search(text)
+        try:
+            spans = [span for value in self._values for span in value.spans(search)]
+        except _TooMuch:
+            return MASK
         return _cut(text, spans) if spans else text
 
     def bytes(self, data: bytes) -> bytes:
         """Return the bytes with *** in place of the values, in UTF-8, Latin-1 or UTF-16."""
-        spans: list[tuple[int, int]] = []
-        if self._values:
-            text = data.decode("latin-1")
-            spans = [span for value in self._values for span in value.spans(text)]
-        return _cut(text, spans).encode("latin-1") if spans else data
+        if not self._values:
+            return data
+        text = data.decode("latin-1")
+        masked = self.text(text)
+        return data if masked is text else masked.encode("latin-1")
+
+
+class _TooMuch(Exception):
+    """The search takes longer than any text should cost."""
+
+
+class _Search:
+    """A search through one text, which does not take for ever."""
+
+    __slots__ = ("_left", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._left = _MOST_STEPS
+
+    def spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise _TooMuch
+
+    def places(self, part: str) -> Iterator[int]:
+        """Where a part stands."""
+        place = self.text.find(part)
+        while place >= 0:
+            self.spend(1)
+            yield place
+            place = self.text.find(part, place + 1)
 
 
 def _cut(text: str, spans: list[tuple[int, int]]) -> str:
@@ -399,37 +435,62 @@ def _cut(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 class _Masked:
-    """One value: fixed forms that are searched for as they are, and a pattern for the others."""
+    """One value: forms that are searched for whole, and others that mix character by character.
 
-    __slots__ = ("_anchor", "_fixed", "_pattern", "_value")
+    The latter are found from the longest run of letters and digits, which no usual encoding
+    touches: from there both ways as far as each next character stands there in one of its forms.
+    So an answer that was made to keep the search busy costs little more than any other.
+    """
+
+    __slots__ = ("_anchor", "_pieces", "_value", "_whole")
 
     def __init__(self, value: str) -> None:
         self._value = value
-        # No usual encoding touches these: where they are not, the pattern does not match.
         self._anchor = max(re.findall(r"[A-Za-z0-9]*", value), key=len)
         # What is shorter may be part of anything.
-        self._fixed = {form for form in _fixed_forms(value) if len(form) >= MIN_LENGTH}
-        self._pattern: re.Pattern[str] | None = None
+        self._whole = {form for form in _whole_forms(value) if len(form) >= MIN_LENGTH}
+        self._pieces: tuple[list[_Piece], list[_Piece]] | None = None
 
-    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+    def spans(self, search: _Search) -> Iterator[tuple[int, int]]:
         """Where the value stands in a text; spans may overlap."""
-        for form in self._fixed:
-            start = text.find(form)
-            while start >= 0:
+        for form in self._whole:
+            for start in search.places(form):
                 yield start, start + len(form)
-                start = text.find(form, start + 1)
-        if self._anchor not in text:
-            return
-        if self._pattern is None:
+        if self._anchor:
+            if self._anchor not in search.text:
+                return
+            pivots = {self._anchor}
+        else:
+            pivots = _forms(self._value[0]).all
+        if self._pieces is None:
             # Late: hardly any answer gets here.
-            self._pattern = re.compile("".join(_alternatives(self._value)))
-        match = self._pattern.search(text)
-        while match is not None:
-            yield match.span()
-            match = self._pattern.search(text, match.start() + 1)
+            begin = self._value.find(self._anchor)
+            end = begin + (len(self._anchor) or 1)
+            self._pieces = _pieces_of(self._value[:begin])[::-1], _pieces_of(self._value[end:])
+        for pivot in pivots:
+            for place in search.places(pivot):
+                span = self._around(search, place, place + len(pivot))
+                if span is not None:
+                    yield span
+
+    def _around(self, search: _Search, start: int, end: int) -> tuple[int, int] | None:
+        """The whole value around its part that stands there."""
+        assert self._pieces is not None
+        before, after = self._pieces
+        starts, ends = {start}, {end}
+        for piece in before:
+            starts = piece.starts(search, starts)
+            if not starts:
+                return None
+        for piece in after:
+            ends = piece.ends(search, ends)
+            if not ends:
+                return None
+        return min(starts), max(ends)
 
 
-def _fixed_forms(value: str) -> Iterator[str]:
+def _whole_forms(value: str) -> Iterator[str]:
+    """The forms in which each character is written in the same way, or none for itself."""
     data = value.encode("utf-8", "surrogatepass")
     for alphabet in (None, b"-_"):
         yield base64.b64encode(data, alphabet).decode().rstrip("=")
@@ -451,56 +512,92 @@ def _fixed_forms(value: str) -> Iterator[str]:
 
 
 # What encoders leave as it is.
-_LITERAL = re.compile(r"[A-Za-z0-9_.-]+")
-_ENTITIES = {"'": ["&apos;"], "\xa0": ["&nbsp;"]}
+_LITERAL = re.compile(r"[A-Za-z0-9_.-]+|(?s:.)")
 
 
-def _alternatives(value: str) -> Iterator[str]:
-    """A pattern for each piece of the value, which matches all of its forms."""
-    position = 0
-    while position < len(value):
-        literal = _LITERAL.match(value, position)
-        if literal is not None:
-            yield re.escape(literal[0])
-            position = literal.end()
-        else:
-            forms = dict.fromkeys(_forms(value[position]))
-            yield f"(?:{'|'.join(forms)})"
-            position += 1
+class _Piece:
+    """A part of a value in all the ways in which it may stand in a text."""
+
+    __slots__ = ("_by_first", "_by_last", "all")
+
+    def __init__(self, forms: Iterable[str]) -> None:
+        self.all = set(forms)
+        self._by_first: dict[str, list[str]] = {}
+        self._by_last: dict[str, list[str]] = {}
+        for form in self.all:
+            self._by_first.setdefault(form[0], []).append(form)
+            self._by_last.setdefault(form[-1], []).append(form)
+
+    def ends(self, search: _Search, starts: set[int]) -> set[int]:
+        """Where it ends that begins at one of these places."""
+        text = search.text
+        search.spend(len(starts))
+        return {
+            start + len(form)
+            for start in starts
+            for form in self._by_first.get(text[start : start + 1], ())
+            if text.startswith(form, start)
+        }
+
+    def starts(self, search: _Search, ends: set[int]) -> set[int]:
+        """Where it begins that ends at one of these places."""
+        text = search.text
+        search.spend(len(ends))
+        return {
+            end - len(form)
+            for end in ends
+            if end
+            for form in self._by_last.get(text[end - 1], ())
+            if len(form) <= end and text.startswith(form, end - len(form))
+        }
 
 
-def _forms(character: str) -> Iterator[str]:
+def _pieces_of(text: str) -> list[_Piece]:
+    return [
+        _forms(part) if len(part) == 1 else _Piece([part]) for part in re.findall(_LITERAL, text)
+    ]
+
+
+@functools.lru_cache(maxsize=512)
+def _forms(character: str) -> _Piece:
+    return _Piece(_character_forms(character))
+
+
+def _character_forms(character: str) -> Iterator[str]:
+    yield character
+    if character.isalnum() and character.isascii():
+        return
     data = character.encode("utf-8", "surrogatepass")
-    # A backslash may be doubled with each layer of JSON, a percent sign grows by "25".
-    if character == "\\":
-        yield r"\\{1,16}"
-    elif character in "\"/'":
-        yield rf"\\{{0,15}}{re.escape(character)}"
-    else:
-        yield re.escape(character)
-    if character == "\t":
-        yield r"\\{1,15}t"
-    yield re.escape(data.decode("latin-1"))
-    yield "".join([f"%(?:25)*{_hex(byte, 2)}" for byte in data])
+    yield data.decode("latin-1")
+    for octets in ([f"{byte:02X}" for byte in data], [f"{byte:02x}" for byte in data]):
+        for layers in range(4):
+            yield "".join([f"%{'25' * layers}{octet}" for octet in octets])
     if character == " ":
-        yield r"\+"
-    units = character.encode("utf-16-be", "surrogatepass")
-    yield "".join(
-        [
-            rf"\\{{1,15}}u{_hex(int.from_bytes(units[i : i + 2], 'big'), 4)}"
-            for i in range(0, len(units), 2)
-        ]
-    )
-    if ord(character) < 256:
-        yield rf"\\{{1,15}}x{_hex(ord(character), 2)}"
-    escaped = r"\\{0,15}" if character in "\"/'" else ""
-    for entity in (*_ENTITIES.get(character, ()), html.escape(character)):
-        if len(entity) > 1:
-            yield rf"{escaped}&(?:amp;)*{entity[1:]}"
-    yield rf"{escaped}&(?:amp;)*#0*{ord(character)};"
-    yield rf"{escaped}&(?:amp;)*#[xX]0*{_hex(ord(character), 1)};"
+        yield "+"
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    escapes = [f"u{units[i : i + 4]}" for i in range(0, len(units), 4)]
+    named = {"\t": "t", '"': '"', "/": "/", "'": "'"}.get(character)
+    # JSON in JSON doubles each backslash; before a quote there is one more each time.
+    for count in (1, 2, 4, 8):
+        for written in (escapes, [f"u{escape[1:].upper()}" for escape in escapes]):
+            yield "".join(["\\" * count + escape for escape in written])
+        if ord(character) < 256:
+            yield "\\" * count + f"x{ord(character):02x}"
+        if character == "\\":
+            yield "\\" * count
+    if named is not None:
+        for count in range(1, 9):
+            yield "\\" * count + named
+    number = ord(character)
+    entities = {f"#{number};", f"#0{number};", f"#x{number:x};", f"#x{number:X};", f"#X{number:X};"}
+    entities |= {html.escape(character)[1:], _ENTITIES.get(character, "")} - {""}
+    for entity in entities:
+        for layers in range(3):
+            form = f"&{'amp;' * layers}{entity}"
+            yield form
+            if named is not None:
+                for count in range(1, 4):
+                    yield "\\" * count + form
 
 
-def _hex(number: int, width: int) -> str:
-    """A pattern for a hexadecimal number in either case of letters."""
-    return "".join([f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{number:0{width}x}"])
+_ENTITIES = {"'": "apos;", "\xa0": "nbsp;"}

@@ -27,17 +27,23 @@ from pgnet.connection import (
     is_plain,
     match_origin,
 )
+from pgnet.decoding import BodyTooLarge, Decoder, DecodingError
 from pgnet.guard import EgressRefused, Guard
 from pgnet.host import HostSettings, HostTable, literal_address
-from pgnet.message import encode_headers
+from pgnet.message import content_encoding, encode_headers, fault_of_head
 from pgnet.resolve import Lookup, ResolveError, Resolver
 from pgnet.wire_error import WireError, words
 
 __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
-_CODINGS = "gzip, deflate, br"
+# libcurl's own limit of a line, and what it says of a longer one.
+_LONGEST_LINE = 102_400
+_LINE_TOO_LONG = (pycurl.E_OUT_OF_MEMORY, 100)
+# A piece of a body that is smaller waits for more of them.
+_CRUMB = 4096
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
+_NUDGE_INTERVAL = 0.02
 # A pooled handle gives back what it holds of a request body above this size.
 _LARGE_BODY = 65536
 _MOST_ROUTES = 10_000
@@ -104,6 +110,7 @@ class Transfer:
     __slots__ = (
         "_addresses",
         "_chunks",
+        "_crumbs",
         "_lookup",
         "_multi",
         "_slot",
@@ -166,6 +173,7 @@ class Transfer:
         self.address: str | None = None
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._chunks: list[bytes] = []
+        self._crumbs = bytearray()
         self._addresses: tuple[str, ...] = ()
         self._slot: _Slot | None = None
         self._multi: _Multi | None = None
@@ -174,10 +182,26 @@ class Transfer:
     @property
     def content(self) -> bytes:
         """The body that came, decoded."""
+        self._sweep()
         chunks = self._chunks
         if len(chunks) > 1:
             chunks[:] = [b"".join(chunks)]
         return chunks[0] if chunks else b""
+
+    def add(self, chunk: bytes) -> None:
+        """Some more of the body. Small pieces would cost many times their size: they are joined."""
+        if not self._chunks or len(chunk) >= _CRUMB:
+            self._sweep()
+            self._chunks.append(chunk)
+            return
+        self._crumbs += chunk
+        if len(self._crumbs) >= 16 * _CRUMB:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        if self._crumbs:
+            self._chunks.append(bytes(self._crumbs))
+            self._crumbs.clear()
 
     def again(
         self,
@@ -198,6 +222,7 @@ class Transfer:
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
         self._chunks, self._addresses = [], ()
+        self._crumbs.clear()
         self.done = done
 
     def fail(self, error: WireError) -> None:
@@ -233,14 +258,14 @@ class Failure:
 
     code, text: libcurl's number and words for it.
     sent: the server may have seen the request.
-    proxy: the name of the proxy, where it was the proxy that failed.
+    fault: plain words for it, where it was a proxy that failed.
     overrun: which limit was exceeded; refusal: why no connection was made.
     """
 
     code: int
     text: str
     sent: bool
-    proxy: str | None
+    fault: str | None
     overrun: str | None
     refusal: EgressRefused | None
 
@@ -254,11 +279,13 @@ class _Slot:
 
     __slots__ = (
         "body_bytes",
+        "coding",
         "connection",
         "curl",
+        "decoder",
+        "fault",
         "header_bytes",
         "headers",
-        "lines",
         "method",
         "mode",
         "multi",
@@ -266,6 +293,7 @@ class _Slot:
         "overrun",
         "peer",
         "refusal",
+        "section",
         "timeouts",
         "transfer",
         "transport",
@@ -287,7 +315,11 @@ class _Slot:
         self.overrun: str | None = None
         self.refusal: EgressRefused | None = None
         self.opened = False
-        self.lines: list[bytes] = []
+        # A code of libcurl's for what it takes, and we do not.
+        self.fault = 0
+        self.section = bytearray()
+        self.coding = ""
+        self.decoder: Decoder | None = None
         self.header_bytes = self.body_bytes = 0
         set_option = curl.setopt
         set_option(pycurl.NOSIGNAL, 1)
@@ -297,12 +329,11 @@ class _Slot:
         set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         set_option(pycurl.REDIR_PROTOCOLS, 0)
         set_option(pycurl.HTTP09_ALLOWED, 0)
-        set_option(pycurl.ACCEPT_ENCODING, _CODINGS)
         set_option(pycurl.TCP_NODELAY, 1)
         set_option(pycurl.WRITEFUNCTION, self._on_body)
         set_option(pycurl.HEADERFUNCTION, self._on_header)
         set_option(pycurl.OPENSOCKETFUNCTION, self._on_open)
-        set_option(pycurl.SOCKOPTFUNCTION, multi.on_new_socket)
+        set_option(pycurl.SOCKOPTFUNCTION, self._on_opened)
         connection.apply(curl)
 
     def prepare(self, transfer: Transfer, address: str, more: int) -> None:
@@ -377,8 +408,9 @@ class _Slot:
     def release(self) -> None:
         """Let go of what belonged to the transfer."""
         transfer, self.transfer = self.transfer, None
-        self.overrun = self.refusal = None
-        self.lines.clear()
+        self.overrun = self.refusal = self.decoder = None
+        self.coding, self.fault = "", 0
+        self.section.clear()
         if transfer is not None:
             transfer._slot = None
             if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
@@ -392,9 +424,9 @@ class _Slot:
         if self.header_bytes > transfer.max_header_bytes:
             self.overrun = f"response headers exceed {transfer.max_header_bytes} bytes"
             return 0
-        self.lines.append(line)
-        if len(line) < 3:
-            self._end_section(transfer)
+        self.section += line
+        if len(line) < 3 and not line.strip():
+            return self._end_section(transfer)
         return None
 
     def collect(self, transfer: Transfer, code: int, text: str) -> Failure | None:
@@ -408,47 +440,87 @@ class _Slot:
         if code == 0:
             transfer.status = info(pycurl.RESPONSE_CODE)
             transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
-            if self.lines:
-                self._end_section(transfer)
-            return None
+            code = self._close(transfer)
+            if code == 0:
+                return None
+        code = self.fault or code
+        if code in _LINE_TOO_LONG or (self.section and "Out of memory" in text):
+            most = min(transfer.max_header_bytes, _LONGEST_LINE)
+            self.overrun = f"response headers exceed {most} bytes"
         sent = info(pycurl.REQUEST_SIZE) > 0
         proxy = self.connection.proxy
-        suspect = None
+        fault = None
         if proxy is not None and secure:
             # What was sent may only have asked the proxy for the tunnel.
             answered = info(pycurl.HTTP_CONNECTCODE)
             sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
             if answered // 100 != 2 and self.opened:
-                suspect = proxy.host
+                fault = f"proxy {proxy.host}: {words(code)}"
                 if answered:
-                    text = f"the tunnel was refused with status {answered}"
+                    fault = f"proxy {proxy.host} refused the tunnel with status {answered}"
         elif proxy is not None and not sent:
-            suspect = proxy.host
-        return Failure(code, text, sent, suspect, self.overrun, self.refusal)
+            fault = f"proxy {proxy.host}: {words(code)}"
+        return Failure(code, text, sent, fault, self.overrun, self.refusal)
 
-    def _end_section(self, transfer: Transfer) -> None:
+    def _end_section(self, transfer: Transfer) -> int | None:
         """A section is complete: of a proxy, an interim one (1xx), the answer's, or the trailers.
 
-        Each status line begins anew, so that the last one and what follows it remain.
+        Each status line begins anew, so that the last one and what follows it remain. Where
+        libcurl is more patient than RFC 9112, we are not: 0 ends the transfer.
         """
-        section = b"".join(self.lines)
-        self.lines.clear()
-        transfer.head = section if section.startswith(b"HTTP/") else transfer.head + section
-        if b"\ncontent-encoding:" in section.lower():
-            self.multi.encoded.add(self)
+        section = bytes(self.section)
+        self.section.clear()
+        if not section.startswith(b"HTTP/"):
+            transfer.head += section
+            return None
+        transfer.head = section
+        self.fault = fault_of_head(section)
+        if self.fault:
+            return 0
+        lower = section.lower()
+        self.coding = content_encoding(section) if b"\ncontent-encoding:" in lower else ""
+        return None
+
+    def _close(self, transfer: Transfer) -> int:
+        """libcurl says that all is well; 0 where it is, else the code of what is not."""
+        if self.section:
+            if self.section.startswith(b"HTTP/") or not transfer.head:
+                return int(pycurl.E_PARTIAL_FILE)  # cut off within its headers
+            self._end_section(transfer)
+        if not transfer.head:
+            return int(pycurl.E_GOT_NOTHING)
+        if self.decoder is not None:
+            try:
+                self.decoder.finish()
+            except DecodingError:
+                return int(pycurl.E_BAD_CONTENT_ENCODING)
+        return 0
 
     def _on_body(self, chunk: bytes) -> int | None:
         transfer = self.transfer
         if transfer is None:
             return 0
         self.body_bytes += len(chunk)
-        if self.body_bytes > transfer.max_response_bytes:
+        if self.body_bytes > transfer.max_response_bytes and not self.coding:
             self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
             return 0
-        if self.body_bytes > transfer.max_wire_bytes and self not in self.multi.encoded:
+        if self.body_bytes > transfer.max_wire_bytes:
             self.overrun = f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
             return 0
-        transfer._chunks.append(chunk)
+        if not self.coding:
+            transfer.add(chunk)
+            return None
+        try:
+            if self.decoder is None:
+                self.decoder = Decoder(self.coding, transfer.max_response_bytes)
+            for piece in self.decoder.decode(chunk):
+                transfer.add(piece)
+        except DecodingError:
+            self.fault = pycurl.E_BAD_CONTENT_ENCODING
+            return 0
+        except BodyTooLarge:
+            self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
+            return 0
         return None
 
     def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
@@ -468,6 +540,10 @@ class _Slot:
         else:
             return _Descriptor(made.detach())
         return int(pycurl.SOCKET_BAD)
+
+    def _on_opened(self, fd: int, _purpose: int) -> int:
+        self.multi.on_new_socket(self, fd)
+        return 0
 
 
 class _Multi:
@@ -497,8 +573,10 @@ class _Multi:
         self._connections = connections
         self._free: dict[ConnectionSettings, list[_Slot]] = {}
         self._free_count = 0
-        # Bodies that are decoded: what comes over the wire is looked at after each turn.
-        self.encoded: set[_Slot] = set()
+        # TLS within TLS: libcurls with GnuTLS forget what the outer one has read ahead.
+        self._nested: set[_Slot] = set()
+        self._nested_sockets: set[int] = set()
+        self._nudge = self._loop.timer(0.0)
         self._retired = self._closed = False
 
     def __len__(self) -> int:
@@ -522,6 +600,10 @@ class _Multi:
         transfer._slot = slot
         transfer._multi = self
         self._busy[slot.curl] = slot
+        if connection.proxy_tls is not None and transfer.route.origin.scheme == "https":
+            self._nested.add(slot)
+            if len(self._nested) == 1:
+                self._nudge_later()
         try:
             self._multi.add_handle(slot.curl)
         except BaseException:
@@ -532,7 +614,6 @@ class _Multi:
     def drop(self, slot: _Slot) -> None:
         """Stop a transfer; its connection is closed, since nobody knows what still comes."""
         if self._busy.pop(slot.curl, None) is not None:
-            self.encoded.discard(slot)
             self._multi.remove_handle(slot.curl)
             self._put_back(slot)
 
@@ -541,13 +622,18 @@ class _Multi:
         self._retired = True
         self._close_when_idle()
 
-    def on_new_socket(self, fd: int, _purpose: int) -> int:
+    def on_new_socket(self, slot: _Slot, fd: int) -> None:
         """A number that comes again is another socket: the kernel forgot it when it was closed."""
         self._registered.pop(fd, None)
-        return 0
+        if slot.connection.proxy_tls is not None:
+            self._nested_sockets.add(fd)
+        else:
+            self._nested_sockets.discard(fd)
 
     def _put_back(self, slot: _Slot) -> None:
         slot.release()
+        if self._nested:
+            self._nested.discard(slot)
         if self._retired:
             slot.curl.close()
             self._loop.run_callback(self._close_when_idle)
@@ -567,6 +653,7 @@ class _Multi:
         self._free.clear()
         self._watcher.close()
         self._timer.close()
+        self._nudge.close()
         self._multi.close()
         self._epoll.close()
 
@@ -636,6 +723,19 @@ class _Multi:
             self._act(pycurl.SOCKET_TIMEOUT, 0)
             self._reap()
 
+    def _on_nudge(self) -> None:
+        """Have libcurl read where its socket has nothing more to say, but its TLS may have."""
+        for fd in self._nested_sockets & self._wanted.keys():
+            self._act(fd, pycurl.CSELECT_IN)
+        self._reap()
+        if self._nested:
+            self._nudge_later()
+
+    def _nudge_later(self) -> None:
+        self._nudge.close()
+        self._nudge = self._loop.timer(_NUDGE_INTERVAL)
+        self._nudge.start(self._on_nudge, update=True)
+
     def _on_events(self) -> None:
         try:
             for fd, event in self._epoll.poll(0, _EVENTS_PER_TURN):
@@ -670,8 +770,6 @@ class _Multi:
 
     def _reap(self) -> None:
         """Hand out what has ended."""
-        if self.encoded:
-            self._check_encoded()
         left = 1
         while left:
             left, good, bad = self._multi.info_read()
@@ -680,22 +778,10 @@ class _Multi:
             for curl, code, text in bad:
                 self._ended(curl, code, text)
 
-    def _check_encoded(self) -> None:
-        """Stop encoded bodies that are too long on the wire, whatever they decode to."""
-        for slot in list(self.encoded):
-            transfer = slot.transfer
-            if transfer is None:
-                self.encoded.discard(slot)
-            elif slot.curl.getinfo(pycurl.SIZE_DOWNLOAD) > transfer.max_wire_bytes:
-                slot.overrun = f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
-                self._ended(slot.curl, pycurl.E_WRITE_ERROR, "")
-
     def _ended(self, curl: pycurl.Curl, code: int, text: str) -> None:
         slot = self._busy.pop(curl, None)
         if slot is None:
             return
-        if self.encoded:
-            self.encoded.discard(slot)
         transfer = slot.transfer
         if transfer is None:
             return
@@ -883,7 +969,7 @@ class Transport:
             return
         code, sent = failure.code, failure.sent
         if failure.overrun is not None:
-            transfer.fail(WireError(failure.overrun, possibly_sent=True, code=code))
+            transfer.fail(WireError(failure.overrun, possibly_sent=sent, code=code))
             return
         timed_out = code == pycurl.E_OPERATION_TIMEDOUT
         connecting = not sent and transfer.appconnect == 0
@@ -904,9 +990,7 @@ class Transport:
             return
         if transfer.route.origin.scheme == "https":
             code = _tls_code(code, failure.text)
-        message = words(code)
-        if failure.proxy:
-            message = f"proxy {failure.proxy}: {message}"
+        message = failure.fault or words(code)
         transfer.fail(WireError(message, possibly_sent=sent, code=code, detail=failure.text))
 
     def _failure(self, error: Exception) -> WireError:
