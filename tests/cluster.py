@@ -32,6 +32,9 @@ STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": sig
 # A server's environment is inherited by every backend: nothing of the caller's shell belongs there.
 CLEAN_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
 
+# Called with the directory of each cluster that has stopped, before that is removed.
+before_removal: list[Callable[[Path], None]] = []
+
 T = TypeVar("T")
 
 
@@ -299,7 +302,11 @@ class Cluster:
         if self.running:
             self.stop("immediate")
         if self.directory != Path():
-            shutil.rmtree(self.directory, ignore_errors=True)
+            try:
+                for look in before_removal:
+                    look(self.directory)
+            finally:
+                shutil.rmtree(self.directory, ignore_errors=True)
 
     def run(self, program: str, *arguments: str) -> str:
         """Run one of the server's programs as its user and in its directory; return its output."""

@@ -10,6 +10,7 @@
 | worker | the test | a worker process for `database` |
 | nginx | the run, its record the test | nginx with the echo module |
 | httpd | the run | our server that misbehaves; its URL |
+| nowhere | the run, always | fails it where a log has the secret of tests/canary.py |
 """
 
 from __future__ import annotations
@@ -21,10 +22,27 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Cluster, Database, Worker, pg_config, stale_installation
+import canary
+from cluster import (
+    Cluster,
+    Database,
+    Worker,
+    before_removal,
+    pg_config,
+    stale_installation,
+)
 from nginx import Nginx
 
 HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nowhere() -> Iterator[None]:
+    """No log of a server or a worker, of the whole run, has the secret of tests/canary.py."""
+    before_removal.append(canary.look)
+    yield
+    before_removal.remove(canary.look)
+    assert not canary.leaks, "a secret got into a log"
 
 
 @pytest.fixture(scope="session")

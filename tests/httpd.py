@@ -17,7 +17,9 @@ It prints its URL when it listens. Ways to answer (numbers in seconds unless sai
     /nul-header          a header with a NUL          /headers/N    N headers of 1000 bytes
     /gzip  /deflate  /double-gzip  /bad-gzip  /coding/NAME          encoded bodies
     /bomb/N              N bytes of zeros, as gzip    /trickle      gzip that decodes to nothing
+    /noise/N             N bytes that gzip cannot make fewer, as gzip
     /redirect/N?to=URL   status N with Location: URL  /loop         a redirect to itself
+    /hop/N?to=URL        the same under another name
     /hops/N              N redirects, then /echo      /cookies      two Set-Cookie, two X-Twice
     /length/N            Content-Length N, no body (for HEAD)
     /close               ok, and the connection ends  /body/TEXT    TEXT
@@ -34,6 +36,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import os
 import select
 import socket
 import ssl
@@ -109,7 +112,7 @@ class Server:
             await answer.send(str(self.open - 1).encode())
         elif name == "echo":
             await answer.send(json.dumps(entry).encode(), kind="application/json")
-        elif name == "redirect":
+        elif name in ("redirect", "hop"):
             to = parse_qs(url.query).get("to")
             await (answer.redirect(arguments[0], to[0]) if to else answer.send(b"ok"))
         elif name == "loop":
@@ -151,6 +154,7 @@ WAYS = frozenset(
         "coding",
         "bomb",
         "trickle",
+        "noise",
         "cookies",
         "length",
         "body",
@@ -306,6 +310,9 @@ class Answer:
         zeros = bytes(1 << 20)
         parts = [packer.compress(zeros) for _ in range(int(length) >> 20)]
         await self.encoded(b"".join([*parts, packer.flush()]), "gzip")
+
+    async def noise(self, length: str) -> None:
+        await self.encoded(gzip.compress(os.urandom(int(length))), "gzip")
 
     async def trickle(self) -> None:
         """Empty gzip blocks: bytes on the wire that never become a byte of the body."""

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from cluster import ROOT, Cluster, Database, pg_config, server_python
 
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs/reference.md"
+HOSTS = ROOT / "docs/hosts.md"
 SWAP = ROOT / "docs/coming-from-pg_net.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = ROOT / "examples"
@@ -33,9 +35,6 @@ KNOWN_PRIVATE = {
     "_http_response",
     "_urlencode_string",
 }
-# What pages name of pg_net, and is not here.
-OF_PG_NET = {"http_request"}
-
 BLOCK = re.compile(
     r"^(<!-- not run here: [^\n]+ -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -90,11 +89,12 @@ def psql(database: Database, script: str, *options: str) -> str:
     return finished.stdout
 
 
-def run_page(database: Database, page: Path, url: str) -> str:
+def run_page(database: Database, page: Path, url: str, etc: Path = Path("/etc/pgnet")) -> str:
     """Run the SQL of a page in order, with the echo server in place of others."""
     script = "\n".join(blocks(page, "sql"))
     assert script, f"{page.name} has no SQL"
     script = script.replace("http://localhost:8080", url).replace("https://example.com", url)
+    script = script.replace("/etc/pgnet", str(etc))
     return psql(database, script)
 
 
@@ -158,9 +158,56 @@ def test_the_readme(bare: Database, url: str) -> None:
     assert bare.rows("select extname from pg_extension") == [("plpgsql",)]
 
 
-@pytest.mark.parametrize("name", ["reference", "production"])
+@pytest.mark.parametrize("name", ["reference", "production", "secrets"])
 def test_a_page(ready: Database, url: str, name: str) -> None:
     run_page(ready, ROOT / f"docs/{name}.md", url)
+
+
+@pytest.fixture
+def etc() -> Iterator[Path]:
+    """A directory for what pages have in /etc/pgnet; the server's user can read it."""
+    directory = Path(tempfile.mkdtemp(prefix="pgnet-etc-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+def test_the_page_on_hosts(ready: Database, url: str, etc: Path) -> None:
+    authority = trustme.CA()
+    client = authority.issue_cert("shop@example.com")
+    for name, content in (
+        ("internal-ca.pem", authority.cert_pem.bytes()),
+        ("partner.pem", client.cert_chain_pems[0].bytes()),
+        ("partner.key", client.private_key_pem.bytes()),
+        ("office-proxy", b"http://user:password@proxy.office.example:3128\n"),
+    ):
+        (etc / name).write_bytes(content)
+        (etc / name).chmod(0o644)
+
+    commands = [line for text in blocks(HOSTS, "sh") for line in text.splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        program, _, rest = command.replace("/etc/pgnet", str(etc)).partition(" ")
+        assert program == "pgnet"
+        subprocess.run(
+            ["/bin/sh", "-c", f"{server_python()} -m pgnet {rest}"],
+            env={**os.environ, **ready.cluster.environment, "PGDATABASE": ready.name},
+            check=True,
+        )
+    assert 'the certificate of "testbed.internal.example" is not checked any more' in run_page(
+        ready, HOSTS, url, etc
+    )
+    said = dict(ready.rows("select pattern, settings from net.hosts"))
+    assert said["*"]["proxy"] == {"secret": "office-proxy"}
+    assert said["*.internal.example"] == {
+        "ca": authority.cert_pem.bytes().decode(),
+        "proxy": "direct",
+    }
+    assert said["api.partner.example"] == {
+        "client_certificate": client.cert_chain_pems[0].bytes().decode(),
+        "client_key": {"secret": "partner-key"},
+    }
+    assert "testbed.internal.example" not in said
 
 
 def test_failed_posts_are_sent_again(ready: Database, httpd: str) -> None:
@@ -170,7 +217,7 @@ def test_failed_posts_are_sent_again(ready: Database, httpd: str) -> None:
     statement = next(
         text
         for text in blocks(ROOT / "docs/production.md", "sql")
-        if "net.failures f" in text and "http_post" in text
+        if "net.failures f" in text and "http_request" in text
     )
     assert "(1 row)" in psql(ready, statement)
     ready.wait_for("select count(*) from net.failures", predicate=lambda count: count == 2)
@@ -311,11 +358,18 @@ def test_the_trigger(ready: Database, url: str) -> None:
         received = ready.value(
             "select content_json -> 'headers' ->> 'Authorization' from net.responses"
         )
-        assert received == "Bearer change-me"
+        # it was there, and whoever repeats it does not give it away
+        assert received == "Bearer ***"
         assert ready.value(
             "select (content_json ->> 'body')::json ->> 'event' from net.responses"
         ) == ("insert")
-        for relation in ("requests", "responses", "http_request_queue", "_http_response"):
+        for relation in (
+            "requests",
+            "responses",
+            "http_request_queue",
+            "_http_response",
+            "secrets",
+        ):
             assert caller.execute(f"select count(*) from net.{relation}").fetchone() == (0,)
 
 
@@ -414,6 +468,7 @@ def test_every_relation_is_in_the_reference(ready: Database) -> None:
     )
     views_and_tables = {name: columns for name, columns in rows if public([(name,)])}
     internal = {"claim", "attempt", "worker", "setting", "egress_rule", "configuration"}
+    internal |= {"host", "secret", "secret_grant"}
     for name, columns in views_and_tables.items():
         found = section(REFERENCE, f"net.{name}")
         if name not in internal and name != "failed":
@@ -447,6 +502,14 @@ def test_every_setting_is_in_the_reference(ready: Database) -> None:
             assert shown == default, name
 
 
+def test_every_setting_of_hosts_is_in_its_page(ready: Database) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", section(HOSTS, "The settings"), re.MULTILINE)
+    known = ready.rows("select name from net._known_host_settings()")
+    assert sorted(rows) == sorted(name for (name,) in known)
+    found = section(REFERENCE, "net.configure_host")
+    assert [name for (name,) in known if f"`{name}`" not in found] == []
+
+
 def test_what_the_pages_name_exists(ready: Database) -> None:
     known = {
         name
@@ -458,8 +521,7 @@ def test_what_the_pages_name_exists(ready: Database) -> None:
     }
     for page in [*PAGES, *EXAMPLES.iterdir()]:
         named = set(re.findall(r"(?<![\w.])net\.(\w+)", page.read_text()))
-        unknown = named - known - (OF_PG_NET if page == SWAP else set())
-        assert unknown == set(), page.name
+        assert named - known == set(), page.name
 
 
 def test_the_options_are_in_the_reference() -> None:

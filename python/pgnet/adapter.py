@@ -105,9 +105,7 @@ class CurlAdapter(BaseAdapter):
         if transfer.error is not None:
             raise _requests_error(transfer.error, request) from transfer.error
         seconds = time.monotonic() - started
-        return build_response(
-            request, url, transfer.status, transfer.head, transfer.content, seconds
-        )
+        return build_response(request, url, transfer.head, transfer.content, seconds)
 
     def close(self) -> None:
         """Release the connections."""

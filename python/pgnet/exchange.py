@@ -22,7 +22,6 @@ from pgnet.message import (
     build_response,
     check_method,
     encode_headers,
-    parse_headers,
 )
 from pgnet.request import canonical_url
 from pgnet.resolve import Resolver
@@ -127,8 +126,9 @@ class Answer:
         self._request = request
         self._response: WireResponse | None = None
         if error is None and transfer is not None:
-            self.http_version, _, self.header_list = parse_headers(transfer.head)
-            self.status_code = transfer.status
+            head = transfer.head
+            self.http_version, self.status_code = head.version, head.status
+            self.header_list = head.fields
 
     @property
     def content(self) -> bytes:
@@ -150,7 +150,6 @@ class Answer:
             self._response = build_response(
                 self._request,
                 self.url,
-                transfer.status,
                 transfer.head,
                 transfer.content,
                 self.timings.total,
@@ -159,6 +158,12 @@ class Answer:
 
 
 Done = Callable[[Answer], None]
+
+
+def _nobody(_: Answer) -> None:
+    """Whoever waited has been told."""
+
+
 _UNBOUND: Mapping[str, str] = MappingProxyType({})
 _NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -340,7 +345,7 @@ class Exchange:
         error = transfer.error
         handle._connect += transfer.connect
         handle._tls += max(transfer.appconnect - transfer.connect, 0.0)
-        if error is None and transfer.status in _REDIRECTS and handle._max_redirects:
+        if error is None and transfer.head.status in _REDIRECTS and handle._max_redirects:
             try:
                 if self._follow(handle, transfer):
                     return
@@ -356,8 +361,7 @@ class Exchange:
 
         Errors: WireError when it may not be followed.
         """
-        fields = parse_headers(transfer.head)[2]
-        locations = {value for name, value in fields if name.lower() == "location"}
+        locations = {value for name, value in transfer.head.fields if name.lower() == "location"}
         if locations <= {""}:
             return False
         if handle._redirects >= handle._max_redirects:
@@ -383,8 +387,9 @@ class Exchange:
             )
 
         method, body = transfer.method, transfer.body
-        rewritten = (transfer.status == 303 and method != "HEAD") or (
-            transfer.status in (301, 302) and method == "POST"
+        status = transfer.head.status
+        rewritten = (status == 303 and method != "HEAD") or (
+            status in (301, 302) and method == "POST"
         )
         if rewritten:
             method, body = "GET", None
@@ -450,14 +455,11 @@ class Exchange:
                 first_byte,
                 time.monotonic() - transfer.started,
             )
+        answer = Answer(transfer, handle._request, error, timings, handle._redirects)
+        # Who keeps the handle does not keep the answer.
+        done, handle._done, handle._transfer = handle._done, _nobody, None
         try:
-            answer = Answer(transfer, handle._request, error, timings, handle._redirects)
-        except Exception as failure:
-            self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
-            error = WireError("the response could not be read", possibly_sent=True)
-            answer = Answer(transfer, handle._request, error, timings, handle._redirects)
-        try:
-            handle._done(answer)
+            done(answer)
         except Exception as failure:
             # Whose callback fails has got its answer; the loop goes on for everybody else.
             self._hub.handle_error(self, type(failure), failure, failure.__traceback__)

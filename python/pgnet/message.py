@@ -8,7 +8,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pycurl
 import requests
@@ -17,11 +17,16 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 
 import pgnet
-from pgnet.wire_error import WireError
+from pgnet.wire_error import WireError, words
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_FIELD = re.compile(r"([^:\n]+):[ \t]*([^\n]*)\n")
+_FIELD = re.compile(r"([^:\n]+):[ \t]*([^\n]*)(?:\n|\Z)")
+_STATUS_LINE = re.compile(
+    r"HTTP/([0-9](?:\.[0-9])?) +([0-9]{3})((?:[ \t\r].*)?)", re.IGNORECASE | re.DOTALL
+)
+_LENGTH = re.compile(r"0*[0-9]{1,18}")
+_WEIRD_REPLY = 8
 # The client's own: with them a caller could smuggle a request or speak to a proxy.
 _FORBIDDEN = frozenset(
     [
@@ -37,8 +42,8 @@ _FORBIDDEN = frozenset(
     ]
 )
 # An empty value takes libcurl's own header away: nobody asked for these.
-_UNASKED = (b"Accept:", b"Accept-Encoding:", b"Content-Type:", b"Expect:")
-_UNASKED_NAMES = ("accept", "accept-encoding", "content-type", "expect")
+_UNASKED = (b"Accept:", b"Content-Type:", b"Expect:")
+_UNASKED_NAMES = ("accept", "content-type", "expect")
 USER_AGENT = f"pgnet/{pgnet.__version__}"
 
 
@@ -92,64 +97,92 @@ def _line(name: str, value: str) -> bytes:
     return (f"{name}: {stripped}" if stripped else f"{name};").encode("utf-8")
 
 
-def parse_headers(head: bytes) -> tuple[str, str, list[tuple[str, str]]]:
-    """The header section of an answer, with its status line, and trailer fields behind it.
+class Head(NamedTuple):
+    """The header section of an answer.
 
-    Returns the HTTP version, the reason phrase, and the fields in order, repeats kept. Values are
-    UTF-8 where they are valid UTF-8, otherwise Latin-1 (RFC 9110, section 5.5, leaves bytes above
-    127 open).
+    version: "1.0", "1.1", "2". fields: in order, repeats kept.
     """
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError:
-        text = b"".join(map(_as_utf8, head.splitlines(keepends=True))).decode("utf-8")
-    status, _, rest = text.partition("\n")
-    version, _, reason = status.partition(" ")
-    if "\n " in rest or "\n\t" in rest:
-        # A folded line (RFC 9112, section 5.2) goes on with the one before.
-        rest = re.sub(r"[ \t\r]*\n[ \t]+(?=\S)", " ", rest)
-    fields = [(name, value.rstrip("\r \t")) for name, value in _FIELD.findall(rest)]
-    return version[5:], reason[4:].strip(), fields
+
+    version: str
+    status: int
+    reason: str
+    fields: list[tuple[str, str]]
 
 
-_STATUS_LINE = re.compile(rb"HTTP/(1\.[0-9]|[23]) ([0-9]{3})(?:[ \r\n]|\Z)")
-_LENGTHS = re.compile(rb"\ncontent-length:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_CODINGS = re.compile(rb"\ncontent-encoding:[ \t]*([^\r\n]*)", re.IGNORECASE)
-_LENGTH = re.compile(rb"[0-9]{1,18}")
-_SWITCHING_PROTOCOLS = b"101"
-# CURLE_WEIRD_SERVER_REPLY, which pycurl has no name for.
-_WEIRD_SERVER_REPLY = 8
+def parse_head(section: bytes) -> Head:
+    """Read a status line and the fields below it.
 
-
-def fault_of_head(head: bytes) -> int:
-    """libcurl's code for what is wrong with a header section, where it would go on; 0 if nothing.
-
-    A version that is none; a protocol that nobody asked to switch to; a Content-Length that is no
-    number, or several that differ (RFC 9110, section 8.6): who believes another one of them finds
-    an answer within the answer.
+    Errors: WireError where the status line is none of HTTP.
     """
-    status = _STATUS_LINE.match(head)
+    line, _, rest = _as_text(section).partition("\n")
+    status = _STATUS_LINE.fullmatch(line)
     if status is None:
-        return int(pycurl.E_UNSUPPORTED_PROTOCOL)
-    if status[2] == _SWITCHING_PROTOCOLS:
-        return _WEIRD_SERVER_REPLY
-    lengths = {value.strip() for value in _LENGTHS.findall(head)}
-    if len(lengths) > 1 or any(_LENGTH.fullmatch(value) is None for value in lengths):
-        return _WEIRD_SERVER_REPLY
-    return 0
+        raise WireError(words(pycurl.E_UNSUPPORTED_PROTOCOL), possibly_sent=True)
+    return Head(status[1], int(status[2]), status[3].strip(), _fields(rest))
 
 
-def content_encoding(head: bytes) -> str:
-    """The field Content-Encoding of a header section, repeats joined."""
-    return ",".join(value.decode("latin-1") for value in _CODINGS.findall(head))
+def parse_fields(section: bytes) -> list[tuple[str, str]]:
+    """Read fields, such as those of trailers."""
+    return _fields(_as_text(section))
 
 
-def _as_utf8(line: bytes) -> bytes:
+def _fields(text: str) -> list[tuple[str, str]]:
+    if "\n " in text or "\n\t" in text:
+        # A folded line (RFC 9112, section 5.2) goes on with the one before.
+        text = re.sub(r"[ \t\r]*\n[ \t]+(?=\S)", " ", text)
+    return [(name, value.rstrip("\r \t")) for name, value in _FIELD.findall(text)]
+
+
+def _as_text(section: bytes) -> str:
+    """Read a line as UTF-8 where it is valid, else as Latin-1: RFC 9110, 5.5, leaves it open."""
     try:
-        line.decode("utf-8")
+        return section.decode("utf-8")
     except UnicodeDecodeError:
-        return line.decode("latin-1").encode("utf-8")
-    return line
+        return "".join(map(_line_as_text, section.splitlines(keepends=True)))
+
+
+def _line_as_text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
+
+
+class Framing(NamedTuple):
+    """How the body of an answer comes: its length, None where that is not said, and its codings."""
+
+    length: int | None
+    codings: str
+
+
+def framing(fields: list[tuple[str, str]]) -> Framing:
+    """Read what a header section says of the body (RFC 9112, section 6).
+
+    libcurl takes lengths that are none, and the first one of several: what one side takes for the
+    body's end may be another answer to the other side.
+    Errors: WireError.
+    """
+    lengths: set[str] = set()
+    transfer_codings, codings = [], []
+    for name, value in fields:
+        lower = name.lower()
+        if lower == "content-length":
+            lengths.update(part.strip(" \t") for part in value.split(","))
+        elif lower == "content-encoding":
+            codings.append(value)
+        elif lower == "transfer-encoding":
+            transfer_codings.append(value)
+    if transfer_codings:
+        if ",".join(transfer_codings).lower() != "chunked":
+            # Nobody has asked for others (RFC 9110, section 10.1.4).
+            raise WireError(words(pycurl.E_BAD_CONTENT_ENCODING), possibly_sent=True)
+        lengths = set()
+    length = None
+    if lengths:
+        length = int(lengths.pop()) if all(map(_LENGTH.fullmatch, lengths)) else -1
+        if length < 0 or any(int(other) != length for other in lengths):
+            raise WireError(words(_WEIRD_REPLY), possibly_sent=True)
+    return Framing(length, ", ".join(codings))
 
 
 def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
@@ -223,22 +256,20 @@ class WireResponse(requests.Response):
 def build_response(
     request: requests.PreparedRequest,
     url: str,
-    status: int,
-    head: bytes,
+    head: Head,
     content: bytes,
     seconds: float,
 ) -> WireResponse:
     """requests' Response of what came.
 
-    Arguments: the request and the URL that were answered, the status, header section and decoded
-    body of the answer, and how long it took.
+    Arguments: the request and the URL that were answered, the header section and the decoded body
+    of the answer, and how long it took.
     """
-    _, reason, fields = parse_headers(head)
     return WireResponse(
         {
-            "status_code": status,
-            "reason": reason,
-            "headers": combine_headers(fields),
+            "status_code": head.status,
+            "reason": head.reason,
+            "headers": combine_headers(head.fields),
             "_content": content,
             "_content_consumed": True,
             "_next": None,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import select
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +33,26 @@ from pgnet.connection import (
 from pgnet.decoding import BodyTooLarge, Decoder, DecodingError
 from pgnet.guard import EgressRefused, Guard
 from pgnet.host import HostSettings, HostTable, literal_address
-from pgnet.message import content_encoding, encode_headers, fault_of_head
+from pgnet.message import Head, encode_headers, framing, parse_fields, parse_head
 from pgnet.resolve import Lookup, ResolveError, Resolver
 from pgnet.wire_error import WireError, words
 
 __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
-# libcurl's own limit of a line, and what it says of a longer one.
+_NO_HEAD = Head("", 0, "", [])
+# What may be done twice (RFC 9110, section 9.2.2).
+_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+# libcurl's numbers that pycurl has no names for.
+_WEIRD_REPLY, _BAD_FUNCTION_ARGUMENT, _TOO_LARGE = 8, 43, 100
+_TUNNEL_OPEN = re.compile(rb"HTTP/[0-9.]+ +2[0-9][0-9]", re.IGNORECASE).match
+# libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
-_LINE_TOO_LONG = (pycurl.E_OUT_OF_MEMORY, 100)
-# A piece of a body that is smaller waits for more of them.
-_CRUMB = 4096
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
+# Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
+_LONGEST_TURN, _LONG, _HEAVY = 0.02, 0.0002, 0.01
+# Where Linux' struct tcp_info has tcpi_bytes_received.
+_BYTES_RECEIVED, _BYTES_RECEIVED_AT = struct.Struct("=Q"), 128
 _NUDGE_INTERVAL = 0.02
 # A pooled handle gives back what it holds of a request body above this size.
 _LARGE_BODY = 65536
@@ -76,7 +86,9 @@ class Route:
         self.headers = encode_headers((), settings.user_agent)
         self.peer, self.port = origin.host, origin.port
         secure = origin.scheme == "https"
-        proxy = Proxy.of(settings.proxy) if settings.proxy is not None else None
+        # "direct": by none, whatever holds for other hosts.
+        special = settings.proxy not in (None, "direct")
+        proxy = Proxy.of(settings.proxy) if special and settings.proxy is not None else None
         proxy_tls = None
         if proxy is not None:
             self.peer, self.port = proxy.host, proxy.port
@@ -109,10 +121,10 @@ class Transfer:
 
     __slots__ = (
         "_addresses",
-        "_chunks",
-        "_crumbs",
+        "_body",
         "_lookup",
         "_multi",
+        "_repeated",
         "_slot",
         "address",
         "appconnect",
@@ -133,7 +145,6 @@ class Transfer:
         "name_seconds",
         "route",
         "started",
-        "status",
         "timeout",
         "url",
     )
@@ -167,13 +178,12 @@ class Transfer:
         self.max_wire_bytes = max_wire_bytes
         self.max_header_bytes = max_header_bytes
         self.done: Callable[[Transfer], None] | None = done
-        self.status = 0
-        self.head = b""
+        self.head = _NO_HEAD
         self.error: WireError | None = None
         self.address: str | None = None
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
-        self._chunks: list[bytes] = []
-        self._crumbs = bytearray()
+        self._body: bytes | bytearray = b""
+        self._repeated = False
         self._addresses: tuple[str, ...] = ()
         self._slot: _Slot | None = None
         self._multi: _Multi | None = None
@@ -182,26 +192,20 @@ class Transfer:
     @property
     def content(self) -> bytes:
         """The body that came, decoded."""
-        self._sweep()
-        chunks = self._chunks
-        if len(chunks) > 1:
-            chunks[:] = [b"".join(chunks)]
-        return chunks[0] if chunks else b""
+        if not isinstance(self._body, bytes):
+            self._body = bytes(self._body)
+        return self._body
 
-    def add(self, chunk: bytes) -> None:
-        """Some more of the body. Small pieces would cost many times their size: they are joined."""
-        if not self._chunks or len(chunk) >= _CRUMB:
-            self._sweep()
-            self._chunks.append(chunk)
-            return
-        self._crumbs += chunk
-        if len(self._crumbs) >= 16 * _CRUMB:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        if self._crumbs:
-            self._chunks.append(bytes(self._crumbs))
-            self._crumbs.clear()
+    def take(self, piece: bytes) -> None:
+        """Another piece of the decoded body has come."""
+        if not self._body:
+            self._body = piece
+        elif isinstance(self._body, bytearray):
+            self._body += piece
+        else:
+            # Not a list: of many small pieces it would take many times their length.
+            self._body = bytearray(self._body)
+            self._body += piece
 
     def again(
         self,
@@ -217,12 +221,10 @@ class Transfer:
         self.method, self.url, self.route = method, url, route
         self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
         self.hop_started = time.monotonic()
-        self.status = 0
-        self.head = b""
+        self.head = _NO_HEAD
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
-        self._chunks, self._addresses = [], ()
-        self._crumbs.clear()
+        self._body, self._addresses, self._repeated = b"", (), False
         self.done = done
 
     def fail(self, error: WireError) -> None:
@@ -258,16 +260,13 @@ class Failure:
 
     code, text: libcurl's number and words for it.
     sent: the server may have seen the request.
-    fault: plain words for it, where it was a proxy that failed.
-    overrun: which limit was exceeded; refusal: why no connection was made.
+    fault: what to say of it, where we know better than libcurl.
     """
 
     code: int
     text: str
     sent: bool
-    fault: str | None
-    overrun: str | None
-    refusal: EgressRefused | None
+    fault: WireError | None
 
 
 class _Slot:
@@ -278,26 +277,29 @@ class _Slot:
     """
 
     __slots__ = (
-        "body_bytes",
-        "coding",
         "connection",
         "curl",
         "decoder",
         "fault",
+        "final",
         "header_bytes",
         "headers",
+        "length",
         "method",
         "mode",
         "multi",
+        "once",
         "opened",
-        "overrun",
         "peer",
-        "refusal",
         "section",
+        "shares",
+        "socket",
         "timeouts",
         "transfer",
         "transport",
+        "tunneled",
         "url",
+        "wire_bytes",
     )
 
     def __init__(self, transport: Transport, multi: _Multi, connection: ConnectionSettings) -> None:
@@ -312,15 +314,14 @@ class _Slot:
         self.method: str | None = None
         self.mode: str | None = None
         self.timeouts = (0, 0)
-        self.overrun: str | None = None
-        self.refusal: EgressRefused | None = None
-        self.opened = False
-        # A code of libcurl's for what it takes, and we do not.
-        self.fault = 0
+        # What aborted the transfer, where it was not libcurl.
+        self.fault: WireError | None = None
+        self.opened = self.tunneled = self.final = self.once = self.shares = False
+        self.socket = -1
         self.section = bytearray()
-        self.coding = ""
+        self.length: int | None = None
         self.decoder: Decoder | None = None
-        self.header_bytes = self.body_bytes = 0
+        self.header_bytes = self.wire_bytes = 0
         set_option = curl.setopt
         set_option(pycurl.NOSIGNAL, 1)
         set_option(pycurl.PATH_AS_IS, 1)
@@ -329,6 +330,8 @@ class _Slot:
         set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         set_option(pycurl.REDIR_PROTOCOLS, 0)
         set_option(pycurl.HTTP09_ALLOWED, 0)
+        # libcurl would not tell that an encoded body was cut short.
+        set_option(pycurl.HTTP_CONTENT_DECODING, 0)
         set_option(pycurl.TCP_NODELAY, 1)
         set_option(pycurl.WRITEFUNCTION, self._on_body)
         set_option(pycurl.HEADERFUNCTION, self._on_header)
@@ -342,8 +345,8 @@ class _Slot:
         set_option = curl.setopt
         route = transfer.route
         self.transfer = transfer
-        self.header_bytes = self.body_bytes = 0
-        self.opened = False
+        self.header_bytes = self.wire_bytes = 0
+        self.opened = self.tunneled = self.final = False
         if transfer.url != self.url:
             set_option(pycurl.URL, transfer.url)
             self.url = transfer.url
@@ -408,26 +411,115 @@ class _Slot:
     def release(self) -> None:
         """Let go of what belonged to the transfer."""
         transfer, self.transfer = self.transfer, None
-        self.overrun = self.refusal = self.decoder = None
-        self.coding, self.fault = "", 0
-        self.section.clear()
+        self.fault = self.decoder = self.length = None
+        if self.section:
+            self.section = bytearray()
+        if self.once:
+            self.once = False
+            self.curl.setopt(pycurl.FRESH_CONNECT, 0)
         if transfer is not None:
             transfer._slot = None
             if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
                 self.curl.setopt(pycurl.POSTFIELDS, b"")
 
+    def only_once(self) -> None:
+        """From now on a connection that ends without an answer is the end.
+
+        libcurl would send the request once more, whatever it asks for: over another connection,
+        which is now always a new one, and so does not come about.
+        """
+        self.once = True
+        self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+
     def _on_header(self, line: bytes) -> int | None:
         transfer = self.transfer
         if transfer is None:
             return 0
-        self.header_bytes += len(line)
+        size = len(line)
+        self.header_bytes += size
         if self.header_bytes > transfer.max_header_bytes:
-            self.overrun = f"response headers exceed {transfer.max_header_bytes} bytes"
-            return 0
+            return self._abort(f"response headers exceed {transfer.max_header_bytes} bytes")
         self.section += line
-        if len(line) < 3 and not line.strip():
-            return self._end_section(transfer)
+        if size < 3 and not self.final and line in (b"\r\n", b"\n"):
+            section, self.section = bytes(self.section), bytearray()
+            try:
+                self._end_section(transfer, section)
+            except WireError as error:
+                self.fault = error
+                return 0
+            except Exception as error:
+                self.transport.hub.handle_error(self, type(error), error, error.__traceback__)
+                return self._abort("the response could not be read")
         return None
+
+    def _end_section(self, transfer: Transfer, section: bytes) -> None:
+        """A header section is complete: of a proxy, an interim one (1xx), or the answer's."""
+        if self._in_tunnel(transfer):
+            # What else a proxy says libcurl takes for what it is.
+            self.tunneled = _TUNNEL_OPEN(section) is not None
+            return
+        head = parse_head(section)
+        if head.status == 101:
+            # Nobody has asked for another protocol.
+            raise WireError(words(_WEIRD_REPLY), possibly_sent=True, code=_WEIRD_REPLY)
+        if head.status < 200:
+            return
+        said = framing(head.fields)
+        transfer.head = head
+        self.final = True
+        if transfer.method == "HEAD" or head.status in (204, 304):
+            return
+        self.length = said.length
+        if said.codings:
+            try:
+                self.decoder = Decoder(said.codings, transfer.max_response_bytes)
+            except DecodingError:
+                code = pycurl.E_BAD_CONTENT_ENCODING
+                raise WireError(words(code), possibly_sent=True, code=code) from None
+
+    def _in_tunnel(self, transfer: Transfer) -> bool:
+        """Whether it is still the proxy that speaks."""
+        return (
+            self.opened
+            and not self.tunneled
+            and self.connection.proxy is not None
+            and transfer.route.origin.scheme == "https"
+        )
+
+    def _on_body(self, chunk: bytes) -> int | None:
+        transfer = self.transfer
+        if transfer is None:
+            return 0
+        size = len(chunk)
+        self.wire_bytes += size
+        decoder = self.decoder
+        if decoder is None:
+            if self.wire_bytes > transfer.max_response_bytes:
+                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
+            if self.wire_bytes <= transfer.max_wire_bytes:
+                transfer.take(chunk)
+                return None
+        elif self.wire_bytes <= transfer.max_wire_bytes:
+            try:
+                for piece in decoder.decode(chunk):
+                    transfer.take(piece)
+            except BodyTooLarge:
+                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
+            except DecodingError:
+                return self._abort(words(pycurl.E_BAD_CONTENT_ENCODING))
+            return None
+        return self._abort(self.too_long_on_the_wire(transfer))
+
+    @staticmethod
+    def too_long_on_the_wire(transfer: Transfer) -> str:
+        return f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
+
+    def _abort(self, message: str) -> int:
+        """Have libcurl break off the transfer, and close the connection or reset the stream."""
+        transfer = self.transfer
+        sent = transfer is None or not self._in_tunnel(transfer)
+        self.fault = WireError(message, possibly_sent=sent)
+        return 0
 
     def collect(self, transfer: Transfer, code: int, text: str) -> Failure | None:
         """Put into the transfer what has become of it; what went wrong, or None."""
@@ -437,95 +529,56 @@ class _Slot:
             transfer.connect = info(pycurl.CONNECT_TIME)
             if secure:
                 transfer.appconnect = info(pycurl.APPCONNECT_TIME)
+            if transfer.head.version == "2":
+                self.multi.framed.add(self.socket)
         if code == 0:
-            transfer.status = info(pycurl.RESPONSE_CODE)
             transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
-            code = self._close(transfer)
-            if code == 0:
-                return None
-        code = self.fault or code
-        if code in _LINE_TOO_LONG or (self.section and "Out of memory" in text):
-            most = min(transfer.max_header_bytes, _LONGEST_LINE)
-            self.overrun = f"response headers exceed {most} bytes"
+            code = self._whole(transfer)
+            return Failure(code, "", True, None) if code else None
         sent = info(pycurl.REQUEST_SIZE) > 0
         proxy = self.connection.proxy
-        fault = None
-        if proxy is not None and secure:
-            # What was sent may only have asked the proxy for the tunnel.
-            answered = info(pycurl.HTTP_CONNECTCODE)
-            sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
-            if answered // 100 != 2 and self.opened:
-                fault = f"proxy {proxy.host}: {words(code)}"
-                if answered:
-                    fault = f"proxy {proxy.host} refused the tunnel with status {answered}"
-        elif proxy is not None and not sent:
-            fault = f"proxy {proxy.host}: {words(code)}"
-        return Failure(code, text, sent, fault, self.overrun, self.refusal)
+        fault = self.fault
+        if fault is not None:
+            return Failure(code, text, sent, fault)
+        if proxy is not None:
+            message = None
+            if secure:
+                # What was sent may only have asked the proxy for the tunnel.
+                sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
+                answered = info(pycurl.HTTP_CONNECTCODE)
+                if answered // 100 != 2 and self.opened:
+                    message = f"proxy {proxy.host}: {words(code)}"
+                    if answered:
+                        message = f"proxy {proxy.host} refused the tunnel with status {answered}"
+            elif not sent:
+                message = f"proxy {proxy.host}: {words(code)}"
+            if message is not None and code != pycurl.E_OPERATION_TIMEDOUT:
+                fault = WireError(message, possibly_sent=sent, code=code, detail=text)
+        elif code in (pycurl.E_OUT_OF_MEMORY, _TOO_LARGE) or "Out of memory in chunk" in text:
+            # A line of a header is longer than libcurl takes.
+            limit = min(transfer.max_header_bytes, _LONGEST_LINE)
+            fault = WireError(f"response headers exceed {limit} bytes", possibly_sent=sent)
+        return Failure(code, text, sent, fault)
 
-    def _end_section(self, transfer: Transfer) -> int | None:
-        """A section is complete: of a proxy, an interim one (1xx), the answer's, or the trailers.
-
-        Each status line begins anew, so that the last one and what follows it remain. Where
-        libcurl is more patient than RFC 9112, we are not: 0 ends the transfer.
-        """
-        section = bytes(self.section)
-        self.section.clear()
-        if not section.startswith(b"HTTP/"):
-            transfer.head += section
-            return None
-        transfer.head = section
-        self.fault = fault_of_head(section)
-        if self.fault:
-            return 0
-        lower = section.lower()
-        self.coding = content_encoding(section) if b"\ncontent-encoding:" in lower else ""
-        return None
-
-    def _close(self, transfer: Transfer) -> int:
-        """libcurl says that all is well; 0 where it is, else the code of what is not."""
-        if self.section:
-            if self.section.startswith(b"HTTP/") or not transfer.head:
-                return int(pycurl.E_PARTIAL_FILE)  # cut off within its headers
-            self._end_section(transfer)
-        if not transfer.head:
-            return int(pycurl.E_GOT_NOTHING)
+    def _whole(self, transfer: Transfer) -> int:
+        """0 where all of an answer has come, otherwise what libcurl should have said."""
+        if not self.final or (self.length is not None and self.length != self.wire_bytes):
+            return int(pycurl.E_PARTIAL_FILE)
         if self.decoder is not None:
             try:
                 self.decoder.finish()
             except DecodingError:
                 return int(pycurl.E_BAD_CONTENT_ENCODING)
+        if self.section:
+            transfer.head.fields.extend(parse_fields(bytes(self.section)))
         return 0
-
-    def _on_body(self, chunk: bytes) -> int | None:
-        transfer = self.transfer
-        if transfer is None:
-            return 0
-        self.body_bytes += len(chunk)
-        if self.body_bytes > transfer.max_response_bytes and not self.coding:
-            self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
-            return 0
-        if self.body_bytes > transfer.max_wire_bytes:
-            self.overrun = f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
-            return 0
-        if not self.coding:
-            transfer.add(chunk)
-            return None
-        try:
-            if self.decoder is None:
-                self.decoder = Decoder(self.coding, transfer.max_response_bytes)
-            for piece in self.decoder.decode(chunk):
-                transfer.add(piece)
-        except DecodingError:
-            self.fault = pycurl.E_BAD_CONTENT_ENCODING
-            return 0
-        except BodyTooLarge:
-            self.overrun = f"response body exceeds {transfer.max_response_bytes} bytes"
-            return 0
-        return None
 
     def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
         """Make the socket, after one more look at the address that it will be connected to."""
         transfer = self.transfer
+        if self.once:
+            self.fault = WireError(words(pycurl.E_GOT_NOTHING), possibly_sent=True)
+            return int(pycurl.SOCKET_BAD)
         self.opened = True
         try:
             if transfer is None or where.family not in (socket.AF_INET, socket.AF_INET6):
@@ -534,7 +587,7 @@ class _Slot:
             made = socket.socket(where.family, where.socktype, where.protocol)
             made.setblocking(False)
         except EgressRefused as refusal:
-            self.refusal = refusal
+            self.fault = _as_wire_error(refusal)
         except OSError:
             pass
         else:
@@ -542,8 +595,30 @@ class _Slot:
         return int(pycurl.SOCKET_BAD)
 
     def _on_opened(self, fd: int, _purpose: int) -> int:
+        self.socket = fd
         self.multi.on_new_socket(self, fd)
         return 0
+
+
+class _Heavy:
+    """A socket that keeps libcurl busy: for how long, and with what it does not hand out.
+
+    transfers: those that use it; unseen: bytes received and not handed out, when that began.
+    """
+
+    __slots__ = ("seconds", "transfers", "unseen")
+
+    def __init__(self, transfers: list[Transfer], unseen: int) -> None:
+        self.seconds = 0.0
+        self.transfers = transfers
+        self.unseen = unseen
+
+
+@contextmanager
+def _borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket of libcurl's, by its number."""
+    with socket.socket(fileno=os.dup(fd)) as borrowed:
+        yield borrowed
 
 
 class _Multi:
@@ -573,6 +648,14 @@ class _Multi:
         self._connections = connections
         self._free: dict[ConnectionSettings, list[_Slot]] = {}
         self._free_count = 0
+        self._acting = False
+        self._again = self._loop.timer(0.0)
+        # Sockets that keep libcurl busy.
+        self._heavy: dict[int, _Heavy] = {}
+        # Those that speak HTTP/2, which may have something to say at any time.
+        self.framed: set[int] = set()
+        # Requests to be sent once only, which have not begun yet.
+        self._once: list[_Slot] = []
         # TLS within TLS: libcurls with GnuTLS forget what the outer one has read ahead.
         self._nested: set[_Slot] = set()
         self._nested_sockets: set[int] = set()
@@ -604,6 +687,8 @@ class _Multi:
             self._nested.add(slot)
             if len(self._nested) == 1:
                 self._nudge_later()
+        if transfer.method not in _IDEMPOTENT and not slot.shares:
+            self._once.append(slot)
         try:
             self._multi.add_handle(slot.curl)
         except BaseException:
@@ -625,6 +710,8 @@ class _Multi:
     def on_new_socket(self, slot: _Slot, fd: int) -> None:
         """A number that comes again is another socket: the kernel forgot it when it was closed."""
         self._registered.pop(fd, None)
+        self._heavy.pop(fd, None)
+        self.framed.discard(fd)
         if slot.connection.proxy_tls is not None:
             self._nested_sockets.add(fd)
         else:
@@ -654,6 +741,7 @@ class _Multi:
         self._watcher.close()
         self._timer.close()
         self._nudge.close()
+        self._again.close()
         self._multi.close()
         self._epoll.close()
 
@@ -665,6 +753,8 @@ class _Multi:
         """
         if what == pycurl.POLL_REMOVE:
             self._wanted.pop(fd, None)
+            if self._heavy:
+                self._heavy.pop(fd, None)
             return
         mask = (select.EPOLLIN if what & pycurl.POLL_IN else 0) | (
             select.EPOLLOUT if what & pycurl.POLL_OUT else 0
@@ -713,15 +803,30 @@ class _Multi:
         self._kick()
 
     def _kick(self) -> None:
-        if not self._kicked:
-            self._kicked = True
+        if self._kicked:
+            return
+        self._kicked = True
+        if self._acting:
+            # libcurl has had its turn, and wants another: everybody else comes first.
+            self._again.close()
+            self._again = self._loop.timer(0.0)
+            self._again.start(self._on_kick)
+        else:
             self._loop.run_callback(self._on_kick)
 
     def _on_kick(self) -> None:
+        if self._closed:
+            return
         self._kicked = False
-        if not self._closed:
-            self._act(pycurl.SOCKET_TIMEOUT, 0)
-            self._reap()
+        if len(self._registered) > len(self._wanted):
+            # What a kept connection has said by now is no answer to a request that begins here.
+            self._on_events()
+        self._act(pycurl.SOCKET_TIMEOUT, 0)
+        for slot in self._once:
+            if slot.transfer is not None:
+                slot.only_once()
+        self._once.clear()
+        self._reap()
 
     def _on_nudge(self) -> None:
         """Have libcurl read where its socket has nothing more to say, but its TLS may have."""
@@ -738,9 +843,14 @@ class _Multi:
 
     def _on_events(self) -> None:
         try:
-            for fd, event in self._epoll.poll(0, _EVENTS_PER_TURN):
-                if fd not in self._wanted:
+            events = self._epoll.poll(0, _EVENTS_PER_TURN)
+            wanted = self._wanted
+            for fd, _ in events:
+                if fd not in wanted:
                     self._forget(fd)
+            end = time.perf_counter() + _LONGEST_TURN
+            for fd, event in events:
+                if fd not in wanted:
                     continue
                 mask = 0
                 if event & ~select.EPOLLOUT:
@@ -749,24 +859,85 @@ class _Multi:
                     mask |= pycurl.CSELECT_OUT
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
-                self._act(fd, mask)
+                if self._act(fd, mask) > end:
+                    # The others are still there in the next turn, and then come first.
+                    break
         finally:
             self._reap()
 
     def _forget(self, fd: int) -> None:
-        self._registered.pop(fd, None)
+        """A kept connection has something to say, or has ended: it is not to be used again.
+
+        An answer that nobody asked for would be taken for that of the next request. (In HTTP/2
+        answers have numbers, and libcurl reads on its own what else there is.)
+        """
+        if self._registered.pop(fd, None) is None:
+            return
         try:
             self._epoll.unregister(fd)
+            if fd not in self.framed:
+                with _borrowed(fd) as kept:
+                    kept.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
 
-    def _act(self, fd: int, mask: int) -> None:
+    def _act(self, fd: int, mask: int) -> float:
+        """Have libcurl work; returns when (time.perf_counter) it was done."""
+        began = time.perf_counter()
+        self._acting = True
         try:
             self._multi.socket_action(fd, mask)
         except pycurl.error:
             # A socket that libcurl does not know (any more): nothing may wait for it.
             self._wanted.pop(fd, None)
             self._forget(fd)
+        finally:
+            self._acting = False
+        ended = time.perf_counter()
+        if ended - began > _LONG and fd != pycurl.SOCKET_TIMEOUT:
+            self._weigh(fd, ended - began)
+        return ended
+
+    def _weigh(self, fd: int, seconds: float) -> None:
+        """See to it that nobody keeps us busy with what is neither header nor body.
+
+        libcurl counts no framing: endless extensions of a chunk, or empty frames of HTTP/2.
+        """
+        heavy = self._heavy.get(fd)
+        if heavy is not None:
+            heavy.seconds += seconds
+            if heavy.seconds < _HEAVY:
+                return
+        try:
+            with _borrowed(fd) as connection:
+                port = connection.getsockname()[1]
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+                (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
+                slots = [
+                    slot
+                    for slot in self._busy.values()
+                    if slot.curl.getinfo(pycurl.LOCAL_PORT) == port
+                ]
+                transfers = [slot.transfer for slot in slots if slot.transfer is not None]
+                unseen = received - sum(slot.header_bytes + slot.wire_bytes for slot in slots)
+                if heavy is None or heavy.transfers != transfers:
+                    self._heavy[fd] = _Heavy(transfers, unseen)
+                    return
+                heavy.seconds = 0.0
+                allowed = sum(t.max_wire_bytes + t.max_header_bytes for t in transfers)
+                if unseen - heavy.unseen <= allowed:
+                    return
+                connection.shutdown(socket.SHUT_RDWR)
+        except (OSError, struct.error):
+            return
+        del self._heavy[fd]
+        for slot, transfer in zip(slots, transfers, strict=True):
+            sent = slot.curl.getinfo(pycurl.REQUEST_SIZE) > 0
+            # Before a request is sent there is only the handshake.
+            code = pycurl.E_SSL_CONNECT_ERROR
+            message = slot.too_long_on_the_wire(transfer) if sent else words(code)
+            slot.fault = WireError(message, possibly_sent=sent)
+            self._ended(slot.curl, pycurl.E_WRITE_ERROR, "")
 
     def _reap(self) -> None:
         """Hand out what has ended."""
@@ -962,15 +1133,30 @@ class Transport:
         transfer._addresses = addresses[1:]
         self._multi.add(transfer, addresses[0], len(addresses) - 1)
 
+    def _connect_to(self, transfer: Transfer, address: str | None) -> None:
+        """Begin a transfer anew, whose former attempt has failed."""
+        transfer.address = address
+        try:
+            self._multi.add(transfer, address or "", len(transfer._addresses))
+        except Exception as error:
+            transfer.fail(self._failure(error))
+
     def failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer ended with one of libcurl's errors: say so, or try the next address."""
-        if failure.refusal is not None:
-            transfer.fail(_as_wire_error(failure.refusal))
+        if failure.fault is not None:
+            transfer.fail(failure.fault)
             return
         code, sent = failure.code, failure.sent
-        if failure.overrun is not None:
-            transfer.fail(WireError(failure.overrun, possibly_sent=sent, code=code))
-            return
+        if code == pycurl.E_SEND_ERROR and "Connection died" in failure.text:
+            # libcurl has met kept connections that had ended, in this transfer and those before.
+            if transfer.method in _IDEMPOTENT and not transfer._repeated:
+                transfer._repeated = True
+                self._connect_to(transfer, transfer.address)
+                return
+            code = pycurl.E_GOT_NOTHING
+        elif code == _BAD_FUNCTION_ARGUMENT and sent:
+            # So it calls some sizes of chunks.
+            code = pycurl.E_RECV_ERROR
         timed_out = code == pycurl.E_OPERATION_TIMEDOUT
         connecting = not sent and transfer.appconnect == 0
         if (
@@ -980,18 +1166,16 @@ class Transport:
         ):
             if transfer.address is not None:
                 transfer.route.avoid(transfer.address)
-            try:
-                self._connect(transfer)
-            except Exception as error:
-                transfer.fail(self._failure(error))
+            address, *left = transfer._addresses
+            transfer._addresses = tuple(left)
+            self._connect_to(transfer, address)
             return
         if timed_out:
             transfer.fail(self.timeout_error(transfer, sent))
             return
         if transfer.route.origin.scheme == "https":
             code = _tls_code(code, failure.text)
-        message = failure.fault or words(code)
-        transfer.fail(WireError(message, possibly_sent=sent, code=code, detail=failure.text))
+        transfer.fail(WireError(words(code), possibly_sent=sent, code=code, detail=failure.text))
 
     def _failure(self, error: Exception) -> WireError:
         """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
@@ -1045,7 +1229,7 @@ def _tls_code(code: int, text: str) -> int:
     """The number of what it really was, where GnuTLS' libcurl has a vaguer one."""
     if code == pycurl.E_SSL_CONNECT_ERROR and "X.509 key or certificate" in text:
         return int(pycurl.E_SSL_CERTPROBLEM)
-    if code == pycurl.E_RECV_ERROR and "alert" in text:
+    if code in (pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR) and "alert" in text:
         # In TLS 1.3 a server refuses the client's certificate when the handshake is over.
         return int(pycurl.E_SSL_CONNECT_ERROR)
     return code

@@ -790,7 +790,7 @@ def test_a_fault_of_ours_is_an_outcome_too(
         for url in urls:
             assert failed(client(url)).message == "internal error in the wire"
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.exchange.parse_headers", broken)
+        patch.setattr("pgnet.transport.parse_head", broken)
         assert failed(client(urls[0])).message == "the response could not be read"
     with monkeypatch.context() as patch:
         patch.setattr("pgnet.transport.Transport.failed", broken)

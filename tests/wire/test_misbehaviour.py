@@ -1,0 +1,277 @@
+"""Each way of tests/misbehaviour.py, one after another and all at once: what comes of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import gevent
+import gevent.server
+import pytest
+from gevent.event import AsyncResult
+
+import misbehaviour
+from cluster import wait_until
+from misbehaviour import LATE, WAYS, Running, Way
+from pgnet.exchange import Answer, Limits
+from pgnet.host import HostSettings, HostTable
+from wire.support import LOOPBACK, Client
+
+LIMITS = Limits(**asdict(misbehaviour.LIMITS))
+# Seconds of the deadline, of what it may be late, and what one answer may cost.
+DEADLINE, LATENESS, CPU, STANDSTILL = 1.0, 0.25, 0.25, 0.1
+
+QUICK = [name for name, way in WAYS.items() if way.outcome is not LATE]
+FINE = misbehaviour.FINE
+SLOW = [name for name, way in WAYS.items() if way.outcome is LATE]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Running]:
+    with misbehaviour.running() as running:
+        yield running
+
+
+@pytest.fixture
+def client(make_client: Callable[..., Client], servers: Running) -> Client:
+    hosts = HostTable({"127.0.0.1": HostSettings(ca=servers.ca)})
+    return make_client(LOOPBACK, LIMITS, hosts=hosts)
+
+
+def ask(client: Client, servers: Running, way: Way, timeout: float) -> AsyncResult:
+    body = None if way.size < 0 else bytes(way.size)
+    return client.begin(servers.url(way), way.method, [], body, timeout)[1]
+
+
+def assert_fits(way: Way, answer: Answer) -> None:
+    error = answer.error
+    body = answer.content.decode("latin-1")
+    late = error is not None and error.timed_out
+    message = None if error is None else error.message
+    assert way.outcome.fits(answer.status_code, body, message, late), (
+        way.name, answer.status_code, body[:100], message, None if error is None else error.detail
+    )  # fmt: skip
+
+
+def assert_fine(client: Client, servers: Running) -> None:
+    answer = client(servers.url())
+    assert (answer.error, answer.content) == (None, b"ok")
+
+
+def assert_left(servers: Running, names: list[str]) -> None:
+    """The client has closed the connections of these ways, and used them for nothing else."""
+
+    def still_open() -> list[str]:
+        seen = servers.seen()
+        return [name for name in names for number in seen.of(name) if number in seen.open]
+
+    wait_until(still_open, lambda left: not left, "the connections are closed", 5, 0.02)
+    seen = servers.seen()
+    assert {name: seen.after(name) for name in names if seen.after(name)} == {}
+
+
+class Ticker:
+    """How long the loop stood still at most, in seconds."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        last = time.perf_counter()
+        while True:
+            gevent.sleep(0.002)
+            now = time.perf_counter()
+            self.longest = max(self.longest, now - last)
+            last = now
+
+    def stop(self) -> float:
+        self._greenlet.kill()
+        return self.longest
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_each_way_has_its_outcome(client: Client, servers: Running, name: str) -> None:
+    way = WAYS[name]
+    # A connection that is kept already is the first to be tried.
+    assert_fine(client, servers)
+    cpu, ticker = time.process_time(), Ticker()
+    ended = ask(client, servers, way, DEADLINE)
+    answer = ended.get(timeout=DEADLINE + 5)
+    assert_fits(way, answer)
+    assert ticker.stop() < STANDSTILL
+    assert time.process_time() - cpu < CPU
+    assert answer.timings.total < DEADLINE
+    assert_fine(client, servers)
+    if not way.keeps and way.tls != "2":
+        assert_left(servers, [name])
+
+
+def test_what_takes_too_long_ends_at_its_deadline(client: Client, servers: Running) -> None:
+    """All of them side by side, and others beside them."""
+    cpu, ticker, began = time.process_time(), Ticker(), time.monotonic()
+    ended = {name: ask(client, servers, WAYS[name], DEADLINE) for name in SLOW}
+    for _ in range(20):
+        assert_fine(client, servers)
+    assert time.monotonic() - began < DEADLINE
+    for name, result in ended.items():
+        answer = result.get(timeout=DEADLINE + 5)
+        assert_fits(WAYS[name], answer)
+        assert DEADLINE - 0.01 <= answer.timings.total <= DEADLINE + LATENESS
+    assert ticker.stop() < STANDSTILL
+    assert time.process_time() - cpu < 2 * CPU
+    assert_fine(client, servers)
+    assert_left(servers, [name for name in SLOW if WAYS[name].tls != "2"])
+
+
+def test_all_ways_at_once(client: Client, servers: Running) -> None:
+    """Several of each, in one loop: none is taken for another, and none delays the good ones."""
+    ended = [(way, ask(client, servers, way, 5.0)) for way in list(WAYS.values()) * 3]
+    slowest = 0.0
+    for _ in range(50):
+        began = time.monotonic()
+        assert_fine(client, servers)
+        slowest = max(slowest, time.monotonic() - began)
+    for way, result in ended:
+        assert_fits(way, result.get(timeout=15))
+    assert slowest < 2.0
+    assert_fine(client, servers)
+
+
+# ---- connections that are kept
+
+
+class Keeper:
+    """A server of one connection after another, told in this process what to do with each request.
+
+    `answers` are what the requests of a connection get, in order; None closes it without a byte.
+    `arrived` is every request, as (number of the connection, method, body).
+    """
+
+    def __init__(self, answers: list[bytes | None]) -> None:
+        self.answers = answers
+        self.arrived: list[tuple[int, str, bytes]] = []
+        self.connections: list[Any] = []
+        self.server = gevent.server.StreamServer(("127.0.0.1", 0), self.serve)
+        self.server.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+
+    def serve(self, connection: Any, _: Any) -> None:
+        number = len(self.connections)
+        self.connections.append(connection)
+        with connection, connection.makefile("rb") as reader:
+            for answer in self.answers:
+                line = reader.readline()
+                if not line:
+                    return
+                length = 0
+                while (field := reader.readline()) not in (b"\r\n", b""):
+                    name, _, value = field.partition(b":")
+                    if name.lower() == b"content-length":
+                        length = int(value)
+                body = reader.read(length)
+                self.arrived.append((number, line.split()[0].decode(), body))
+                if answer is None:
+                    return
+                connection.sendall(answer)
+            reader.read()
+
+
+@pytest.fixture
+def keeper() -> Iterator[Callable[..., Keeper]]:
+    made: list[Keeper] = []
+
+    def make(*answers: bytes | None) -> Keeper:
+        made.append(Keeper(list(answers)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.server.stop()
+
+
+def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., Keeper]) -> None:
+    """It comes while the connection is kept: whoever is next does not take it for his."""
+    server = keeper(*[FINE] * 10)
+    assert client(server.url).content == b"ok"
+    for number in range(3):
+        server.connections[number].sendall(misbehaviour.POISON)
+        # a turn of the loop, which sees it
+        gevent.sleep(0.001)
+        answer = client(server.url)
+        assert (answer.error, answer.content) == (None, b"ok")
+    assert [number for number, _, _ in server.arrived] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        FINE,
+        misbehaviour.CHUNKED + b"\r\n2\r\nok\r\n0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n",
+    ],
+    ids=["length", "chunks", "204", "304"],
+)
+def test_an_answer_with_another_behind_it(
+    client: Client, keeper: Callable[..., Keeper], first: bytes
+) -> None:
+    """In one packet, behind what the answer says is its end."""
+    server = keeper(first + misbehaviour.POISON, *[FINE] * 5)
+    for _ in range(5):
+        answer = client(server.url)
+        assert answer.error is None
+        assert answer.content != b"poison"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
+def test_a_server_that_closes_idle_connections(
+    client: Client, keeper: Callable[..., Keeper], method: str
+) -> None:
+    """Just when the next request is on its way: another connection is the answer, each time."""
+    server = keeper(FINE, None)
+    for _ in range(40):
+        answer = client(server.url, method)
+        assert answer.error is None, answer.error
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"pay", b"x" * 100_000, None])
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_what_is_not_idempotent_is_sent_once(
+    client: Client, keeper: Callable[..., Keeper], method: str, body: bytes | None
+) -> None:
+    """A client must not repeat it by itself (RFC 9110, section 9.2.2): it may have been done."""
+    server = keeper(FINE, None)
+    failed = 0
+    for number in range(20):
+        answer = client(server.url, method, [], body)
+        assert len(server.arrived) == number + 1
+        if answer.error is not None:
+            failed += 1
+            assert answer.error.possibly_sent
+            assert answer.error.message == "Server returned nothing (no headers, no data)"
+    assert failed == 10
+
+
+# ---- what a header section may hold
+
+
+def test_headers_stay_what_they_are(client: Client, servers: Running) -> None:
+    """Odd characters in one field make no other field."""
+    for name in ("bare-carriage-return", "latin-1-in-headers", "interim-answers"):
+        answer = client(servers.url(WAYS[name]))
+        assert answer.error is None
+        names = [field.lower() for field, _ in answer.header_list]
+        assert names.count("content-length") == 1
+        assert "content-encoding" not in names
+        assert answer.header("content-length") == "2"
+        json.dumps(answer.header_list)
+
+
+def test_there_are_enough() -> None:
+    assert len(WAYS) >= 200
+    assert len({way.outcome.text for way in WAYS.values()}) >= 15
