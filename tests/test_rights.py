@@ -47,6 +47,8 @@ ROUTINES = {
     "_inspect": "everyone",
     "_second_look": "everyone",
     "_form": "everyone",
+    "_encode_form": "everyone",
+    "_require_utf8": "everyone",
     "_multipart": "everyone",
     "_check_secret": "everyone",
     "_refuse_secret": "everyone",
