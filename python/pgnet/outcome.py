@@ -65,7 +65,9 @@ def outcome_of(
     assert status is not None
     content_type = answer.header("Content-Type")
     text, encoded = storable.content(answer.content, content_type, masks)
-    header_list = [(text_of(name), text_of(value)) for name, value in answer.header_list]
+    header_list = answer.header_list
+    if masks or not is_plain("".join([name + value for name, value in header_list])):
+        header_list = [(text_of(name), text_of(value)) for name, value in header_list]
     return Outcome(
         claim.id,
         claim.token,
@@ -86,6 +88,11 @@ def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3]) + "/"
 
 
+def is_plain(text: str) -> bool:
+    """Whether any database can hold a text: ASCII without NUL."""
+    return text.isascii() and "\0" not in text
+
+
 class Storable:
     """What the database's text can hold: no NUL, no half of a surrogate pair, and its encoding.
 
@@ -102,7 +109,7 @@ class Storable:
 
     def text(self, text: str) -> str:
         """The text, with what cannot be held replaced."""
-        if text.isascii() and "\0" not in text:
+        if is_plain(text):
             return text
         return text.replace("\0", "?").encode(self._encoding, "replace").decode(self._encoding)
 
