@@ -12,6 +12,11 @@
 | /redirect | 302 to / |
 | /cookies | two Set-Cookie headers |
 | /files/NAME | what a test put there with `file()` |
+| /sent | some of what was sent: method and headers |
+| /connection | protocol and number of the connection |
+| /long-headers | two headers of 1000 bytes each |
+
+With a certificate the same is there over TLS too, with HTTP/2.
 """
 
 from __future__ import annotations
@@ -55,11 +60,12 @@ http {{
     scgi_temp_path {directory}/scgi;
     client_max_body_size 64m;
     client_body_buffer_size 1m;
-    keepalive_requests 1000000;
+    keepalive_requests {requests};
     keepalive_timeout 300s;
     default_type text/plain;
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        {tls}
         location = / {{ return 200 pgnet; }}
         location = /echo {{
             echo_duplicate 1 $echo_client_request_headers;
@@ -78,10 +84,27 @@ http {{
         location = /cookies {{
             add_header Set-Cookie a=1; add_header Set-Cookie b=2; return 200 cookies;
         }}
+        location = /sent {{
+            set $fields "$http_x_text|$http_accept|$http_user_agent";
+            set $unasked "$http_accept_encoding|$http_content_type";
+            return 200 "$request_method|$http_host|$fields|$unasked";
+        }}
+        location = /connection {{ return 200 "$server_protocol $connection"; }}
+        location = /long-headers {{
+            add_header X-Long {long}; add_header X-Longer {long}; return 200 long;
+        }}
         location /files/ {{ alias {directory}/files/; }}
 {statuses}
     }}
 }}
+"""
+
+
+TLS = """
+        listen 127.0.0.1:{port} ssl http2 backlog=4096;
+        ssl_certificate {certificate};
+        ssl_certificate_key {certificate};
+        http2_max_concurrent_streams {streams};
 """
 
 
@@ -101,11 +124,27 @@ class Seen:
 
 
 class Nginx:
-    """A running nginx, as a context manager. `record=False` keeps no record, for measurements."""
+    """A running nginx, as a context manager.
 
-    def __init__(self, record: bool = True) -> None:
+    record: false keeps no record, for measurements.
+    certificate: a file with a server's certificate and key; `tls_url` is then there too.
+    streams: how many requests one connection of HTTP/2 may have at a time.
+    requests: after how many a connection is ended.
+    """
+
+    def __init__(
+        self,
+        record: bool = True,
+        *,
+        certificate: Path | None = None,
+        streams: int = 128,
+        requests: int = 1_000_000,
+    ) -> None:
         self.record = record
-        self.port = 0
+        self.certificate = certificate
+        self.streams = streams
+        self.most_requests = requests
+        self.port = self.tls_port = 0
         self.directory = Path()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -113,6 +152,10 @@ class Nginx:
     def url(self) -> str:
         """The address without a slash at its end."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def tls_url(self) -> str:
+        return f"https://127.0.0.1:{self.tls_port}"
 
     def __enter__(self) -> Nginx:
         if not ECHO_MODULE.exists():
@@ -134,6 +177,10 @@ class Nginx:
 
     def _start(self) -> None:
         self.port = free_port()
+        tls = ""
+        if self.certificate is not None:
+            self.tls_port = free_port()
+            tls = TLS.format(port=self.tls_port, certificate=self.certificate, streams=self.streams)
         configuration = self.directory / "nginx.conf"
         configuration.write_text(
             CONFIGURATION.format(
@@ -142,6 +189,9 @@ class Nginx:
                 user="user nobody nogroup;" if os.geteuid() == 0 else "",
                 access_log=f"{self.directory}/access.log record" if self.record else "off",
                 port=self.port,
+                tls=tls,
+                long="x" * 1000,
+                requests=self.most_requests,
                 statuses="\n".join(
                     f"        location = /status/{status} {{ return {status}; }}"
                     for status in (*STATUSES, *SERVER_ERRORS)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from urllib.parse import quote, urljoin
 
 import gevent
@@ -61,8 +61,7 @@ class Limits:
     connect_timeout: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(NamedTuple):
     """Where the time went, in seconds.
 
     name, connect, tls: summed over all hops; zero where a connection was used again.

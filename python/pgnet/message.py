@@ -127,10 +127,14 @@ def parse_fields(section: bytes) -> list[tuple[str, str]]:
 
 
 def _fields(text: str) -> list[tuple[str, str]]:
+    text = text.replace("\r\n", "\n")
     if "\n " in text or "\n\t" in text:
         # A folded line (RFC 9112, section 5.2) goes on with the one before.
         text = re.sub(r"[ \t\r]*\n[ \t]+(?=\S)", " ", text)
-    return [(name, value.rstrip("\r \t")) for name, value in _FIELD.findall(text)]
+    fields: list[tuple[str, str]] = _FIELD.findall(text)
+    if " \n" in text or "\t\n" in text or "\r" in text:
+        fields = [(name, value.rstrip("\r \t")) for name, value in fields]
+    return fields
 
 
 def _as_text(section: bytes) -> str:
@@ -162,27 +166,33 @@ def framing(fields: list[tuple[str, str]]) -> Framing:
     body's end may be another answer to the other side.
     Errors: WireError.
     """
-    lengths: set[str] = set()
+    lengths: list[str] = []
     transfer_codings, codings = [], []
     for name, value in fields:
-        lower = name.lower()
-        if lower == "content-length":
-            lengths.update(part.strip(" \t") for part in value.split(","))
-        elif lower == "content-encoding":
+        # Their lengths tell the names apart, and soon.
+        size = len(name)
+        if size == 14 and name.lower() == "content-length":
+            lengths.append(value)
+        elif size == 16 and name.lower() == "content-encoding":
             codings.append(value)
-        elif lower == "transfer-encoding":
+        elif size == 17 and name.lower() == "transfer-encoding":
             transfer_codings.append(value)
     if transfer_codings:
         if ",".join(transfer_codings).lower() != "chunked":
             # Nobody has asked for others (RFC 9110, section 10.1.4).
             raise WireError(words(pycurl.E_BAD_CONTENT_ENCODING), possibly_sent=True)
-        lengths = set()
-    length = None
-    if lengths:
-        length = int(lengths.pop()) if all(map(_LENGTH.fullmatch, lengths)) else -1
-        if length < 0 or any(int(other) != length for other in lengths):
-            raise WireError(words(_WEIRD_REPLY), possibly_sent=True)
-    return Framing(length, ", ".join(codings))
+        lengths = []
+    return Framing(_length(lengths) if lengths else None, ", ".join(codings))
+
+
+def _length(values: list[str]) -> int:
+    """The one length that all values of Content-Length say (RFC 9110, section 8.6)."""
+    if len(values) == 1 and _LENGTH.fullmatch(values[0]):
+        return int(values[0])
+    texts = {text.strip(" \t") for value in values for text in value.split(",")}
+    if not all(map(_LENGTH.fullmatch, texts)) or len(set(map(int, texts))) != 1:
+        raise WireError(words(_WEIRD_REPLY), possibly_sent=True)
+    return int(texts.pop())
 
 
 def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:

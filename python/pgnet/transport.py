@@ -14,9 +14,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pycurl
@@ -45,15 +45,30 @@ _IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 # libcurl's numbers that pycurl has no names for.
 _WEIRD_REPLY, _BAD_FUNCTION_ARGUMENT, _TOO_LARGE = 8, 43, 100
 _TUNNEL_OPEN = re.compile(rb"HTTP/[0-9.]+ +2[0-9][0-9]", re.IGNORECASE).match
+# What ends a connection of HTTP/2 with all its streams: RFC 9113, section 5.4.1.
+_BROKEN = frozenset(
+    (
+        pycurl.E_UNSUPPORTED_PROTOCOL,
+        16,
+        pycurl.E_PARTIAL_FILE,
+        pycurl.E_GOT_NOTHING,
+        pycurl.E_SEND_ERROR,
+        pycurl.E_RECV_ERROR,
+    )
+)
 # libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
 # Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
 _LONGEST_TURN, _LONG, _HEAVY = 0.02, 0.0002, 0.01
+# What a server may have sent already of an answer in HTTP/2 that is not wanted any more.
+_ON_THE_WAY, _RESET_TAKES = 16 << 20, 2.0
 # Where Linux' struct tcp_info has tcpi_bytes_received.
 _BYTES_RECEIVED, _BYTES_RECEIVED_AT = struct.Struct("=Q"), 128
 _NUDGE_INTERVAL = 0.02
+# Seconds that a request waits for the connection of another one to the same server.
+_LONGEST_PENDING = 1.0
 # A pooled handle gives back what it holds of a request body above this size.
 _LARGE_BODY = 65536
 _MOST_ROUTES = 10_000
@@ -66,6 +81,7 @@ class Route:
     headers: the lines of a request that has none of its own.
     peer, port: what is connected to, the origin's host or a proxy.
     addresses: of the peer, all allowed by the guard, and good until `until` (time.monotonic).
+    version: of HTTP, that the last answer came by; empty before the first.
     """
 
     __slots__ = (
@@ -78,6 +94,7 @@ class Route:
         "port",
         "settings",
         "until",
+        "version",
     )
 
     def __init__(self, origin: Origin, settings: HostSettings, hosts: HostTable) -> None:
@@ -105,6 +122,16 @@ class Route:
         self.host_header = origin.host_header if secure or proxy is None else None
         self.addresses: tuple[str, ...] = ()
         self.until = 0.0
+        self.version = ""
+
+    @property
+    def shares(self) -> bool:
+        """Whether several requests at a time may share a connection, or nobody knows yet."""
+        return (
+            self.origin.scheme == "https"
+            and self.connection.http_version == "2"
+            and self.version in ("", "2")
+        )
 
     def avoid(self, address: str) -> None:
         """Whoever comes next begins with another address."""
@@ -287,10 +314,12 @@ class _Slot:
         "length",
         "method",
         "mode",
+        "most_header_bytes",
         "multi",
         "once",
         "opened",
         "peer",
+        "pool",
         "section",
         "shares",
         "socket",
@@ -302,10 +331,17 @@ class _Slot:
         "wire_bytes",
     )
 
-    def __init__(self, transport: Transport, multi: _Multi, connection: ConnectionSettings) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        multi: _Multi,
+        connection: ConnectionSettings,
+        pool: list[_Slot],
+    ) -> None:
         self.transport = transport
         self.multi = multi
         self.connection = connection
+        self.pool = pool
         self.curl = curl = pycurl.Curl()
         self.transfer: Transfer | None = None
         self.headers: list[bytes] | None = None
@@ -321,7 +357,7 @@ class _Slot:
         self.section = bytearray()
         self.length: int | None = None
         self.decoder: Decoder | None = None
-        self.header_bytes = self.wire_bytes = 0
+        self.header_bytes = self.wire_bytes = self.most_header_bytes = 0
         set_option = curl.setopt
         set_option(pycurl.NOSIGNAL, 1)
         set_option(pycurl.PATH_AS_IS, 1)
@@ -346,6 +382,7 @@ class _Slot:
         route = transfer.route
         self.transfer = transfer
         self.header_bytes = self.wire_bytes = 0
+        self.most_header_bytes = transfer.max_header_bytes
         self.opened = self.tunneled = self.final = False
         if transfer.url != self.url:
             set_option(pycurl.URL, transfer.url)
@@ -382,6 +419,18 @@ class _Slot:
         if body is not None:
             set_option(pycurl.POSTFIELDS, body)
 
+        if route.shares != self.shares:
+            self.share(not self.shares)
+        self.limit_time(transfer, more)
+
+    def share(self, wanted: bool) -> None:
+        """Whether to wait for a connection that is being made, and may turn out to be HTTP/2."""
+        self.curl.setopt(pycurl.PIPEWAIT, 1 if wanted else 0)
+        self.shares = wanted
+
+    def limit_time(self, transfer: Transfer, more: int) -> None:
+        """Set what is left of the deadline, with `more` addresses left to try."""
+        set_option = self.curl.setopt
         left = transfer.deadline - time.monotonic()
         # Whoever has other addresses must not spend all of the time on this one.
         connect = min(transfer.connect_timeout, left / (more + 1))
@@ -422,6 +471,11 @@ class _Slot:
             if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
                 self.curl.setopt(pycurl.POSTFIELDS, b"")
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has no connection yet, and makes none."""
+        return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+
     def only_once(self) -> None:
         """From now on a connection that ends without an answer is the end.
 
@@ -432,18 +486,22 @@ class _Slot:
         self.curl.setopt(pycurl.FRESH_CONNECT, 1)
 
     def _on_header(self, line: bytes) -> int | None:
+        # Called for each line of a header: what is usual comes first.
+        section = self.section
+        section += line
+        size = len(line)
+        self.header_bytes = total = self.header_bytes + size
+        if size > 2 and total <= self.most_header_bytes:
+            return None
         transfer = self.transfer
         if transfer is None:
             return 0
-        size = len(line)
-        self.header_bytes += size
-        if self.header_bytes > transfer.max_header_bytes:
+        if total > transfer.max_header_bytes:
             return self._abort(f"response headers exceed {transfer.max_header_bytes} bytes")
-        self.section += line
-        if size < 3 and not self.final and line in (b"\r\n", b"\n"):
-            section, self.section = bytes(self.section), bytearray()
+        if line in (b"\r\n", b"\n") and not self.final:
+            self.section = bytearray()
             try:
-                self._end_section(transfer, section)
+                self._end_section(transfer, bytes(section))
             except WireError as error:
                 self.fault = error
                 return 0
@@ -531,6 +589,8 @@ class _Slot:
                 transfer.appconnect = info(pycurl.APPCONNECT_TIME)
             if transfer.head.version == "2":
                 self.multi.framed.add(self.socket)
+            if self.final:
+                transfer.route.version = transfer.head.version
         if code == 0:
             transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
             code = self._whole(transfer)
@@ -614,6 +674,14 @@ class _Heavy:
         self.unseen = unseen
 
 
+class _Pending(NamedTuple):
+    """A transfer that waits for another one's connection, and until when (time.monotonic)."""
+
+    slot: _Slot
+    transfer: Transfer
+    until: float
+
+
 @contextmanager
 def _borrowed(fd: int) -> Iterator[socket.socket]:
     """A socket of libcurl's, by its number."""
@@ -650,16 +718,25 @@ class _Multi:
         self._free_count = 0
         self._acting = False
         self._again = self._loop.timer(0.0)
+        # Sockets that had something to say when a turn was over.
+        self._late: set[int] = set()
         # Sockets that keep libcurl busy.
         self._heavy: dict[int, _Heavy] = {}
         # Those that speak HTTP/2, which may have something to say at any time.
         self.framed: set[int] = set()
         # Requests to be sent once only, which have not begun yet.
         self._once: list[_Slot] = []
+        # Those that may wait for another one's connection: when they began, and those that do.
+        self._sharing: list[_Slot] = []
+        self._pending: list[_Pending] = []
+        self._pending_timer = self._loop.timer(0.0)
         # TLS within TLS: libcurls with GnuTLS forget what the outer one has read ahead.
         self._nested: set[_Slot] = set()
         self._nested_sockets: set[int] = set()
         self._nudge = self._loop.timer(0.0)
+        self._pending_until = 0.0
+        # Until when there may come what was sent before a stream of HTTP/2 was reset.
+        self._reset_until = 0.0
         self._retired = self._closed = False
 
     def __len__(self) -> int:
@@ -668,12 +745,14 @@ class _Multi:
     def add(self, transfer: Transfer, address: str, more: int) -> None:
         """Begin a transfer."""
         connection = transfer.route.connection
-        free = self._free.get(connection)
-        if free:
-            slot = free.pop()
+        pool = self._free.get(connection)
+        if pool is None:
+            pool = self._free[connection] = []
+        if pool:
+            slot = pool.pop()
             self._free_count -= 1
         else:
-            slot = _Slot(self._transport, self, connection)
+            slot = _Slot(self._transport, self, connection, pool)
         try:
             slot.prepare(transfer, address, more)
         except BaseException:
@@ -687,7 +766,9 @@ class _Multi:
             self._nested.add(slot)
             if len(self._nested) == 1:
                 self._nudge_later()
-        if transfer.method not in _IDEMPOTENT and not slot.shares:
+        if slot.shares:
+            self._sharing.append(slot)
+        elif transfer.method not in _IDEMPOTENT:
             self._once.append(slot)
         try:
             self._multi.add_handle(slot.curl)
@@ -700,7 +781,24 @@ class _Multi:
         """Stop a transfer; its connection is closed, since nobody knows what still comes."""
         if self._busy.pop(slot.curl, None) is not None:
             self._multi.remove_handle(slot.curl)
+            self._break_off(slot)
             self._put_back(slot)
+
+    def _break_off(self, slot: _Slot, whole: bool = False) -> None:
+        """What still comes of an answer in HTTP/2 that nobody wants any more is not to be read.
+
+        Where others use the connection too, it has to be, unless it cannot be used any more.
+        whole: end the connection with all that use it.
+        """
+        if not slot.shares:
+            return
+        self._reset_until = time.monotonic() + _RESET_TAKES
+        port = slot.curl.getinfo(pycurl.LOCAL_PORT)
+        if whole or all(curl.getinfo(pycurl.LOCAL_PORT) != port for curl in self._busy):
+            for fd in self._registered:
+                with suppress(OSError), _borrowed(fd) as connection:
+                    if connection.getsockname()[1] == port:
+                        connection.shutdown(socket.SHUT_RDWR)
 
     def retire(self) -> None:
         """Take no new transfers, and close after the last."""
@@ -728,7 +826,7 @@ class _Multi:
             slot.curl.close()
         else:
             self._free_count += 1
-            self._free.setdefault(slot.connection, []).append(slot)
+            slot.pool.append(slot)
 
     def _close_when_idle(self) -> None:
         if self._busy or self._closed or not self._retired:
@@ -742,6 +840,7 @@ class _Multi:
         self._timer.close()
         self._nudge.close()
         self._again.close()
+        self._pending_timer.close()
         self._multi.close()
         self._epoll.close()
 
@@ -826,7 +925,47 @@ class _Multi:
             if slot.transfer is not None:
                 slot.only_once()
         self._once.clear()
+        if self._sharing:
+            self._look_for_pending()
         self._reap()
+
+    def _look_for_pending(self) -> None:
+        """See who waits for another one's connection: libcurl forgets their deadlines."""
+        now = time.monotonic()
+        for slot in self._sharing:
+            transfer = slot.transfer
+            if transfer is not None and slot.is_pending:
+                when = min(now + _LONGEST_PENDING, transfer.deadline)
+                self._pending.append(_Pending(slot, transfer, when))
+                if len(self._pending) == 1 or when < self._pending_until:
+                    self._wait_for_pending(when)
+        self._sharing.clear()
+
+    def _wait_for_pending(self, until: float) -> None:
+        self._pending_until = until
+        self._pending_timer.close()
+        self._pending_timer = self._loop.timer(max(until - time.monotonic(), 0.0))
+        self._pending_timer.start(self._on_pending, update=True)
+
+    def _on_pending(self) -> None:
+        """Have those that have waited long enough make connections of their own, or end."""
+        now = time.monotonic()
+        pending, self._pending = self._pending, []
+        for each in pending:
+            slot, transfer = each.slot, each.transfer
+            if slot.transfer is not transfer or not slot.is_pending:
+                continue
+            if each.until > now:
+                self._pending.append(each)
+            elif transfer.deadline <= now:
+                self._ended(slot.curl, pycurl.E_OPERATION_TIMEDOUT, "")
+            else:
+                self._multi.remove_handle(slot.curl)
+                slot.share(False)
+                slot.limit_time(transfer, len(transfer._addresses))
+                self._multi.add_handle(slot.curl)
+        if self._pending:
+            self._wait_for_pending(min(each.until for each in self._pending))
 
     def _on_nudge(self) -> None:
         """Have libcurl read where its socket has nothing more to say, but its TLS may have."""
@@ -849,7 +988,11 @@ class _Multi:
                 if fd not in wanted:
                     self._forget(fd)
             end = time.perf_counter() + _LONGEST_TURN
-            for fd, event in events:
+            if self._late:
+                # For whom there was no time in the last turn comes first in this one.
+                late, self._late = self._late, set()
+                events.sort(key=lambda event: event[0] not in late)
+            for at, (fd, event) in enumerate(events):
                 if fd not in wanted:
                     continue
                 mask = 0
@@ -860,7 +1003,7 @@ class _Multi:
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
                 if self._act(fd, mask) > end:
-                    # The others are still there in the next turn, and then come first.
+                    self._late = {fd for fd, _ in events[at + 1 :]}
                     break
         finally:
             self._reap()
@@ -894,8 +1037,10 @@ class _Multi:
         finally:
             self._acting = False
         ended = time.perf_counter()
-        if ended - began > _LONG and fd != pycurl.SOCKET_TIMEOUT:
-            self._weigh(fd, ended - began)
+        if ended - began > _LONG:
+            # What libcurl did on its own, it mostly did for those that were heavy before.
+            for heavy in (fd,) if fd != pycurl.SOCKET_TIMEOUT else list(self._heavy):
+                self._weigh(heavy, ended - began)
         return ended
 
     def _weigh(self, fd: int, seconds: float) -> None:
@@ -925,6 +1070,8 @@ class _Multi:
                     return
                 heavy.seconds = 0.0
                 allowed = sum(t.max_wire_bytes + t.max_header_bytes for t in transfers)
+                if time.monotonic() < self._reset_until:
+                    allowed += _ON_THE_WAY
                 if unseen - heavy.unseen <= allowed:
                     return
                 connection.shutdown(socket.SHUT_RDWR)
@@ -960,6 +1107,12 @@ class _Multi:
         try:
             failure = slot.collect(transfer, code, text)
             self._multi.remove_handle(curl)
+            if failure is not None:
+                # libcurl tells one transfer only that a connection has failed, and gives what is
+                # left of a header section to another one.
+                broken = code in _BROKEN or (failure.fault is not None and not slot.final)
+                if broken or failure.fault or code == pycurl.E_OPERATION_TIMEDOUT:
+                    self._break_off(slot, broken)
             self._put_back(slot)
             if failure is None:
                 transfer.finish()
@@ -1004,9 +1157,10 @@ class Transport:
         settings: what is special about its host; None is what the table of hosts says.
         Errors: WireError for what is no http or https URL, and for settings that cannot be used.
         """
-        match = match_origin(url)
-        if match is not None:
-            known = self._routes.get((match.group(0), settings))
+        # Scheme and authority, as far as they end with a slash.
+        end = url.find("/", 8)
+        if end > 0:
+            known = self._routes.get((url[:end], settings))
             if known is not None and is_plain(url):
                 return known
         origin = Origin.of(url)
@@ -1015,9 +1169,10 @@ class Transport:
             raise WireError(special.fault)
         route = Route(origin, special, self.hosts)
         route.connection = self._settings.setdefault(route.connection, route.connection)
+        if len(self._routes) >= _MOST_ROUTES:
+            self._routes.clear()
+        match = match_origin(url)
         if match is not None:
-            if len(self._routes) >= _MOST_ROUTES:
-                self._routes.clear()
             self._routes[match.group(0), settings] = route
         return route
 

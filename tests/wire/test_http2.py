@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.server
+import gevent.ssl
+import pytest
+import trustme
+from gevent.event import AsyncResult
+
+import httpd
+from httpd import wait_until
+from nginx import Nginx
+from pgnet.exchange import Answer, Limits
+from pgnet.host import HostSettings, HostTable
+from wire.support import Client
+
+MakeClient = Callable[..., Client]
+
+
+class Authority:
+    def __init__(self, directory: Path) -> None:
+        made = trustme.CA()
+        self.ca = made.cert_pem.bytes().decode()
+        self.certificate = directory / "server.pem"
+        leaf = made.issue_cert("127.0.0.1", "localhost", "127.0.0.2")
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def nginx(authority: Authority) -> Iterator[Nginx]:
+    with Nginx(certificate=authority.certificate) as running:
+        running.file("large", b"x" * 3_000_000)
+        running.file("more", b"x" * 30_000_000)
+        yield running
+
+
+@pytest.fixture
+def trusting(make_client: MakeClient, authority: Authority) -> Callable[..., Client]:
+    def make(limits: Limits | None = None, **settings: Any) -> Client:
+        special = HostSettings(ca=authority.ca, **settings)
+        return make_client(limits=limits, hosts=HostTable({"*": special}))
+
+    return make
+
+
+@pytest.fixture
+def client(trusting: Callable[..., Client]) -> Client:
+    return trusting()
+
+
+def ok(answer: Answer) -> bytes:
+    assert answer.error is None, answer.error
+    return answer.content
+
+
+def all_of(ended: list[AsyncResult]) -> list[Answer]:
+    return [result.get(timeout=20) for result in ended]
+
+
+def connections(answers: list[Answer]) -> set[bytes]:
+    """The numbers of the connections that /connection told of."""
+    told = [ok(answer).split() for answer in answers]
+    assert {protocol for protocol, _ in told} == {b"HTTP/2.0"}
+    return {number for _, number in told}
+
+
+# ---- a request and its answer
+
+
+def test_http_2_where_it_is_offered(client: Client, nginx: Nginx) -> None:
+    answer = client(nginx.tls_url + "/json")
+    assert (answer.status_code, answer.http_version) == (200, "2")
+    names = [name for name, _ in answer.header_list]
+    assert "content-type" in names
+    assert names == [name.lower() for name in names]
+    assert not any(name.startswith(":") for name in names)
+    assert answer.header("Content-Type") == "application/json"
+    assert answer.response is not None
+    assert (answer.response.json(), answer.response.reason) == ({"ok": True}, "")
+    assert answer.timings.tls > 0
+    # without TLS nobody offers it
+    assert client(nginx.url + "/json").http_version == "1.1"
+
+
+def test_the_version_may_be_set(trusting: Callable[..., Client], nginx: Nginx) -> None:
+    for version, protocol in (("1.1", b"HTTP/1.1"), ("2", b"HTTP/2.0"), (None, b"HTTP/2.0")):
+        client = trusting(http_version=version)
+        answer = client(nginx.tls_url + "/connection")
+        assert ok(answer).split()[0] == protocol
+        assert answer.http_version == protocol.decode()[5:].removesuffix(".0")
+
+
+def test_what_is_sent_is_what_was_asked(client: Client, nginx: Nginx) -> None:
+    headers = [("X-Text", "grün"), ("Accept", "x/y"), ("User-Agent", "me")]
+    answer = client(nginx.tls_url + "/sent", "GET", headers)
+    host = nginx.tls_url.partition("://")[2]
+    assert ok(answer).decode() == f"GET|{host}|grün|x/y|me||"
+    for target in ("/uri?a=b&c=%20d", "/uri?", "/uri?a=/../b"):
+        assert ok(client(nginx.tls_url + target)).decode() == target
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_methods(client: Client, nginx: Nginx, method: str) -> None:
+    for _ in range(2):
+        answer = client(nginx.tls_url + "/method", method)
+        assert (answer.error, answer.http_version) == (None, "2")
+        assert answer.content.decode() == ("" if method == "HEAD" else method)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, 5_000_000])
+def test_uploads(client: Client, nginx: Nginx, size: int) -> None:
+    body = (bytes(range(256)) * (size // 256 + 1))[:size]
+    for method in ("POST", "PUT"):
+        answer = client(nginx.tls_url + "/body", method, [], body, timeout=20)
+        assert answer.http_version == "2"
+        assert ok(answer) == body
+
+
+def test_a_redirect_stays_on_its_connection(client: Client, nginx: Nginx) -> None:
+    nginx.forget()
+    answer = client(nginx.tls_url + "/redirect")
+    assert (ok(answer), answer.redirects, answer.http_version) == (b"pgnet", 1, "2")
+
+
+# ---- many on one connection
+
+
+def test_requests_share_a_connection(client: Client, nginx: Nginx) -> None:
+    """From the first moment on, when nobody knows yet what the server speaks."""
+    for _ in range(2):
+        ended = [client.begin(nginx.tls_url + "/connection")[1] for _ in range(50)]
+        answers = all_of(ended)
+        assert len(connections(answers)) == 1
+        assert sum(answer.timings.tls > 0 for answer in answers) <= 1
+
+
+def test_more_than_one_connection_takes(
+    trusting: Callable[..., Client], authority: Authority
+) -> None:
+    with Nginx(certificate=authority.certificate, streams=4) as nginx:
+        client = trusting()
+        ok(client(nginx.tls_url + "/"))
+        ended = [client.begin(nginx.tls_url + "/slow?s=0.2")[1] for _ in range(20)]
+        assert {ok(answer) for answer in all_of(ended)} == {b"slow"}
+
+
+def test_a_server_that_says_goodbye(trusting: Callable[..., Client], authority: Authority) -> None:
+    """GOAWAY after each few requests: what it has not taken goes over another connection."""
+    with Nginx(certificate=authority.certificate, requests=7) as nginx:
+        client = trusting()
+        ended = [client.begin(nginx.tls_url + "/method")[1] for _ in range(60)]
+        assert {ok(answer) for answer in all_of(ended)} == {b"GET"}
+        nginx.forget()
+        ended = [client.begin(nginx.tls_url + "/method", "POST", [], b"x")[1] for _ in range(60)]
+        answers = all_of(ended)
+        # Of some of these libcurl loses the answer; but none is done twice.
+        assert all(a.error is None or a.error.possibly_sent for a in answers)
+        good = sum(answer.error is None for answer in answers)
+        wait_until(
+            lambda: len(nginx.requests()), lambda n: n >= good, "the record", 5, gevent.sleep
+        )
+        assert len(nginx.requests()) <= 60
+
+
+def test_servers_without_http_2_are_not_waited_for(client: Client, authority: Authority) -> None:
+    more = ("--cert", str(authority.certificate), "--key", str(authority.certificate))
+    with httpd.running("127.0.0.1", 0, *more) as server:
+        for _ in range(2):
+            ended = [client.begin(server.url + "/delay/0.3")[1] for _ in range(20)]
+            began = time.monotonic()
+            for answer in all_of(ended):
+                assert (ok(answer), answer.http_version) == (b"ok", "1.1")
+            assert time.monotonic() - began < 2
+        assert len({entry["connection"] for entry in server.record()}) > 10
+
+
+# ---- what goes wrong with one goes wrong with this one only
+
+
+def beside(client: Client, nginx: Nginx, work: Callable[[], None]) -> None:
+    """Do something while others are on their way on the same connection, and see them end well."""
+    (number,) = connections([client(nginx.tls_url + "/connection")])
+    others = [client.begin(nginx.tls_url + "/slow?s=0.4")[1] for _ in range(5)]
+    others.append(client.begin(nginx.tls_url + "/files/large", timeout=20)[1])
+    work()
+    *slow, large = all_of(others)
+    assert {ok(answer) for answer in slow} == {b"slow"}
+    assert len(ok(large)) == 3_000_000
+    assert connections([client(nginx.tls_url + "/connection")]) == {number}
+
+
+def test_a_cancelled_stream(client: Client, nginx: Nginx) -> None:
+    def work() -> None:
+        for path in ("/slow?s=10", "/files/more"):
+            handle, ended = client.begin(nginx.tls_url + path)
+            gevent.sleep(0.01)
+            handle.cancel()
+            assert ended.get(timeout=5).error is not None
+
+    beside(client, nginx, work)
+
+
+def test_a_deadline(client: Client, nginx: Nginx) -> None:
+    def work() -> None:
+        answer = client(nginx.tls_url + "/slow?s=10", timeout=0.2)
+        assert answer.error is not None
+        assert answer.error.message.startswith("Timeout of 200 ms reached. ")
+        assert (answer.error.timed_out, answer.error.possibly_sent) == (True, True)
+
+    beside(client, nginx, work)
+
+
+@pytest.mark.parametrize(
+    ("limits", "path", "message"),
+    [
+        (Limits(max_response_bytes=3_000_000), "/files/more",
+         "response body exceeds 3000000 bytes"),
+        (Limits(max_wire_bytes=3_000_000), "/files/more",
+         "response body exceeds 3000000 bytes on the wire"),
+    ],
+)  # fmt: skip
+def test_limits(
+    trusting: Callable[..., Client], nginx: Nginx, limits: Limits, path: str, message: str
+) -> None:
+    client = trusting(limits)
+
+    def work() -> None:
+        for _ in range(3):
+            answer = client(nginx.tls_url + path)
+            assert answer.error is not None
+            assert (answer.error.message, answer.error.possibly_sent) == (message, True)
+
+    beside(client, nginx, work)
+
+
+def test_too_many_headers(trusting: Callable[..., Client], nginx: Nginx) -> None:
+    """They end the connection: libcurl would give what is left of them to another request."""
+    client = trusting(Limits(max_header_bytes=2000))
+    (number,) = connections([client(nginx.tls_url + "/connection")])
+    beside = client.begin(nginx.tls_url + "/slow?s=0.3")[1]
+    answer = client(nginx.tls_url + "/long-headers")
+    assert answer.error is not None
+    assert answer.error.message == "response headers exceed 2000 bytes"
+    # whose answer had not begun goes over another one
+    assert ok(beside.get(timeout=5)) == b"slow"
+    assert connections([client(nginx.tls_url + "/connection")]) != {number}
+
+
+# ---- servers of ours, frame by frame (RFC 9113)
+
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+END_STREAM, END_HEADERS = 1, 4
+NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM = 0, 2, 7
+STATUS_200 = b"\x88"
+
+
+def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
+    return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
+
+
+def field(name: bytes, value: bytes) -> bytes:
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def fine(stream: int) -> bytes:
+    return frame(HEADERS, STATUS_200, END_HEADERS, stream) + frame(DATA, b"ok", END_STREAM, stream)
+
+
+Serve = Callable[[Any, int, int], None]
+
+
+class Server:
+    """A server of HTTP/2 in this process.
+
+    serve: called with the connection, its number, and the number of each new stream.
+    hold: how many connections are left hanging before the handshake.
+    """
+
+    def __init__(self, authority: Authority, serve: Serve, hold: int = 0) -> None:
+        self.serve = serve
+        self.hold = hold
+        self.count = 0
+        # Connection and stream of each request.
+        self.arrived: list[tuple[int, int]] = []
+        self.context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(authority.certificate)
+        self.context.set_alpn_protocols(["h2"])
+        self.server = gevent.server.StreamServer(("127.0.0.1", 0), self.connection)
+        self.server.start()
+        self.url = f"https://127.0.0.1:{self.server.server_port}/"
+
+    def connection(self, plain: Any, _: Any) -> None:
+        self.count += 1
+        number = self.count
+        try:
+            if number <= self.hold:
+                # until the client has given up
+                while plain.recv(4096):
+                    pass
+                return
+            with self.context.wrap_socket(plain, server_side=True) as connection:
+                connection.sendall(frame(SETTINGS))
+                with connection.makefile("rb") as reader:
+                    # the client's preface, and then its frames
+                    reader.read(24)
+                    while header := reader.read(9):
+                        reader.read(int.from_bytes(header[:3], "big"))
+                        if header[3] == HEADERS:
+                            stream = int.from_bytes(header[5:], "big")
+                            self.arrived.append((number, stream))
+                            self.serve(connection, number, stream)
+        except OSError:
+            return
+
+
+@pytest.fixture
+def serving(authority: Authority) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(serve: Serve, **more: Any) -> Server:
+        made.append(Server(authority, serve, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.server.stop()
+
+
+def test_interim_answers(client: Client, serving: Callable[..., Server]) -> None:
+    early = b"\x08\x03103" + field(b"link", b"</x>") + field(b"content-encoding", b"gzip")
+
+    def serve(connection: Any, _: int, stream: int) -> None:
+        connection.sendall(frame(HEADERS, early, END_HEADERS, stream) * 3 + fine(stream))
+
+    answer = client(serving(serve).url)
+    assert (ok(answer), answer.status_code, answer.header_list) == (b"ok", 200, [])
+
+
+def test_trailers(client: Client, serving: Callable[..., Server]) -> None:
+    def serve(connection: Any, _: int, stream: int) -> None:
+        connection.sendall(
+            frame(HEADERS, STATUS_200 + field(b"a", b"1"), END_HEADERS, stream)
+            + frame(DATA, b"ok", 0, stream)
+            + frame(HEADERS, field(b"b", b"2"), END_HEADERS | END_STREAM, stream)
+        )
+
+    answer = client(serving(serve).url)
+    assert (ok(answer), answer.header_list) == (b"ok", [("a", "1"), ("b", "2")])
+
+
+@pytest.mark.parametrize("before", [b"", frame(HEADERS, STATUS_200, END_HEADERS, 1)])
+def test_a_stream_that_is_reset(
+    client: Client, serving: Callable[..., Server], before: bytes
+) -> None:
+    """It ends as an error, and the connection goes on."""
+
+    def serve(connection: Any, _: int, stream: int) -> None:
+        if stream == 1:
+            reset = frame(RST_STREAM, struct.pack("!I", INTERNAL_ERROR), 0, stream)
+            connection.sendall(before + reset)
+        else:
+            connection.sendall(fine(stream))
+
+    server = serving(serve)
+    error = client(server.url).error
+    assert error is not None
+    assert error.message == "Stream error in the HTTP/2 framing layer"
+    assert (error.possibly_sent, error.timed_out) == (True, False)
+    assert ok(client(server.url)) == b"ok"
+    assert server.arrived == [(1, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_stream_that_is_refused(
+    client: Client, serving: Callable[..., Server], method: str
+) -> None:
+    """Nothing of it has been done (RFC 9113, section 8.7), so that it may be sent once more."""
+
+    def serve(connection: Any, number: int, stream: int) -> None:
+        if len(server.arrived) == 1:
+            reset = frame(RST_STREAM, struct.pack("!I", REFUSED_STREAM), 0, stream)
+            connection.sendall(reset)
+        else:
+            connection.sendall(fine(stream))
+
+    server = serving(serve)
+    body = b"x" if method == "POST" else None
+    assert ok(client(server.url, method, [], body)) == b"ok"
+    assert len(server.arrived) == 2
+
+
+def test_a_goodbye_in_the_middle(client: Client, serving: Callable[..., Server]) -> None:
+    """What was begun is finished; what comes later goes elsewhere."""
+
+    def serve(connection: Any, number: int, stream: int) -> None:
+        goodbye = frame(GOAWAY, struct.pack("!II", stream, NO_ERROR)) if number == 1 else b""
+        connection.sendall(goodbye + fine(stream))
+
+    server = serving(serve)
+    for _ in range(3):
+        assert ok(client(server.url)) == b"ok"
+    assert [number for number, _ in server.arrived] == [1, 2, 2]
+
+
+def test_a_hung_connection_holds_up_nobody_for_long(
+    client: Client, serving: Callable[..., Server]
+) -> None:
+    server = serving(lambda connection, _, stream: connection.sendall(fine(stream)), hold=1)
+    began = time.monotonic()
+    first = client.begin(server.url, timeout=3.0)[1]
+    others = [client.begin(server.url, timeout=3.0)[1] for _ in range(10)]
+    for answer in all_of(others):
+        assert ok(answer) == b"ok"
+        assert 0.9 < answer.timings.total < 2.0
+    assert time.monotonic() - began < 2.5
+    error = first.get(timeout=5).error
+    assert error.timed_out
+    # who comes now finds a connection
+    assert client(server.url).timings.total < 0.5
+
+
+def test_deadlines_hold_while_a_connection_is_waited_for(
+    client: Client, serving: Callable[..., Server]
+) -> None:
+    server = serving(lambda *_: None, hold=1000)
+    deadlines = [2.0, 0.3, 0.5, 0.4, 1.2]
+    ended = [client.begin(server.url, timeout=seconds)[1] for seconds in deadlines]
+    for seconds, answer in zip(deadlines, all_of(ended), strict=True):
+        assert answer.error is not None
+        assert answer.error.message.startswith(f"Timeout of {seconds * 1000:.0f} ms reached. ")
+        assert (answer.error.timed_out, answer.error.possibly_sent) == (True, False)
+        assert seconds - 0.01 < answer.timings.total < seconds + 0.3
+
+
+def test_a_cancelled_wait(client: Client, serving: Callable[..., Server]) -> None:
+    server = serving(lambda *_: None, hold=1000)
+    begun = [client.begin(server.url, timeout=5.0) for _ in range(5)]
+    gevent.sleep(0.05)
+    for handle, _ in begun:
+        handle.cancel()
+    for answer in all_of([ended for _, ended in begun]):
+        assert answer.error is not None
+        assert answer.error.message == "Request was cancelled"
