@@ -56,14 +56,16 @@ _BROKEN = frozenset(
         pycurl.E_RECV_ERROR,
     )
 )
+# How a kept connection ends that its server has closed.
+_ENDS = (pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR)
 # libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
 # Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
 _LONGEST_TURN, _LONG, _HEAVY = 0.02, 0.0002, 0.01
-# What a server may have sent already of an answer in HTTP/2 that is not wanted any more.
-_ON_THE_WAY, _RESET_TAKES = 16 << 20, 2.0
+# Seconds in which a server of HTTP/2 may still send of an answer that is not wanted any more.
+_RESET_TAKES = 2.0
 # Where Linux' struct tcp_info has tcpi_bytes_received.
 _BYTES_RECEIVED, _BYTES_RECEIVED_AT = struct.Struct("=Q"), 128
 _NUDGE_INTERVAL = 0.02
@@ -255,8 +257,9 @@ class Transfer:
         self.done = done
 
     def fail(self, error: WireError) -> None:
-        """End with an error, unless it has ended."""
+        """End with an error, unless it has ended; what has come so far is nobody's."""
         self.error = error
+        self._body = b""
         self.finish()
 
     def finish(self) -> None:
@@ -288,12 +291,14 @@ class Failure:
     code, text: libcurl's number and words for it.
     sent: the server may have seen the request.
     fault: what to say of it, where we know better than libcurl.
+    unheard: it went over a kept connection, and not a byte came back.
     """
 
     code: int
     text: str
     sent: bool
     fault: WireError | None
+    unheard: bool = False
 
 
 class _Slot:
@@ -384,6 +389,8 @@ class _Slot:
         self.header_bytes = self.wire_bytes = 0
         self.most_header_bytes = transfer.max_header_bytes
         self.opened = self.tunneled = self.final = False
+        if transfer._repeated:
+            set_option(pycurl.FRESH_CONNECT, 1)
         if transfer.url != self.url:
             set_option(pycurl.URL, transfer.url)
             self.url = transfer.url
@@ -463,7 +470,7 @@ class _Slot:
         self.fault = self.decoder = self.length = None
         if self.section:
             self.section = bytearray()
-        if self.once:
+        if self.once or (transfer is not None and transfer._repeated):
             self.once = False
             self.curl.setopt(pycurl.FRESH_CONNECT, 0)
         if transfer is not None:
@@ -577,6 +584,8 @@ class _Slot:
         transfer = self.transfer
         sent = transfer is None or not self._in_tunnel(transfer)
         self.fault = WireError(message, possibly_sent=sent)
+        # Until libcurl hands the transfer back, it would hold its buffers.
+        self.decoder = None
         return 0
 
     def collect(self, transfer: Transfer, code: int, text: str) -> Failure | None:
@@ -618,7 +627,7 @@ class _Slot:
             # A line of a header is longer than libcurl takes.
             limit = min(transfer.max_header_bytes, _LONGEST_LINE)
             fault = WireError(f"response headers exceed {limit} bytes", possibly_sent=sent)
-        return Failure(code, text, sent, fault)
+        return Failure(code, text, sent, fault, not self.opened and not self.header_bytes)
 
     def _whole(self, transfer: Transfer) -> int:
         """0 where all of an answer has come, otherwise what libcurl should have said."""
@@ -735,8 +744,8 @@ class _Multi:
         self._nested_sockets: set[int] = set()
         self._nudge = self._loop.timer(0.0)
         self._pending_until = 0.0
-        # Until when there may come what was sent before a stream of HTTP/2 was reset.
-        self._reset_until = 0.0
+        # By local port: until when there may come what was sent before a stream was reset.
+        self._resets: dict[int, float] = {}
         self._retired = self._closed = False
 
     def __len__(self) -> int:
@@ -792,9 +801,12 @@ class _Multi:
         """
         if not slot.shares:
             return
-        self._reset_until = time.monotonic() + _RESET_TAKES
         port = slot.curl.getinfo(pycurl.LOCAL_PORT)
-        if whole or all(curl.getinfo(pycurl.LOCAL_PORT) != port for curl in self._busy):
+        if not whole and any(curl.getinfo(pycurl.LOCAL_PORT) == port for curl in self._busy):
+            now = time.monotonic()
+            self._resets = {p: until for p, until in self._resets.items() if until > now}
+            self._resets[port] = now + _RESET_TAKES
+        else:
             for fd in self._registered:
                 with suppress(OSError), _borrowed(fd) as connection:
                     if connection.getsockname()[1] == port:
@@ -1065,13 +1077,13 @@ class _Multi:
                 ]
                 transfers = [slot.transfer for slot in slots if slot.transfer is not None]
                 unseen = received - sum(slot.header_bytes + slot.wire_bytes for slot in slots)
-                if heavy is None or heavy.transfers != transfers:
+                # For a while there comes what belongs to answers that were broken off.
+                excused = time.monotonic() < self._resets.get(port, 0.0)
+                if heavy is None or heavy.transfers != transfers or excused:
                     self._heavy[fd] = _Heavy(transfers, unseen)
                     return
                 heavy.seconds = 0.0
                 allowed = sum(t.max_wire_bytes + t.max_header_bytes for t in transfers)
-                if time.monotonic() < self._reset_until:
-                    allowed += _ON_THE_WAY
                 if unseen - heavy.unseen <= allowed:
                     return
                 connection.shutdown(socket.SHUT_RDWR)
@@ -1302,12 +1314,15 @@ class Transport:
             transfer.fail(failure.fault)
             return
         code, sent = failure.code, failure.sent
-        if code == pycurl.E_SEND_ERROR and "Connection died" in failure.text:
-            # libcurl has met kept connections that had ended, in this transfer and those before.
-            if transfer.method in _IDEMPOTENT and not transfer._repeated:
-                transfer._repeated = True
-                self._connect_to(transfer, transfer.address)
-                return
+        died = code == pycurl.E_SEND_ERROR and "Connection died" in failure.text
+        # Servers end kept connections just when the next request comes. libcurl knows it, but not
+        # over TLS, and it counts how often it met one with all the transfers of a handle.
+        ended = died or (failure.unheard and code in _ENDS)
+        if ended and transfer.method in _IDEMPOTENT and not transfer._repeated:
+            transfer._repeated = True
+            self._connect_to(transfer, transfer.address)
+            return
+        if died:
             code = pycurl.E_GOT_NOTHING
         elif code == _BAD_FUNCTION_ARGUMENT and sent:
             # So it calls some sizes of chunks.

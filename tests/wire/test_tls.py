@@ -237,6 +237,15 @@ def test_versions_of_tls(trusting: Client, authorities: Authorities, highest: st
             assert answer.error.message == "SSL connect error"
 
 
+def test_connections_that_end_when_the_next_request_comes(
+    trusting: Client, servers: dict[str, httpd.Running]
+) -> None:
+    """Without a word that they would: what may be done twice goes over a new one."""
+    for _ in range(100):
+        answer = trusting(servers["good"].url + "/close")
+        assert answer.error is None, answer.error.detail
+
+
 # ---- the client's certificate
 
 
