@@ -112,12 +112,15 @@ class Way:
     """One way to misbehave.
 
     serve: what the server does once it has the head of the request, or at once.
-    own_port: the name of the port that only this way is served at: the client is not waited for.
+    own_port: there is a port where only this way is served. Servers there may speak first: only a
+    request with a body is waited for.
     tls: what the port speaks before `serve` begins: "" nothing; "1.1" or "2" TLS with that version
     of HTTP agreed on; "unknown" TLS with a certificate of an authority that nobody knows.
     scheme: what the client speaks.
     method, size: of the request and its body, whose bytes are zeros; -1 for no body.
     keeps: the connection may be used again.
+    alone: one at a time. Over HTTP/2 requests share a connection, and what breaks one of them may
+    break its neighbours.
     """
 
     name: str
@@ -129,9 +132,15 @@ class Way:
     method: str = "GET"
     size: int = -1
     keeps: bool = False
+    alone: bool = False
 
 
 WAYS: dict[str, Way] = {}
+
+
+def several(copies: int) -> list[Way]:
+    """Each way so often, but once where it is said to be alone."""
+    return [way for way in WAYS.values() for _ in range(1 if way.alone else copies)]
 
 
 def way(outcome: Outcome, **more: Any) -> Callable[[Serve], Serve]:
@@ -165,6 +174,7 @@ class Peer:
         self.writer = writer
         self.length = 0
         self.target = ""
+        self.stream = 0
 
     async def send(self, *parts: bytes) -> None:
         for part in parts:
@@ -195,6 +205,18 @@ class Peer:
         """Wait until the client has closed."""
         while await self.reader.read(65536):
             pass
+
+    async def next_stream(self) -> None:
+        """Wait for the next request over HTTP/2."""
+        kind = -1
+        while kind != HEADERS:
+            header = await self.reader.readexactly(9)
+            kind, self.stream = header[3], int.from_bytes(header[5:], "big")
+            await self.reader.readexactly(int.from_bytes(header[:3], "big"))
+
+    def head(self, *fields: bytes, flags: int = 4) -> bytes:
+        """A frame with the status 200 and these fields; END_HEADERS unless said otherwise."""
+        return frame(HEADERS, STATUS_200 + b"".join(fields), flags, self.stream)
 
     def reset(self) -> None:
         """End it with a TCP reset."""
@@ -674,10 +696,11 @@ for _name, _data in {
 }.items():
     _reset_after(_name, _data)
 
-# ---- uploads
+# ---- uploads, each at a port of its own: a POST that meets a connection which the server is about
+# to close is not repeated
 
 
-@way(answers("", 413), method="POST", size=MIB)
+@way(answers("", 413), method="POST", own_port=True, size=MIB)
 async def early_answer(peer: Peer) -> None:
     """An answer before the body has been read, and the rest of it is never read."""
     await peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
@@ -685,7 +708,7 @@ async def early_answer(peer: Peer) -> None:
     peer.reset()
 
 
-@way(answers("", 413), method="POST", size=MIB)
+@way(answers("", 413), method="POST", own_port=True, size=MIB)
 async def early_answer_and_close(peer: Peer) -> None:
     await peer.send(
         b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -694,9 +717,15 @@ async def early_answer_and_close(peer: Peer) -> None:
     await peer.gone()
 
 
+# On a kept connection libcurl does not say how it ended, and a POST is not sent again.
 @way(
-    fails("Failed sending data to the peer", "Failure when receiving data from the peer"),
+    fails(
+        "Failed sending data to the peer",
+        "Failure when receiving data from the peer",
+        "Server returned nothing (no headers, no data)",
+    ),
     method="POST",
+    own_port=True,
     size=8 * MIB,
 )
 async def reset_in_the_upload(peer: Peer) -> None:
@@ -704,7 +733,7 @@ async def reset_in_the_upload(peer: Peer) -> None:
     peer.reset()
 
 
-@way(LATE, method="POST", size=50 * MIB)
+@way(LATE, method="POST", own_port=True, size=50 * MIB)
 async def upload_never_read(peer: Peer) -> None:
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
     # Longer than the client waits; what it has sent hides that it is gone.
@@ -713,7 +742,7 @@ async def upload_never_read(peer: Peer) -> None:
     await peer.gone()
 
 
-@way(answers(), method="POST", size=MIB, keeps=True)
+@way(answers(), method="POST", own_port=True, size=MIB, keeps=True)
 async def upload_read(peer: Peer) -> None:
     await peer.read_body()
     await peer.send(FINE)
@@ -866,12 +895,17 @@ async def alert(peer: Peer) -> None:
     await peer.gone()
 
 
-@way(NO_TLS, own_port=True, scheme="https")
+# GnuTLS keeps of it what a message may have, 16 MB.
+@way(NO_TLS, own_port=True, scheme="https", alone=True)
 async def flood_in_the_handshake(peer: Peer) -> None:
     await peer.flood(b"\x16\x03\x03\x40\x00" + b"\x02\xff\xff\xff" * 4096)
 
 
-@way(NO_TLS, own_port=True, scheme="https")
+@way(
+    fails("SSL connect error", "Couldn't connect to server"),
+    own_port=True,
+    scheme="https",
+)
 async def reset_in_the_handshake(peer: Peer) -> None:
     await peer.send(b"\x16\x03\x03\x40\x00\x02\x00")
     await asyncio.sleep(0.02)
@@ -909,7 +943,7 @@ async def endless_body_over_tls(peer: Peer) -> None:
     await peer.flood(b"x")
 
 
-@way(NOTHING, own_port=True, tls="2", scheme="https")
+@way(NOTHING, own_port=True, tls="2", scheme="https", alone=True)
 async def http_1_where_2_was_agreed_on(peer: Peer) -> None:
     await peer.send(FINE)
     await peer.gone()
@@ -945,27 +979,20 @@ def _string(text: bytes) -> bytes:
     return b"\x7f" + more + bytes([length]) + text
 
 
-def head(*fields: bytes, flags: int = END_HEADERS) -> bytes:
-    return frame(HEADERS, STATUS_200 + b"".join(fields), flags, 1)
-
-
 def h2(outcome: Outcome) -> Callable[[Serve], Serve]:
-    """A way over HTTP/2: it begins after the request has come, with the server's settings sent."""
+    """A way over HTTP/2, for one request after another; an error of ours ends the connection."""
 
     def made(serve: Serve) -> Serve:
         @functools.wraps(serve)
         async def greeted(peer: Peer) -> None:
-            await peer.send(frame(SETTINGS))
-            # the client's preface, and frames up to the request's HEADERS
+            # One stream at a time
+            await peer.send(frame(SETTINGS, struct.pack("!HI", 3, 1)))
             await peer.reader.readexactly(24)
-            kind = -1
-            while kind != HEADERS:
-                header = await peer.reader.readexactly(9)
-                kind = header[3]
-                await peer.reader.readexactly(int.from_bytes(header[:3], "big"))
-            await serve(peer)
+            while True:
+                await peer.next_stream()
+                await serve(peer)
 
-        way(outcome, own_port=True, tls="2", scheme="https")(greeted)
+        way(outcome, own_port=True, tls="2", scheme="https", alone=True)(greeted)
         return serve
 
     return made
@@ -978,6 +1005,12 @@ H2_BROKEN = fails(
 )  # fmt: skip
 
 
+# The library for HTTP/2 may have enough before we have.
+H2_FLOODED = Outcome(
+    None, "|".join((TOO_LONG_ON_THE_WIRE.text, TOO_MANY_HEADERS.text, H2_BROKEN.text))
+)
+
+
 @h2(LATE)
 async def h2_silence(peer: Peer) -> None:
     await peer.gone()
@@ -985,94 +1018,100 @@ async def h2_silence(peer: Peer) -> None:
 
 @h2(LATE)
 async def h2_drip(peer: Peer) -> None:
-    await peer.send(head())
+    await peer.send(peer.head())
     while True:
-        await peer.send(frame(DATA, b"x", 0, 1))
+        await peer.send(frame(DATA, b"x", 0, peer.stream))
         await asyncio.sleep(0.02)
 
 
 @h2(TOO_LONG_ON_THE_WIRE)
 async def h2_endless_data(peer: Peer) -> None:
-    await peer.send(head())
-    await peer.flood(frame(DATA, b"x" * 16384, 0, 1), 8 * MIB)
-    await peer.gone()
+    await peer.send(peer.head())
+    await peer.flood(frame(DATA, b"x" * 16384, 0, peer.stream), 8 * MIB)
 
 
 @h2(TOO_LONG)
 async def h2_bomb(peer: Peer) -> None:
     body, coding = bombs()["gzip-twice"]
-    await peer.send(head(field(b"content-encoding", coding.encode())))
-    await peer.send(frame(DATA, body, END_STREAM, 1))
-    await peer.gone()
+    await peer.send(peer.head(field(b"content-encoding", coding.encode())))
+    await peer.send(frame(DATA, body, END_STREAM, peer.stream))
 
 
 @h2(TOO_MANY_HEADERS)
 async def h2_many_headers(peer: Peer) -> None:
-    await peer.send(head(*[field(b"x-long", b"x" * 1000)] * 15, flags=0))
-    more = frame(CONTINUATION, field(b"x-long", b"x" * 1000) * 15, 0, 1)
-    await peer.send(more, frame(CONTINUATION, b"", END_HEADERS, 1), frame(DATA, b"ok", 0, 1))
-    await peer.gone()
+    await peer.send(peer.head(*[field(b"x-long", b"x" * 1000)] * 15, flags=0))
+    more = frame(CONTINUATION, field(b"x-long", b"x" * 1000) * 15, 0, peer.stream)
+    await peer.send(
+        more, frame(CONTINUATION, b"", END_HEADERS, peer.stream), frame(DATA, b"ok", 0, peer.stream)
+    )
 
 
 @h2(TOO_MANY_HEADERS)
 async def h2_headers_of_a_table(peer: Peer) -> None:
     """One long field, kept in the table, and then a byte for each time it comes again."""
     await peer.send(
-        head(field(b"x-long", b"x" * 3000, keep=True), b"\xbe" * 12), frame(DATA, b"ok", 0, 1)
+        peer.head(field(b"x-long", b"x" * 3000, keep=True), b"\xbe" * 12),
+        frame(DATA, b"ok", 0, peer.stream),
     )
-    await peer.gone()
 
 
 # The library for HTTP/2 has a limit of its own, at 64 KB.
 @h2(Outcome(None, f"{H2_BROKEN.text}|{TOO_MANY_HEADERS.text}"))
 async def h2_bomb_of_headers(peer: Peer) -> None:
     """Forty megabytes of fields in sixteen kilobytes."""
-    await peer.send(head(field(b"x-long", b"x" * 3000, keep=True), b"\xbe" * 13000))
-    await peer.gone()
+    await peer.send(peer.head(field(b"x-long", b"x" * 3000, keep=True), b"\xbe" * 13000))
 
 
-@h2(Outcome(None, f"{H2_BROKEN.text}|{TOO_MANY_HEADERS.text}"))
+@h2(H2_FLOODED)
 async def h2_endless_continuation(peer: Peer) -> None:
-    await peer.send(head(flags=0))
-    await peer.flood(frame(CONTINUATION, field(b"x", b"y") * 100, 0, 1))
+    await peer.send(peer.head(flags=0))
+    await peer.flood(frame(CONTINUATION, field(b"x", b"y") * 100, 0, peer.stream))
 
 
-@h2(Outcome(None, f"{H2_BROKEN.text}|{TOO_MANY_HEADERS.text}"))
+@h2(H2_FLOODED)
 async def h2_empty_continuations(peer: Peer) -> None:
-    await peer.send(head(flags=0))
-    await peer.flood(frame(CONTINUATION, b"", 0, 1))
+    await peer.send(peer.head(flags=0))
+    await peer.flood(frame(CONTINUATION, b"", 0, peer.stream))
 
 
-@h2(TOO_MANY_HEADERS)
+@h2(H2_FLOODED)
 async def h2_flood_of_103(peer: Peer) -> None:
     early = b"\x08\x03103" + field(b"link", b"</x>; rel=preload")
-    await peer.flood(frame(HEADERS, early, END_HEADERS, 1))
+    await peer.flood(frame(HEADERS, early, END_HEADERS, peer.stream))
 
 
-@h2(H2_BROKEN)
+@h2(H2_FLOODED)
 async def h2_flood_of_settings(peer: Peer) -> None:
     """Each wants an acknowledgement, and none of these is read."""
     await peer.flood(frame(SETTINGS, struct.pack("!HI", 3, 100)))
 
 
-@h2(H2_BROKEN)
+@h2(H2_FLOODED)
 async def h2_flood_of_pings(peer: Peer) -> None:
     await peer.flood(frame(PING, bytes(8)))
 
 
-@h2(Outcome(None, f"{TOO_LONG_ON_THE_WIRE.text}|{H2_BROKEN.text}"))
+# libcurl 7.88 reads frames that carry nothing for as long as they come as fast as it reads, in one
+# call that nothing outside can end: all others stand still meanwhile. From a server on the same
+# machine that is 2 s for 256 MB, so here it is 8 MB; a network has pauses that end such a call.
+SWALLOWED = 8 * MIB
+
+
+@h2(H2_FLOODED)
 async def h2_flood_of_empty_data(peer: Peer) -> None:
-    await peer.send(head())
-    await peer.flood(frame(DATA, b"", 0, 1))
+    await peer.send(peer.head())
+    await peer.flood(frame(DATA, b"", 0, peer.stream), SWALLOWED)
+    raise ConnectionAbortedError
 
 
-@h2(Outcome(None, f"{TOO_LONG_ON_THE_WIRE.text}|{H2_BROKEN.text}"))
+@h2(H2_FLOODED)
 async def h2_flood_of_padding(peer: Peer) -> None:
-    await peer.send(head())
-    await peer.flood(frame(DATA, b"\xff" + bytes(255), 8, 1))
+    await peer.send(peer.head())
+    await peer.flood(frame(DATA, b"\xff" + bytes(255), 8, peer.stream), SWALLOWED)
+    raise ConnectionAbortedError
 
 
-@h2(Outcome(None, f"{TOO_LONG_ON_THE_WIRE.text}|{H2_BROKEN.text}"))
+@h2(H2_FLOODED)
 async def h2_flood_of_unknown_frames(peer: Peer) -> None:
     await peer.flood(frame(0xEE, b"x" * 1000))
 
@@ -1080,77 +1119,92 @@ async def h2_flood_of_unknown_frames(peer: Peer) -> None:
 @h2(H2_BROKEN)
 async def h2_reset_of_the_stream(peer: Peer) -> None:
     await peer.send(
-        head(), frame(DATA, b"half", 0, 1), frame(RST_STREAM, struct.pack("!I", 2), 0, 1)
+        peer.head(),
+        frame(DATA, b"half", 0, peer.stream),
+        frame(RST_STREAM, struct.pack("!I", 2), 0, peer.stream),
     )
-    await peer.gone()
 
 
 @h2(H2_BROKEN)
 async def h2_goaway(peer: Peer) -> None:
     await peer.send(frame(GOAWAY, struct.pack("!II", 0, 1)))
+    raise ConnectionAbortedError
 
 
 @h2(H2_BROKEN)
 async def h2_closed(peer: Peer) -> None:
-    await peer.send(head(), frame(DATA, b"half", 0, 1))
+    await peer.send(peer.head(), frame(DATA, b"half", 0, peer.stream))
+    raise ConnectionAbortedError
 
 
 @h2(H2_BROKEN)
 async def h2_cut(peer: Peer) -> None:
-    await peer.send(head(), frame(DATA, b"half", 0, 1))
+    await peer.send(peer.head(), frame(DATA, b"half", 0, peer.stream))
     await asyncio.sleep(0.02)
     peer.reset()
+    raise ConnectionAbortedError
 
 
 @h2(H2_BROKEN)
 async def h2_frame_too_large(peer: Peer) -> None:
-    await peer.send(head(), frame(DATA, bytes(20000), 0, 1))
-    await peer.gone()
+    await peer.send(
+        peer.head(field(b"content-length", b"20000")), frame(DATA, bytes(20000), 0, peer.stream)
+    )
+
+
+@h2(answers(""))
+async def h2_frame_too_large_and_no_length(peer: Peer) -> None:
+    """A body that breaks off is taken for the whole of it.
+
+    libcurl 7.88 ends the session as it should, and then says that all is well, as after a polite
+    GOAWAY: without a length there is nothing to tell the two by. Newer ones say what it was.
+    """
+    await peer.send(peer.head(), frame(DATA, bytes(20000), 0, peer.stream))
 
 
 @h2(H2_BROKEN)
 async def h2_garbage(peer: Peer) -> None:
     await peer.send(b"\xff" * 1000)
-    await peer.gone()
 
 
 @h2(H2_BROKEN)
 async def h2_bad_table(peer: Peer) -> None:
     """A field that stands nowhere."""
-    await peer.send(head(b"\xff\xff\xff\x7f"))
-    await peer.gone()
+    await peer.send(peer.head(b"\xff\xff\xff\x7f"))
 
 
 @h2(LATE)
 async def h2_push(peer: Peer) -> None:
     promise = struct.pack("!I", 2) + b"\x82\x84\x87" + field(b":authority", b"127.0.0.1")
-    await peer.send(frame(PUSH_PROMISE, promise, END_HEADERS, 1))
+    await peer.send(frame(PUSH_PROMISE, promise, END_HEADERS, peer.stream))
     await peer.gone()
 
 
 @h2(H2_BROKEN)
 async def h2_short_body(peer: Peer) -> None:
-    await peer.send(head(field(b"content-length", b"100")), frame(DATA, b"12345", END_STREAM, 1))
-    await peer.gone()
+    await peer.send(
+        peer.head(field(b"content-length", b"100")), frame(DATA, b"12345", END_STREAM, peer.stream)
+    )
 
 
 @h2(H2_BROKEN)
 async def h2_long_body(peer: Peer) -> None:
-    await peer.send(head(field(b"content-length", b"2")), frame(DATA, b"okok", END_STREAM, 1))
-    await peer.gone()
+    await peer.send(
+        peer.head(field(b"content-length", b"2")), frame(DATA, b"okok", END_STREAM, peer.stream)
+    )
 
 
 @h2(H2_BROKEN)
 async def h2_line_feed_in_a_value(peer: Peer) -> None:
-    await peer.send(head(field(b"x-a", b"b\r\nx-c: d")), frame(DATA, b"ok", END_STREAM, 1))
-    await peer.gone()
+    await peer.send(
+        peer.head(field(b"x-a", b"b\r\nx-c: d")), frame(DATA, b"ok", END_STREAM, peer.stream)
+    )
 
 
 @h2(H2_BROKEN)
 async def h2_no_status(peer: Peer) -> None:
-    fields = frame(HEADERS, field(b"x-a", b"b"), END_HEADERS, 1)
-    await peer.send(fields, frame(DATA, b"ok", END_STREAM, 1))
-    await peer.gone()
+    fields = frame(HEADERS, field(b"x-a", b"b"), END_HEADERS, peer.stream)
+    await peer.send(fields, frame(DATA, b"ok", END_STREAM, peer.stream))
 
 
 # ---- the servers
@@ -1194,7 +1248,7 @@ class Servers:
             self.used[number] = []
             peer = Peer(reader, writer)
             try:
-                if own is not None:
+                if own is not None and own.method == "GET":
                     self.used[number].append(own.name)
                     await own.serve(peer)
                 else:
@@ -1275,7 +1329,7 @@ class Running:
     def url(self, way: Way | None = None) -> str:
         """The URL of a way; without one, of an answer that is fine."""
         if way is not None and way.own_port:
-            return f"{way.scheme}://127.0.0.1:{self._ports[way.name]}/"
+            return f"{way.scheme}://127.0.0.1:{self._ports[way.name]}/{way.name}"
         return f"http://127.0.0.1:{self._ports['']}/{way.name if way is not None else 'fine'}"
 
     def seen(self) -> Seen:

@@ -6,6 +6,7 @@ timer is a single gevent timer. A request costs no greenlet and no watcher of it
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -691,11 +692,20 @@ class _Pending(NamedTuple):
     until: float
 
 
-@contextmanager
-def _borrowed(fd: int) -> Iterator[socket.socket]:
-    """A socket of libcurl's, by its number."""
-    with socket.socket(fileno=os.dup(fd)) as borrowed:
-        yield borrowed
+# Of a connection: the local port, the peer's address and its port. The first alone is not enough:
+# to another server the same one is given again.
+_Ends = tuple[int, str, int]
+
+
+def _ends(connection: socket.socket) -> _Ends:
+    address, port = connection.getpeername()[:2]
+    return connection.getsockname()[1], address, port
+
+
+def _ends_of(curl: pycurl.Curl) -> _Ends:
+    """The connection that a transfer uses, or has used."""
+    info = curl.getinfo
+    return info(pycurl.LOCAL_PORT), info(pycurl.PRIMARY_IP), info(pycurl.PRIMARY_PORT)
 
 
 class _Multi:
@@ -731,6 +741,8 @@ class _Multi:
         self._late: set[int] = set()
         # Sockets that keep libcurl busy.
         self._heavy: dict[int, _Heavy] = {}
+        # Which sockets the numbers stand for: a number may be another file's by now.
+        self._inodes: dict[int, int] = {}
         # Those that speak HTTP/2, which may have something to say at any time.
         self.framed: set[int] = set()
         # Requests to be sent once only, which have not begun yet.
@@ -745,7 +757,7 @@ class _Multi:
         self._nudge = self._loop.timer(0.0)
         self._pending_until = 0.0
         # By local port: until when there may come what was sent before a stream was reset.
-        self._resets: dict[int, float] = {}
+        self._resets: dict[_Ends, float] = {}
         self._retired = self._closed = False
 
     def __len__(self) -> int:
@@ -801,16 +813,34 @@ class _Multi:
         """
         if not slot.shares:
             return
-        port = slot.curl.getinfo(pycurl.LOCAL_PORT)
-        if not whole and any(curl.getinfo(pycurl.LOCAL_PORT) == port for curl in self._busy):
+        ends = _ends_of(slot.curl)
+        if not whole and any(_ends_of(curl) == ends for curl in self._busy):
             now = time.monotonic()
             self._resets = {p: until for p, until in self._resets.items() if until > now}
-            self._resets[port] = now + _RESET_TAKES
+            self._resets[ends] = now + _RESET_TAKES
         else:
             for fd in self._registered:
-                with suppress(OSError), _borrowed(fd) as connection:
-                    if connection.getsockname()[1] == port:
+                with suppress(OSError), self._borrowed(fd) as connection:
+                    if _ends(connection) == ends:
                         connection.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def _borrowed(self, fd: int) -> Iterator[socket.socket]:
+        """A socket of libcurl's, by its number, as long as it is still that socket.
+
+        libcurl does not tell when it closes one that nobody waits for; then the number may be that
+        of any other file of this process.
+
+        Errors: OSError where it is not.
+        """
+        if os.fstat(fd).st_ino != self._inodes.get(fd):
+            self._inodes.pop(fd, None)
+            raise OSError(errno.EBADF, "not this socket any more")
+        borrowed = socket.socket(fileno=fd)
+        try:
+            yield borrowed
+        finally:
+            borrowed.detach()
 
     def retire(self) -> None:
         """Take no new transfers, and close after the last."""
@@ -819,6 +849,7 @@ class _Multi:
 
     def on_new_socket(self, slot: _Slot, fd: int) -> None:
         """A number that comes again is another socket: the kernel forgot it when it was closed."""
+        self._inodes[fd] = os.fstat(fd).st_ino
         self._registered.pop(fd, None)
         self._heavy.pop(fd, None)
         self.framed.discard(fd)
@@ -1031,7 +1062,7 @@ class _Multi:
         try:
             self._epoll.unregister(fd)
             if fd not in self.framed:
-                with _borrowed(fd) as kept:
+                with self._borrowed(fd) as kept:
                     kept.shutdown(socket.SHUT_RDWR)
         except OSError:
             return
@@ -1052,7 +1083,8 @@ class _Multi:
         if ended - began > _LONG:
             # What libcurl did on its own, it mostly did for those that were heavy before.
             for heavy in (fd,) if fd != pycurl.SOCKET_TIMEOUT else list(self._heavy):
-                self._weigh(heavy, ended - began)
+                if heavy in self._wanted:
+                    self._weigh(heavy, ended - began)
         return ended
 
     def _weigh(self, fd: int, seconds: float) -> None:
@@ -1066,19 +1098,15 @@ class _Multi:
             if heavy.seconds < _HEAVY:
                 return
         try:
-            with _borrowed(fd) as connection:
-                port = connection.getsockname()[1]
+            with self._borrowed(fd) as connection:
+                ends = _ends(connection)
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
                 (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
-                slots = [
-                    slot
-                    for slot in self._busy.values()
-                    if slot.curl.getinfo(pycurl.LOCAL_PORT) == port
-                ]
+                slots = [slot for slot in self._busy.values() if _ends_of(slot.curl) == ends]
                 transfers = [slot.transfer for slot in slots if slot.transfer is not None]
                 unseen = received - sum(slot.header_bytes + slot.wire_bytes for slot in slots)
                 # For a while there comes what belongs to answers that were broken off.
-                excused = time.monotonic() < self._resets.get(port, 0.0)
+                excused = time.monotonic() < self._resets.get(ends, 0.0)
                 if heavy is None or heavy.transfers != transfers or excused:
                     self._heavy[fd] = _Heavy(transfers, unseen)
                     return
@@ -1088,6 +1116,7 @@ class _Multi:
                     return
                 connection.shutdown(socket.SHUT_RDWR)
         except (OSError, struct.error):
+            self._heavy.pop(fd, None)
             return
         del self._heavy[fd]
         for slot, transfer in zip(slots, transfers, strict=True):

@@ -141,7 +141,7 @@ def test_all_ways_at_once(client: Client, servers: Running, server: httpd.Runnin
         good.append(answer.timings.total)
     for way, result in ended:
         assert_fits(way, result.get(timeout=0))
-    assert len(good) > 20
+    assert len(good) > 2
     assert max(good) < 1.0
     assert_fine(client, servers)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 import select
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -323,3 +325,21 @@ def test_an_idle_loop_does_nothing(
     monkeypatch.setattr(multi, "_act", counted)
     gevent.sleep(0.5)
     assert turns == []
+
+
+@pytest.mark.parametrize("kind", ["socket", "file"])
+def test_a_number_that_is_another_file_by_now_is_left_alone(
+    client: Client, server: httpd.Running, tmp_path: Path, kind: str
+) -> None:
+    """libcurl closes kept connections without a word; in a backend the number may be a client's."""
+    assert client(server.url + "/echo").error is None
+    transport = client.exchange._transport
+    (number,) = transport._multi._registered
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("wb") as file:
+        os.dup2(ours.fileno() if kind == "socket" else file.fileno(), number)
+        before = len(os.listdir("/proc/self/fd"))
+        transport._multi._forget(number)
+        assert len(os.listdir("/proc/self/fd")) == before
+        ours.send(b"still there")
+        assert theirs.recv(100) == b"still there"
