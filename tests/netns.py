@@ -129,7 +129,8 @@ def _ip(*arguments: str) -> None:
     finished = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
     if finished.returncode:
         words = f"ip {' '.join(arguments)}: {finished.stderr.strip()}"
-        denied = ("Operation not permitted", "Permission denied")
+        # The last one is a chroot's: ip mounts things of its own below /, which has to be a mount.
+        denied = ("Operation not permitted", "Permission denied", "make-rslave")
         raise (LackingRight if any(d in finished.stderr for d in denied) else RuntimeError)(words)
 
 
