@@ -1625,6 +1625,8 @@ def test_a_proxys_password(scene: Scene) -> None:
             assert "plain" in row["content"]
         finally:
             configure(scene, "127.0.0.2", None)
+    # Another one, which is not there: a worker may have kept its connection to the first.
+    store(scene.database, "proxy", f"http://user:{quote(password, '')}@127.0.0.1:{free_port()}")
     configure(scene, "127.0.0.2", {"proxy": {"secret": "proxy"}})
     try:
         row = scene.ask("http://127.0.0.2:8080/x")
