@@ -103,15 +103,16 @@ end
 $$;
 comment on function net._refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
 
-create function net._check_secret(name text, url text)
-    returns void
+-- What a secret is bound to, as far as the current role may use it.
+create function net._secret_prefix(name text)
+    returns text
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     known record;
 begin
-    select s.url_prefix into known from net.secrets s where s.name = _check_secret.name;
+    select s.url_prefix into known from net.secrets s where s.name = _secret_prefix.name;
     if not found then
         perform net._refuse_secret(name);
     end if;
@@ -121,11 +122,25 @@ begin
             message = format('secret "%s" has no URL prefix: no request can use it', name),
             hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
     end if;
-    if not net._secret_covers(known.url_prefix, url) then
+    return known.url_prefix;
+end
+$$;
+comment on function net._secret_prefix(text) is
+    'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) where there is none, 22023 where it has no prefix.';
+
+create function net._check_secret(name text, url text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    url_prefix text := net._secret_prefix(name);
+begin
+    if not net._secret_covers(url_prefix, url) then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('secret "%s" may not go to this URL', name),
-            detail = format('It is bound to %s and what is below; dot segments and encoded slashes are not below it.', known.url_prefix);
+            detail = format('It is bound to %s and what is below; dot segments and encoded slashes are not below it.', url_prefix);
     end if;
 end
 $$;
@@ -138,25 +153,9 @@ create function net.secret_url(
 )
     -- a URL for net.http_get and its kin
     returns text
-    language plpgsql stable parallel safe
+    language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-as $$
-declare
-    known record;
-begin
-    select s.url_prefix into known from net.secrets s where s.name = secret_url.name;
-    if not found then
-        perform net._refuse_secret(name);
-    end if;
-    if known.url_prefix is null then
-        raise exception using
-            errcode = 'invalid_parameter_value',
-            message = format('secret "%s" has no URL prefix: no request can use it', name),
-            hint = format('For requests: select net.set_secret(%L, value, url_prefix)', name);
-    end if;
-    return substring(known.url_prefix from '^https?://[^/]+') || '/{secret:' || name || '}';
-end
-$$;
+as $$ select substring(net._secret_prefix(name) from '^https?://[^/]+') || '/{secret:' || name || '}' $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
 

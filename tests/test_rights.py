@@ -53,6 +53,7 @@ ROUTINES = {
     "_check_secret": "everyone",
     "_refuse_secret": "everyone",
     "_secret_covers": "everyone",
+    "_secret_prefix": "everyone",
     "_refuse_to_wait": "everyone",
     "_refuse_transaction_block": "everyone",
     "_with_type": "everyone",

@@ -812,6 +812,26 @@ def test_a_terminal(secrets: Database) -> None:
     assert "pgnet secret set s < file" in printed
 
 
+@pytest.mark.parametrize("kind", ["missing", "a file", "refused"])
+def test_a_directory_of_secrets_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
+    directory = tmp_path / "secrets"
+    prefix: list[str] = []
+    if kind == "a file":
+        directory.touch()
+    elif kind == "refused":
+        directory.mkdir(mode=0)
+        # root reads everything
+        prefix = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+        tmp_path.chmod(0o755)
+    finished = subprocess.run(
+        [*prefix, server_python(), "-m", "pgnet", "worker", "--secrets-dir", str(directory)],
+        cwd="/", env=CLEAN_ENVIRONMENT, capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("pgnet worker: --secrets-dir cannot be read: ")
+    assert "Traceback" not in finished.stderr
+
+
 # ==== by a worker =================================================================================
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,20 +78,17 @@ def _worker(options: argparse.Namespace) -> int:
     )
     directory = None
     if options.secrets_dir is not None:
-        if not os.path.isdir(options.secrets_dir):
-            print("pgnet worker: --secrets-dir is no directory", file=sys.stderr)
+        try:
+            directory = Directory(options.secrets_dir)
+        except OSError as error:
+            said = error.strerror
+            print(f"pgnet worker: --secrets-dir cannot be read: {said}", file=sys.stderr)
             return 2
-        directory = Directory(options.secrets_dir)
     raise_file_limit()
     try:
         outbox = LibpqOutbox(options.dsn)
     except psycopg.ProgrammingError:
-        # libpq's own words would quote it, and a password with it.
-        print(
-            "pgnet worker: --dsn is no connection string of libpq, such as "
-            "'host=db.example dbname=app' or postgresql://db.example/app",
-            file=sys.stderr,
-        )
+        print(f"pgnet worker: {secret_command.NO_DSN}", file=sys.stderr)
         return 2
     worker = Worker(
         outbox, grace=options.grace, concurrency=options.concurrency, directory=directory

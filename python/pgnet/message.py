@@ -17,9 +17,9 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_encoding_from_headers
 
 import pgnet
+from pgnet.request import is_clients_own, is_token
 from pgnet.wire_error import WireError, words
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _FIELD = re.compile(r"([^:\n]+):[ \t]*([^\n]*)(?:\n|\Z)")
 _STATUS_LINE = re.compile(
@@ -27,20 +27,6 @@ _STATUS_LINE = re.compile(
 )
 _LENGTH = re.compile(r"0*[0-9]{1,18}")
 _WEIRD_REPLY = 8
-# The client's own: with them a caller could smuggle a request or speak to a proxy.
-_FORBIDDEN = frozenset(
-    [
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "te",
-        "trailer",
-        "connection",
-        "keep-alive",
-        "upgrade",
-        "expect",
-    ]
-)
 # An empty value takes libcurl's own header away: nobody asked for these.
 _UNASKED = (b"Accept:", b"Content-Type:", b"Expect:")
 _UNASKED_NAMES = ("accept", "content-type", "expect")
@@ -54,7 +40,7 @@ def check_method(method: str) -> None:
     """
     if method in ("GET", "POST"):
         return
-    if _TOKEN.fullmatch(method) is None:
+    if is_token(method) is None:
         raise WireError("invalid method")
     if method.upper() in ("CONNECT", "TRACE"):
         raise WireError(f"method {method} is not allowed")
@@ -72,9 +58,9 @@ def encode_headers(fields: Iterable[tuple[str, str]], user_agent: str | None = N
     names = set()
     for name, value in fields:
         lower = name.lower()
-        if _TOKEN.fullmatch(name) is None:
+        if is_token(name) is None:
             raise WireError("invalid header name")
-        if lower in _FORBIDDEN or lower.startswith("proxy-"):
+        if is_clients_own(lower):
             raise WireError(f"header {name} is set by the client itself")
         names.add(lower)
         lines.append(_line(name, value))

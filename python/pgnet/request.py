@@ -145,7 +145,7 @@ _is_integer = re.compile(r"-?[0-9]{1,10}").fullmatch
 
 
 def _check_method(method: str) -> None:
-    if _is_token(method) is None:
+    if is_token(method) is None:
         raise InvalidRequest(
             "the method is no token of RFC 9110", "A method is a word such as GET or PATCH."
         )
@@ -510,12 +510,12 @@ _JSON_HEADERS = '{"Content-Type": "application/json"}'
 
 # RFC 9110, 5.6.2.
 _TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
-_is_token = re.compile(rf"{_TCHAR}+").fullmatch
+is_token = re.compile(rf"{_TCHAR}+").fullmatch
 _ILLEGAL_IN_VALUE = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
 
 # With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
 # connection it is; Expect makes a request wait.
-_REFUSED_HEADERS = frozenset(
+_CLIENTS_OWN = frozenset(
     (
         "connection",
         "content-length",
@@ -532,6 +532,11 @@ _REFUSED_HEADERS = frozenset(
 _SINGLE = frozenset(("authorization", "content-type", "user-agent"))
 _HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
 _HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
+
+
+def is_clients_own(lower: str) -> bool:
+    """Whether a header, its name in lower case, is set by the client itself and by nobody else."""
+    return lower in _CLIENTS_OWN or lower[:6] == "proxy-"
 
 
 def parse_headers(
@@ -562,10 +567,10 @@ def flatten_headers(
     """
     pairs = []
     for name, value in headers.items():
-        if _is_token(name) is None:
+        if is_token(name) is None:
             raise _invalid_header_name(name)
         lower = name.lower()
-        if lower in _REFUSED_HEADERS or lower[:6] == "proxy-":
+        if is_clients_own(lower):
             raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
         if type(value) is str and value.isprintable():  # as most are
             pairs.append((name, value.strip(" \t")))

@@ -30,6 +30,13 @@ _LOGS_PARAMETERS = {
 }
 
 
+# libpq's own words would quote it, and a password with it.
+NO_DSN = (
+    "--dsn is no connection string of libpq, such as "
+    "'host=db.example dbname=app' or postgresql://db.example/app"
+)
+
+
 class _Failure(Exception):
     """The command cannot do what it was asked for; its text is for the user."""
 
@@ -96,11 +103,7 @@ def _connect(options: argparse.Namespace) -> psycopg.Connection[Any]:
     try:
         parameters = conninfo_to_dict(options.dsn)
     except psycopg.ProgrammingError:
-        # libpq's own words would quote it, and a password with it.
-        raise _Failure(
-            "--dsn is no connection string of libpq, such as "
-            "'host=db.example dbname=app' or postgresql://db.example/app"
-        ) from None
+        raise _Failure(NO_DSN) from None
     parameters |= {"application_name": "pgnet secret", "client_encoding": "UTF8"}
     return psycopg.connect(**parameters)
 
