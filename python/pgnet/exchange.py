@@ -188,6 +188,7 @@ class Handle:
         "_exchange",
         "_max_redirects",
         "_may_follow",
+        "_once",
         "_redirects",
         "_request",
         "_tls",
@@ -201,12 +202,14 @@ class Handle:
         done: Done,
         bound: Mapping[str, str],
         may_follow: Callable[[str], bool] | None,
+        once: bool,
     ) -> None:
         self._exchange = exchange
         self._request = request
         self._done = done
         self._bound = bound
         self._may_follow = may_follow
+        self._once = once
         self._max_redirects = 0
         self._redirects = 0
         self._connect = self._tls = 0.0
@@ -262,6 +265,7 @@ class Exchange:
         bound: Mapping[str, str] = _UNBOUND,
         max_redirects: int | None = None,
         may_follow: Callable[[str], bool] | None = None,
+        once: bool = False,
     ) -> Handle:
         """Begin a request. Never blocks and never raises for what is wrong with the request.
 
@@ -272,8 +276,11 @@ class Exchange:
         max_redirects: of this request; it lowers what limits and host allow, and never raises it.
         may_follow: asked for the URL of each redirect; false where it repeats a secret beyond the
         URL prefix that the secret is bound to.
+        once: whether its bytes go out once at most on each hop, whatever the method: over a
+        connection of its own, by HTTP/1.1, to another address only where nothing can have been
+        sent. What a proxy does with it is the proxy's affair.
         """
-        handle = Handle(self, request, done, bound, may_follow)
+        handle = Handle(self, request, done, bound, may_follow, once)
         self._handles.add(handle)
         try:
             self._begin(handle, max(timeout, 0.001), max_redirects)
@@ -313,7 +320,7 @@ class Exchange:
         url = request.url or ""
         if "#" in url:
             url = url.partition("#")[0]
-        route = self._transport.route(url)
+        route = self._transport.route(url, once=handle._once)
         settings = route.settings
         hops = settings.max_redirects
         if hops is None:
@@ -352,7 +359,9 @@ class Exchange:
                 error = refusal
             except Exception as failure:
                 self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
-                error = WireError("internal error in following a redirect", possibly_sent=True)
+                error = WireError(
+                    "internal error in following a redirect", kind="request", possibly_sent=True
+                )
         self._finish(handle, error)
 
     def _follow(self, handle: Handle, transfer: Transfer) -> bool:
@@ -408,7 +417,7 @@ class Exchange:
         # What is left out here stays out, also when a later hop comes back.
         handle._request = WireRequest(method, url, kept, body)
         handle._redirects += 1
-        route = self._transport.route(url)
+        route = self._transport.route(url, once=handle._once)
         if transfer.deadline <= time.monotonic():
             raise self._transport.timeout_error(transfer, True)
         transfer.again(
@@ -431,7 +440,7 @@ class Exchange:
                 # It has ended, and `done` is on its way.
                 return
             self._transport.cancel(handle._transfer)
-        error = WireError("Request was cancelled", possibly_sent=True)
+        error = WireError("Request was cancelled", kind="request", possibly_sent=True)
         self._hub.loop.run_callback(self._finish, handle, error)
 
     def _finish(self, handle: Handle, error: WireError | None) -> None:

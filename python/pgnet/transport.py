@@ -36,7 +36,7 @@ from pgnet.guard import EgressRefused, Guard
 from pgnet.host import HostSettings, HostTable, literal_address
 from pgnet.message import Head, encode_headers, framing, parse_fields, parse_head
 from pgnet.resolve import Lookup, ResolveError, Resolver
-from pgnet.wire_error import WireError, words
+from pgnet.wire_error import Kind, WireError, words
 
 __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
@@ -85,6 +85,8 @@ class Route:
     peer, port: what is connected to, the origin's host or a proxy.
     addresses: of the peer, all allowed by the guard, and good until `until` (time.monotonic).
     version: of HTTP, that the last answer came by; empty before the first.
+    once: a request goes out once at most, whatever it asks for: over HTTP/1.1, and over a
+    connection of its own.
     """
 
     __slots__ = (
@@ -92,6 +94,7 @@ class Route:
         "connection",
         "headers",
         "host_header",
+        "once",
         "origin",
         "peer",
         "port",
@@ -100,9 +103,12 @@ class Route:
         "version",
     )
 
-    def __init__(self, origin: Origin, settings: HostSettings, hosts: HostTable) -> None:
+    def __init__(
+        self, origin: Origin, settings: HostSettings, hosts: HostTable, once: bool = False
+    ) -> None:
         self.origin = origin
         self.settings = settings
+        self.once = once
         self.headers = encode_headers((), settings.user_agent)
         self.peer, self.port = origin.host, origin.port
         secure = origin.scheme == "https"
@@ -116,7 +122,7 @@ class Route:
                 # A proxy is a host too: what is said of it by its name holds for its TLS.
                 proxy_tls = Tls.of(hosts.of(proxy.host))
         self.connection = ConnectionSettings(
-            "1.1" if secure and settings.http_version == "1.1" else "2",
+            "1.1" if secure and (once or settings.http_version == "1.1") else "2",
             Tls.of(settings) if secure else Tls(),
             proxy,
             proxy_tls,
@@ -155,6 +161,7 @@ class Transfer:
         "_lookup",
         "_multi",
         "_repeated",
+        "_sent",
         "_slot",
         "address",
         "appconnect",
@@ -214,6 +221,8 @@ class Transfer:
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._body: bytes | bytearray = b""
         self._repeated = False
+        # Whether an attempt before this one may have been seen.
+        self._sent = False
         self._addresses: tuple[str, ...] = ()
         self._slot: _Slot | None = None
         self._multi: _Multi | None = None
@@ -254,11 +263,13 @@ class Transfer:
         self.head = _NO_HEAD
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
-        self._body, self._addresses, self._repeated = b"", (), False
+        self._body, self._addresses = b"", ()
+        self._repeated = self._sent = False
         self.done = done
 
     def fail(self, error: WireError) -> None:
         """End with an error, unless it has ended; what has come so far is nobody's."""
+        error.possibly_sent = error.possibly_sent or self._sent
         self.error = error
         self._body = b""
         self.finish()
@@ -379,6 +390,9 @@ class _Slot:
         set_option(pycurl.HEADERFUNCTION, self._on_header)
         set_option(pycurl.OPENSOCKETFUNCTION, self._on_open)
         set_option(pycurl.SOCKOPTFUNCTION, self._on_opened)
+        if multi.alone:
+            set_option(pycurl.FRESH_CONNECT, 1)
+            set_option(pycurl.FORBID_REUSE, 1)
         connection.apply(curl)
 
     def prepare(self, transfer: Transfer, address: str, more: int) -> None:
@@ -473,7 +487,8 @@ class _Slot:
             self.section = bytearray()
         if self.once or (transfer is not None and transfer._repeated):
             self.once = False
-            self.curl.setopt(pycurl.FRESH_CONNECT, 0)
+            if not self.multi.alone:
+                self.curl.setopt(pycurl.FRESH_CONNECT, 0)
         if transfer is not None:
             transfer._slot = None
             if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
@@ -584,7 +599,7 @@ class _Slot:
         """Have libcurl break off the transfer, and close the connection or reset the stream."""
         transfer = self.transfer
         sent = transfer is None or not self._in_tunnel(transfer)
-        self.fault = WireError(message, possibly_sent=sent)
+        self.fault = WireError(message, kind="response", possibly_sent=sent)
         # Until libcurl hands the transfer back, it would hold its buffers.
         self.decoder = None
         return 0
@@ -607,14 +622,15 @@ class _Slot:
             return Failure(code, "", True, None) if code else None
         sent = info(pycurl.REQUEST_SIZE) > 0
         proxy = self.connection.proxy
+        if proxy is not None and secure:
+            # What was sent may only have asked the proxy for the tunnel.
+            sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
         fault = self.fault
         if fault is not None:
             return Failure(code, text, sent, fault)
         if proxy is not None:
             message = None
             if secure:
-                # What was sent may only have asked the proxy for the tunnel.
-                sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
                 answered = info(pycurl.HTTP_CONNECTCODE)
                 if answered // 100 != 2 and self.opened:
                     message = f"proxy {proxy.host}: {words(code)}"
@@ -627,7 +643,8 @@ class _Slot:
         elif code in (pycurl.E_OUT_OF_MEMORY, _TOO_LARGE) or "Out of memory in chunk" in text:
             # A line of a header is longer than libcurl takes.
             limit = min(transfer.max_header_bytes, _LONGEST_LINE)
-            fault = WireError(f"response headers exceed {limit} bytes", possibly_sent=sent)
+            message = f"response headers exceed {limit} bytes"
+            fault = WireError(message, kind="response", possibly_sent=sent)
         return Failure(code, text, sent, fault, not self.opened and not self.header_bytes)
 
     def _whole(self, transfer: Transfer) -> int:
@@ -647,7 +664,8 @@ class _Slot:
         """Make the socket, after one more look at the address that it will be connected to."""
         transfer = self.transfer
         if self.once:
-            self.fault = WireError(words(pycurl.E_GOT_NOTHING), possibly_sent=True)
+            code = pycurl.E_GOT_NOTHING
+            self.fault = WireError(words(code), possibly_sent=True, code=code)
             return int(pycurl.SOCKET_BAD)
         self.opened = True
         try:
@@ -713,10 +731,14 @@ class _Multi:
 
     `retire()` makes it end after its last transfer, so that no connection outlives the rules it
     was made under.
+
+    connections: how many idle ones are kept.
+    alone: none is kept, and each transfer has one of its own.
     """
 
-    def __init__(self, transport: Transport, connections: int) -> None:
+    def __init__(self, transport: Transport, connections: int, alone: bool = False) -> None:
         self._transport = transport
+        self.alone = alone
         self._loop = transport.hub.loop
         self._multi = multi = pycurl.CurlMulti()
         multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
@@ -789,7 +811,7 @@ class _Multi:
                 self._nudge_later()
         if slot.shares:
             self._sharing.append(slot)
-        elif transfer.method not in _IDEMPOTENT:
+        elif self.alone or transfer.method not in _IDEMPOTENT:
             self._once.append(slot)
         try:
             self._multi.add_handle(slot.curl)
@@ -1123,8 +1145,10 @@ class _Multi:
             sent = slot.curl.getinfo(pycurl.REQUEST_SIZE) > 0
             # Before a request is sent there is only the handshake.
             code = pycurl.E_SSL_CONNECT_ERROR
-            message = slot.too_long_on_the_wire(transfer) if sent else words(code)
-            slot.fault = WireError(message, possibly_sent=sent)
+            if sent:
+                slot.fault = WireError(slot.too_long_on_the_wire(transfer), possibly_sent=True)
+            else:
+                slot.fault = WireError(words(code), code=code)
             self._ended(slot.curl, pycurl.E_WRITE_ERROR, "")
 
     def _reap(self) -> None:
@@ -1161,7 +1185,8 @@ class _Multi:
                 transport.failed(transfer, failure)
         except Exception as error:
             transport.hub.handle_error(self, type(error), error, error.__traceback__)
-            transfer.fail(WireError("internal error in the wire", possibly_sent=True))
+            internal = "internal error in the wire"
+            transfer.fail(WireError(internal, kind="request", possibly_sent=True))
 
 
 class Transport:
@@ -1188,33 +1213,37 @@ class Transport:
         self._connections = connections
         self._resolver = resolver if resolver is not None else Resolver(hub=self.hub)
         self._multi = _Multi(self, connections)
-        self._routes: dict[tuple[str, HostSettings | None], Route] = {}
+        # Of requests that go out once at most: libcurl would let others wait for their connections,
+        # and take the server for one that speaks no HTTP/2.
+        self._alone: _Multi | None = None
+        self._routes: dict[tuple[str, HostSettings | None, bool], Route] = {}
         # Equal settings are one object, which is soon compared.
         self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
 
-    def route(self, url: str, settings: HostSettings | None = None) -> Route:
+    def route(self, url: str, settings: HostSettings | None = None, once: bool = False) -> Route:
         """How requests for a URL go.
 
         settings: what is special about its host; None is what the table of hosts says.
+        once: whether their bytes may go out once only.
         Errors: WireError for what is no http or https URL, and for settings that cannot be used.
         """
         # Scheme and authority, as far as they end with a slash.
         end = url.find("/", 8)
         if end > 0:
-            known = self._routes.get((url[:end], settings))
+            known = self._routes.get((url[:end], settings, once))
             if known is not None and is_plain(url):
                 return known
         origin = Origin.of(url)
         special = settings if settings is not None else self.hosts.of(origin.host)
         if special.fault is not None:
             raise WireError(special.fault)
-        route = Route(origin, special, self.hosts)
+        route = Route(origin, special, self.hosts, once)
         route.connection = self._settings.setdefault(route.connection, route.connection)
         if len(self._routes) >= _MOST_ROUTES:
             self._routes.clear()
         match = match_origin(url)
         if match is not None:
-            self._routes[match.group(0), settings] = route
+            self._routes[match.group(0), settings, once] = route
         return route
 
     def start(self, transfer: Transfer) -> None:
@@ -1248,7 +1277,7 @@ class Transport:
         self._routes.clear()
         self._settings.clear()
         self._resolver.clear()
-        self._multi.retire()
+        self._retire()
         self._multi = _Multi(self, self._connections)
 
     def close(self) -> None:
@@ -1256,7 +1285,13 @@ class Transport:
         self._routes.clear()
         self._settings.clear()
         self._resolver.close()
+        self._retire()
+
+    def _retire(self) -> None:
         self._multi.retire()
+        if self._alone is not None:
+            self._alone.retire()
+            self._alone = None
 
     def check_address(self, route: Route, address: str) -> None:
         """Ask the guard for an address that is about to be connected to.
@@ -1327,18 +1362,27 @@ class Transport:
         addresses = transfer._addresses
         transfer.address = addresses[0]
         transfer._addresses = addresses[1:]
-        self._multi.add(transfer, addresses[0], len(addresses) - 1)
+        self._add(transfer, addresses[0])
 
     def _connect_to(self, transfer: Transfer, address: str | None) -> None:
         """Begin a transfer anew, whose former attempt has failed."""
         transfer.address = address
         try:
-            self._multi.add(transfer, address or "", len(transfer._addresses))
+            self._add(transfer, address or "")
         except Exception as error:
             transfer.fail(self._failure(error))
 
+    def _add(self, transfer: Transfer, address: str) -> None:
+        multi = self._multi
+        if transfer.route.once:
+            if self._alone is None:
+                self._alone = _Multi(self, self._connections, alone=True)
+            multi = self._alone
+        multi.add(transfer, address, len(transfer._addresses))
+
     def failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer ended with one of libcurl's errors: say so, or try the next address."""
+        transfer._sent = transfer._sent or failure.sent
         if failure.fault is not None:
             transfer.fail(failure.fault)
             return
@@ -1347,7 +1391,8 @@ class Transport:
         # Servers end kept connections just when the next request comes. libcurl knows it, but not
         # over TLS, and it counts how often it met one with all the transfers of a handle.
         ended = died or (failure.unheard and code in _ENDS)
-        if ended and transfer.method in _IDEMPOTENT and not transfer._repeated:
+        may_repeat = transfer.method in _IDEMPOTENT and not transfer.route.once
+        if ended and may_repeat and not transfer._repeated:
             transfer._repeated = True
             self._connect_to(transfer, transfer.address)
             return
@@ -1361,6 +1406,7 @@ class Transport:
         if (
             (code == pycurl.E_COULDNT_CONNECT or (timed_out and connecting))
             and transfer._addresses
+            and not (transfer._sent and transfer.route.once)
             and transfer.deadline - time.monotonic() > 0.001
         ):
             if transfer.address is not None:
@@ -1393,15 +1439,17 @@ class Transport:
         handshake = max(transfer.connect, transfer.appconnect)
         if not sent and handshake == 0:
             handshake = total - name
-        limit, kind = transfer.timeout, "Timeout"
+        limit, what = transfer.timeout, "Timeout"
+        kind: Kind = "timeout"
         if time.monotonic() < transfer.deadline - 0.05:
-            limit, kind = transfer.connect_timeout, "Connect timeout"
+            limit, what, kind = transfer.connect_timeout, "Connect timeout", "connect"
         rest = max(total - name - handshake, 0.0)
         return WireError(
-            f"{kind} of {round(limit * 1000)} ms reached. Total time: {total * 1000:.6f} ms "
+            f"{what} of {round(limit * 1000)} ms reached. Total time: {total * 1000:.6f} ms "
             f"(DNS time: {name * 1000:.6f} ms, "
             f"TCP/SSL handshake time: {handshake * 1000:.6f} ms, "
             f"HTTP Request/Response time: {rest * 1000:.6f} ms)",
+            kind=kind,
             timed_out=True,
             possibly_sent=sent,
             code=pycurl.E_OPERATION_TIMEDOUT,

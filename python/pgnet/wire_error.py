@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pycurl
 import requests
 
@@ -35,6 +37,65 @@ _WORDS = {
 }
 CERTIFICATE_CODES = (51, 58, 60, 77, 83, 91)
 
+# What went wrong, as far as it matters for doing it again:
+#   name        the name has no address, or nobody could say
+#   connect     no connection was made: refused, unreachable, not in time, or not by the proxy
+#   tls         the two sides could not agree on TLS, or one did not trust the other
+#   timeout     the deadline of the whole request was reached
+#   connection  the connection broke after something may have been sent
+#   response    an answer came that cannot be used
+#   request     it was refused here, whatever the server is like
+Kind = Literal["name", "connect", "tls", "timeout", "connection", "response", "request"]
+
+# By libcurl's numbers. A number that is not here is of a connection.
+_KINDS: dict[int, Kind] = {
+    # There is another reason for this one: see _kind_of.
+    pycurl.E_UNSUPPORTED_PROTOCOL: "request",
+    pycurl.E_FAILED_INIT: "request",
+    pycurl.E_URL_MALFORMAT: "request",
+    4: "request",  # not built in
+    pycurl.E_COULDNT_RESOLVE_PROXY: "name",
+    pycurl.E_COULDNT_RESOLVE_HOST: "name",
+    pycurl.E_COULDNT_CONNECT: "connect",
+    8: "response",  # weird server reply
+    16: "connection",  # HTTP/2 framing
+    pycurl.E_PARTIAL_FILE: "connection",
+    pycurl.E_WRITE_ERROR: "response",
+    pycurl.E_READ_ERROR: "request",
+    pycurl.E_OUT_OF_MEMORY: "request",
+    pycurl.E_OPERATION_TIMEDOUT: "timeout",
+    pycurl.E_SSL_CONNECT_ERROR: "tls",
+    43: "request",  # bad function argument
+    45: "connect",  # interface failed
+    pycurl.E_TOO_MANY_REDIRECTS: "response",
+    48: "request",  # unknown option
+    51: "tls",  # peer's certificate, in old libcurls
+    pycurl.E_GOT_NOTHING: "connection",
+    pycurl.E_SSL_ENGINE_NOTFOUND: "tls",
+    pycurl.E_SSL_ENGINE_SETFAILED: "tls",
+    pycurl.E_SEND_ERROR: "connection",
+    pycurl.E_RECV_ERROR: "connection",
+    pycurl.E_SSL_CERTPROBLEM: "tls",
+    pycurl.E_SSL_CIPHER: "tls",
+    60: "tls",  # peer's certificate
+    pycurl.E_BAD_CONTENT_ENCODING: "response",
+    63: "response",  # file size exceeded
+    pycurl.E_SEND_FAIL_REWIND: "connection",
+    66: "tls",  # engine initialisation failed
+    77: "tls",  # authorities' file
+    80: "tls",  # shutdown failed
+    82: "tls",  # revocation list
+    83: "tls",  # issuer
+    89: "connect",  # no connection available
+    90: "tls",  # pinned key
+    91: "tls",  # certificate's status
+    92: "connection",  # HTTP/2 stream
+    93: "request",  # recursive call
+    97: "connect",  # proxy handshake
+    98: "tls",  # client's certificate required
+    100: "response",  # too large
+}
+
 
 class WireError(requests.RequestException):
     """No response came, or none that may be used.
@@ -42,6 +103,8 @@ class WireError(requests.RequestException):
     message: what stands in error_msg, free of the request's values.
     timed_out: the total deadline, or that for connecting, was reached.
     possibly_sent: the server may have seen the request, wholly or in part.
+    kind: what went wrong, one of Kind; where it is not told, it follows from the code, and without
+    one it is `response` where the request may have been sent, and `request` where it was not.
     code: libcurl's number for it, 0 where it is none of libcurl's.
     detail: what libcurl had to say beyond the message; may be empty.
     """
@@ -50,6 +113,7 @@ class WireError(requests.RequestException):
         self,
         message: str,
         *,
+        kind: Kind | None = None,
         timed_out: bool = False,
         possibly_sent: bool = False,
         code: int = 0,
@@ -57,6 +121,7 @@ class WireError(requests.RequestException):
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.kind: Kind = kind or _kind_of(code, possibly_sent)
         self.timed_out = timed_out
         self.possibly_sent = possibly_sent
         self.code = code
@@ -66,3 +131,14 @@ class WireError(requests.RequestException):
 def words(code: int) -> str:
     """libcurl's words for one of its result codes."""
     return _WORDS.get(code) or f"Error {code} of the HTTP client"
+
+
+def _kind_of(code: int, possibly_sent: bool) -> Kind:
+    if code == 0 or code == pycurl.E_UNSUPPORTED_PROTOCOL:
+        # That code: a URL of another scheme, or an answer that is none of HTTP.
+        return "response" if possibly_sent else "request"
+    kind = _KINDS.get(code, "connection")
+    if kind == "connection" and not possibly_sent:
+        # It broke before it carried anything.
+        return "connect"
+    return kind

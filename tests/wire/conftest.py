@@ -11,6 +11,7 @@ import pytest
 import httpd
 from pgnet.exchange import Exchange, Limits
 from pgnet.guard import EgressRules, Guard
+from wire.keeper import Keeper
 from wire.support import LOOPBACK, Client, NameServer
 
 
@@ -61,3 +62,16 @@ def name_server() -> Iterator[NameServer]:
     made = NameServer()
     yield made
     made.close()
+
+
+@pytest.fixture
+def keeper() -> Iterator[Callable[..., Keeper]]:
+    made: list[Keeper] = []
+
+    def make(*answers: bytes | None) -> Keeper:
+        made.append(Keeper(list(answers)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.server.stop()

@@ -6,10 +6,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
 
 import gevent
-import gevent.server
 import pytest
 from gevent.event import AsyncResult
 
@@ -19,6 +17,7 @@ from cluster import wait_until
 from misbehaviour import LATE, WAYS, Running, Way, several
 from pgnet.exchange import Answer, Limits
 from pgnet.host import HostSettings, HostTable
+from wire.keeper import Keeper
 from wire.support import LOOPBACK, Client
 
 LIMITS = Limits(**asdict(misbehaviour.LIMITS))
@@ -147,55 +146,6 @@ def test_all_ways_at_once(client: Client, servers: Running, server: httpd.Runnin
 
 
 # ---- connections that are kept
-
-
-class Keeper:
-    """A server of one connection after another, told in this process what to do with each request.
-
-    `answers` are what the requests of a connection get, in order; None closes it without a byte.
-    `arrived` is every request, as (number of the connection, method, body).
-    """
-
-    def __init__(self, answers: list[bytes | None]) -> None:
-        self.answers = answers
-        self.arrived: list[tuple[int, str, bytes]] = []
-        self.connections: list[Any] = []
-        self.server = gevent.server.StreamServer(("127.0.0.1", 0), self.serve)
-        self.server.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-
-    def serve(self, connection: Any, _: Any) -> None:
-        number = len(self.connections)
-        self.connections.append(connection)
-        with connection, connection.makefile("rb") as reader:
-            for answer in self.answers:
-                line = reader.readline()
-                if not line:
-                    return
-                length = 0
-                while (field := reader.readline()) not in (b"\r\n", b""):
-                    name, _, value = field.partition(b":")
-                    if name.lower() == b"content-length":
-                        length = int(value)
-                body = reader.read(length)
-                self.arrived.append((number, line.split()[0].decode(), body))
-                if answer is None:
-                    return
-                connection.sendall(answer)
-            reader.read()
-
-
-@pytest.fixture
-def keeper() -> Iterator[Callable[..., Keeper]]:
-    made: list[Keeper] = []
-
-    def make(*answers: bytes | None) -> Keeper:
-        made.append(Keeper(list(answers)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.server.stop()
 
 
 def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., Keeper]) -> None:
