@@ -106,6 +106,12 @@ as $$
          'How often a worker that is alone looks without being woken; with others to rescue it looks every 2 s.'),
         ('rescue_after', 'interval', '00:00:03', 0, 3600, 'interval',
          'How long the session of a worker process must be gone before its requests are free for others.'),
+        ('max_losses', 'integer', '5', 1, 1000, 'workers',
+         'How many workers a request may bring down, or be lost with, before it ends as failed; from the second on it is attempted alone.'),
+        ('max_grace', 'interval', '00:00:30', 0, 86400, 'interval',
+         'How long at most a worker that is told to stop waits for what is in flight; the rest is given back.'),
+        ('mode', 'choice', 'on', null, null, 'on|record|off',
+         'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
          'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
         ('connect_timeout_milliseconds', 'integer', '10000', 1, 86400000, 'ms',
@@ -786,6 +792,7 @@ as $$
     values
         ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
         ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
+        ('retry', 'policy', null, null, 'the retry policy of requests that name none: see net.retry_policies'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
         ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
         ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
@@ -838,6 +845,11 @@ begin
             end if;
             if position('PRIVATE KEY' in plain) > 0 then
                 return 'must not hold a private key: that goes into client_key, as a secret';
+            end if;
+        when 'policy' then
+            if plain is null or not exists (select from net.retry_policies p where p.name = plain) then
+                return 'must be the name of a retry policy: ' || (
+                    select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
             end if;
         when 'secret' then
             return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';
@@ -982,6 +994,222 @@ $$;
 comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
 revoke all on function net._host_settings() from public;
 
+-- ======== extension/29_retry.sql ========
+
+-- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
+
+-- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
+create function net._known_retry_settings()
+    returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
+    language sql immutable parallel safe cost 10 rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'how many attempts there are at most, the first one included'),
+        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'the longest wait after the first attempt; how long it is, is drawn between 0 and this'),
+        ('backoff_factor', 'number', '2', 1, 100, 'how much longer that may be after each further attempt'),
+        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'and never longer than this'),
+        ('statuses', 'statuses', '[408, 425, 429, 500, 502, 503, 504]', null, null,
+         'which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"]'),
+        ('accept', 'statuses', '["100-399"]', null, null, 'which answers are a success: "any", or a list such as ["2xx", 304]'),
+        ('errors', 'name|connect|tls|timeout|connection|response', '["name", "connect", "tls", "timeout", "connection"]', null, null,
+         'which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response'),
+        ('methods', 'methods', '"idempotent"', null, null,
+         'what may be sent again that the server may have seen: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, TRACE, and what has an idempotency key), or a list of methods'),
+        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'a Retry-After that asks for more counts as this'),
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'since the request was made; no attempt begins later')
+$$;
+comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+
+create function net._built_in_retry_policies()
+    returns table (name text, settings jsonb)
+    language sql immutable parallel safe cost 10 rows 3
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('none', '{"max_attempts": 1}'::jsonb),
+        ('safe', '{}'),
+        ('webhook', '{
+            "max_attempts": 15, "backoff_milliseconds": 5000, "backoff_factor": 3, "max_backoff_milliseconds": 14400000,
+            "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
+            "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
+$$;
+comment on function net._built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+
+create table net.retry_policy (
+    name text primary key,
+    settings jsonb not null
+);
+comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
+revoke all on net.retry_policy from public;
+
+create view net.retry_policies as
+    select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
+    from (
+        select b.name, b.settings, true as built_in from net._built_in_retry_policies() b
+        union all
+        select o.name, o.settings, false from net.retry_policy o
+    ) p
+    cross join (
+        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from net._known_retry_settings() k
+    ) d;
+comment on view net.retry_policies is
+    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
+grant select on net.retry_policies to public;
+
+-- NULL where the value is fine, else what is wrong with it.
+create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+    returns text
+    language plpgsql immutable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    case setting_kind
+        when 'integer', 'number' then
+            if jsonb_typeof(given) <> 'number' or given::numeric not between minimum and maximum
+                or (setting_kind = 'integer' and given::numeric <> trunc(given::numeric)) then
+                return format('must be %s between %s and %s',
+                    case setting_kind when 'integer' then 'an integer' else 'a number' end, minimum, maximum);
+            end if;
+            return null;
+        when 'methods' then
+            if given in ('"any"', '"idempotent"') then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) <> 'string' or e #>> '{}' !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,40}$')
+            then
+                return 'must be "any", "idempotent" or a list of methods, such as ["GET", "POST"]';
+            end if;
+            return null;
+        when 'statuses' then
+            if given = '"any"' then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) not in ('string', 'number')
+                    or e #>> '{}' !~ '^([1-9]xx|[1-9][0-9][0-9](-[1-9][0-9][0-9])?)$'
+                    or split_part(e #>> '{}', '-', 1) > substring(e #>> '{}' from '-(.*)$'))
+            then
+                return 'must be "any" or a list of status codes and ranges, such as [429, "5xx", "520-530"]';
+            end if;
+            return null;
+        else
+            if given = '"any"' then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) <> 'string' or e #>> '{}' <> all (string_to_array(setting_kind, '|')))
+            then
+                return format('must be "any" or a list of these: %s', replace(setting_kind, '|', ', '));
+            end if;
+            return null;
+    end case;
+end
+$$;
+comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+revoke all on function net._retry_setting_fault(text, numeric, numeric, jsonb) from public;
+
+-- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
+create function net._check_retry(name text)
+    returns void
+    language plpgsql stable parallel safe cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = _check_retry.name) then
+        return;
+    end if;
+    raise exception using
+        errcode = 'invalid_parameter_value',
+        message = case when name is null then 'the name of a retry policy must not be NULL'
+            else format('unknown retry policy "%s"', left(name, 60)) end,
+        hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
+end
+$$;
+comment on function net._check_retry(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+
+create function net.configure_retry(
+    -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
+    name text,
+    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the policy
+    settings jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+    fault text;
+    users text;
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('invalid name %s of a retry policy', coalesce('"' || left(name, 80) || '"', 'NULL')),
+            hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
+    end if;
+    if exists (select from net._built_in_retry_policies() b where b.name = configure_retry.name) then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('retry policy "%s" is built in: it cannot be changed', name),
+            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
+    end if;
+    if settings is null or settings = 'null' then
+        delete from net.retry_policy p where p.name = configure_retry.name;
+        select string_agg(h.pattern, ', ' order by h.pattern) into users
+        from net.host h where h.settings ->> 'retry' = configure_retry.name;
+        if users is not null then
+            raise exception using errcode = 'dependent_objects_still_exist',
+                message = format('retry policy "%s" is in use', name),
+                detail = format('net.configure_host names it for: %s', users),
+                hint = format('Give these hosts another one first: select net.configure_host(%L, ''{"retry": null}'')',
+                    split_part(users, ', ', 1));
+        end if;
+        perform net._configuration_changed();
+        return;
+    end if;
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: select net.configure_retry(''mine'', ''{"max_attempts": 3}'')';
+    end if;
+    for given in
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
+        from jsonb_each(settings) s left join net._known_retry_settings() k on k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_retry_settings() k);
+        end if;
+        continue when given.value = 'null';
+        fault := net._retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
+                hint = given.description;
+        end if;
+    end loop;
+    insert into net.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
+    on conflict on constraint retry_policy_pkey do update
+        set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.configure_retry(text, jsonb) is
+    'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+revoke all on function net.configure_retry(text, jsonb) from public;
+
+create function net._retry_policies()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
+comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
+revoke all on function net._retry_policies() from public;
+
 -- ======== extension/30_queue.sql ========
 
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
@@ -1015,13 +1243,17 @@ create table net.http_request_queue (
     priority smallint not null default 0,
     context jsonb,
     options jsonb,
+    retry_of bigint,
+    due timestamptz,
+    waits_since timestamptz,
+    origin text,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
 comment on table net.http_request_queue is
-    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin and are never updated; a role sees and may delete its own.';
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees and may delete its own.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
@@ -1033,8 +1265,15 @@ comment on column net.http_request_queue.created is 'When the transaction that m
 comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
 comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
--- The claim's scan skips from host to host over this one.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id);
+comment on column net.http_request_queue.retry_of is 'The failed request that net.retry made this one of.';
+comment on column net.http_request_queue.due is 'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and is attempted alone.';
+comment on column net.http_request_queue.waits_since is 'When due was set: a clock that is put back is noticed by it.';
+comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
+-- The claim's scan skips from host to host over this one. Who waits for a time never stands in front of who is ready.
+create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id)
+    where due is null and origin is null;
+create index http_request_queue_due on net.http_request_queue (due) where due is not null;
+create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
 -- requested_by and created are not the caller's to say: the defaults are.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
@@ -1044,9 +1283,10 @@ create policy own_requests on net.http_request_queue
     with check (true);
 
 create view net._queue as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, net._host(q.url) collate "C" as host
-    from net.http_request_queue q;
-comment on view net._queue is 'The queue as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
+    from net.http_request_queue q
+    where q.due is null and q.origin is null;
+comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
 revoke all on net._queue from public;
 
 create table net.worker (
@@ -1055,11 +1295,16 @@ create table net.worker (
     pid integer not null,
     backend_start timestamptz not null,
     secret uuid not null default pg_catalog.gen_random_uuid(),
+    host text,
+    version text,
     registered timestamptz not null default pg_catalog.clock_timestamp(),
-    gone_since timestamptz
+    gone_since timestamptz,
+    stalled_since timestamptz,
+    ended timestamptz,
+    cut_off integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table net.worker is
-    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself.';
+    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
 revoke all on net.worker from public;
 
 create table net.claim (
@@ -1082,13 +1327,24 @@ grant select (id, attempt, claimed) on net.claim to public;
 create table net.attempt (
     request_id bigint not null,
     attempt integer not null,
+    requested_by regrole not null,
+    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and nobody knows of it
+    ending text not null constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'lost', 'stopped'])),
     started timestamptz not null,
     ended timestamptz not null,
+    status_code integer,
+    timed_out boolean not null default false,
     error_msg text,
+    retry_in interval,
     primary key (request_id, attempt)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.attempt is 'Attempts that ended without an outcome, of requests that have none yet: a worker died or gave the request back.';
+comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
+create index attempt_ended on net.attempt (ended);
 revoke all on net.attempt from public;
+grant select on net.attempt to public;
+alter table net.attempt enable row level security;
+create policy own_attempts on net.attempt
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net._http_response (
     -- pg_net's columns
@@ -1119,6 +1375,7 @@ create table net._http_response (
     tls_ms real,
     first_byte_ms real,
     total_ms real,
+    retry_of bigint,
     constraint http_response_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
@@ -1136,7 +1393,7 @@ comment on column net._http_response.error_msg is 'Why there was no answer; NULL
 comment on column net._http_response.created is 'When the outcome was recorded.';
 comment on column net._http_response.state is 'How the request ended.';
 comment on column net._http_response.content_bytes is 'The body where it is no text in the declared charset, or has a NUL byte.';
-comment on column net._http_response.attempts is 'How many attempts were made.';
+comment on column net._http_response.attempts is 'How many attempts were made; net.attempts has each.';
 comment on column net._http_response.context is 'As given with the request.';
 comment on column net._http_response.method is 'Of the request.';
 comment on column net._http_response.url is 'Of the request.';
@@ -1152,6 +1409,7 @@ comment on column net._http_response.connect_ms is 'Milliseconds that TCP connec
 comment on column net._http_response.tls_ms is 'Milliseconds that TLS handshakes took; 0 where there was none.';
 comment on column net._http_response.first_byte_ms is 'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
 comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
+comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
 
 alter table net._http_response enable row level security;
@@ -1171,18 +1429,316 @@ create table net.failed (
     priority smallint not null,
     context jsonb,
     options jsonb,
+    retry_of bigint,
+    state net.request_state not null,
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,
     error_msg text
 );
 comment on table net.failed is
-    'Requests that ended as failed, headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
+    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
 create index failed_failed on net.failed (failed);
 alter table net.failed enable row level security;
 create policy own_failures on net.failed
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 grant select, delete on net.failed to public;
+
+-- ======== extension/35_copies.sql ========
+
+-- Copies: a database must not send what its original sends. It remembers which database it is; the server's configuration can
+-- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
+
+-- Not part of a dump: what is restored from one is a database of its own.
+create table net.database (
+    system_identifier bigint not null,
+    database_oid oid not null,
+    key_namespace uuid not null default pg_catalog.gen_random_uuid(),
+    own_ids_until bigint,
+    own_ids_from bigint,
+    publisher_key_namespace uuid,
+    single boolean primary key default true check (single)
+);
+comment on table net.database is
+    'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
+comment on column net.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column net.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column net.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+comment on column net.database.own_ids_from is 'and so are 10^12 ids from this one.';
+comment on column net.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+insert into net.database (system_identifier, database_oid)
+    select s.system_identifier, d.oid
+    from pg_catalog.pg_control_system() s
+    join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
+revoke all on net.database from public;
+
+create function net._copy_fault()
+    returns text
+    language sql stable parallel restricted security definer cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when d.single is null then 'The table net.database is empty.'
+        when d.system_identifier <> s.system_identifier then format(
+            'It is remembered as one of the server with the system identifier %s, and this one has %s.',
+            d.system_identifier, s.system_identifier)
+        when d.database_oid <> c.oid then format(
+            'It is remembered as the database with the oid %s%s, and this one has %s.', d.database_oid,
+            (select format(', which is "%s"', o.datname) from pg_database o where o.oid = d.database_oid), c.oid)
+        end
+    from pg_control_system() s
+    join pg_database c on c.datname = current_database()
+    left join net.database d on true
+$$;
+comment on function net._copy_fault() is
+    'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
+revoke all on function net._copy_fault() from public;
+
+create function net._refuse_copy()
+    returns void
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fault text := net._copy_fault();
+begin
+    if fault is not null then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('the database "%s" is a copy: no worker serves it before it is adopted', current_database()),
+            detail = fault,
+            hint = 'Its queue holds what the original''s held. If that is to be sent from here: select net.adopt_database(). '
+                'If not: delete from net.http_request_queue, and adopt it then.';
+    end if;
+end
+$$;
+comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+revoke all on function net._refuse_copy() from public;
+
+-- ---- the mode: whether anything is sent
+
+-- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
+-- from there, so these are read as they are.
+create function net._mode_sources()
+    returns table (source text, said text, mode text)
+    language sql stable parallel restricted security definer cost 10000 rows 3
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
+    from (
+        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
+        from pg_file_settings f
+        where lower(f.name) = 'pgnet.mode'
+        union all
+        -- Read as bytes: a path in it may be in any encoding.
+        select 'the server''s command line', m.found[1]
+        from regexp_matches(
+            encode(pg_read_binary_file('postmaster.opts', 0, 1000000, true), 'escape'), '"(?:-c ?|--)?pgnet[.]mode=([^"]*)"', 'gi'
+        ) m (found)
+        union all
+        select 'the setting pgnet.mode of this session', current_setting('pgnet.mode', true)
+        union all
+        select 'net.configure', net._current_setting('mode')
+    ) s
+    where s.said <> ''
+$$;
+comment on function net._mode_sources() is
+    'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
+revoke all on function net._mode_sources() from public;
+
+create function net._mode()
+    returns text
+    language sql stable parallel restricted security definer cost 10000
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
+$$;
+comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
+revoke all on function net._mode() from public;
+
+-- ---- logical replication
+
+create function net._subscription()
+    returns text
+    language sql stable parallel restricted security definer cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.subname::text
+    from pg_stat_get_subscription(null) a
+    join pg_subscription s on s.oid = a.subid
+    where a.pid = pg_backend_pid()
+    limit 1
+$$;
+comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+revoke all on function net._subscription() from public;
+
+-- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
+-- a range of its own: neither a call here nor the replication may fail because the other has used the number.
+create function net._set_ids_apart()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    range_start bigint := (1 + floor(random() * 8000))::bigint * 1000000000000;
+    used record;
+begin
+    -- Of several that copy tables, the first one does it, and the others wait.
+    perform from net.database d where d.own_ids_from is null for update;
+    if found then
+        select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
+        -- The margin: numbers that are given out at this very moment.
+        update net.database set own_ids_until = case when used.is_called then used.last_value + 1000 else 0 end, own_ids_from = range_start;
+        perform setval('net.http_request_queue_id_seq', range_start, false);
+    end if;
+end
+$$;
+comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+revoke all on function net._set_ids_apart() from public;
+
+-- Requests and their outcomes are taken, unless their number is one of this server's own.
+create function net._take_replicated()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    subscription text := net._subscription();
+    own record;
+    request_id bigint;
+begin
+    -- What triggers on replicated tables do here is this server's own doing.
+    if pg_trigger_depth() = 1 then
+        if subscription is not null then
+            select d.own_ids_until, d.own_ids_from into own from net.database d;
+            if own.own_ids_from is null then
+                perform net._set_ids_apart();
+                select d.own_ids_until, d.own_ids_from into own from net.database d;
+            end if;
+            if tg_table_name = 'attempt' then
+                request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
+            else
+                request_id := case tg_op when 'DELETE' then old.id else new.id end;
+            end if;
+            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999 then
+                return null;
+            end if;
+        end if;
+        if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
+            new.origin := coalesce(subscription, 'replica');
+        end if;
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+comment on function net._take_replicated() is
+    'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
+revoke all on function net._take_replicated() from public;
+
+-- Workers, claims and settings are a server's own: another's mean nothing here.
+create function net._keep_own()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
+        if tg_table_name = 'database' and tg_op <> 'DELETE' then
+            update net.database set publisher_key_namespace = new.key_namespace;
+        end if;
+        return null;
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
+revoke all on function net._keep_own() from public;
+
+do $$
+declare
+    relation record;
+begin
+    for relation in
+        select c.oid::pg_catalog.regclass as name,
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+                then '_take_replicated' else '_keep_own' end as procedure
+        from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function net.%I()',
+            relation.name, relation.procedure);
+        -- It fires for what is replicated, and nobody else pays for it.
+        execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
+    end loop;
+end
+$$;
+
+-- ---- adoption
+
+create function net.adopt_database()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    was_copy boolean := net._copy_fault() is not null;
+    remembered record;
+    used record;
+    highest bigint;
+    subscriptions text;
+begin
+    lock table net.database in share row exclusive mode;
+    select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
+    from pg_subscription s
+    join pg_subscription_rel r on r.srsubid = s.oid
+    where s.subenabled and r.srrelid = 'net.http_request_queue'::regclass;
+    if subscriptions is not null then
+        raise warning using
+            message = format('the subscription %s still brings requests', subscriptions),
+            detail = 'What it brings from now on is not sent here.',
+            hint = 'Drop it, or disable it, and adopt the database again.';
+    end if;
+
+    select * into remembered from net.database d;
+    select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
+    highest := greatest(
+        (select max(q.id) from net.http_request_queue q),
+        (select max(r.id) from net._http_response r),
+        (select max(f.id) from net.failed f),
+        case
+            when used.is_called then used.last_value
+            -- Set apart for this server's own, but none was made: go on where the publisher was.
+            when used.last_value = remembered.own_ids_from then remembered.own_ids_until
+            else used.last_value - 1
+        end,
+        0);
+    perform setval('net.http_request_queue_id_seq', highest + 1, false);
+
+    delete from net.database;
+    insert into net.database (system_identifier, database_oid, key_namespace)
+    select s.system_identifier, c.oid, coalesce(
+        -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
+        case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
+            then remembered.publisher_key_namespace end,
+        remembered.key_namespace, gen_random_uuid())
+    from pg_control_system() s
+    join pg_database c on c.datname = current_database();
+
+    update net.http_request_queue set origin = null where origin is not null;
+    -- The sessions of a copy's workers may be alive in the original.
+    delete from net.worker w
+    where was_copy or not exists (
+        select from pg_stat_get_activity(w.pid) a
+        where a.backend_start = w.backend_start and a.datid = (select c.oid from pg_database c where c.datname = current_database()));
+    perform net._rescue();
+    perform net._configuration_changed();
+    perform net.wake();
+end
+$$;
+comment on function net.adopt_database() is
+    'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
+revoke all on function net.adopt_database() from public;
 
 -- ======== extension/40_request.sql ========
 
@@ -1437,9 +1993,14 @@ create function net.http_request(
     body_form jsonb default null,
     -- sent as it is, as application/octet-stream where no Content-Type is given
     body_bytes bytea default null,
+    -- a retry policy: none, safe, webhook, or one's own; NULL means that of the host, or none
+    retry text default null,
+    -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
+    max_attempts integer default null,
     -- given back with the outcome
     context jsonb default null,
-    -- priority (smaller goes first among the requests of one host; 0) and max_redirects (lowers the setting); NULL means none
+    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
+    -- first among the requests of one host; 0); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -1497,6 +2058,16 @@ begin
     end if;
     -- Checked by now: an object.
     others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
+    if http_request.retry is not null then
+        perform net._check_retry(http_request.retry);
+        others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('retry', http_request.retry);
+    end if;
+    if http_request.max_attempts is not null then
+        if http_request.max_attempts not between 1 and 1000 then
+            perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
+        end if;
+        others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
+    end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
@@ -1505,8 +2076,8 @@ begin
     return request_id;
 end
 $$;
-comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, jsonb, jsonb) is
-    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body or an unknown option 22023, a secret that the role may not use 42501.';
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
 
 create function net.http_put(
     -- absolute http or https URL
@@ -1741,16 +2312,131 @@ as $$
 $$;
 comment on function net._alive(integer, timestamptz) is
     'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
-revoke all on function net._alive(integer, timestamptz) from public;
 
 create function net._worker_is_up()
     returns boolean
     language sql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from net.worker w where net._alive(w.pid, w.backend_start))
+    select exists (select from net.worker w where w.ended is null and net._alive(w.pid, w.backend_start))
 $$;
 comment on function net._worker_is_up() is 'Whether a worker serves this database now.';
+
+create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when options ? 'idempotency_key' then options ->> 'idempotency_key'
+        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'TRACE') then
+            md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
+    end
+$$;
+comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
+    'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
+revoke all on function net._idempotency_key(bigint, timestamptz, text, jsonb) from public;
+
+-- Ends a queued request that has no answer to show.
+create function net._end(id bigint, state net.request_state, error_msg text, attempts integer)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+begin
+    delete from net.http_request_queue q where q.id = _end.id returning q.* into strict request;
+    delete from net.claim c where c.id = _end.id;
+    insert into net._http_response (
+        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of)
+    values (
+        request.id, _end.state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
+        request.requested_by, request.created, request.retry_of);
+    if state in ('failed', 'unknown') then
+        insert into net.failed (
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
+            retry_of, state, attempts, error_msg)
+        values (
+            request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
+            request.requested_by, request.created, request.priority, request.context, request.options,
+            request.retry_of, _end.state, _end.attempts, _end.error_msg);
+    end if;
+end
+$$;
+comment on function net._end(bigint, net.request_state, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+revoke all on function net._end(bigint, net.request_state, text, integer) from public;
+
+-- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
+-- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
+-- somebody else holds a lock on keeps its claim until the next look.
+create function net._free(
+    -- the requests; NULL means none
+    ids bigint[],
+    -- what became of the attempt
+    reason text,
+    -- lost: with its worker; stopped: the worker ended in order
+    ending text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+    max_losses integer := net._current_setting('max_losses')::integer;
+    fate net.request_state;
+    message text;
+begin
+    for request in
+        select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
+            (select count(*) from net.attempt a where a.request_id = c.id and a.ending = 'lost') + 1 as losses
+        from net.claim c
+        left join lateral (
+            select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q where q.id = c.id
+        ) v on true
+        where c.id = any (ids)
+        for update of c skip locked
+    loop
+        continue when request.seen and not request.locked;
+        if not request.locked then -- its requester has deleted it
+            delete from net.claim c where c.id = request.claim_id;
+            continue;
+        end if;
+        fate := null;
+        if request.options ->> 'delivery' = 'at_most_once' then
+            fate := 'unknown';
+            message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+        elsif ending = 'lost' and request.losses >= max_losses then
+            fate := 'failed';
+            message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
+        end if;
+        if fate is null then
+            insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+            values (request.id, request.attempt, request.requested_by, ending, request.claimed, clock_timestamp(), reason)
+            on conflict do nothing;
+            if ending = 'lost' and request.losses >= 2 then
+                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp() where q.id = request.id;
+            end if;
+            delete from net.claim c where c.id = request.id;
+        else
+            begin
+                perform net._end(request.id, fate, message, request.attempt);
+            exception when others then
+                raise warning using
+                    message = format('the outcome of request %s cannot be recorded: %s', request.id, sqlerrm),
+                    hint = 'Is there a trigger or a constraint on net._http_response? It is tried again.';
+            end;
+        end if;
+    end loop;
+end
+$$;
+comment on function net._free(bigint[], text, text) is
+    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in net.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+revoke all on function net._free(bigint[], text, text) from public;
 
 create function net._register(
     -- backend: the worker is this session; process: it only talks through this session
@@ -1759,6 +2445,9 @@ create function net._register(
     known_id bigint default null,
     known_secret uuid default null,
     holding bigint[] default '{}',
+    -- where it runs, and which version it is, for net.workers
+    worker_host text default null,
+    worker_version text default null,
     out worker_id bigint,
     out worker_secret uuid
 )
@@ -1768,24 +2457,33 @@ as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
-    update net.worker w set pid = pg_backend_pid(), backend_start = session_start, gone_since = null
+    perform net._refuse_copy();
+    update net.worker w
+    set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
         -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
-        delete from net.claim c where c.worker = worker_id and c.id <> all (holding);
+        delete from net.claim c where c.id = any (array(
+            select o.id from net.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
         return;
     end if;
     -- One session is one worker: an earlier run in it that was broken off left this.
-    delete from net.claim c using net.worker w
-    where w.pid = pg_backend_pid() and w.backend_start = session_start and c.worker = w.id;
-    delete from net.worker w where w.pid = pg_backend_pid() and w.backend_start = session_start;
-    insert into net.worker (kind, pid, backend_start) values (worker_kind, pg_backend_pid(), session_start)
+    for known_id in
+        select w.id from net.worker w
+        where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
+    loop
+        perform net._free(
+            (select array_agg(c.id) from net.claim c where c.worker = known_id), 'The worker stopped while it was in flight.', 'stopped');
+        update net.worker w set ended = clock_timestamp() where w.id = known_id;
+    end loop;
+    insert into net.worker (kind, pid, backend_start, host, version)
+    values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
 end
 $$;
-comment on function net._register(text, bigint, uuid, bigint[]) is
-    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds.';
+comment on function net._register(text, bigint, uuid, bigint[], text, text) is
+    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
 
 create function net._claim(
     -- who claims
@@ -1800,11 +2498,13 @@ create function net._claim(
     -- how many bytes of bodies at most; one request always fits
     max_bytes bigint,
     -- hosts take turns: the scan starts behind this one
-    after_host text
+    after_host text,
+    -- one request that is to be attempted alone, and no other
+    alone boolean default false
 )
     returns table (
-        id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, revision bigint
+        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
+        timeout_milliseconds integer, options text, host text, revision bigint, age double precision, idempotency_key text
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -1824,14 +2524,20 @@ declare
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
         else host_quota end;
 begin
+    if exists (select from net.http_request_queue q where q.due <= clock_timestamp() and q.origin is null) then
+        update net.http_request_queue q set due = null, waits_since = null
+        where q.id = any (array(
+            select w.id from net.http_request_queue w where w.due <= clock_timestamp() and w.origin is null
+            order by w.due limit 1000 for update skip locked));
+    end if;
     return query
     with recursive later (name) as (
-        (select q.host from net._queue q where q.host > after_host order by q.host limit 1)
+        (select q.host from net._queue q where not alone and q.host > after_host order by q.host limit 1)
         union all
         select (select q.host from net._queue q where q.host > l.name order by q.host limit 1)
         from later l where l.name is not null
     ), earlier (name) as (
-        (select q.host from net._queue q where q.host <= after_host order by q.host limit 1)
+        (select q.host from net._queue q where not alone and q.host <= after_host order by q.host limit 1)
         union all
         select (select q.host from net._queue q
                 where q.host > e.name and q.host <= after_host order by q.host limit 1)
@@ -1844,7 +2550,7 @@ begin
             select name from earlier where name is not null
         ) h
         cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.host,
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created, q.host,
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
@@ -1855,12 +2561,26 @@ begin
         ) r
         where h.name <> all (full_hosts)
         limit slots
+    ), either as (
+        select r.* from ready r
+        union all
+        select l.*
+        from (
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created,
+                net._host(q.url) collate "C" as host, 0 as size
+            from net.http_request_queue q
+            where alone and q.due = 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id)
+            order by q.id
+            limit 1
+            for update of q skip locked
+        ) l
     ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host,
+        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host, r.created,
             -- Looked up here, in the snapshot that sees the request.
             coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
             sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
-        from ready r
+        from either r
     ), claimed as (
         insert into net.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
@@ -1871,18 +2591,26 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     )
-    select c.id, claim_token::text, c.attempt, upper(b.method collate "C"), b.url, b.headers::text, b.body,
+    select c.id, claim_token::text, c.attempt,
+        case when c.attempt = 1 then 0
+            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
+        upper(b.method collate "C"), b.url, b.headers::text, b.body,
         b.timeout_milliseconds, b.options::text, b.host,
-        (select f.revision from net.configuration f)
+        (select f.revision from net.configuration f),
+        extract(epoch from clock_timestamp() - b.created)::double precision,
+        net._idempotency_key(b.id, b.created, b.method, b.options)
     from claimed c
-    join bounded b on b.id = c.id;
+    join bounded b on b.id = c.id
+    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
+    where not (alone or b.options ->> 'delivery' = 'at_most_once') is true
+        or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text) is
-    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
+comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean) is
+    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
-create function net._store(outcomes json)
+create function net._store(outcomes json, size integer)
     returns bigint[]
     language plpgsql volatile parallel unsafe security definer cost 1000
     set search_path = pg_catalog, pg_temp
@@ -1896,20 +2624,22 @@ create function net._store(outcomes json)
     set jit = off
 as $$
 declare
-    held_up bigint[];
+    done bigint;
+    held_up bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context, q.options
+            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
-            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real
+            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
+            retry_in double precision
         )
         cross join lateral (
-            select c.attempt from net.claim c where c.id = r.id and c.token = r.token for update of c
+            select c.attempt, c.claimed from net.claim c where c.id = r.id and c.token = r.token for update of c skip locked
         ) c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
@@ -1918,44 +2648,62 @@ begin
             select true as seen from net.http_request_queue q where q.id = r.id
         ) v on true
     ), dequeued as (
-        delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked))
+        delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked and h.state <> 'retrying'))
+    ), put_back as (
+        update net.http_request_queue q
+        set due = clock_timestamp() + make_interval(secs => h.retry_in), waits_since = clock_timestamp()
+        from held h
+        where q.id = h.id and h.locked and h.state = 'retrying'
     ), unclaimed as (
         delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
-    ), forgotten as (
-        delete from net.attempt a where a.request_id = any (
-            array(select h.id from held h where h.attempt > 1 and (h.locked or h.seen is null)))
+    ), attempted as (
+        insert into net.attempt (
+            request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
+        )
+        select h.id, h.attempt, h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
+            h.error_msg, make_interval(secs => h.retry_in)
+        from held h
+        where h.locked and h.state = 'retrying'
+        on conflict do nothing
     ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            attempts, status_code, error_msg
+            retry_of, state, attempts, status_code, error_msg
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.options, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg
         from held h
-        where h.locked and h.state = 'failed'
+        where h.locked and h.state in ('failed', 'unknown', 'cancelled')
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
             context, method, url, requested_by, requested, header_list, final_url, redirects, http_version, address,
-            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms
+            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms, retry_of
         )
         select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
             decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
-            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms
+            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
         from held h
-        where h.locked
+        where h.locked and h.state <> 'retrying'
     )
-    select array_agg(h.id) into held_up from held h where h.seen and not h.locked;
-    return coalesce(held_up, '{}');
+    select count(*) into done from held h where h.locked or h.seen is null;
+    if done < size then
+        -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
+        select coalesce(array_agg(r.id), '{}') into held_up
+        from json_to_recordset(outcomes) as r (id bigint, token uuid)
+        join net.claim c on c.id = r.id and c.token = r.token;
+    end if;
+    return held_up;
 end
 $$;
-comment on function net._store(json) is
-    'One batch of net._record: ends the requests whose claim still carries the token; gives the ids that a lock of somebody holds up.';
-revoke all on function net._store(json) from public;
+comment on function net._store(json, integer) is
+    'One batch of net._record: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+revoke all on function net._store(json, integer) from public;
 
 create function net._record(
-    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as content_base64
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
+    -- content_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
@@ -1967,7 +2715,7 @@ declare
     size integer := json_array_length(outcomes);
     fault text;
 begin
-    return net._store(outcomes);
+    return net._store(outcomes, size);
 exception
     when transaction_rollback or insufficient_resources or operator_intervention or system_error
         or object_not_in_prerequisite_state or read_only_sql_transaction then
@@ -1981,7 +2729,7 @@ exception
         begin
             return net._store(json_build_array(json_build_object(
                 'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                'error_msg', 'The response could not be recorded: ' || fault)));
+                'error_msg', 'The response could not be recorded: ' || fault)), 1);
         exception when others then
             raise warning using
                 message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
@@ -2008,36 +2756,52 @@ revoke all on function net._slice(json, integer, integer) from public;
 create function net._release(
     -- the requests to give back, and the tokens of their claims
     ids bigint[], tokens uuid[],
-    -- what became of the attempt, for net.attempt; NULL where none was begun
+    -- what became of the attempt, for net.attempts; NULL where none was begun
     reason text
 )
     returns void
-    language sql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    with released as (
-        delete from net.claim c using unnest(ids, tokens) r (id, token)
-        where c.id = r.id and c.token = r.token
-        returning c.id, c.attempt, c.claimed
-    )
-    insert into net.attempt (request_id, attempt, started, ended, error_msg)
-    select r.id, r.attempt, r.claimed, clock_timestamp(), reason from released r where reason is not null
-    on conflict do nothing
+declare
+    -- What somebody cancels just now is none of the worker's any more.
+    held bigint[] := array(
+        select c.id from net.claim c join unnest(ids, tokens) r (id, token) on c.id = r.id and c.token = r.token
+        for update of c skip locked);
+begin
+    if reason is null then
+        delete from net.claim c where c.id = any (held);
+    else
+        perform net._free(held, reason, 'stopped');
+    end if;
+end
 $$;
-comment on function net._release(bigint[], uuid[], text) is 'Gives claimed requests back: others may take them at once.';
+comment on function net._release(bigint[], uuid[], text) is
+    'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
 
-create function net._deregister(worker_id bigint, worker_secret uuid)
+create function net._deregister(
+    -- as net._register gave them
+    worker_id bigint, worker_secret uuid,
+    -- how many requests it did not finish, for net.workers
+    cut_off integer default 0
+)
     returns void
-    language sql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    with gone as (delete from net.worker w where w.id = worker_id and w.secret = worker_secret returning w.id)
-    delete from net.claim c using gone where c.worker = gone.id
+begin
+    update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
+    where w.id = worker_id and w.secret = worker_secret;
+    if found then
+        perform net._free(
+            (select array_agg(c.id) from net.claim c where c.worker = worker_id), 'The worker stopped while it was in flight.', 'stopped');
+    end if;
+end
 $$;
-comment on function net._deregister(bigint, uuid) is 'Ends a registration and frees whatever the worker still holds.';
+comment on function net._deregister(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
 
--- Frees the claims of workers that are gone, and those past their deadline. Gives the seconds until more fall free; NULL
--- where none will.
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
+-- more fall free; NULL where none will.
 create function net._rescue()
     returns double precision
     language plpgsql volatile parallel unsafe security definer
@@ -2046,41 +2810,62 @@ create function net._rescue()
 as $$
 declare
     rescue_after interval := net._current_setting('rescue_after');
+    -- A worker that is well says so each time it looks, which is every 2 s where there are others.
+    stalled_after interval := interval '5 s';
 begin
+    -- A clock that was put back strands nothing: what was said of the future is said anew.
+    update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
+    where c.id = any (array(
+        select o.id from net.claim o where o.claimed > clock_timestamp() + interval '5 s' for update skip locked));
+    update net.http_request_queue q
+    set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
+    where q.id = any (array(
+        select o.id from net.http_request_queue o
+        where o.due is not null and o.waits_since > clock_timestamp() + interval '5 s' for update skip locked));
+
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from net.worker g
-        where g.gone_since is null and not net._alive(g.pid, g.backend_start)
+        where g.ended is null
+            and (g.gone_since is null and not net._alive(g.pid, g.backend_start) or g.gone_since > clock_timestamp())
         for update skip locked);
-    with gone as materialized (
-        -- A worker that was a backend died with it; a process may still come back over a new connection.
-        select w.id from net.worker w
-        where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
-        for update skip locked
-    ), stale as materialized (
+    update net.worker w set stalled_since = clock_timestamp()
+    where w.id in (
+        select s.id from net.worker s
+        where (s.stalled_since is null or s.stalled_since > clock_timestamp())
+            and s.id in (select c.worker from net.claim c where c.deadline < clock_timestamp())
+        for update skip locked);
+    perform net._free(array(
+        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
+        with gone as materialized (
+            select w.id from net.worker w
+            -- A worker that was a backend died with it; a process may still come back over a new connection.
+            where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
+            for update skip locked
+        ), stalled as materialized (
+            select w.id from net.worker w where w.stalled_since < clock_timestamp() - stalled_after
+            for update skip locked
+        )
         select c.id from net.claim c
         where c.worker in (select g.id from gone g)
-            or c.deadline < clock_timestamp()
-            or not exists (select from net.worker w where w.id = c.worker)
-        for update skip locked
-    ), freed as (
-        delete from net.claim c using stale s where c.id = s.id returning c.id, c.attempt, c.claimed
-    )
-    insert into net.attempt (request_id, attempt, started, ended, error_msg)
-    select f.id, f.attempt, f.claimed, clock_timestamp(), 'The worker was lost.' from freed f
-    on conflict do nothing;
+            or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
+            or not exists (select from net.worker w where w.id = c.worker and w.ended is null)),
+        'The worker was lost.', 'lost');
     delete from net.worker w
-    where w.gone_since < clock_timestamp() - rescue_after - interval '1 minute'
+    where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
         and not exists (select from net.claim c where c.worker = w.id);
     return (
-        select case when min(w.gone_since) is not null then
-            greatest(0, extract(epoch from min(w.gone_since) + rescue_after - clock_timestamp())) + 0.02 end
-        from net.worker w
-        where w.gone_since is not null and exists (select from net.claim c where c.worker = w.id));
+        select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
+        from (
+            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
+            from net.worker w
+            where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
+                and exists (select from net.claim c where c.worker = w.id)
+        ) f);
 end
 $$;
 comment on function net._rescue() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. Gives the seconds until more fall free.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
 revoke all on function net._rescue() from public;
 
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
@@ -2100,14 +2885,36 @@ declare
     deleted_failed bigint;
     next_due timestamptz;
 begin
-    delete from net._http_response r where r.id = any (array(
-        select o.id from net._http_response o where o.created < clock_timestamp() - ttl
-        order by o.created limit 5000 for update skip locked));
-    get diagnostics deleted = row_count;
-    delete from net.failed f where f.id = any (array(
-        select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
-        order by o.failed limit 5000 for update skip locked));
-    get diagnostics deleted_failed = row_count;
+    with old as (
+        delete from net._http_response r where r.id = any (array(
+            select o.id from net._http_response o where o.created < clock_timestamp() - ttl
+            order by o.created limit 5000 for update skip locked))
+        returning r.id, r.attempts
+    ), attempts as (
+        delete from net.attempt a
+        where a.request_id = any (array(
+            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id)))
+    )
+    select count(*) into deleted from old;
+    with old as (
+        delete from net.failed f where f.id = any (array(
+            select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
+            order by o.failed limit 5000 for update skip locked))
+        returning f.id
+    ), attempts as (
+        delete from net.attempt a
+        where a.request_id = any (array(
+            select o.id from old o where not exists (select from net._http_response r where r.id = o.id)))
+    )
+    select count(*) into deleted_failed from old;
+    -- Those of requests that somebody has deleted.
+    delete from net.attempt a where (a.request_id, a.attempt) in (
+        select o.request_id, o.attempt from net.attempt o
+        where o.ended < clock_timestamp() - greatest(ttl, ttl_failed)
+            and not exists (select from net.http_request_queue q where q.id = o.request_id)
+            and not exists (select from net._http_response r where r.id = o.request_id)
+            and not exists (select from net.failed f where f.id = o.request_id)
+        order by o.ended limit 5000);
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;
@@ -2120,8 +2927,14 @@ $$;
 comment on function net._expire() is 'Deletes responses past ttl and failed requests past ttl_failed, 5,000 at a time; gives the seconds until more is due.';
 revoke all on function net._expire() from public;
 
-create function net._tend(worker_id bigint)
-    -- settings, egress, hosts, the revision of all three, the generation that workers are to be of, and next_look: after how many seconds to come again
+create function net._tend(
+    -- who looks
+    worker_id bigint,
+    -- the requests that it has in flight or has outcomes of; NULL: it does not say
+    holding bigint[] default null
+)
+    -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
+    -- something waits to be attempted alone, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -2131,10 +2944,29 @@ declare
     configuration record;
     next_rescue double precision;
     next_expiry double precision;
+    next_due double precision;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from net.configuration f;
+    if exists (select from net.worker w where w.id = worker_id and w.pid <> pg_backend_pid()) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the worker''s session has changed under it',
+            detail = 'Something between the worker and the server, such as a transaction pooler, gives its statements to several sessions.',
+            hint = 'Let the worker connect to the server directly. Callers may go through a pooler.';
+    end if;
+    update net.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
+    if holding is not null then
+        -- It is well, and its word on what it works on counts, whatever the clock says.
+        update net.claim c set deadline = clock_timestamp() + interval '1 minute'
+        where c.id = any (array(
+            select o.id from net.claim o
+            where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (holding) for update skip locked));
+        perform net._free(array(
+            select c.id from net.claim c where c.worker = worker_id and c.id <> all (holding)),
+            'The worker lost track of it.', 'lost');
+    end if;
     next_rescue := net._rescue();
     next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
@@ -2144,12 +2976,17 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
+    if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 2);
+    end if;
+    next_due := extract(epoch from clock_timestamp() - (
+        select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));
+    if next_due is not null then
+        next_due := greatest(-next_due, 0.02);
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_expiry, next_rescue, greatest(1, extract(epoch from least(
+        'next_look', least(next_look, next_expiry, next_rescue, next_due, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
@@ -2160,6 +2997,11 @@ begin
                      from net._known_settings() k)
             || jsonb_build_object('server_encoding', current_setting('server_encoding')),
         'hosts', net._host_settings(),
+        'policies', net._retry_policies(),
+        'mode', net._mode(),
+        'quarantined', exists (
+            select from net.http_request_queue q
+            where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id)),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),
@@ -2174,37 +3016,72 @@ begin
             'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and not r.allow)));
 end
 $$;
-comment on function net._tend(bigint) is
-    'What a worker does each time it looks: rescue, expiry; gives its settings, the egress rules and when to look again.';
+comment on function net._tend(bigint, bigint[]) is
+    'What a worker does each time it looks: says what it holds, rescues, expires; gives its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
 
 revoke all on function
-    net._register(text, bigint, uuid, bigint[]),
-    net._claim(bigint, integer, integer, integer, text[], bigint, text),
+    net._register(text, bigint, uuid, bigint[], text, text),
+    net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean),
     net._record(json),
     net._release(bigint[], uuid[], text),
-    net._deregister(bigint, uuid),
-    net._tend(bigint)
+    net._deregister(bigint, uuid, integer),
+    net._tend(bigint, bigint[])
 from public;
 
 -- ======== extension/60_outcome.sql ========
 
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
+-- The state of a request that has not ended.
+create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
+    returns net.request_state language sql immutable parallel safe
+as $$
+    select (case when claimed then 'in_flight' when due is null then 'ready'
+        when attempts_before operator(pg_catalog.>) 0 then 'retrying' else 'scheduled' end)::net.request_state
+$$;
+comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
+
 create view net.requests with (security_invoker) as
     select q.id,
-        case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
-        q.method::pg_catalog.text as method, q.url, q.requested_by, null::integer as status_code, null::pg_catalog.text as error_msg,
-        coalesce(c.attempt, 0) as attempts, null::pg_catalog.timestamptz as next_attempt,
-        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due) as state,
+        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code, a.error_msg,
+        coalesce(c.attempt, a.attempt, 0) as attempts,
+        case when c.id is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        q.retry_of
     from net.http_request_queue q
     left join net.claim c on c.id operator(pg_catalog.=) q.id
+    left join lateral (
+        select t.attempt, t.status_code, t.error_msg from net.attempt t
+        where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
+    ) a on true
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
-        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested
+        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
     from net._http_response r;
 comment on view net.requests is
-    'Every request that is queued or whose response is kept: state, method, url, role, attempts, last error, age. A role sees its own.';
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
 grant select on net.requests to public;
+
+create view net.attempts with (security_invoker) as
+    select a.request_id, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out, a.error_msg, a.retry_in
+    from net.attempt a
+    union all
+    select r.id, r.attempts, r.state::pg_catalog.text,
+        r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
+        r.created, r.status_code, r.timed_out, r.error_msg, null
+    from net._http_response r
+    where r.attempts operator(pg_catalog.>) 0
+        and not exists (
+            select from net.attempt a
+            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts)
+    union all
+    select q.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+    from net.http_request_queue q
+    join net.claim c on c.id operator(pg_catalog.=) q.id;
+comment on view net.attempts is
+    'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
+grant select on net.attempts to public;
 
 create function net._json_or_null(content text)
     returns jsonb
@@ -2225,18 +3102,18 @@ create view net.responses with (security_invoker) as
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         r.created operator(pg_catalog.-) r.requested as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
-        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r;
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
-    select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
-        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options
+    select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
     from net.failed f;
 comment on view net.failures is
-    'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
+    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 grant select on net.failures to public;
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
@@ -2267,10 +3144,13 @@ as $$
         select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
         from net._http_response r where r.id = request_id
         union all
-        select q.id, case when c.id is null then 'ready' else 'in_flight' end::net.request_state,
-            null, null, null, null, null, coalesce(c.attempt, 0), q.context, 2
+        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due),
+            null, null, null, null, null, coalesce(c.attempt, a.attempt, 0), q.context, 2
         from net.http_request_queue q
         left join net.claim c on c.id = q.id
+        left join lateral (
+            select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+        ) a on true
         where q.id = request_id
     ) o
     order by o.place
@@ -2484,22 +3364,21 @@ create function net._cancel()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    request record;
-    claim record;
+    in_flight integer;
+    made integer;
 begin
-    delete from net.http_request_queue q where q.id = old.id returning q.* into request;
+    perform from net.http_request_queue q where q.id = old.id for update;
     if not found then
         return null;
     end if;
-    delete from net.claim c where c.id = old.id returning c.* into claim;
-    delete from net.attempt a where a.request_id = old.id;
-    insert into net._http_response (
-        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested)
-    values (
-        request.id, 'cancelled', false,
-        case when claim.id is null then 'The request was cancelled before it was sent.'
-            else 'The request was cancelled while it was in flight: it may have been received.' end,
-        coalesce(claim.attempt, 0), request.context, request.method, request.url, request.requested_by, request.created);
+    -- The queue's row is locked: what claims and attempts say of it is what counts.
+    in_flight := (select c.attempt from net.claim c where c.id = old.id for update);
+    made := (select count(*) from net.attempt a where a.request_id = old.id);
+    perform net._end(old.id, 'cancelled',
+        case when in_flight is not null then 'The request was cancelled while it was in flight: it may have been received.'
+            when made = 0 then 'The request was cancelled before it was sent.'
+            else 'The request was cancelled before another attempt.' end,
+        coalesce(in_flight, made));
     return old;
 end
 $$;
@@ -2524,6 +3403,93 @@ end
 $$;
 comment on function net.cancel(bigint) is
     'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+
+-- Sending again works like cancelling: an update of this view, by the trigger with the owner's rights on just these.
+create view net._retriable with (security_barrier) as
+    select f.id, f.state, false as new_key, null::bigint as retried_as
+    from net.failed f
+    where f.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
+        or pg_catalog.pg_has_role(current_user,
+            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.failed'::pg_catalog.regclass),
+            'usage');
+comment on view net._retriable is 'The dead letters that the current role may send again: its own, and all for the extension''s owner.';
+grant select, update on net._retriable to public;
+
+create function net._retry()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+    key text;
+    chosen jsonb;
+begin
+    delete from net.failed f where f.id = old.id returning f.* into request;
+    if not found then
+        return null;
+    end if;
+    key := case when new.new_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
+        else net._idempotency_key(request.id, request.created, request.method, request.options) end;
+    chosen := nullif(
+        coalesce(request.options, '{}') - 'idempotency_key'
+            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
+    insert into net.http_request_queue (
+        method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+    values (
+        request.method, request.url, request.headers, request.body, request.timeout_milliseconds, request.requested_by,
+        request.priority, request.context, chosen, request.id)
+    returning id into new.retried_as;
+    return new;
+end
+$$;
+comment on function net._retry() is 'Behind net.retry: makes a new request of a dead letter.';
+revoke all on function net._retry() from public;
+create trigger retry instead of update on net._retriable
+    for each row execute function net._retry();
+
+create function net.retry(
+    -- the id of a failed request, as net.failures shows it
+    id bigint,
+    -- the default keeps the key: whoever did what the first request asked for then does nothing
+    new_idempotency_key boolean default false,
+    -- also one that is unknown: it may have been received
+    even_unknown boolean default false
+)
+    -- the id of the new request
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_state net.request_state;
+    request_id bigint;
+begin
+    if id is null then
+        return null;
+    end if;
+    select r.state into found_state from net._retriable r where r.id = retry.id;
+    if found_state = 'unknown' and even_unknown is not true then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
+            hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
+    end if;
+    update net._retriable r set new_key = coalesce(new_idempotency_key, false)
+    where r.id = retry.id
+    returning r.retried_as into request_id;
+    if request_id is null then
+        raise exception using
+            errcode = 'no_data_found',
+            message = format('there is no request %s to send again', id),
+            hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+    end if;
+    perform net.wake();
+    return request_id;
+end
+$$;
+comment on function net.retry(bigint, boolean, boolean) is
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method
@@ -2651,13 +3617,13 @@ create function net._worker_routines()
     set search_path = pg_catalog, pg_temp
 as $$
     select r::regprocedure from (values
-        ('net._register(text, bigint, uuid, bigint[])'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
+        ('net._register(text, bigint, uuid, bigint[], text, text)'),
+        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._secrets(bigint[], uuid[], text[])'),
-        ('net._deregister(bigint, uuid)'),
-        ('net._tend(bigint)'),
+        ('net._deregister(bigint, uuid, integer)'),
+        ('net._tend(bigint, bigint[])'),
         ('net._wait(double precision, text, integer)'),
         ('net._wake_next(integer)'),
         ('net._wake_up_fault()'),
@@ -2715,6 +3681,19 @@ as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
 comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+create view net.workers as
+    select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
+        case when w.ended is not null then 'stopped'
+            when not net._alive(w.pid, w.backend_start) then 'lost'
+            when w.stalled_since is not null then 'stalled'
+            else 'running' end as state,
+        (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
+        w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
+    from net.worker w;
+comment on view net.workers is
+    'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
+grant select on net.workers to public;
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function net._reload()

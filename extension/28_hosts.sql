@@ -9,6 +9,7 @@ as $$
     values
         ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
         ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
+        ('retry', 'policy', null, null, 'the retry policy of requests that name none: see net.retry_policies'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
         ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
         ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
@@ -61,6 +62,11 @@ begin
             end if;
             if position('PRIVATE KEY' in plain) > 0 then
                 return 'must not hold a private key: that goes into client_key, as a secret';
+            end if;
+        when 'policy' then
+            if plain is null or not exists (select from net.retry_policies p where p.name = plain) then
+                return 'must be the name of a retry policy: ' || (
+                    select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
             end if;
         when 'secret' then
             return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';

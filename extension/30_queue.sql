@@ -29,13 +29,17 @@ create table net.http_request_queue (
     priority smallint not null default 0,
     context jsonb,
     options jsonb,
+    retry_of bigint,
+    due timestamptz,
+    waits_since timestamptz,
+    origin text,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
 comment on table net.http_request_queue is
-    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin and are never updated; a role sees and may delete its own.';
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees and may delete its own.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
@@ -47,8 +51,15 @@ comment on column net.http_request_queue.created is 'When the transaction that m
 comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
 comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
--- The claim's scan skips from host to host over this one.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id);
+comment on column net.http_request_queue.retry_of is 'The failed request that net.retry made this one of.';
+comment on column net.http_request_queue.due is 'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and is attempted alone.';
+comment on column net.http_request_queue.waits_since is 'When due was set: a clock that is put back is noticed by it.';
+comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
+-- The claim's scan skips from host to host over this one. Who waits for a time never stands in front of who is ready.
+create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id)
+    where due is null and origin is null;
+create index http_request_queue_due on net.http_request_queue (due) where due is not null;
+create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
 -- requested_by and created are not the caller's to say: the defaults are.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
@@ -58,9 +69,10 @@ create policy own_requests on net.http_request_queue
     with check (true);
 
 create view net._queue as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, net._host(q.url) collate "C" as host
-    from net.http_request_queue q;
-comment on view net._queue is 'The queue as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
+    from net.http_request_queue q
+    where q.due is null and q.origin is null;
+comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
 revoke all on net._queue from public;
 
 create table net.worker (
@@ -69,11 +81,16 @@ create table net.worker (
     pid integer not null,
     backend_start timestamptz not null,
     secret uuid not null default pg_catalog.gen_random_uuid(),
+    host text,
+    version text,
     registered timestamptz not null default pg_catalog.clock_timestamp(),
-    gone_since timestamptz
+    gone_since timestamptz,
+    stalled_since timestamptz,
+    ended timestamptz,
+    cut_off integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table net.worker is
-    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself.';
+    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
 revoke all on net.worker from public;
 
 create table net.claim (
@@ -96,13 +113,24 @@ grant select (id, attempt, claimed) on net.claim to public;
 create table net.attempt (
     request_id bigint not null,
     attempt integer not null,
+    requested_by regrole not null,
+    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and nobody knows of it
+    ending text not null constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'lost', 'stopped'])),
     started timestamptz not null,
     ended timestamptz not null,
+    status_code integer,
+    timed_out boolean not null default false,
     error_msg text,
+    retry_in interval,
     primary key (request_id, attempt)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.attempt is 'Attempts that ended without an outcome, of requests that have none yet: a worker died or gave the request back.';
+comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
+create index attempt_ended on net.attempt (ended);
 revoke all on net.attempt from public;
+grant select on net.attempt to public;
+alter table net.attempt enable row level security;
+create policy own_attempts on net.attempt
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net._http_response (
     -- pg_net's columns
@@ -133,6 +161,7 @@ create table net._http_response (
     tls_ms real,
     first_byte_ms real,
     total_ms real,
+    retry_of bigint,
     constraint http_response_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
@@ -150,7 +179,7 @@ comment on column net._http_response.error_msg is 'Why there was no answer; NULL
 comment on column net._http_response.created is 'When the outcome was recorded.';
 comment on column net._http_response.state is 'How the request ended.';
 comment on column net._http_response.content_bytes is 'The body where it is no text in the declared charset, or has a NUL byte.';
-comment on column net._http_response.attempts is 'How many attempts were made.';
+comment on column net._http_response.attempts is 'How many attempts were made; net.attempts has each.';
 comment on column net._http_response.context is 'As given with the request.';
 comment on column net._http_response.method is 'Of the request.';
 comment on column net._http_response.url is 'Of the request.';
@@ -166,6 +195,7 @@ comment on column net._http_response.connect_ms is 'Milliseconds that TCP connec
 comment on column net._http_response.tls_ms is 'Milliseconds that TLS handshakes took; 0 where there was none.';
 comment on column net._http_response.first_byte_ms is 'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
 comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
+comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
 
 alter table net._http_response enable row level security;
@@ -185,13 +215,15 @@ create table net.failed (
     priority smallint not null,
     context jsonb,
     options jsonb,
+    retry_of bigint,
+    state net.request_state not null,
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,
     error_msg text
 );
 comment on table net.failed is
-    'Requests that ended as failed, headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
+    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
 create index failed_failed on net.failed (failed);
 alter table net.failed enable row level security;
 create policy own_failures on net.failed

@@ -249,9 +249,14 @@ create function net.http_request(
     body_form jsonb default null,
     -- sent as it is, as application/octet-stream where no Content-Type is given
     body_bytes bytea default null,
+    -- a retry policy: none, safe, webhook, or one's own; NULL means that of the host, or none
+    retry text default null,
+    -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
+    max_attempts integer default null,
     -- given back with the outcome
     context jsonb default null,
-    -- priority (smaller goes first among the requests of one host; 0) and max_redirects (lowers the setting); NULL means none
+    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
+    -- first among the requests of one host; 0); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -309,6 +314,16 @@ begin
     end if;
     -- Checked by now: an object.
     others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
+    if http_request.retry is not null then
+        perform net._check_retry(http_request.retry);
+        others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('retry', http_request.retry);
+    end if;
+    if http_request.max_attempts is not null then
+        if http_request.max_attempts not between 1 and 1000 then
+            perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
+        end if;
+        others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
+    end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
@@ -317,8 +332,8 @@ begin
     return request_id;
 end
 $$;
-comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, jsonb, jsonb) is
-    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body or an unknown option 22023, a secret that the role may not use 42501.';
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
 
 create function net.http_put(
     -- absolute http or https URL

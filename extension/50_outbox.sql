@@ -10,16 +10,131 @@ as $$
 $$;
 comment on function net._alive(integer, timestamptz) is
     'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
-revoke all on function net._alive(integer, timestamptz) from public;
 
 create function net._worker_is_up()
     returns boolean
     language sql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from net.worker w where net._alive(w.pid, w.backend_start))
+    select exists (select from net.worker w where w.ended is null and net._alive(w.pid, w.backend_start))
 $$;
 comment on function net._worker_is_up() is 'Whether a worker serves this database now.';
+
+create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when options ? 'idempotency_key' then options ->> 'idempotency_key'
+        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'TRACE') then
+            md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
+    end
+$$;
+comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
+    'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
+revoke all on function net._idempotency_key(bigint, timestamptz, text, jsonb) from public;
+
+-- Ends a queued request that has no answer to show.
+create function net._end(id bigint, state net.request_state, error_msg text, attempts integer)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+begin
+    delete from net.http_request_queue q where q.id = _end.id returning q.* into strict request;
+    delete from net.claim c where c.id = _end.id;
+    insert into net._http_response (
+        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of)
+    values (
+        request.id, _end.state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
+        request.requested_by, request.created, request.retry_of);
+    if state in ('failed', 'unknown') then
+        insert into net.failed (
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
+            retry_of, state, attempts, error_msg)
+        values (
+            request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
+            request.requested_by, request.created, request.priority, request.context, request.options,
+            request.retry_of, _end.state, _end.attempts, _end.error_msg);
+    end if;
+end
+$$;
+comment on function net._end(bigint, net.request_state, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+revoke all on function net._end(bigint, net.request_state, text, integer) from public;
+
+-- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
+-- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
+-- somebody else holds a lock on keeps its claim until the next look.
+create function net._free(
+    -- the requests; NULL means none
+    ids bigint[],
+    -- what became of the attempt
+    reason text,
+    -- lost: with its worker; stopped: the worker ended in order
+    ending text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+    max_losses integer := net._current_setting('max_losses')::integer;
+    fate net.request_state;
+    message text;
+begin
+    for request in
+        select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
+            (select count(*) from net.attempt a where a.request_id = c.id and a.ending = 'lost') + 1 as losses
+        from net.claim c
+        left join lateral (
+            select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q where q.id = c.id
+        ) v on true
+        where c.id = any (ids)
+        for update of c skip locked
+    loop
+        continue when request.seen and not request.locked;
+        if not request.locked then -- its requester has deleted it
+            delete from net.claim c where c.id = request.claim_id;
+            continue;
+        end if;
+        fate := null;
+        if request.options ->> 'delivery' = 'at_most_once' then
+            fate := 'unknown';
+            message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+        elsif ending = 'lost' and request.losses >= max_losses then
+            fate := 'failed';
+            message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
+        end if;
+        if fate is null then
+            insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+            values (request.id, request.attempt, request.requested_by, ending, request.claimed, clock_timestamp(), reason)
+            on conflict do nothing;
+            if ending = 'lost' and request.losses >= 2 then
+                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp() where q.id = request.id;
+            end if;
+            delete from net.claim c where c.id = request.id;
+        else
+            begin
+                perform net._end(request.id, fate, message, request.attempt);
+            exception when others then
+                raise warning using
+                    message = format('the outcome of request %s cannot be recorded: %s', request.id, sqlerrm),
+                    hint = 'Is there a trigger or a constraint on net._http_response? It is tried again.';
+            end;
+        end if;
+    end loop;
+end
+$$;
+comment on function net._free(bigint[], text, text) is
+    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in net.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+revoke all on function net._free(bigint[], text, text) from public;
 
 create function net._register(
     -- backend: the worker is this session; process: it only talks through this session
@@ -28,6 +143,9 @@ create function net._register(
     known_id bigint default null,
     known_secret uuid default null,
     holding bigint[] default '{}',
+    -- where it runs, and which version it is, for net.workers
+    worker_host text default null,
+    worker_version text default null,
     out worker_id bigint,
     out worker_secret uuid
 )
@@ -37,24 +155,33 @@ as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
-    update net.worker w set pid = pg_backend_pid(), backend_start = session_start, gone_since = null
+    perform net._refuse_copy();
+    update net.worker w
+    set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
         -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
-        delete from net.claim c where c.worker = worker_id and c.id <> all (holding);
+        delete from net.claim c where c.id = any (array(
+            select o.id from net.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
         return;
     end if;
     -- One session is one worker: an earlier run in it that was broken off left this.
-    delete from net.claim c using net.worker w
-    where w.pid = pg_backend_pid() and w.backend_start = session_start and c.worker = w.id;
-    delete from net.worker w where w.pid = pg_backend_pid() and w.backend_start = session_start;
-    insert into net.worker (kind, pid, backend_start) values (worker_kind, pg_backend_pid(), session_start)
+    for known_id in
+        select w.id from net.worker w
+        where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
+    loop
+        perform net._free(
+            (select array_agg(c.id) from net.claim c where c.worker = known_id), 'The worker stopped while it was in flight.', 'stopped');
+        update net.worker w set ended = clock_timestamp() where w.id = known_id;
+    end loop;
+    insert into net.worker (kind, pid, backend_start, host, version)
+    values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
 end
 $$;
-comment on function net._register(text, bigint, uuid, bigint[]) is
-    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds.';
+comment on function net._register(text, bigint, uuid, bigint[], text, text) is
+    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
 
 create function net._claim(
     -- who claims
@@ -69,11 +196,13 @@ create function net._claim(
     -- how many bytes of bodies at most; one request always fits
     max_bytes bigint,
     -- hosts take turns: the scan starts behind this one
-    after_host text
+    after_host text,
+    -- one request that is to be attempted alone, and no other
+    alone boolean default false
 )
     returns table (
-        id bigint, token text, attempt integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, revision bigint
+        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
+        timeout_milliseconds integer, options text, host text, revision bigint, age double precision, idempotency_key text
     )
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -93,14 +222,20 @@ declare
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
         else host_quota end;
 begin
+    if exists (select from net.http_request_queue q where q.due <= clock_timestamp() and q.origin is null) then
+        update net.http_request_queue q set due = null, waits_since = null
+        where q.id = any (array(
+            select w.id from net.http_request_queue w where w.due <= clock_timestamp() and w.origin is null
+            order by w.due limit 1000 for update skip locked));
+    end if;
     return query
     with recursive later (name) as (
-        (select q.host from net._queue q where q.host > after_host order by q.host limit 1)
+        (select q.host from net._queue q where not alone and q.host > after_host order by q.host limit 1)
         union all
         select (select q.host from net._queue q where q.host > l.name order by q.host limit 1)
         from later l where l.name is not null
     ), earlier (name) as (
-        (select q.host from net._queue q where q.host <= after_host order by q.host limit 1)
+        (select q.host from net._queue q where not alone and q.host <= after_host order by q.host limit 1)
         union all
         select (select q.host from net._queue q
                 where q.host > e.name and q.host <= after_host order by q.host limit 1)
@@ -113,7 +248,7 @@ begin
             select name from earlier where name is not null
         ) h
         cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.host,
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created, q.host,
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
@@ -124,12 +259,26 @@ begin
         ) r
         where h.name <> all (full_hosts)
         limit slots
+    ), either as (
+        select r.* from ready r
+        union all
+        select l.*
+        from (
+            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created,
+                net._host(q.url) collate "C" as host, 0 as size
+            from net.http_request_queue q
+            where alone and q.due = 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id)
+            order by q.id
+            limit 1
+            for update of q skip locked
+        ) l
     ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host,
+        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host, r.created,
             -- Looked up here, in the snapshot that sees the request.
             coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
             sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
-        from ready r
+        from either r
     ), claimed as (
         insert into net.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
@@ -140,18 +289,26 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     )
-    select c.id, claim_token::text, c.attempt, upper(b.method collate "C"), b.url, b.headers::text, b.body,
+    select c.id, claim_token::text, c.attempt,
+        case when c.attempt = 1 then 0
+            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
+        upper(b.method collate "C"), b.url, b.headers::text, b.body,
         b.timeout_milliseconds, b.options::text, b.host,
-        (select f.revision from net.configuration f)
+        (select f.revision from net.configuration f),
+        extract(epoch from clock_timestamp() - b.created)::double precision,
+        net._idempotency_key(b.id, b.created, b.method, b.options)
     from claimed c
-    join bounded b on b.id = c.id;
+    join bounded b on b.id = c.id
+    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
+    where not (alone or b.options ->> 'delivery' = 'at_most_once') is true
+        or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text) is
-    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds.';
+comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean) is
+    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
-create function net._store(outcomes json)
+create function net._store(outcomes json, size integer)
     returns bigint[]
     language plpgsql volatile parallel unsafe security definer cost 1000
     set search_path = pg_catalog, pg_temp
@@ -165,20 +322,22 @@ create function net._store(outcomes json)
     set jit = off
 as $$
 declare
-    held_up bigint[];
+    done bigint;
+    held_up bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context, q.options
+            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
-            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real
+            name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
+            retry_in double precision
         )
         cross join lateral (
-            select c.attempt from net.claim c where c.id = r.id and c.token = r.token for update of c
+            select c.attempt, c.claimed from net.claim c where c.id = r.id and c.token = r.token for update of c skip locked
         ) c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
@@ -187,44 +346,62 @@ begin
             select true as seen from net.http_request_queue q where q.id = r.id
         ) v on true
     ), dequeued as (
-        delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked))
+        delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked and h.state <> 'retrying'))
+    ), put_back as (
+        update net.http_request_queue q
+        set due = clock_timestamp() + make_interval(secs => h.retry_in), waits_since = clock_timestamp()
+        from held h
+        where q.id = h.id and h.locked and h.state = 'retrying'
     ), unclaimed as (
         delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
-    ), forgotten as (
-        delete from net.attempt a where a.request_id = any (
-            array(select h.id from held h where h.attempt > 1 and (h.locked or h.seen is null)))
+    ), attempted as (
+        insert into net.attempt (
+            request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
+        )
+        select h.id, h.attempt, h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
+            h.error_msg, make_interval(secs => h.retry_in)
+        from held h
+        where h.locked and h.state = 'retrying'
+        on conflict do nothing
     ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            attempts, status_code, error_msg
+            retry_of, state, attempts, status_code, error_msg
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.options, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg
         from held h
-        where h.locked and h.state = 'failed'
+        where h.locked and h.state in ('failed', 'unknown', 'cancelled')
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
             context, method, url, requested_by, requested, header_list, final_url, redirects, http_version, address,
-            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms
+            name_ms, connect_ms, tls_ms, first_byte_ms, total_ms, retry_of
         )
         select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
             decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
-            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms
+            h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
         from held h
-        where h.locked
+        where h.locked and h.state <> 'retrying'
     )
-    select array_agg(h.id) into held_up from held h where h.seen and not h.locked;
-    return coalesce(held_up, '{}');
+    select count(*) into done from held h where h.locked or h.seen is null;
+    if done < size then
+        -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
+        select coalesce(array_agg(r.id), '{}') into held_up
+        from json_to_recordset(outcomes) as r (id bigint, token uuid)
+        join net.claim c on c.id = r.id and c.token = r.token;
+    end if;
+    return held_up;
 end
 $$;
-comment on function net._store(json) is
-    'One batch of net._record: ends the requests whose claim still carries the token; gives the ids that a lock of somebody holds up.';
-revoke all on function net._store(json) from public;
+comment on function net._store(json, integer) is
+    'One batch of net._record: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+revoke all on function net._store(json, integer) from public;
 
 create function net._record(
-    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as content_base64
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
+    -- content_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
@@ -236,7 +413,7 @@ declare
     size integer := json_array_length(outcomes);
     fault text;
 begin
-    return net._store(outcomes);
+    return net._store(outcomes, size);
 exception
     when transaction_rollback or insufficient_resources or operator_intervention or system_error
         or object_not_in_prerequisite_state or read_only_sql_transaction then
@@ -250,7 +427,7 @@ exception
         begin
             return net._store(json_build_array(json_build_object(
                 'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                'error_msg', 'The response could not be recorded: ' || fault)));
+                'error_msg', 'The response could not be recorded: ' || fault)), 1);
         exception when others then
             raise warning using
                 message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
@@ -277,36 +454,52 @@ revoke all on function net._slice(json, integer, integer) from public;
 create function net._release(
     -- the requests to give back, and the tokens of their claims
     ids bigint[], tokens uuid[],
-    -- what became of the attempt, for net.attempt; NULL where none was begun
+    -- what became of the attempt, for net.attempts; NULL where none was begun
     reason text
 )
     returns void
-    language sql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    with released as (
-        delete from net.claim c using unnest(ids, tokens) r (id, token)
-        where c.id = r.id and c.token = r.token
-        returning c.id, c.attempt, c.claimed
-    )
-    insert into net.attempt (request_id, attempt, started, ended, error_msg)
-    select r.id, r.attempt, r.claimed, clock_timestamp(), reason from released r where reason is not null
-    on conflict do nothing
+declare
+    -- What somebody cancels just now is none of the worker's any more.
+    held bigint[] := array(
+        select c.id from net.claim c join unnest(ids, tokens) r (id, token) on c.id = r.id and c.token = r.token
+        for update of c skip locked);
+begin
+    if reason is null then
+        delete from net.claim c where c.id = any (held);
+    else
+        perform net._free(held, reason, 'stopped');
+    end if;
+end
 $$;
-comment on function net._release(bigint[], uuid[], text) is 'Gives claimed requests back: others may take them at once.';
+comment on function net._release(bigint[], uuid[], text) is
+    'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
 
-create function net._deregister(worker_id bigint, worker_secret uuid)
+create function net._deregister(
+    -- as net._register gave them
+    worker_id bigint, worker_secret uuid,
+    -- how many requests it did not finish, for net.workers
+    cut_off integer default 0
+)
     returns void
-    language sql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    with gone as (delete from net.worker w where w.id = worker_id and w.secret = worker_secret returning w.id)
-    delete from net.claim c using gone where c.worker = gone.id
+begin
+    update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
+    where w.id = worker_id and w.secret = worker_secret;
+    if found then
+        perform net._free(
+            (select array_agg(c.id) from net.claim c where c.worker = worker_id), 'The worker stopped while it was in flight.', 'stopped');
+    end if;
+end
 $$;
-comment on function net._deregister(bigint, uuid) is 'Ends a registration and frees whatever the worker still holds.';
+comment on function net._deregister(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
 
--- Frees the claims of workers that are gone, and those past their deadline. Gives the seconds until more fall free; NULL
--- where none will.
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
+-- more fall free; NULL where none will.
 create function net._rescue()
     returns double precision
     language plpgsql volatile parallel unsafe security definer
@@ -315,41 +508,62 @@ create function net._rescue()
 as $$
 declare
     rescue_after interval := net._current_setting('rescue_after');
+    -- A worker that is well says so each time it looks, which is every 2 s where there are others.
+    stalled_after interval := interval '5 s';
 begin
+    -- A clock that was put back strands nothing: what was said of the future is said anew.
+    update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
+    where c.id = any (array(
+        select o.id from net.claim o where o.claimed > clock_timestamp() + interval '5 s' for update skip locked));
+    update net.http_request_queue q
+    set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
+    where q.id = any (array(
+        select o.id from net.http_request_queue o
+        where o.due is not null and o.waits_since > clock_timestamp() + interval '5 s' for update skip locked));
+
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from net.worker g
-        where g.gone_since is null and not net._alive(g.pid, g.backend_start)
+        where g.ended is null
+            and (g.gone_since is null and not net._alive(g.pid, g.backend_start) or g.gone_since > clock_timestamp())
         for update skip locked);
-    with gone as materialized (
-        -- A worker that was a backend died with it; a process may still come back over a new connection.
-        select w.id from net.worker w
-        where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
-        for update skip locked
-    ), stale as materialized (
+    update net.worker w set stalled_since = clock_timestamp()
+    where w.id in (
+        select s.id from net.worker s
+        where (s.stalled_since is null or s.stalled_since > clock_timestamp())
+            and s.id in (select c.worker from net.claim c where c.deadline < clock_timestamp())
+        for update skip locked);
+    perform net._free(array(
+        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
+        with gone as materialized (
+            select w.id from net.worker w
+            -- A worker that was a backend died with it; a process may still come back over a new connection.
+            where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
+            for update skip locked
+        ), stalled as materialized (
+            select w.id from net.worker w where w.stalled_since < clock_timestamp() - stalled_after
+            for update skip locked
+        )
         select c.id from net.claim c
         where c.worker in (select g.id from gone g)
-            or c.deadline < clock_timestamp()
-            or not exists (select from net.worker w where w.id = c.worker)
-        for update skip locked
-    ), freed as (
-        delete from net.claim c using stale s where c.id = s.id returning c.id, c.attempt, c.claimed
-    )
-    insert into net.attempt (request_id, attempt, started, ended, error_msg)
-    select f.id, f.attempt, f.claimed, clock_timestamp(), 'The worker was lost.' from freed f
-    on conflict do nothing;
+            or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
+            or not exists (select from net.worker w where w.id = c.worker and w.ended is null)),
+        'The worker was lost.', 'lost');
     delete from net.worker w
-    where w.gone_since < clock_timestamp() - rescue_after - interval '1 minute'
+    where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
         and not exists (select from net.claim c where c.worker = w.id);
     return (
-        select case when min(w.gone_since) is not null then
-            greatest(0, extract(epoch from min(w.gone_since) + rescue_after - clock_timestamp())) + 0.02 end
-        from net.worker w
-        where w.gone_since is not null and exists (select from net.claim c where c.worker = w.id));
+        select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
+        from (
+            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
+            from net.worker w
+            where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
+                and exists (select from net.claim c where c.worker = w.id)
+        ) f);
 end
 $$;
 comment on function net._rescue() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline. Gives the seconds until more fall free.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
 revoke all on function net._rescue() from public;
 
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
@@ -369,14 +583,36 @@ declare
     deleted_failed bigint;
     next_due timestamptz;
 begin
-    delete from net._http_response r where r.id = any (array(
-        select o.id from net._http_response o where o.created < clock_timestamp() - ttl
-        order by o.created limit 5000 for update skip locked));
-    get diagnostics deleted = row_count;
-    delete from net.failed f where f.id = any (array(
-        select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
-        order by o.failed limit 5000 for update skip locked));
-    get diagnostics deleted_failed = row_count;
+    with old as (
+        delete from net._http_response r where r.id = any (array(
+            select o.id from net._http_response o where o.created < clock_timestamp() - ttl
+            order by o.created limit 5000 for update skip locked))
+        returning r.id, r.attempts
+    ), attempts as (
+        delete from net.attempt a
+        where a.request_id = any (array(
+            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id)))
+    )
+    select count(*) into deleted from old;
+    with old as (
+        delete from net.failed f where f.id = any (array(
+            select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
+            order by o.failed limit 5000 for update skip locked))
+        returning f.id
+    ), attempts as (
+        delete from net.attempt a
+        where a.request_id = any (array(
+            select o.id from old o where not exists (select from net._http_response r where r.id = o.id)))
+    )
+    select count(*) into deleted_failed from old;
+    -- Those of requests that somebody has deleted.
+    delete from net.attempt a where (a.request_id, a.attempt) in (
+        select o.request_id, o.attempt from net.attempt o
+        where o.ended < clock_timestamp() - greatest(ttl, ttl_failed)
+            and not exists (select from net.http_request_queue q where q.id = o.request_id)
+            and not exists (select from net._http_response r where r.id = o.request_id)
+            and not exists (select from net.failed f where f.id = o.request_id)
+        order by o.ended limit 5000);
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;
@@ -389,8 +625,14 @@ $$;
 comment on function net._expire() is 'Deletes responses past ttl and failed requests past ttl_failed, 5,000 at a time; gives the seconds until more is due.';
 revoke all on function net._expire() from public;
 
-create function net._tend(worker_id bigint)
-    -- settings, egress, hosts, the revision of all three, the generation that workers are to be of, and next_look: after how many seconds to come again
+create function net._tend(
+    -- who looks
+    worker_id bigint,
+    -- the requests that it has in flight or has outcomes of; NULL: it does not say
+    holding bigint[] default null
+)
+    -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
+    -- something waits to be attempted alone, and next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -400,10 +642,29 @@ declare
     configuration record;
     next_rescue double precision;
     next_expiry double precision;
+    next_due double precision;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from net.configuration f;
+    if exists (select from net.worker w where w.id = worker_id and w.pid <> pg_backend_pid()) then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the worker''s session has changed under it',
+            detail = 'Something between the worker and the server, such as a transaction pooler, gives its statements to several sessions.',
+            hint = 'Let the worker connect to the server directly. Callers may go through a pooler.';
+    end if;
+    update net.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
+    if holding is not null then
+        -- It is well, and its word on what it works on counts, whatever the clock says.
+        update net.claim c set deadline = clock_timestamp() + interval '1 minute'
+        where c.id = any (array(
+            select o.id from net.claim o
+            where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (holding) for update skip locked));
+        perform net._free(array(
+            select c.id from net.claim c where c.worker = worker_id and c.id <> all (holding)),
+            'The worker lost track of it.', 'lost');
+    end if;
     next_rescue := net._rescue();
     next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
@@ -413,12 +674,17 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if exists (select from net.worker w where w.id <> worker_id and net._alive(w.pid, w.backend_start)) then
+    if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 2);
+    end if;
+    next_due := extract(epoch from clock_timestamp() - (
+        select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));
+    if next_due is not null then
+        next_due := greatest(-next_due, 0.02);
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_expiry, next_rescue, greatest(1, extract(epoch from least(
+        'next_look', least(next_look, next_expiry, next_rescue, next_due, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
@@ -429,6 +695,11 @@ begin
                      from net._known_settings() k)
             || jsonb_build_object('server_encoding', current_setting('server_encoding')),
         'hosts', net._host_settings(),
+        'policies', net._retry_policies(),
+        'mode', net._mode(),
+        'quarantined', exists (
+            select from net.http_request_queue q
+            where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id)),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),
@@ -443,14 +714,14 @@ begin
             'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and not r.allow)));
 end
 $$;
-comment on function net._tend(bigint) is
-    'What a worker does each time it looks: rescue, expiry; gives its settings, the egress rules and when to look again.';
+comment on function net._tend(bigint, bigint[]) is
+    'What a worker does each time it looks: says what it holds, rescues, expires; gives its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
 
 revoke all on function
-    net._register(text, bigint, uuid, bigint[]),
-    net._claim(bigint, integer, integer, integer, text[], bigint, text),
+    net._register(text, bigint, uuid, bigint[], text, text),
+    net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean),
     net._record(json),
     net._release(bigint[], uuid[], text),
-    net._deregister(bigint, uuid),
-    net._tend(bigint)
+    net._deregister(bigint, uuid, integer),
+    net._tend(bigint, bigint[])
 from public;

@@ -1,20 +1,55 @@
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
+-- The state of a request that has not ended.
+create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
+    returns net.request_state language sql immutable parallel safe
+as $$
+    select (case when claimed then 'in_flight' when due is null then 'ready'
+        when attempts_before operator(pg_catalog.>) 0 then 'retrying' else 'scheduled' end)::net.request_state
+$$;
+comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
+
 create view net.requests with (security_invoker) as
     select q.id,
-        case when c.id is null then 'ready' else 'in_flight' end::net.request_state as state,
-        q.method::pg_catalog.text as method, q.url, q.requested_by, null::integer as status_code, null::pg_catalog.text as error_msg,
-        coalesce(c.attempt, 0) as attempts, null::pg_catalog.timestamptz as next_attempt,
-        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age
+        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due) as state,
+        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code, a.error_msg,
+        coalesce(c.attempt, a.attempt, 0) as attempts,
+        case when c.id is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        q.retry_of
     from net.http_request_queue q
     left join net.claim c on c.id operator(pg_catalog.=) q.id
+    left join lateral (
+        select t.attempt, t.status_code, t.error_msg from net.attempt t
+        where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
+    ) a on true
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
-        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested
+        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
     from net._http_response r;
 comment on view net.requests is
-    'Every request that is queued or whose response is kept: state, method, url, role, attempts, last error, age. A role sees its own.';
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
 grant select on net.requests to public;
+
+create view net.attempts with (security_invoker) as
+    select a.request_id, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out, a.error_msg, a.retry_in
+    from net.attempt a
+    union all
+    select r.id, r.attempts, r.state::pg_catalog.text,
+        r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
+        r.created, r.status_code, r.timed_out, r.error_msg, null
+    from net._http_response r
+    where r.attempts operator(pg_catalog.>) 0
+        and not exists (
+            select from net.attempt a
+            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts)
+    union all
+    select q.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+    from net.http_request_queue q
+    join net.claim c on c.id operator(pg_catalog.=) q.id;
+comment on view net.attempts is
+    'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
+grant select on net.attempts to public;
 
 create function net._json_or_null(content text)
     returns jsonb
@@ -35,18 +70,18 @@ create view net.responses with (security_invoker) as
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         r.created operator(pg_catalog.-) r.requested as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
-        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r;
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
-    select f.id, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
-        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options
+    select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
+        f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
     from net.failed f;
 comment on view net.failures is
-    'Requests that ended as failed, with headers and body, kept for the setting ttl_failed. A role sees its own.';
+    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 grant select on net.failures to public;
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
@@ -77,10 +112,13 @@ as $$
         select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
         from net._http_response r where r.id = request_id
         union all
-        select q.id, case when c.id is null then 'ready' else 'in_flight' end::net.request_state,
-            null, null, null, null, null, coalesce(c.attempt, 0), q.context, 2
+        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due),
+            null, null, null, null, null, coalesce(c.attempt, a.attempt, 0), q.context, 2
         from net.http_request_queue q
         left join net.claim c on c.id = q.id
+        left join lateral (
+            select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+        ) a on true
         where q.id = request_id
     ) o
     order by o.place
@@ -294,22 +332,21 @@ create function net._cancel()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    request record;
-    claim record;
+    in_flight integer;
+    made integer;
 begin
-    delete from net.http_request_queue q where q.id = old.id returning q.* into request;
+    perform from net.http_request_queue q where q.id = old.id for update;
     if not found then
         return null;
     end if;
-    delete from net.claim c where c.id = old.id returning c.* into claim;
-    delete from net.attempt a where a.request_id = old.id;
-    insert into net._http_response (
-        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested)
-    values (
-        request.id, 'cancelled', false,
-        case when claim.id is null then 'The request was cancelled before it was sent.'
-            else 'The request was cancelled while it was in flight: it may have been received.' end,
-        coalesce(claim.attempt, 0), request.context, request.method, request.url, request.requested_by, request.created);
+    -- The queue's row is locked: what claims and attempts say of it is what counts.
+    in_flight := (select c.attempt from net.claim c where c.id = old.id for update);
+    made := (select count(*) from net.attempt a where a.request_id = old.id);
+    perform net._end(old.id, 'cancelled',
+        case when in_flight is not null then 'The request was cancelled while it was in flight: it may have been received.'
+            when made = 0 then 'The request was cancelled before it was sent.'
+            else 'The request was cancelled before another attempt.' end,
+        coalesce(in_flight, made));
     return old;
 end
 $$;
@@ -334,6 +371,93 @@ end
 $$;
 comment on function net.cancel(bigint) is
     'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+
+-- Sending again works like cancelling: an update of this view, by the trigger with the owner's rights on just these.
+create view net._retriable with (security_barrier) as
+    select f.id, f.state, false as new_key, null::bigint as retried_as
+    from net.failed f
+    where f.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
+        or pg_catalog.pg_has_role(current_user,
+            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.failed'::pg_catalog.regclass),
+            'usage');
+comment on view net._retriable is 'The dead letters that the current role may send again: its own, and all for the extension''s owner.';
+grant select, update on net._retriable to public;
+
+create function net._retry()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    request record;
+    key text;
+    chosen jsonb;
+begin
+    delete from net.failed f where f.id = old.id returning f.* into request;
+    if not found then
+        return null;
+    end if;
+    key := case when new.new_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
+        else net._idempotency_key(request.id, request.created, request.method, request.options) end;
+    chosen := nullif(
+        coalesce(request.options, '{}') - 'idempotency_key'
+            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
+    insert into net.http_request_queue (
+        method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+    values (
+        request.method, request.url, request.headers, request.body, request.timeout_milliseconds, request.requested_by,
+        request.priority, request.context, chosen, request.id)
+    returning id into new.retried_as;
+    return new;
+end
+$$;
+comment on function net._retry() is 'Behind net.retry: makes a new request of a dead letter.';
+revoke all on function net._retry() from public;
+create trigger retry instead of update on net._retriable
+    for each row execute function net._retry();
+
+create function net.retry(
+    -- the id of a failed request, as net.failures shows it
+    id bigint,
+    -- the default keeps the key: whoever did what the first request asked for then does nothing
+    new_idempotency_key boolean default false,
+    -- also one that is unknown: it may have been received
+    even_unknown boolean default false
+)
+    -- the id of the new request
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_state net.request_state;
+    request_id bigint;
+begin
+    if id is null then
+        return null;
+    end if;
+    select r.state into found_state from net._retriable r where r.id = retry.id;
+    if found_state = 'unknown' and even_unknown is not true then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
+            hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
+    end if;
+    update net._retriable r set new_key = coalesce(new_idempotency_key, false)
+    where r.id = retry.id
+    returning r.retried_as into request_id;
+    if request_id is null then
+        raise exception using
+            errcode = 'no_data_found',
+            message = format('there is no request %s to send again', id),
+            hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+    end if;
+    perform net.wake();
+    return request_id;
+end
+$$;
+comment on function net.retry(bigint, boolean, boolean) is
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method

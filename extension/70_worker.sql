@@ -73,13 +73,13 @@ create function net._worker_routines()
     set search_path = pg_catalog, pg_temp
 as $$
     select r::regprocedure from (values
-        ('net._register(text, bigint, uuid, bigint[])'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text)'),
+        ('net._register(text, bigint, uuid, bigint[], text, text)'),
+        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean)'),
         ('net._record(json)'),
         ('net._release(bigint[], uuid[], text)'),
         ('net._secrets(bigint[], uuid[], text[])'),
-        ('net._deregister(bigint, uuid)'),
-        ('net._tend(bigint)'),
+        ('net._deregister(bigint, uuid, integer)'),
+        ('net._tend(bigint, bigint[])'),
         ('net._wait(double precision, text, integer)'),
         ('net._wake_next(integer)'),
         ('net._wake_up_fault()'),
@@ -137,6 +137,19 @@ as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
 comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+create view net.workers as
+    select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
+        case when w.ended is not null then 'stopped'
+            when not net._alive(w.pid, w.backend_start) then 'lost'
+            when w.stalled_since is not null then 'stalled'
+            else 'running' end as state,
+        (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
+        w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
+    from net.worker w;
+comment on view net.workers is
+    'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
+grant select on net.workers to public;
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function net._reload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shlex
@@ -468,7 +469,7 @@ def test_every_relation_is_in_the_reference(ready: Database) -> None:
     )
     views_and_tables = {name: columns for name, columns in rows if public([(name,)])}
     internal = {"claim", "attempt", "worker", "setting", "egress_rule", "configuration"}
-    internal |= {"host", "secret", "secret_grant"}
+    internal |= {"host", "retry_policy", "secret", "secret_grant"}
     for name, columns in views_and_tables.items():
         found = section(REFERENCE, f"net.{name}")
         if name not in internal and name != "failed":
@@ -508,6 +509,15 @@ def test_every_setting_of_hosts_is_in_its_page(ready: Database) -> None:
     assert sorted(rows) == sorted(name for (name,) in known)
     found = section(REFERENCE, "net.configure_host")
     assert [name for (name,) in known if f"`{name}`" not in found] == []
+
+
+def test_every_setting_of_retry_policies_is_in_the_reference(ready: Database) -> None:
+    """With what the policy safe says."""
+    rows = re.findall(
+        r"^\| `(\w+)` \| `?([^|]+?)`? \|", section(REFERENCE, "net.configure_retry"), re.MULTILINE
+    )
+    known = ready.rows("select name, default_value from net._known_retry_settings()")
+    assert {name: json.loads(shown) for name, shown in rows} == dict(known)
 
 
 def test_what_the_pages_name_exists(ready: Database) -> None:

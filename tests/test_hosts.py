@@ -110,6 +110,7 @@ def test_merged_and_reset(hosts: Database) -> None:
         {"proxy": "https://[2001:db8::1]:3128/"},
         {"proxy": {"secret": "a-proxy"}},
         {"proxy": "direct"},
+        {"retry": "safe"},
         {"ca": PEM},
         {"client_certificate": PEM, "client_key": {"secret": "a-key"}},
         {"verify": True},

@@ -864,7 +864,12 @@ def test_worker_down_and_up_again(unserved: Database, nginx: Nginx) -> None:
         third = get(unserved, nginx.url)
         assert outcome(unserved, third)["status_code"] == 200
         assert worker.stop() == 0
-        assert unserved.value("select count(*) from net.worker where gone_since is null") == 0
+        assert (
+            unserved.value(
+                "select count(*) from net.worker where gone_since is null and ended is null"
+            )
+            == 0
+        )
 
 
 def test_what_was_in_flight_when_the_worker_stopped(unserved: Database, nginx: Nginx) -> None:

@@ -700,7 +700,7 @@ def ask(exchange: Exchange, case: Case, port: int) -> AsyncResult:
             body = request.encode_form(json_text(as_jsonb(value))).encode()
         else:
             body = wanted_body(kind, value)
-    claim = Claim(0, "", 1, method, url, headers, body, TIMEOUT, None, "", 0)
+    claim = Claim(0, "", 1, 0, method, url, headers, body, TIMEOUT, None, "", 0, 0.0, None)
     ended: AsyncResult = AsyncResult()
     exchange.start(assemble(claim, {}, None).request, TIMEOUT / 1000, ended.set)
     return ended

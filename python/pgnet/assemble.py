@@ -18,7 +18,6 @@ from pgnet.request import (
     InvalidRequest,
     canonical_url,
     parse_headers,
-    parse_options,
     split_secret_url,
 )
 from pgnet.secret import (
@@ -48,7 +47,6 @@ class Assembled:
 
     request: requests.PreparedRequest
     bound: Mapping[str, str] = field(default_factory=dict)
-    max_redirects: int | None = None
     masks: Sequence[Mask] = ()
     may_follow: Callable[[str], bool] | None = None
     secret_url: bool = False
@@ -79,24 +77,25 @@ def assemble(
     secrets: Mapping[str, Secret],
     directory: Directory | None,
     masks: Sequence[Mask] = (),
+    key_header: tuple[str, str] | None = None,
 ) -> Assembled:
     """The request that a claim asks for.
 
     secrets: by name, those that names_of_secrets gave. directory: where workers keep what is not
-    in the database. masks: what is to be hidden in every answer.
+    in the database. masks: what is to be hidden in every answer. key_header: the idempotency key,
+    where one is to be sent beside the caller's headers.
 
     Raises InvalidRequest for what cannot be sent; its message holds no secret.
     """
     if claim.timeout_milliseconds <= 0:
         raise InvalidRequest("timeout_milliseconds must be greater than 0")
-    max_redirects = None
-    if claim.options is not None:
-        max_redirects = parse_options(claim.options).get("max_redirects")
     if not secrets:
         fields = parse_headers(claim.headers)
+        if key_header is not None:
+            fields.append(key_header)
         request = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
         follow = _follower(masks, None, ()) if masks else None
-        return Assembled(request, {}, max_redirects, masks, follow)
+        return Assembled(request, {}, masks, follow)
 
     values = {name: _value(secret, directory) for name, secret in secrets.items()}
     url = claim.url
@@ -117,12 +116,13 @@ def assemble(
         return header_value(reference, values[name])
 
     fields = parse_headers(claim.headers, value_of)
+    if key_header is not None:
+        fields.append(key_header)
     prefixes = [secret.url_prefix or "" for secret in secrets.values()]
     own = Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix))
     return Assembled(
         prepare(claim.method, url, fields, claim.body),
         bound,
-        max_redirects,
         (*masks, own),
         _follower(masks, own, prefixes),
         parts is not None,

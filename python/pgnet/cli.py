@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker.add_argument(
         "--grace",
         type=float,
-        default=30.0,
         metavar="SECONDS",
-        help="how long requests in flight may take to end after SIGTERM (default: %(default)s)",
+        help="how long at most requests in flight may take to end after SIGTERM "
+        "(default: the database's setting max_grace)",
     )
     worker.add_argument(
         "--secrets-dir",
@@ -67,6 +67,7 @@ def _worker(options: argparse.Namespace) -> int:
     import gevent
     import psycopg
 
+    from pgnet.outbox import OutboxRefused
     from pgnet.outbox.libpq import LibpqOutbox
     from pgnet.secret import Directory
     from pgnet.worker import Worker, raise_file_limit
@@ -95,5 +96,9 @@ def _worker(options: argparse.Namespace) -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, worker.stop)
-    worker.run()
+    try:
+        worker.run()
+    except OutboxRefused as error:
+        print(f"pgnet worker: {error}", file=sys.stderr)
+        return 1
     return 0

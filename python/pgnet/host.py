@@ -47,6 +47,7 @@ class HostSettings:
     ca: the authorities that are trusted instead of the default bundle, as PEM.
     client_certificate, client_key: what this side shows of itself, as PEM.
     verify: False checks neither the server's certificate nor its name.
+    retry: the retry policy, by name, of requests that do not say theirs.
     fault: why no request may be sent to this host: the error of each.
     """
 
@@ -60,6 +61,7 @@ class HostSettings:
     client_certificate: str | None = field(default=None, repr=False)
     client_key: str | None = field(default=None, repr=False)
     verify: bool | None = None
+    retry: str | None = None
     fault: str | None = None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pgnet.assemble import Assembled
 from pgnet.exchange import Answer
 from pgnet.outbox import Claim, Outcome
+from pgnet.retry import NONE, Policy
 from pgnet.secret import Mask
 
 # Python's codecs that transform text but are no charsets of the web.
@@ -24,11 +25,16 @@ _CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
 
 
 def outcome_of(
-    claim: Claim, answer: Answer | str, storable: Storable, assembled: Assembled | None = None
+    claim: Claim,
+    answer: Answer | str,
+    storable: Storable,
+    assembled: Assembled | None = None,
+    policy: Policy = NONE,
 ) -> Outcome:
     """What is recorded of an answer, or of a request that could not be sent.
 
-    assembled: what was sent; its secrets do not come back in what is recorded.
+    assembled: what was sent; its secrets do not come back in what is recorded. policy: says which
+    answers are a success.
     """
     if isinstance(answer, str):
         return Outcome(claim.id, claim.token, "failed", error_msg=storable.text(answer))
@@ -71,7 +77,7 @@ def outcome_of(
     return Outcome(
         claim.id,
         claim.token,
-        "succeeded" if status < 400 else "failed",
+        "succeeded" if policy.accepts(status) else "failed",
         status_code=status,
         content_type=None if content_type is None else text_of(content_type),
         headers=dict(header_list),

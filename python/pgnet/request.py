@@ -21,6 +21,7 @@ import re
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     SecretValue = Callable[[str, dict[str, object]], str]
 
@@ -95,8 +96,13 @@ def check(
         pairs = flatten_headers(_json_object("headers", headers), _collector(secrets))
         if method == "POST" and options is None:
             _require_json(pairs)
-    if options is not None and options != "{}":
-        parse_options(options)
+    if options is not None and options != "{}" and "idempotency_key" in parse_options(options):
+        pairs = parse_headers(headers, _collector(secrets))
+        if any(name.lower() == "idempotency-key" for name, _value in pairs):
+            raise InvalidRequest(
+                "the idempotency key is given twice",
+                "Give the option idempotency_key or the header Idempotency-Key.",
+            )
     return complete
 
 
@@ -113,34 +119,59 @@ def _collector(secrets: list[str] | None) -> SecretValue | None:
     return collect
 
 
-# What net.http_request knows as options, with their bounds.
-_OPTIONS = {"max_redirects": (0, 30), "priority": (-32768, 32767)}
+AT_MOST_ONCE = "at_most_once"
+# What net.http_request knows as options: integers with their bounds, words, or a key.
+_OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
+    "delivery": ("at_least_once", AT_MOST_ONCE),
+    "idempotency_key": None,
+    "max_redirects": (0, 30),
+    "priority": (-32768, 32767),
+}
+# What a row's options hold besides: arguments of net.http_request, which has checked them.
+_STORED_OPTIONS = {**_OPTIONS, "max_attempts": (1, 1000), "retry": None}
 
 
-def parse_options(text: str | None) -> dict[str, int]:
+def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
     """Return the options of a request, given as JSON text; None means none.
+
+    stored: they are those of a row, and not a caller's.
 
     Raises InvalidRequest for an unknown one and for a value out of its bounds.
     """
     if text is None:
         return {}
-    options = {}
+    options: dict[str, Any] = {}
+    known = _STORED_OPTIONS if stored else _OPTIONS
     for name, value in _json_object("options", text).items():
-        bounds = _OPTIONS.get(name)
-        if bounds is None:
-            known = ", ".join(sorted(_OPTIONS))
-            raise InvalidRequest(f'unknown option "{_printable(name)}"; known: {known}')
-        if value is None:
-            continue
-        number = int(value) if isinstance(value, Number) and _is_integer(value) else None
-        if number is None or not bounds[0] <= number <= bounds[1]:
-            raise InvalidRequest(
-                f'option "{name}" must be an integer between {bounds[0]} and {bounds[1]}'
-            )
-        options[name] = number
+        if name not in known:
+            names = ", ".join(sorted(known))
+            raise InvalidRequest(f'unknown option "{_printable(name)}"; known: {names}')
+        if value is not None:
+            options[name] = _option(name, value, known[name])
     return options
 
 
+def _option(name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | None) -> Any:
+    if bounds is None:
+        if type(value) is not str or _is_key(value) is None:
+            raise InvalidRequest(
+                f'option "{name}" must be a string of 1 to 255 printable ASCII characters'
+            )
+        return value
+    low, high = bounds[0], bounds[-1]
+    if isinstance(low, str) or isinstance(high, str):
+        if value not in bounds:
+            words = " or ".join(f'"{word}"' for word in bounds)
+            raise InvalidRequest(f'option "{name}" must be {words}')
+        return value
+    number = int(value) if isinstance(value, Number) and _is_integer(value) else None
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(f'option "{name}" must be an integer between {low} and {high}')
+    return number
+
+
+# No space at either end: it would not be part of a header's value.
+_is_key = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
 _is_integer = re.compile(r"-?[0-9]{1,10}").fullmatch
 
 

@@ -21,12 +21,14 @@ import requests
 from gevent.event import Event
 
 from pgnet.assemble import Assembled, assemble, host_table, masks_of, names_of_secrets
+from pgnet.delivery import PLAIN, Delivery, delivery_of
 from pgnet.exchange import Answer, Exchange, Handle, Limits
 from pgnet.guard import EgressRules, Guard
 from pgnet.host import HostTable
-from pgnet.outbox import Claim, Demand, Outbox, OutboxLost, Outcome, Secret, Tending
+from pgnet.outbox import Claim, Demand, Outbox, OutboxError, OutboxLost, Outcome, Secret, Tending
 from pgnet.outcome import Storable, outcome_of
 from pgnet.request import InvalidRequest
+from pgnet.retry import Policy
 from pgnet.secret import Directory, Mask
 from pgnet.window import Window
 
@@ -45,7 +47,8 @@ _HELD_UP_RETRY = (0.1, 30.0)
 # Where commits cannot wake the worker, it looks this often, in seconds.
 _POLL_INTERVAL = 1.0
 # How long to wait before trying to connect again, in seconds.
-_FIRST_RETRY, _LONGEST_RETRY = 0.1, 5.0
+# Well below the setting rescue_after: others take over what a worker holds that stays away.
+_FIRST_RETRY, _LONGEST_RETRY = 0.1, 1.0
 # It commits at least this often, so that its transaction never looks old.
 _LONGEST_SLEEP = 60.0
 # Seconds after which a request in flight is none of the window's any more.
@@ -56,21 +59,39 @@ _WINDOW_INTERVAL = 0.01
 _HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
 _OTHER_FILES = 100
+# For a request that is to be attempted alone, what is in flight may take so long to end, and one
+# follows the other for so long before all others have their turn again; in seconds.
+_ALONE_WAIT, _ALONE_TURN = 10.0, 1.0
+# Seconds that a worker which stops takes to record what ended at the last moment.
+_RECORDING = 0.5
+# Seconds past its deadline after which a flight is not believed any more.
+_OVERDUE = 60.0
 
 
 @dataclass(slots=True)
 class _Flight:
     claim: Claim
+    began: float
+    delivery: Delivery = PLAIN
     handle: Handle | None = None
     assembled: Assembled | None = None
+
+    @property
+    def deadline(self) -> float:
+        return self.began + self.claim.timeout_milliseconds / 1000
+
+
+class _Unsent(str):
+    """Why a request was not sent that could have been."""
 
 
 class Worker:
     """Serves one database until it is stopped, or until nothing is due.
 
     outbox: the database. max_runtime: seconds, None for no limit. until_idle: end when nothing is
-    due. grace: seconds that requests in flight have to end when it stops. concurrency: requests
-    in flight at once, None for the setting. directory: the secrets that this worker holds itself.
+    due. grace: seconds that requests in flight have at most to end when it stops, None for the
+    setting. concurrency: requests in flight at once, None for the setting. directory: the secrets
+    that this worker holds itself.
     """
 
     def __init__(
@@ -79,14 +100,23 @@ class Worker:
         *,
         max_runtime: float | None = None,
         until_idle: bool = False,
-        grace: float = 30.0,
+        grace: float | None = None,
         concurrency: int | None = None,
         directory: Directory | None = None,
     ) -> None:
         self._directory = directory
         self._outbox = outbox
         self._until_idle = until_idle
-        self._grace = grace
+        self._own_grace = grace
+        self._grace = grace or 0.0
+        self._cut_off = 0
+        self._mode = "on"
+        self._policies: dict[str, Policy] = {}
+        # Until when requests are attempted one by one; 0 where none has to be.
+        self._alone_until = 0.0
+        self._alone_from = 0.0
+        self._is_one_alone = False
+        self._next_due = float("inf")
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
         self._own_concurrency = concurrency
         self._window = Window(1)
@@ -108,6 +138,7 @@ class Worker:
         self._unrecorded = 0
         self._outcomes: list[Outcome] = []
         self._held_up: list[Outcome] = []
+        self._given_up: list[tuple[Claim, str]] = []
         self._held_until = 0.0
         self._held_pause = _HELD_UP_RETRY[0]
         self._first_answer = 0.0
@@ -142,7 +173,7 @@ class Worker:
                     watcher.stop()
                     watcher.close()
                 self._reset()
-                self._outbox.close()
+                self._outbox.close(self._cut_off)
 
     def stop(self) -> None:
         """Have ``run`` end: claim no more, finish within the grace, give back the rest."""
@@ -179,6 +210,8 @@ class Worker:
             now = time.monotonic()
             if now >= self._ends:
                 return "ends"
+            if now >= self._next_due:
+                self._look, self._next_due = True, float("inf")
             try:
                 if now >= self._next_look or signals & {"reload", "prepared"}:
                     self._tend()
@@ -192,17 +225,17 @@ class Worker:
                 continue
             if self._until_idle and self._is_idle():
                 return "idle"
-            self._sleep(min(self._next_look, self._ends))
+            self._sleep(min(self._next_look, self._next_due, self._ends))
 
-    def _connect(self) -> None:
-        """Register with the database, however long it takes; a stop ends the trying."""
+    def _connect(self, until: float = float("inf")) -> None:
+        """Register with the database, however long it takes; a stop ends the trying.
+
+        until: give up then, by the monotonic clock; a stop counts for nothing where that is given.
+        """
         pause, said = _FIRST_RETRY, ""
-        while "stop" not in self._signals:
-            holding = [outcome.id for outcome in self._outcomes + self._held_up]
-            holding += [flight.claim.id for flight, _answer in self._answers]
-            holding += self._flights
+        while time.monotonic() < until and ("stop" not in self._signals or until < float("inf")):
             try:
-                self._outbox.connect(holding)
+                self._outbox.connect(self._holding())
             except OutboxLost as error:
                 if str(error) != said:
                     said = str(error)
@@ -217,16 +250,29 @@ class Worker:
                     log.warning("connected")
                 return
 
+    def _holding(self) -> list[int]:
+        """The requests that are in flight here, and those whose outcome is not recorded yet."""
+        holding = [outcome.id for outcome in self._outcomes + self._held_up]
+        holding += [flight.claim.id for flight, _answer in self._answers]
+        holding += [claim.id for claim, _reason in self._given_up]
+        holding += self._flights
+        return holding
+
     def _step(self, *, claim: bool = True) -> bool:
         """One turn with the database, if there is reason for one; whether there was."""
         now = time.monotonic()
         if self._held_up and now >= self._held_until:
             self._outcomes += self._held_up
             self._held_up = []
+        claim = claim and self._mode != "off"
         free = self._room(now)
         wanted = claim and self._look and free > 0 and self._unrecorded < _UNRECORDED_BYTES
         if claim and self._look and not wanted:
             self._wake_next()
+        alone = claim and self._is_alone(now)
+        if alone:
+            # What is in flight ends first; what is claimed then is one request.
+            wanted = not self._flights or (now >= self._alone_from and not self._is_one_alone)
         waiting = len(self._answers) + len(self._outcomes)
         if waiting:
             # Others may end in a moment: as long as a turn takes is worth waiting to share it.
@@ -238,8 +284,15 @@ class Worker:
                 return False
         elif not wanted:
             return False
-        self._turn(self._demand(free) if wanted else None)
+        self._turn(self._demand(free, alone=alone) if wanted else None)
         return True
+
+    def _is_alone(self, now: float) -> bool:
+        """Whether requests are attempted one by one now: those that were lost with workers."""
+        if self._alone_until and now >= self._alone_until and not self._is_one_alone:
+            self._alone_until = 0.0
+            self._look = True
+        return self._alone_until > 0
 
     def _room(self, now: float) -> int:
         """How many more requests may be in flight now.
@@ -255,7 +308,7 @@ class Worker:
         self._window.adjust(len(self._young))
         return min(self._window.size - len(self._young), self._window.most - len(self._flights))
 
-    def _demand(self, free: int) -> Demand:
+    def _demand(self, free: int, *, alone: bool) -> Demand:
         cap = self._host_cap()
         self._full_hosts = self._hosts_at_cap()
         room = cap - max((count for count in self._hosts.values() if count < cap), default=0)
@@ -266,16 +319,20 @@ class Worker:
             full_hosts=self._full_hosts,
             max_bytes=_CLAIM_BYTES,
             after_host=self._after_host,
+            alone=alone,
         )
 
     def _turn(self, demand: Demand | None) -> None:
         batch = self._batch()
-        if demand is not None:
+        if demand is not None and not demand.alone:
             self._look = False
         started = time.monotonic()
         turn = self._outbox.turn(batch, demand)
         self._linger = min(time.monotonic() - started, 0.05)
         del self._outcomes[: len(batch)]
+        waits = [outcome.retry_in for outcome in batch if outcome.retry_in is not None]
+        if waits:
+            self._next_due = min(self._next_due, time.monotonic() + min(waits))
         if turn.held_up:
             held_up = set(turn.held_up)
             self._held_up += [outcome for outcome in batch if outcome.id in held_up]
@@ -285,13 +342,19 @@ class Worker:
             self._held_pause = _HELD_UP_RETRY[0]
         if any(claim.revision != self._revision for claim in turn.claims):
             # Settings or rules were changed before these were committed: they are meant for them.
-            self._tend()
+            self._tend(turn.claims)
         secrets = self._secrets(turn.claims)
         for claim in turn.claims:
             self._begin(claim, secrets.get(claim.id) or {})
         if demand is None:
             return
-        if self._may_be_more(demand, turn.claims):
+        if demand.alone:
+            self._is_one_alone = bool(turn.claims)
+            if not turn.claims:
+                # Another worker has it.
+                self._alone_until = 0.0
+                self._look = True
+        elif self._may_be_more(demand, turn.claims):
             self._look = True
             self._wake_next()
         elif demand.full_hosts:
@@ -322,9 +385,16 @@ class Worker:
         return found
 
     def _outcome(self, flight: _Flight, answer: Answer | str) -> Outcome:
-        claim = flight.claim
+        claim, delivery = flight.claim, flight.delivery
+        if isinstance(answer, _Unsent):
+            return Outcome(claim.id, claim.token, "cancelled", error_msg=answer)
         try:
-            return outcome_of(claim, answer, self._storable, flight.assembled)
+            policy = delivery.policy
+            outcome = outcome_of(claim, answer, self._storable, flight.assembled, policy)
+            if outcome.state == "failed" and not isinstance(answer, str):
+                elapsed = time.monotonic() - flight.began
+                outcome = delivery.settle(outcome, claim, answer, elapsed)
+            return outcome
         except Exception as error:
             # Nor must an answer that cannot be read.
             log.error("request %s: %s while it was read", claim.id, type(error).__name__)
@@ -358,24 +428,32 @@ class Worker:
 
     def _begin(self, claim: Claim, secrets: Mapping[str, Secret]) -> None:
         self._after_host = claim.host
-        flight = _Flight(claim)
+        flight = _Flight(claim, time.monotonic())
         former = self._flights.get(claim.id)
         if former is not None:
             # Past its deadline the claim was free again, and this worker is who took it.
             self._land(former)
         self._flights[claim.id] = flight
-        self._young[claim.id] = time.monotonic()
+        self._young[claim.id] = flight.began
         self._hosts[claim.host] += 1
         try:
-            flight.assembled = assembled = assemble(claim, secrets, self._directory, self._masks)
             assert self._exchange is not None
+            assert self._rules is not None
+            flight.delivery = delivery = delivery_of(claim, self._policies, self._rules[2])
+            flight.assembled = assembled = assemble(
+                claim, secrets, self._directory, self._masks, delivery.key_header
+            )
+            if self._mode == "record":
+                self._done(flight, _Unsent("Not sent: the mode is record."))
+                return
             flight.handle = self._exchange.start(
                 assembled.request,
                 claim.timeout_milliseconds / 1000,
                 lambda answer: self._done(flight, answer),
                 bound=assembled.bound,
-                max_redirects=assembled.max_redirects,
+                max_redirects=delivery.max_redirects,
                 may_follow=assembled.may_follow,
+                once=delivery.once,
             )
         except InvalidRequest as error:
             self._done(flight, error.message)
@@ -406,14 +484,25 @@ class Worker:
             del self._hosts[host]
         if host in self._full_hosts:
             self._look = True
+        if not self._flights:
+            self._is_one_alone = False
         # Taken away, not only ended: it knows the flight, and together they would keep the answer.
         handle, flight.handle = flight.handle, None
         if handle is not None:
             handle.cancel()
 
-    def _tend(self) -> None:
-        tending = self._outbox.tend()
+    def _tend(self, claims: Sequence[Claim] = ()) -> None:
+        """Look after everything. ``claims``: what was claimed and is not in flight yet."""
+        now = time.monotonic()
+        overdue = [f for f in self._flights.values() if now > f.deadline + _OVERDUE]
+        for flight in overdue:
+            log.error("request %s: no end, long after its time", flight.claim.id)
+        self._give_up(overdue, "The worker lost track of it.")
+        tending = self._outbox.tend(self._holding() + [claim.id for claim in claims])
         self._apply(tending)
+        if tending.quarantined and not self._alone_until:
+            self._alone_from = now + _ALONE_WAIT
+            self._alone_until = self._alone_from + _ALONE_TURN
         polling = self._outbox.wake_up_fault is not None
         next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
         self._next_look = time.monotonic() + next_look
@@ -433,6 +522,12 @@ class Worker:
             connect_timeout=settings["connect_timeout_milliseconds"] / 1000,
         )
         self._batch_size = settings["batch_size"]
+        self._mode = tending.mode
+        if self._own_grace is None:
+            self._grace = settings["max_grace"]
+        self._policies = {
+            name: Policy.from_json(name, policy) for name, policy in tending.policies.items()
+        }
         self._storable = Storable(settings["server_encoding"])
         self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())
         hosts = host_table(tending.hosts, self._directory)
@@ -448,7 +543,8 @@ class Worker:
             self._exchange.configure(guard, limits, hosts)
 
     def _is_idle(self) -> bool:
-        return not (self._look or self._flights or self._answers or self._outcomes or self._held_up)
+        looks = self._mode != "off" and (self._look or self._alone_until > 0)
+        return not (looks or self._flights or self._answers or self._outcomes or self._held_up)
 
     def _sleep(self, until: float) -> None:
         """Until that time, or until something comes."""
@@ -466,8 +562,15 @@ class Worker:
     # ---- the end
 
     def _finish(self) -> None:
-        """Claim no more; wait for what is in flight, and record it; give back the rest."""
-        deadline = time.monotonic() + self._grace
+        """Claim no more; wait for what is in flight, and record it; give back the rest.
+
+        For as long as the longest deadline in flight allows, and at most the grace; what has ended
+        is recorded within the grace also where the database is out of reach for a while.
+        """
+        now = time.monotonic()
+        at_most = now + self._grace
+        longest = max((flight.deadline for flight in self._flights.values()), default=now)
+        deadline = min(longest + _RECORDING, at_most)
         later: set[str] = set()
         while self._flights or self._answers or self._outcomes or self._held_up:
             self._event.clear()
@@ -475,34 +578,50 @@ class Worker:
             later |= signals
             if "interrupt" in signals:
                 self._outbox.check_interrupts()
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= (deadline if self._flights else at_most):
                 break
             try:
                 if self._step(claim=False):
                     continue
             except OutboxLost as error:
                 log.warning("the database is out of reach: %s", error)
-                break
-            self._sleep(deadline)
+                self._connect(until=at_most)
+                continue
+            self._sleep(deadline if self._flights else at_most)
         # A stop that came during a restart is still one.
         self._signals |= later - {"interrupt"}
         self._give_back()
 
     def _abandon(self) -> None:
         """Whatever ended the loop: record what has ended, give back what has not."""
-        with contextlib.suppress(OutboxLost):
+        with contextlib.suppress(OutboxError):
             while self._answers or self._outcomes:
                 self._turn(None)
         self._give_back()
 
     def _give_back(self) -> None:
-        claims = [flight.claim for flight in self._flights.values()]
-        for flight in list(self._flights.values()):
+        flights = list(self._flights.values())
+        if flights:
+            log.warning("giving back %d requests that were in flight", len(flights))
+            self._cut_off += len(flights)
+        with contextlib.suppress(OutboxError):
+            self._give_up(flights, "The worker stopped while it was in flight.")
+
+    def _give_up(self, flights: Sequence[_Flight], reason: str) -> None:
+        """Stop requests, and give them back.
+
+        Until the database has heard that their attempt was begun they are this worker's: it must
+        not take them for requests that were never seen.
+        """
+        for flight in flights:
             self._land(flight)
-        if claims:
-            log.warning("giving back %d requests that were in flight", len(claims))
-            with contextlib.suppress(OutboxLost):
-                self._outbox.release(claims, "The worker stopped while it was in flight.")
+            self._given_up.append((flight.claim, reason))
+        while self._given_up:
+            reason = self._given_up[0][1]
+            claims = [claim for claim, why in self._given_up if why == reason]
+            self._outbox.release(claims, reason)
+            self._given_up = [(claim, why) for claim, why in self._given_up if why != reason]
 
 
 def _size(answer: Answer | str) -> int:

@@ -17,6 +17,10 @@ class OutboxError(Exception):
     """The outbox could not be used."""
 
 
+class OutboxRefused(OutboxError):
+    """The database does not want this worker: trying again does not help."""
+
+
 class OutboxLost(OutboxError):
     """The connection to the database broke: what was asked may have been done or not."""
 
@@ -25,14 +29,18 @@ class OutboxLost(OutboxError):
 class Claim:
     """A request that this worker has taken.
 
-    token fences the recording of its outcome; attempt counts from 1; headers and options are JSON
+    token fences the recording of its outcome; attempt counts from 1; lost is how many attempts
+    before ended without anybody's knowing how; headers and options are JSON
     objects as text or None; timeout_milliseconds is the total time of the attempt; revision is
-    that of the settings, egress rules and hosts when it was claimed.
+    that of the settings, egress rules, hosts and retry policies when it was claimed; age is the
+    seconds since the request was made; idempotency_key the one that was asked for, or of a method
+    that is not idempotent one for a policy that may send it twice.
     """
 
     id: int
     token: str
     attempt: int
+    lost: int
     method: str
     url: str
     headers: str | None
@@ -41,6 +49,8 @@ class Claim:
     options: str | None
     host: str
     revision: int
+    age: float
+    idempotency_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,8 @@ class Outcome:
 
     content is the body as text; content_base64 the body that is no text, in base64; headers the
     answer's as an object, header_list in their order; final_url where redirects led to, None
-    where there were none; the times are in ms.
+    where there were none; the times are in ms; retry_in is in seconds, and given with the state
+    retrying alone, which is no end.
     """
 
     id: int
@@ -94,6 +105,7 @@ class Outcome:
     tls_ms: float | None = None
     first_byte_ms: float | None = None
     total_ms: float | None = None
+    retry_in: float | None = None
 
     @property
     def size(self) -> int:
@@ -122,7 +134,8 @@ class Demand:
 
     slots: requests at most; host_quota: of them for one host where several wait; lone_quota: for
     one host where only one does; full_hosts: hosts that get none;
-    max_bytes: of bodies; after_host: hosts take turns from behind this one.
+    max_bytes: of bodies; after_host: hosts take turns from behind this one; alone: one request
+    that is to be attempted alone, and no other.
     """
 
     slots: int
@@ -131,6 +144,7 @@ class Demand:
     full_hosts: Sequence[str]
     max_bytes: int
     after_host: str
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +152,19 @@ class Tending:
     """What the database says each time a worker looks.
 
     settings: by name; egress: the rules as the guard reads them; hosts: what is said of hosts, by
-    pattern; revision: of all three; generation:
-    a worker that began under another one is to start anew; next_look: seconds until it should
-    look again.
+    pattern; policies: of retrying, by name; revision: of all four; generation:
+    a worker that began under another one is to start anew; mode: on, record or off; quarantined:
+    whether a request waits to be attempted alone; next_look: seconds until it should look again.
     """
 
     settings: dict[str, Any]
     egress: dict[str, Any]
     hosts: dict[str, dict[str, Any]]
+    policies: dict[str, dict[str, Any]]
     revision: int
     generation: int
+    mode: str
+    quarantined: bool
     next_look: float
 
 
@@ -162,7 +179,7 @@ class Turn:
 class Outbox(Protocol):
     """The interface. Each call is a transaction of its own, over when it returns.
 
-    Every method may raise OutboxLost (come again after ``connect``) or OutboxError.
+    Every method may raise OutboxLost (come again after ``connect``) or OutboxRefused.
     """
 
     # Why commits cannot wake this worker, so that it looks each second; None where they can.
@@ -186,8 +203,8 @@ class Outbox(Protocol):
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         """Secrets by the id of the claim that refers to them, and their name."""
 
-    def tend(self) -> Tending:
-        """Rescue and expire; read settings, egress rules and what is said of hosts."""
+    def tend(self, holding: Sequence[int]) -> Tending:
+        """Say what is held, rescue and expire; read settings, rules, hosts and policies."""
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         """Give claims back; ``reason`` is what became of the attempt, None if it never began."""
@@ -195,5 +212,8 @@ class Outbox(Protocol):
     def check_interrupts(self) -> None:
         """Let the server act upon a cancel or a stop that has come; raises what it raises."""
 
-    def close(self) -> None:
-        """Deregister and disconnect; does not raise where the connection is gone."""
+    def close(self, cut_off: int) -> None:
+        """Deregister and disconnect; does not raise where the connection is gone.
+
+        cut_off: how many requests were given back in flight.
+        """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,12 @@ import gevent
 import psycopg
 from psycopg.rows import dict_row
 
+import pgnet
 from pgnet.outbox import (
     Claim,
     Demand,
     OutboxLost,
+    OutboxRefused,
     Outcome,
     Secret,
     Tending,
@@ -30,12 +33,14 @@ from pgnet.outbox import (
 log = logging.getLogger("pgnet.outbox")
 
 # A peer that is gone is noticed by both sides within about this many seconds.
-_KEEPALIVES = {
+_CONNECTION = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
     "connect_timeout": 10,
+    # Of several hosts the one that can be written to; a standby is waited for until it is promoted.
+    "target_session_attrs": "read-write",
 }
 _SESSION = {
     "search_path": "pg_catalog, pg_temp",
@@ -49,7 +54,7 @@ _SESSION = {
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
-    " %(bytes)s::bigint, %(after)s::text)"
+    " %(bytes)s::bigint, %(after)s::text, %(alone)s::boolean)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
@@ -90,7 +95,7 @@ class LibpqOutbox:
 
     def _open(self, name: str) -> psycopg.Connection[dict[str, Any]]:
         parameters = {
-            **_KEEPALIVES,
+            **_CONNECTION,
             **self._parameters,
             "application_name": name,
             "client_encoding": "UTF8",
@@ -106,9 +111,9 @@ class LibpqOutbox:
         self._connection = self._open("pgnet worker")
         pid = self._connection.info.backend_pid
         row = self._connection.execute(
-            "select worker_id, worker_secret::text, pg_backend_pid() as pid"
-            " from net._register('process', %s::bigint, %s::uuid, %s::bigint[])",
-            (self._worker_id, self._secret, list(holding)),
+            "select worker_id, worker_secret::text"
+            " from net._register('process', %s::bigint, %s::uuid, %s::bigint[], %s, %s)",
+            (self._worker_id, self._secret, list(holding), socket.gethostname(), pgnet.__version__),
         ).fetchone()
         assert row is not None
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
@@ -119,12 +124,13 @@ class LibpqOutbox:
         with self._connection.cursor(binary=True) as cursor:
             return cursor.execute(sql, parameters, prepare=True).fetchall()
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, cut_off: int) -> None:
         if self._connection is None:
             return
         try:
             self._connection.execute(
-                "select net._deregister(%s::bigint, %s::uuid)", (self._worker_id, self._secret)
+                "select net._deregister(%s::bigint, %s::uuid, %s::int)",
+                (self._worker_id, self._secret, cut_off),
             )
         except psycopg.Error as error:
             log.warning("left without a good-bye: %s", _message(error))
@@ -149,6 +155,8 @@ class LibpqOutbox:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return self._in_pool(function, *arguments)
+        except psycopg.errors.ObjectNotInPrerequisiteState as error:
+            raise OutboxRefused(_refusal(error)) from error
         except psycopg.Error as error:
             raise OutboxLost(_message(error)) from error
 
@@ -168,6 +176,7 @@ class LibpqOutbox:
                 "full": list(demand.full_hosts),
                 "bytes": demand.max_bytes,
                 "after": demand.after_host,
+                "alone": demand.alone,
             }
         sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
         rows = self._call(self._query, sql, parameters)
@@ -190,9 +199,11 @@ class LibpqOutbox:
         )
         return secrets_of(rows)
 
-    def tend(self) -> Tending:
+    def tend(self, holding: Sequence[int]) -> Tending:
         rows = self._call(
-            self._query, "select net._tend(%(id)s::bigint) as tending", {"id": self._worker_id}
+            self._query,
+            "select net._tend(%(id)s::bigint, %(holding)s::bigint[]) as tending",
+            {"id": self._worker_id, "holding": list(holding)},
         )
         return Tending(**rows[0]["tending"])
 
@@ -210,9 +221,9 @@ class LibpqOutbox:
     def check_interrupts(self) -> None:
         """Nothing to do: a process is stopped by signals of its own."""
 
-    def close(self) -> None:
+    def close(self, cut_off: int) -> None:
         self.stop_listening()
-        self._call(self._disconnect)
+        self._call(self._disconnect, cut_off)
 
     # ---- waking up
 
@@ -268,6 +279,12 @@ class LibpqOutbox:
 
     def wake_next(self) -> None:
         self._call(self._query, "select net._wake_next(%(slot)s::int)", {"slot": self._slot})
+
+
+def _refusal(error: psycopg.Error) -> str:
+    """What the server refuses, and what to do."""
+    said = error.diag
+    return ". ".join(part.rstrip(".") for part in (said.message_primary, said.message_hint) if part)
 
 
 def _message(error: psycopg.Error) -> str:

@@ -7,12 +7,14 @@ call there is a commit: until then the snapshot of the statement stays pinned.
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
 
+import pgnet
 from pgnet import backend, sql_v1
 from pgnet.outbox import (
     Claim,
@@ -30,13 +32,14 @@ from pgnet.worker import Worker, raise_file_limit
 
 # Types are looked up in the session's path: those that the grammar does not know are qualified.
 _TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
-_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7)"
-_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT]
+_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8)"
+_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "boolean"]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
-# Seconds that requests in flight have to end when the worker does.
-_GRACE = 30.0
+# A request that crashes the server would take its claim along, and be tried for ever: for so many
+# seconds a new worker's claims are on disk before anything is sent.
+_CAUTION = 10.0
 
 
 class SpiOutbox:
@@ -50,6 +53,7 @@ class SpiOutbox:
         self._slot: int | None = None
         self._watchers: list[Any] = []
         self._orphaned = False
+        self._cautious_until = 0.0
         self.wake_up_fault: str | None = None
 
     def _call(self, sql: str, types: Sequence[str] = (), *arguments: Any) -> Any:
@@ -59,7 +63,13 @@ class SpiOutbox:
         return self._plpy.execute(plan, list(arguments))
 
     def connect(self, holding: Sequence[int]) -> None:
-        row = self._call("select * from net._register('backend')")[0]
+        row = self._call(
+            "select * from net._register('backend', worker_host => $1, worker_version => $2)",
+            [_TEXT, _TEXT],
+            socket.gethostname(),
+            pgnet.__version__,
+        )[0]
+        self._cautious_until = time.monotonic() + _CAUTION
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
         self.wake_up_fault = self._call("select net._wake_up_fault() as fault")[0]["fault"]
         self._plpy.commit()
@@ -124,7 +134,7 @@ class SpiOutbox:
                 encode_outcomes(outcomes),
             )
             turn.held_up = list(recorded[0]["held_up"])
-        else:
+        elif time.monotonic() > self._cautious_until:
             # Nothing is lost if this commit is: the request is free again.
             self._call("set local synchronous_commit = off")
         if demand is not None:
@@ -138,6 +148,7 @@ class SpiOutbox:
                 list(demand.full_hosts),
                 demand.max_bytes,
                 demand.after_host,
+                demand.alone,
             )
             turn.claims = [Claim(**row) for row in rows]
         self._plpy.commit()
@@ -154,8 +165,13 @@ class SpiOutbox:
         self._plpy.commit()
         return secrets_of(rows)
 
-    def tend(self) -> Tending:
-        row = self._call("select net._tend($1) as tending", ["bigint"], self._worker_id)[0]
+    def tend(self, holding: Sequence[int]) -> Tending:
+        row = self._call(
+            "select net._tend($1, $2) as tending",
+            ["bigint", "bigint[]"],
+            self._worker_id,
+            list(holding),
+        )[0]
         self._plpy.commit()
         return Tending(**json.loads(row["tending"]))
 
@@ -175,9 +191,13 @@ class SpiOutbox:
         self._plpy.execute("select 1")
         self._plpy.commit()
 
-    def close(self) -> None:
+    def close(self, cut_off: int) -> None:
         self._call(
-            "select net._deregister($1, $2)", ["bigint", _UUID], self._worker_id, self._secret
+            "select net._deregister($1, $2, $3)",
+            ["bigint", _UUID, "int"],
+            self._worker_id,
+            self._secret,
+            cut_off,
         )
         self._plpy.commit()
 
@@ -205,13 +225,13 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
         if error.sqlstate != _INVALID_TRANSACTION_TERMINATION:
             raise
         return False
-    runtime, grace = row["runtime"], _GRACE
+    runtime, grace = row["runtime"], None
     if row["timeout_ms"]:
         # It would end the whole CALL, with requests in flight: end cleanly before it.
         statement_timeout = row["timeout_ms"] / 1000
         allowed = max(statement_timeout * 0.8 - (time.time() - row["began"]), 0.0)
         runtime = allowed if runtime is None else min(runtime, allowed)
-        grace = min(grace, statement_timeout * 0.1)
+        grace = statement_timeout * 0.1
     raise_file_limit()
     _name_session(plpy, "pgnet worker")
     outbox = SpiOutbox(plpy)

@@ -1,0 +1,213 @@
+-- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
+
+-- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
+create function net._known_retry_settings()
+    returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
+    language sql immutable parallel safe cost 10 rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'how many attempts there are at most, the first one included'),
+        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'the longest wait after the first attempt; how long it is, is drawn between 0 and this'),
+        ('backoff_factor', 'number', '2', 1, 100, 'how much longer that may be after each further attempt'),
+        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'and never longer than this'),
+        ('statuses', 'statuses', '[408, 425, 429, 500, 502, 503, 504]', null, null,
+         'which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"]'),
+        ('accept', 'statuses', '["100-399"]', null, null, 'which answers are a success: "any", or a list such as ["2xx", 304]'),
+        ('errors', 'name|connect|tls|timeout|connection|response', '["name", "connect", "tls", "timeout", "connection"]', null, null,
+         'which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response'),
+        ('methods', 'methods', '"idempotent"', null, null,
+         'what may be sent again that the server may have seen: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, TRACE, and what has an idempotency key), or a list of methods'),
+        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'a Retry-After that asks for more counts as this'),
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'since the request was made; no attempt begins later')
+$$;
+comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+
+create function net._built_in_retry_policies()
+    returns table (name text, settings jsonb)
+    language sql immutable parallel safe cost 10 rows 3
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('none', '{"max_attempts": 1}'::jsonb),
+        ('safe', '{}'),
+        ('webhook', '{
+            "max_attempts": 15, "backoff_milliseconds": 5000, "backoff_factor": 3, "max_backoff_milliseconds": 14400000,
+            "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
+            "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
+$$;
+comment on function net._built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+
+create table net.retry_policy (
+    name text primary key,
+    settings jsonb not null
+);
+comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
+revoke all on net.retry_policy from public;
+
+create view net.retry_policies as
+    select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
+    from (
+        select b.name, b.settings, true as built_in from net._built_in_retry_policies() b
+        union all
+        select o.name, o.settings, false from net.retry_policy o
+    ) p
+    cross join (
+        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from net._known_retry_settings() k
+    ) d;
+comment on view net.retry_policies is
+    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
+grant select on net.retry_policies to public;
+
+-- NULL where the value is fine, else what is wrong with it.
+create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+    returns text
+    language plpgsql immutable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    case setting_kind
+        when 'integer', 'number' then
+            if jsonb_typeof(given) <> 'number' or given::numeric not between minimum and maximum
+                or (setting_kind = 'integer' and given::numeric <> trunc(given::numeric)) then
+                return format('must be %s between %s and %s',
+                    case setting_kind when 'integer' then 'an integer' else 'a number' end, minimum, maximum);
+            end if;
+            return null;
+        when 'methods' then
+            if given in ('"any"', '"idempotent"') then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) <> 'string' or e #>> '{}' !~ '^[A-Za-z0-9!#$%&''*+.^_`|~-]{1,40}$')
+            then
+                return 'must be "any", "idempotent" or a list of methods, such as ["GET", "POST"]';
+            end if;
+            return null;
+        when 'statuses' then
+            if given = '"any"' then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) not in ('string', 'number')
+                    or e #>> '{}' !~ '^([1-9]xx|[1-9][0-9][0-9](-[1-9][0-9][0-9])?)$'
+                    or split_part(e #>> '{}', '-', 1) > substring(e #>> '{}' from '-(.*)$'))
+            then
+                return 'must be "any" or a list of status codes and ranges, such as [429, "5xx", "520-530"]';
+            end if;
+            return null;
+        else
+            if given = '"any"' then
+                return null;
+            end if;
+            if jsonb_typeof(given) <> 'array' or exists (
+                select from jsonb_array_elements(given) e
+                where jsonb_typeof(e) <> 'string' or e #>> '{}' <> all (string_to_array(setting_kind, '|')))
+            then
+                return format('must be "any" or a list of these: %s', replace(setting_kind, '|', ', '));
+            end if;
+            return null;
+    end case;
+end
+$$;
+comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+revoke all on function net._retry_setting_fault(text, numeric, numeric, jsonb) from public;
+
+-- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
+create function net._check_retry(name text)
+    returns void
+    language plpgsql stable parallel safe cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = _check_retry.name) then
+        return;
+    end if;
+    raise exception using
+        errcode = 'invalid_parameter_value',
+        message = case when name is null then 'the name of a retry policy must not be NULL'
+            else format('unknown retry policy "%s"', left(name, 60)) end,
+        hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
+end
+$$;
+comment on function net._check_retry(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+
+create function net.configure_retry(
+    -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
+    name text,
+    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the policy
+    settings jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+    fault text;
+    users text;
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('invalid name %s of a retry policy', coalesce('"' || left(name, 80) || '"', 'NULL')),
+            hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
+    end if;
+    if exists (select from net._built_in_retry_policies() b where b.name = configure_retry.name) then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('retry policy "%s" is built in: it cannot be changed', name),
+            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
+    end if;
+    if settings is null or settings = 'null' then
+        delete from net.retry_policy p where p.name = configure_retry.name;
+        select string_agg(h.pattern, ', ' order by h.pattern) into users
+        from net.host h where h.settings ->> 'retry' = configure_retry.name;
+        if users is not null then
+            raise exception using errcode = 'dependent_objects_still_exist',
+                message = format('retry policy "%s" is in use', name),
+                detail = format('net.configure_host names it for: %s', users),
+                hint = format('Give these hosts another one first: select net.configure_host(%L, ''{"retry": null}'')',
+                    split_part(users, ', ', 1));
+        end if;
+        perform net._configuration_changed();
+        return;
+    end if;
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: select net.configure_retry(''mine'', ''{"max_attempts": 3}'')';
+    end if;
+    for given in
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
+        from jsonb_each(settings) s left join net._known_retry_settings() k on k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_retry_settings() k);
+        end if;
+        continue when given.value = 'null';
+        fault := net._retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
+                hint = given.description;
+        end if;
+    end loop;
+    insert into net.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
+    on conflict on constraint retry_policy_pkey do update
+        set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
+    perform net._configuration_changed();
+end
+$$;
+comment on function net.configure_retry(text, jsonb) is
+    'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+revoke all on function net.configure_retry(text, jsonb) from public;
+
+create function net._retry_policies()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
+comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
+revoke all on function net._retry_policies() from public;

@@ -1,0 +1,293 @@
+-- Copies: a database must not send what its original sends. It remembers which database it is; the server's configuration can
+-- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
+
+-- Not part of a dump: what is restored from one is a database of its own.
+create table net.database (
+    system_identifier bigint not null,
+    database_oid oid not null,
+    key_namespace uuid not null default pg_catalog.gen_random_uuid(),
+    own_ids_until bigint,
+    own_ids_from bigint,
+    publisher_key_namespace uuid,
+    single boolean primary key default true check (single)
+);
+comment on table net.database is
+    'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
+comment on column net.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column net.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column net.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+comment on column net.database.own_ids_from is 'and so are 10^12 ids from this one.';
+comment on column net.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+insert into net.database (system_identifier, database_oid)
+    select s.system_identifier, d.oid
+    from pg_catalog.pg_control_system() s
+    join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
+revoke all on net.database from public;
+
+create function net._copy_fault()
+    returns text
+    language sql stable parallel restricted security definer cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when d.single is null then 'The table net.database is empty.'
+        when d.system_identifier <> s.system_identifier then format(
+            'It is remembered as one of the server with the system identifier %s, and this one has %s.',
+            d.system_identifier, s.system_identifier)
+        when d.database_oid <> c.oid then format(
+            'It is remembered as the database with the oid %s%s, and this one has %s.', d.database_oid,
+            (select format(', which is "%s"', o.datname) from pg_database o where o.oid = d.database_oid), c.oid)
+        end
+    from pg_control_system() s
+    join pg_database c on c.datname = current_database()
+    left join net.database d on true
+$$;
+comment on function net._copy_fault() is
+    'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
+revoke all on function net._copy_fault() from public;
+
+create function net._refuse_copy()
+    returns void
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fault text := net._copy_fault();
+begin
+    if fault is not null then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = format('the database "%s" is a copy: no worker serves it before it is adopted', current_database()),
+            detail = fault,
+            hint = 'Its queue holds what the original''s held. If that is to be sent from here: select net.adopt_database(). '
+                'If not: delete from net.http_request_queue, and adopt it then.';
+    end if;
+end
+$$;
+comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+revoke all on function net._refuse_copy() from public;
+
+-- ---- the mode: whether anything is sent
+
+-- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
+-- from there, so these are read as they are.
+create function net._mode_sources()
+    returns table (source text, said text, mode text)
+    language sql stable parallel restricted security definer cost 10000 rows 3
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
+    from (
+        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
+        from pg_file_settings f
+        where lower(f.name) = 'pgnet.mode'
+        union all
+        -- Read as bytes: a path in it may be in any encoding.
+        select 'the server''s command line', m.found[1]
+        from regexp_matches(
+            encode(pg_read_binary_file('postmaster.opts', 0, 1000000, true), 'escape'), '"(?:-c ?|--)?pgnet[.]mode=([^"]*)"', 'gi'
+        ) m (found)
+        union all
+        select 'the setting pgnet.mode of this session', current_setting('pgnet.mode', true)
+        union all
+        select 'net.configure', net._current_setting('mode')
+    ) s
+    where s.said <> ''
+$$;
+comment on function net._mode_sources() is
+    'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
+revoke all on function net._mode_sources() from public;
+
+create function net._mode()
+    returns text
+    language sql stable parallel restricted security definer cost 10000
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
+$$;
+comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
+revoke all on function net._mode() from public;
+
+-- ---- logical replication
+
+create function net._subscription()
+    returns text
+    language sql stable parallel restricted security definer cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select s.subname::text
+    from pg_stat_get_subscription(null) a
+    join pg_subscription s on s.oid = a.subid
+    where a.pid = pg_backend_pid()
+    limit 1
+$$;
+comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+revoke all on function net._subscription() from public;
+
+-- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
+-- a range of its own: neither a call here nor the replication may fail because the other has used the number.
+create function net._set_ids_apart()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    range_start bigint := (1 + floor(random() * 8000))::bigint * 1000000000000;
+    used record;
+begin
+    -- Of several that copy tables, the first one does it, and the others wait.
+    perform from net.database d where d.own_ids_from is null for update;
+    if found then
+        select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
+        -- The margin: numbers that are given out at this very moment.
+        update net.database set own_ids_until = case when used.is_called then used.last_value + 1000 else 0 end, own_ids_from = range_start;
+        perform setval('net.http_request_queue_id_seq', range_start, false);
+    end if;
+end
+$$;
+comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+revoke all on function net._set_ids_apart() from public;
+
+-- Requests and their outcomes are taken, unless their number is one of this server's own.
+create function net._take_replicated()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    subscription text := net._subscription();
+    own record;
+    request_id bigint;
+begin
+    -- What triggers on replicated tables do here is this server's own doing.
+    if pg_trigger_depth() = 1 then
+        if subscription is not null then
+            select d.own_ids_until, d.own_ids_from into own from net.database d;
+            if own.own_ids_from is null then
+                perform net._set_ids_apart();
+                select d.own_ids_until, d.own_ids_from into own from net.database d;
+            end if;
+            if tg_table_name = 'attempt' then
+                request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
+            else
+                request_id := case tg_op when 'DELETE' then old.id else new.id end;
+            end if;
+            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999 then
+                return null;
+            end if;
+        end if;
+        if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
+            new.origin := coalesce(subscription, 'replica');
+        end if;
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+comment on function net._take_replicated() is
+    'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
+revoke all on function net._take_replicated() from public;
+
+-- Workers, claims and settings are a server's own: another's mean nothing here.
+create function net._keep_own()
+    returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
+        if tg_table_name = 'database' and tg_op <> 'DELETE' then
+            update net.database set publisher_key_namespace = new.key_namespace;
+        end if;
+        return null;
+    end if;
+    return case tg_op when 'DELETE' then old else new end;
+end
+$$;
+comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
+revoke all on function net._keep_own() from public;
+
+do $$
+declare
+    relation record;
+begin
+    for relation in
+        select c.oid::pg_catalog.regclass as name,
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+                then '_take_replicated' else '_keep_own' end as procedure
+        from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function net.%I()',
+            relation.name, relation.procedure);
+        -- It fires for what is replicated, and nobody else pays for it.
+        execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
+    end loop;
+end
+$$;
+
+-- ---- adoption
+
+create function net.adopt_database()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    was_copy boolean := net._copy_fault() is not null;
+    remembered record;
+    used record;
+    highest bigint;
+    subscriptions text;
+begin
+    lock table net.database in share row exclusive mode;
+    select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
+    from pg_subscription s
+    join pg_subscription_rel r on r.srsubid = s.oid
+    where s.subenabled and r.srrelid = 'net.http_request_queue'::regclass;
+    if subscriptions is not null then
+        raise warning using
+            message = format('the subscription %s still brings requests', subscriptions),
+            detail = 'What it brings from now on is not sent here.',
+            hint = 'Drop it, or disable it, and adopt the database again.';
+    end if;
+
+    select * into remembered from net.database d;
+    select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
+    highest := greatest(
+        (select max(q.id) from net.http_request_queue q),
+        (select max(r.id) from net._http_response r),
+        (select max(f.id) from net.failed f),
+        case
+            when used.is_called then used.last_value
+            -- Set apart for this server's own, but none was made: go on where the publisher was.
+            when used.last_value = remembered.own_ids_from then remembered.own_ids_until
+            else used.last_value - 1
+        end,
+        0);
+    perform setval('net.http_request_queue_id_seq', highest + 1, false);
+
+    delete from net.database;
+    insert into net.database (system_identifier, database_oid, key_namespace)
+    select s.system_identifier, c.oid, coalesce(
+        -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
+        case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
+            then remembered.publisher_key_namespace end,
+        remembered.key_namespace, gen_random_uuid())
+    from pg_control_system() s
+    join pg_database c on c.datname = current_database();
+
+    update net.http_request_queue set origin = null where origin is not null;
+    -- The sessions of a copy's workers may be alive in the original.
+    delete from net.worker w
+    where was_copy or not exists (
+        select from pg_stat_get_activity(w.pid) a
+        where a.backend_start = w.backend_start and a.datid = (select c.oid from pg_database c where c.datname = current_database()));
+    perform net._rescue();
+    perform net._configuration_changed();
+    perform net.wake();
+end
+$$;
+comment on function net.adopt_database() is
+    'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
+revoke all on function net.adopt_database() from public;
