@@ -319,7 +319,7 @@ begin
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('retry', http_request.retry);
     end if;
     if http_request.max_attempts is not null then
-        if http_request.max_attempts not between 1 and 1000 then
+        if http_request.max_attempts operator(pg_catalog.<) 1 or http_request.max_attempts operator(pg_catalog.>) 1000 then
             perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);

@@ -343,6 +343,9 @@ class Worker:
         if any(claim.revision != self._revision for claim in turn.claims):
             # Settings or rules were changed before these were committed: they are meant for them.
             self._tend(turn.claims)
+            if self._mode == "off":
+                self._outbox.release(turn.claims, None)
+                return
         secrets = self._secrets(turn.claims)
         for claim in turn.claims:
             self._begin(claim, secrets.get(claim.id) or {})
