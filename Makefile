@@ -22,6 +22,7 @@ CLUSTER = $(PYTHON) tools/sandbox.py
 DATA = $(sort $(SCRIPT) $(wildcard pgnet--*.sql))
 REGRESS = $(notdir $(basename $(sort $(wildcard tests/sql/*.sql))))
 REGRESS_OPTS = --inputdir=tests --outputdir=build/regress
+SPECS = $(notdir $(basename $(sort $(wildcard tests/isolation/specs/*.spec))))
 
 ifneq ($(PG_CONFIG),)
 PGXS := $(shell $(PG_CONFIG) --pgxs)
@@ -62,7 +63,7 @@ psql: ## a sandbox to play in: a throwaway cluster, a worker, an echo server, an
 
 ##@ Prove
 
-test: ## run everything: verify, lint, pg_regress, pytest
+test: ## run everything: verify, lint, pg_regress, isolation specs, pytest
 	@tools/deps run demo test
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-test
@@ -106,7 +107,7 @@ dist: verify ## pack a release from the last commit
 clean: clean-here ## remove what was built
 
 .PHONY: help deps install uninstall demo psql test installcheck fuzz lint verify bench script format dist clean \
-	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-fuzz run-bench
+	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-bench
 
 # ---- what stands behind them
 
@@ -152,7 +153,7 @@ endif
 installed-here: $(SCRIPT)
 	@$(SUDO) $(MAKE) --no-print-directory PG_CONFIG=$(PG_CONFIG) install >/dev/null
 
-build/regress:
+build/regress build/isolation:
 	mkdir -p $@
 
 $(VENV)/bin/python:
@@ -172,10 +173,23 @@ run-regress: need-python
 	@$(CLUSTER) --bare $(MAKE) --no-print-directory installcheck || \
 	  { cat build/regress/regression.diffs 2>/dev/null; exit 1; }
 
+# Sessions step by step against each other, in a throwaway cluster that can prepare transactions; its environment names it.
+# make run-isolation SPECS=cancel-record runs one.
+run-isolation: need-python build/isolation
+	@$(CLUSTER) --option max_prepared_transactions=10 $(MAKE) --no-print-directory isolation-specs SPECS="$(SPECS)" || \
+	  { cat build/isolation/regression.diffs 2>/dev/null; exit 1; }
+
+isolation_regress = $(dir $(PGXS))../test/isolation/pg_isolation_regress
+isolation-specs:
+	@$(bindir)/psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --file=tests/isolation/support.sql
+	@PGISOLATIONTIMEOUT=20 $(isolation_regress) --bindir=$(bindir) --inputdir=tests/isolation --outputdir=build/isolation \
+	  $(if $(findstring --expecteddir,$(shell $(isolation_regress) --help)),--expecteddir=tests/isolation) \
+	  --use-existing --dbname=$$PGDATABASE $(SPECS)
+
 # pytest comes last, whatever failed before it: its closing line ends the output of a good run.
 run-test: $(VENV)/stamp
 	@failed=; \
-	for part in verify lint run-regress; do \
+	for part in verify lint run-regress run-isolation; do \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
 	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) || failed="$$failed pytest"; \

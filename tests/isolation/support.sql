@@ -1,0 +1,99 @@
+-- What the specs say in one word: the steps of a worker, which remembers its claims as a real one does, and how things stand.
+-- PL/pgSQL throughout, so that nothing depends on the extension, which each permutation makes anew.
+
+create table worker (number integer primary key, id bigint, secret uuid);
+create table held (worker integer, id bigint, token uuid);
+
+create procedure fresh() language plpgsql as $$
+begin
+    drop extension if exists pgnet cascade;
+    create extension pgnet;
+    truncate worker, held;
+end
+$$;
+
+create procedure register(worker_number integer) language plpgsql as $$
+begin
+    insert into worker select worker_number, r.worker_id, r.worker_secret from net._register('process') r;
+end
+$$;
+
+-- Over a new connection: with the secret it was given, and what it still works on.
+create function come_back(worker_number integer) returns boolean language plpgsql as $$
+declare
+    me worker := (select w from worker w where w.number = worker_number);
+    again record;
+begin
+    select * into again from net._register('process', me.id, me.secret,
+        (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number));
+    update worker w set id = again.worker_id, secret = again.worker_secret where w.number = worker_number;
+    return again.worker_id = me.id;
+end
+$$;
+
+create function claim(worker_number integer, slots integer default 10)
+    returns table (id bigint, url text, attempt integer) language plpgsql as $$
+#variable_conflict use_column
+begin
+    return query
+    with c as (
+        select c.* from worker w cross join lateral net._claim(w.id, slots, slots, slots, '{}', 1000000, '') c
+        where w.number = worker_number
+    ), h as (
+        insert into held select worker_number, c.id, c.token::uuid from c
+    )
+    select c.id, c.url, c.attempt from c order by c.id;
+end
+$$;
+
+-- Of all that it holds, or of these; gives what is held up, which it keeps to come again.
+create function record(worker_number integer, variadic ids bigint[] default null) returns bigint[] language plpgsql as $$
+declare
+    held_up bigint[];
+begin
+    held_up := net._record((
+        select coalesce(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'succeeded', 'status_code', 200,
+            'content', 'by worker ' || worker_number, 'timed_out', false) order by h.id), '[]')
+        from held h where h.worker = worker_number and (ids is null or h.id = any (ids))));
+    delete from held h
+    where h.worker = worker_number and (ids is null or h.id = any (ids)) and h.id <> all (held_up);
+    return held_up;
+end
+$$;
+
+create procedure release(worker_number integer, reason text default null) language plpgsql as $$
+begin
+    perform net._release(array_agg(h.id), array_agg(h.token), reason) from held h where h.worker = worker_number;
+    delete from held h where h.worker = worker_number;
+end
+$$;
+
+-- What a worker does each time it looks.
+create procedure tend(worker_number integer) language plpgsql as $$
+begin
+    perform net._tend(w.id) from worker w where w.number = worker_number;
+end
+$$;
+
+-- Its session is gone, for longer than rescue_after, and not so long that it is forgotten.
+create procedure lose(worker_number integer) language plpgsql as $$
+begin
+    update net.worker n set backend_start = n.backend_start - interval '1 day', gone_since = now() - interval '10 s'
+    from worker w where w.number = worker_number and n.id = w.id;
+end
+$$;
+
+create function standing()
+    returns table (id bigint, state text, attempts integer, claimed_by integer, content text, error_msg text)
+    language plpgsql as $$
+#variable_conflict use_column
+begin
+    return query
+    select r.id, r.state::text, r.attempts, w.number, a.content, r.error_msg
+    from net.requests r
+    left join net._http_response a on a.id = r.id
+    left join net.claim c on c.id = r.id
+    left join worker w on w.id = c.worker
+    order by r.id;
+end
+$$;
