@@ -31,13 +31,13 @@ begin
 end
 $$;
 
-create function claim(worker_number integer, slots integer default 10)
+create function claim(worker_number integer, slots integer default 10, alone boolean default false)
     returns table (id bigint, url text, attempt integer) language plpgsql as $$
 #variable_conflict use_column
 begin
     return query
     with c as (
-        select c.* from worker w cross join lateral net._claim(w.id, slots, slots, slots, '{}', 1000000, '') c
+        select c.* from worker w cross join lateral net._claim(w.id, slots, slots, slots, '{}', 1000000, '', alone) c
         where w.number = worker_number
     ), h as (
         insert into held select worker_number, c.id, c.token::uuid from c
@@ -61,6 +61,25 @@ begin
 end
 $$;
 
+-- All that it holds.
+create procedure fail(worker_number integer) language plpgsql as $$
+begin
+    perform net._record(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'failed', 'error_msg', 'refused',
+        'timed_out', false))) from held h where h.worker = worker_number;
+    delete from held h where h.worker = worker_number;
+end
+$$;
+
+-- All that it holds, to be attempted again in a thousand seconds; gives what is held up.
+create function retry(worker_number integer) returns bigint[] language plpgsql as $$
+begin
+    return net._record((
+        select json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'retrying', 'status_code', 503,
+            'retry_in', 1000, 'timed_out', false) order by h.id)
+        from held h where h.worker = worker_number));
+end
+$$;
+
 create procedure release(worker_number integer, reason text default null) language plpgsql as $$
 begin
     perform net._release(array_agg(h.id), array_agg(h.token), reason) from held h where h.worker = worker_number;
@@ -80,6 +99,15 @@ create procedure lose(worker_number integer) language plpgsql as $$
 begin
     update net.worker n set backend_start = n.backend_start - interval '1 day', gone_since = now() - interval '10 s'
     from worker w where w.number = worker_number and n.id = w.id;
+end
+$$;
+
+-- The workers before this one are lost, with all that they hold; the sessions are new ones then.
+create procedure lose_all(worker_number integer) language plpgsql as $$
+begin
+    update net.worker w set gone_since = now() - interval '10 s', backend_start = w.backend_start - interval '1 day' where w.id < worker_number;
+    call tend(worker_number);
+    update net.worker w set gone_since = null, backend_start = w.backend_start + interval '1 day' where w.id < worker_number;
 end
 $$;
 
