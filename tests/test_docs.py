@@ -159,7 +159,7 @@ def test_the_readme(bare: Database, url: str) -> None:
     assert bare.rows("select extname from pg_extension") == [("plpgsql",)]
 
 
-@pytest.mark.parametrize("name", ["reference", "production", "secrets"])
+@pytest.mark.parametrize("name", ["reference", "production", "secrets", "delivery"])
 def test_a_page(ready: Database, url: str, name: str) -> None:
     run_page(ready, ROOT / f"docs/{name}.md", url)
 
@@ -218,11 +218,11 @@ def test_failed_posts_are_sent_again(ready: Database, httpd: str) -> None:
     statement = next(
         text
         for text in blocks(ROOT / "docs/production.md", "sql")
-        if "net.failures f" in text and "http_request" in text
+        if "net.failures f" in text and "net.retry" in text
     )
     assert "(1 row)" in psql(ready, statement)
-    ready.wait_for("select count(*) from net.failures", predicate=lambda count: count == 2)
-    assert ready.rows("select body from net.failures where id = 2") == [(b'{"a": 1}',)]
+    ready.wait_for("select count(*) from net.failures where id = 2")
+    assert ready.rows("select id, body, retry_of from net.failures") == [(2, b'{"a": 1}', 1)]
 
 
 # ---- the swap
