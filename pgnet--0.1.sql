@@ -2338,7 +2338,7 @@ comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
 revoke all on function net._idempotency_key(bigint, timestamptz, text, jsonb) from public;
 
 -- Ends a queued request that has no answer to show.
-create function net._end(id bigint, state net.request_state, error_msg text, attempts integer)
+create function net._end(id bigint, state text, error_msg text, attempts integer)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2351,7 +2351,7 @@ begin
     insert into net._http_response (
         id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of)
     values (
-        request.id, _end.state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
+        request.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
         request.requested_by, request.created, request.retry_of);
     if state in ('failed', 'unknown') then
         insert into net.failed (
@@ -2360,12 +2360,12 @@ begin
         values (
             request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
             request.requested_by, request.created, request.priority, request.context, request.options,
-            request.retry_of, _end.state, _end.attempts, _end.error_msg);
+            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg);
     end if;
 end
 $$;
-comment on function net._end(bigint, net.request_state, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
-revoke all on function net._end(bigint, net.request_state, text, integer) from public;
+comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+revoke all on function net._end(bigint, text, text, integer) from public;
 
 -- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
 -- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
@@ -2385,7 +2385,7 @@ as $$
 declare
     request record;
     max_losses integer := net._current_setting('max_losses')::integer;
-    fate net.request_state;
+    fate text;
     message text;
 begin
     for request in
@@ -2416,7 +2416,9 @@ begin
         end if;
         if fate is null then
             insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-            values (request.id, request.attempt, request.requested_by, ending, request.claimed, clock_timestamp(), reason)
+            values (
+                request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
+                request.requested_by, ending, request.claimed, clock_timestamp(), reason)
             on conflict do nothing;
             if ending = 'lost' and request.losses >= 2 then
                 update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp() where q.id = request.id;
@@ -2660,7 +2662,9 @@ begin
         insert into net.attempt (
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
-        select h.id, h.attempt, h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
+        select h.id,
+            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the same number.
+            greatest(h.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = h.id)), h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
             h.error_msg, make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'
@@ -3462,7 +3466,7 @@ create function net.retry(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    found_state net.request_state;
+    found_state text;
     request_id bigint;
 begin
     if id is null then

@@ -430,7 +430,7 @@ create function net.retry(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    found_state net.request_state;
+    found_state text;
     request_id bigint;
 begin
     if id is null then
