@@ -61,6 +61,8 @@ _BROKEN = frozenset(
 _ENDS = (pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR)
 # libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
+# That the other side has ended a connection.
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
 # Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
@@ -769,6 +771,8 @@ class _Multi:
         self.framed: set[int] = set()
         # Requests to be sent once only, which have not begun yet.
         self._once: list[_Slot] = []
+        # Requests on connections that others may use too, and that libcurl must not repeat.
+        self._delicate: set[_Slot] = set()
         # Those that may wait for another one's connection: when they began, and those that do.
         self._sharing: list[_Slot] = []
         self._pending: list[_Pending] = []
@@ -811,6 +815,8 @@ class _Multi:
                 self._nudge_later()
         if slot.shares:
             self._sharing.append(slot)
+            if transfer.method not in _IDEMPOTENT:
+                self._delicate.add(slot)
         elif self.alone or transfer.method not in _IDEMPOTENT:
             self._once.append(slot)
         try:
@@ -884,6 +890,8 @@ class _Multi:
         slot.release()
         if self._nested:
             self._nested.discard(slot)
+        if self._delicate:
+            self._delicate.discard(slot)
         if self._retired:
             slot.curl.close()
             self._loop.run_callback(self._close_when_idle)
@@ -920,7 +928,7 @@ class _Multi:
             if self._heavy:
                 self._heavy.pop(fd, None)
             return
-        mask = (select.EPOLLIN if what & pycurl.POLL_IN else 0) | (
+        mask = (select.EPOLLIN | select.EPOLLRDHUP if what & pycurl.POLL_IN else 0) | (
             select.EPOLLOUT if what & pycurl.POLL_OUT else 0
         )
         self._wanted[fd] = mask
@@ -1067,11 +1075,26 @@ class _Multi:
                     mask |= pycurl.CSELECT_OUT
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
+                if event & _ENDED and self._delicate:
+                    self._spare(fd)
                 if self._act(fd, mask) > end:
                     self._late = {fd for fd, _ in events[at + 1 :]}
                     break
         finally:
             self._reap()
+
+    def _spare(self, fd: int) -> None:
+        """A connection has ended: what may not be done twice is not to be sent once more.
+
+        libcurl repeats what was sent over a connection that had been used before. It may do so as
+        long as the connection stands, when a stream of HTTP/2 was refused.
+        """
+        with suppress(OSError), self._borrowed(fd) as ended:
+            # Of a connection that was reset, this is all that is left.
+            port = ended.getsockname()[1]
+            for slot in self._delicate:
+                if slot.curl.getinfo(pycurl.LOCAL_PORT) == port:
+                    slot.only_once()
 
     def _forget(self, fd: int) -> None:
         """A kept connection has something to say, or has ended: it is not to be used again.

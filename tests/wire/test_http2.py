@@ -19,6 +19,22 @@ from httpd import wait_until
 from nginx import Nginx
 from pgnet.exchange import Answer, Limits
 from pgnet.host import HostSettings, HostTable
+from wire.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    INTERNAL_ERROR,
+    NO_ERROR,
+    REFUSED_STREAM,
+    RST_STREAM,
+    SETTINGS,
+    STATUS_200,
+    field,
+    fine,
+    frame,
+)
 from wire.support import Client
 
 MakeClient = Callable[..., Client]
@@ -259,24 +275,6 @@ def test_too_many_headers(trusting: Callable[..., Client], nginx: Nginx) -> None
 
 
 # ---- servers of ours, frame by frame (RFC 9113)
-
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
-END_STREAM, END_HEADERS = 1, 4
-NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM = 0, 2, 7
-STATUS_200 = b"\x88"
-
-
-def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
-    return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
-
-
-def field(name: bytes, value: bytes) -> bytes:
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
-
-
-def fine(stream: int) -> bytes:
-    return frame(HEADERS, STATUS_200, END_HEADERS, stream) + frame(DATA, b"ok", END_STREAM, stream)
-
 
 Serve = Callable[[Any, int, int], None]
 
