@@ -20,6 +20,7 @@ import gevent
 import requests
 from gevent.event import Event
 
+from pgnet.alarm import Alarm
 from pgnet.assemble import Assembled, assemble, host_table, masks_of, names_of_secrets
 from pgnet.delivery import PLAIN, Delivery, delivery_of
 from pgnet.exchange import Answer, Exchange, Handle, Limits
@@ -116,7 +117,8 @@ class Worker:
         self._alone_until = 0.0
         self._alone_from = 0.0
         self._is_one_alone = False
-        self._next_due = float("inf")
+        # When requests that this worker has put back fall due.
+        self._due = Alarm()
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
         self._own_concurrency = concurrency
         self._window = Window(1)
@@ -210,8 +212,8 @@ class Worker:
             now = time.monotonic()
             if now >= self._ends:
                 return "ends"
-            if now >= self._next_due:
-                self._look, self._next_due = True, float("inf")
+            if self._due.rings(now):
+                self._look = True
             try:
                 if now >= self._next_look or signals & {"reload", "prepared"}:
                     self._tend()
@@ -225,7 +227,7 @@ class Worker:
                 continue
             if self._until_idle and self._is_idle():
                 return "idle"
-            self._sleep(min(self._next_look, self._next_due, self._ends))
+            self._sleep(min(self._next_look, self._due.next, self._ends))
 
     def _connect(self, until: float = float("inf")) -> None:
         """Register with the database, however long it takes; a stop ends the trying.
@@ -328,11 +330,13 @@ class Worker:
             self._look = False
         started = time.monotonic()
         turn = self._outbox.turn(batch, demand)
-        self._linger = min(time.monotonic() - started, 0.05)
+        now = time.monotonic()
+        self._linger = min(now - started, 0.05)
         del self._outcomes[: len(batch)]
-        waits = [outcome.retry_in for outcome in batch if outcome.retry_in is not None]
-        if waits:
-            self._next_due = min(self._next_due, time.monotonic() + min(waits))
+        for outcome in batch:
+            # Later ones are seen when the worker looks anyway.
+            if outcome.retry_in is not None and now + outcome.retry_in < self._next_look:
+                self._due.set(now + outcome.retry_in)
         if turn.held_up:
             held_up = set(turn.held_up)
             self._held_up += [outcome for outcome in batch if outcome.id in held_up]

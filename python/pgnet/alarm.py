@@ -1,0 +1,42 @@
+"""Times at which a worker is to look for requests that fall due."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Final
+
+# However many requests wait, it looks no more often than this, in seconds.
+TICK: Final = 0.02
+
+
+class Alarm:
+    """Rings at each time it is set to, or up to a tick later.
+
+    Times are of one clock, in seconds. Those that fall into one tick ring together, so that what it
+    keeps is bounded by how far ahead it is set.
+    """
+
+    def __init__(self) -> None:
+        self._ticks: list[int] = []
+        self._known: set[int] = set()
+
+    @property
+    def next(self) -> float:
+        """When it rings; infinity where it does not."""
+        return self._ticks[0] * TICK if self._ticks else math.inf
+
+    def set(self, at: float) -> None:
+        """Have it ring at a time, beside those that it is set to already."""
+        tick = math.ceil(at / TICK)
+        if tick not in self._known:
+            self._known.add(tick)
+            heapq.heappush(self._ticks, tick)
+
+    def rings(self, now: float) -> bool:
+        """Whether a time has come; it does not ring for that one again."""
+        rang = False
+        while self.next <= now:
+            self._known.discard(heapq.heappop(self._ticks))
+            rang = True
+        return rang
