@@ -180,6 +180,8 @@ begin
     insert into net.worker (kind, pid, backend_start, host, version)
     values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
+    -- Who was alone looks more often from now on.
+    perform net._signal_workers('reload');
 end
 $$;
 comment on function net._register(text, bigint, uuid, bigint[], text, text) is
@@ -199,7 +201,7 @@ create function net._claim(
     max_bytes bigint,
     -- hosts take turns: the scan starts behind this one
     after_host text,
-    -- one request that is to be attempted alone, and no other
+    -- those that were lost with workers, and no others: one, or a few that were lost less often
     alone boolean default false
 )
     returns table (
@@ -219,6 +221,7 @@ as $$
 #variable_conflict use_column
 declare
     claim_token uuid := gen_random_uuid();
+    suspects bigint[];
     quota integer := case
         when (select q.host from net._queue q order by q.host limit 1)
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
@@ -229,6 +232,22 @@ begin
         where q.id = any (array(
             select w.id from net.http_request_queue w where w.due <= clock_timestamp() and w.origin is null
             order by w.due limit 1000 for update skip locked));
+    end if;
+    if alone then
+        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
+        with quarantined as (
+            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+            from net.http_request_queue q
+            where q.due = 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id)
+        )
+        select array_agg(t.id) into suspects
+        from (
+            select q.id from quarantined q
+            where q.often = (select bool_and(o.often) from quarantined o)
+            order by q.id
+            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
+        ) t;
     end if;
     return query
     with recursive later (name) as (
@@ -269,10 +288,8 @@ begin
             select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created,
                 net._host(q.url) collate "C" as host, 0 as size
             from net.http_request_queue q
-            where alone and q.due = 'infinity' and q.origin is null
+            where alone and q.id = any (suspects)
                 and not exists (select from net.claim c where c.id = q.id)
-            order by q.id
-            limit 1
             for update of q skip locked
         ) l
     ), bounded as (
@@ -537,6 +554,10 @@ begin
         where (s.stalled_since is null or s.stalled_since > clock_timestamp())
             and s.id in (select c.worker from net.claim c where c.deadline < clock_timestamp())
         for update skip locked);
+    if found then
+        -- One that is well looks at once, and says so.
+        perform net._signal_workers('reload');
+    end if;
     perform net._free(array(
         -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
         with gone as materialized (
@@ -647,6 +668,7 @@ declare
     next_rescue double precision;
     next_expiry double precision;
     next_due double precision;
+    quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
     -- Read first: what changes while the rest is read has a higher number.
@@ -678,6 +700,13 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
+    if exists (
+        select from net.http_request_queue q
+        where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id))
+    then
+        quarantined := true;
+        next_look := least(next_look, 1);
+    end if;
     if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 2);
     end if;
@@ -701,9 +730,7 @@ begin
         'hosts', net._host_settings(),
         'policies', net._retry_policies(),
         'mode', net._mode(),
-        'quarantined', exists (
-            select from net.http_request_queue q
-            where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id)),
+        'quarantined', quarantined,
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +156,21 @@ def pytest_runtest_makereport(
             elif isinstance(value, Worker) and value.log.exists():
                 report.sections.append((f"{name}: the worker's log", value.output()[-8000:]))
     return report
+
+
+@pytest.fixture(scope="module")
+def crashing(make_cluster: Any) -> Cluster:
+    made: Cluster = make_cluster()
+    return made
+
+
+@pytest.fixture
+def stricken(crashing: Cluster) -> Iterator[Database]:
+    """A database of a cluster that is made to crash; app.sent says what was committed."""
+    database = crashing.create_database()
+    database.execute("select net.allow_network('loopback')")
+    database.execute("create schema app")
+    database.execute("create table app.sent (key text primary key)")
+    yield database
+    crashing.wait_ready()
+    database.drop()

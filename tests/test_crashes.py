@@ -36,24 +36,6 @@ def forget(witness: Running) -> None:
     witness.reset()
 
 
-@pytest.fixture(scope="module")
-def crashing(make_cluster: Any) -> Cluster:
-    made: Cluster = make_cluster()
-    return made
-
-
-@pytest.fixture
-def stricken(crashing: Cluster) -> Iterator[Database]:
-    """A database of a cluster that is made to crash; app.sent says what was committed."""
-    database = crashing.create_database()
-    database.execute("select net.allow_network('loopback')")
-    database.execute("create schema app")
-    database.execute("create table app.sent (key text primary key)")
-    yield database
-    crashing.wait_ready()
-    database.drop()
-
-
 def targets(witness: Running) -> list[str]:
     return [entry["target"] for entry in witness.record()]
 

@@ -1,4 +1,4 @@
-"""What delivery promises beyond retries: at most once, poison, workers that stall, clocks, modes."""
+"""What delivery promises beyond retries: at most once, poison, stalled workers, clocks, modes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,25 @@ from typing import Any
 import psycopg
 import pytest
 
+import httpd
 from cluster import Database, Worker, free_port, wait_until
 from httpd import Running
 from test_crashes import Recorder, Supervisor, crash, kill_backend, seen, targets
 from test_worker_backend import serving
 
-pytest_plugins = ("test_crashes",)
-
 ONCE = '{"delivery": "at_most_once"}'
 UNKNOWN = "Whether the request was received is unknown, and it is not sent again."
+
+
+@pytest.fixture(scope="module")
+def witness() -> Iterator[Running]:
+    with httpd.running() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def forget(witness: Running) -> None:
+    witness.reset()
 
 
 def request(database: Database, url: str, **arguments: Any) -> int:
@@ -294,6 +304,7 @@ def test_a_request_that_kills_its_worker(
 
         wait_until(settled, description="the poison has ended", timeout=60, interval=0.05)
         # The last of them may have been lost with the last crash.
+        stricken.close()
         wait_until(
             lambda: stricken.value(
                 "select count(*) from innocent i left join net._http_response r using (id)"
@@ -365,7 +376,7 @@ def test_a_clock_put_forward_takes_nothing_from_a_worker_that_is_well(
 
 
 def test_a_clock_put_back_strands_nothing(database: Database) -> None:
-    """What was written an hour ahead: a claim's deadline, a time to wait for, a worker's absence."""
+    """Written an hour ahead: a claim's deadline, a time to wait for, a worker's absence."""
     recorder = Recorder(database)
     first = request(database, "http://unsent.example/1", timeout_milliseconds=30_000)
     recorder.claim()

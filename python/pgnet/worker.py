@@ -113,10 +113,11 @@ class Worker:
         self._cut_off = 0
         self._mode = "on"
         self._policies: dict[str, Policy] = {}
-        # Until when requests are attempted one by one; 0 where none has to be.
+        # Until when requests that were lost with workers have their turn, 0 where there are none;
+        # from when on they have it although others are in flight; and those that are.
         self._alone_until = 0.0
         self._alone_from = 0.0
-        self._is_one_alone = False
+        self._apart: set[int] = set()
         # When requests that this worker has put back fall due.
         self._due = Alarm()
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
@@ -273,8 +274,8 @@ class Worker:
             self._wake_next()
         alone = claim and self._is_alone(now)
         if alone:
-            # What is in flight ends first; what is claimed then is one request.
-            wanted = not self._flights or (now >= self._alone_from and not self._is_one_alone)
+            # What is in flight ends first, or has had its time.
+            wanted = not self._apart and (not self._flights or now >= self._alone_from)
         waiting = len(self._answers) + len(self._outcomes)
         if waiting:
             # Others may end in a moment: as long as a turn takes is worth waiting to share it.
@@ -290,8 +291,8 @@ class Worker:
         return True
 
     def _is_alone(self, now: float) -> bool:
-        """Whether requests are attempted one by one now: those that were lost with workers."""
-        if self._alone_until and now >= self._alone_until and not self._is_one_alone:
+        """Whether those have their turn that were lost with workers, and nobody else."""
+        if self._alone_until and now >= self._alone_until and not self._apart:
             self._alone_until = 0.0
             self._look = True
         return self._alone_until > 0
@@ -356,11 +357,13 @@ class Worker:
         if demand is None:
             return
         if demand.alone:
-            self._is_one_alone = bool(turn.claims)
+            self._apart = {claim.id for claim in turn.claims if claim.id in self._flights}
             if not turn.claims:
-                # Another worker has it.
+                # Another worker has them.
                 self._alone_until = 0.0
                 self._look = True
+            elif self._alone_until == float("inf"):
+                self._alone_until = time.monotonic() + _ALONE_TURN
         elif self._may_be_more(demand, turn.claims):
             self._look = True
             self._wake_next()
@@ -491,8 +494,7 @@ class Worker:
             del self._hosts[host]
         if host in self._full_hosts:
             self._look = True
-        if not self._flights:
-            self._is_one_alone = False
+        self._apart.discard(flight.claim.id)
         # Taken away, not only ended: it knows the flight, and together they would keep the answer.
         handle, flight.handle = flight.handle, None
         if handle is not None:
@@ -509,7 +511,7 @@ class Worker:
         self._apply(tending)
         if tending.quarantined and not self._alone_until:
             self._alone_from = now + _ALONE_WAIT
-            self._alone_until = self._alone_from + _ALONE_TURN
+            self._alone_until = float("inf")
         polling = self._outbox.wake_up_fault is not None
         next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
         self._next_look = time.monotonic() + next_look
@@ -559,7 +561,9 @@ class Worker:
             until = min(until, self._first_answer + self._linger)
         if self._held_up:
             until = min(until, self._held_until)
-        if self._look and len(self._flights) < self._window.most:
+        if self._alone_until and self._flights and not self._apart:
+            until = min(until, self._alone_from)
+        elif self._look and len(self._flights) < self._window.most:
             # Only the window holds them back: it may grow while nothing happens.
             until = min(until, time.monotonic() + _WINDOW_INTERVAL)
         timeout = until - time.monotonic()

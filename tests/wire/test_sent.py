@@ -6,7 +6,6 @@ is true for is never sent again by who must not do a thing twice, so it should n
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from wire.frames import (
     STATUS_200,
     frame,
 )
-from wire.support import Client, NameServer
+from wire.support import Client
 from wire.witness import Peer, Way, Witness
 
 MakeClient = Callable[..., Client]
