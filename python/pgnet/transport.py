@@ -59,6 +59,8 @@ _BROKEN = frozenset(
 )
 # How a kept connection ends that its server has closed.
 _ENDS = (pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR)
+# What libcurl says before it sends a request once more.
+_REPEATS = b"Connection died, "
 # libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
 # That the other side has ended a connection.
@@ -339,6 +341,7 @@ class _Slot:
         "opened",
         "peer",
         "pool",
+        "repeats",
         "section",
         "shares",
         "socket",
@@ -347,6 +350,7 @@ class _Slot:
         "transport",
         "tunneled",
         "url",
+        "watched",
         "wire_bytes",
     )
 
@@ -372,6 +376,8 @@ class _Slot:
         # What aborted the transfer, where it was not libcurl.
         self.fault: WireError | None = None
         self.opened = self.tunneled = self.final = self.once = self.shares = False
+        # Whether libcurl tells what it does; whether it is about to repeat the request.
+        self.watched = self.repeats = False
         self.socket = -1
         self.section = bytearray()
         self.length: int | None = None
@@ -392,6 +398,8 @@ class _Slot:
         set_option(pycurl.HEADERFUNCTION, self._on_header)
         set_option(pycurl.OPENSOCKETFUNCTION, self._on_open)
         set_option(pycurl.SOCKOPTFUNCTION, self._on_opened)
+        set_option(pycurl.DEBUGFUNCTION, self._on_told)
+        set_option(pycurl.XFERINFOFUNCTION, self._on_progress)
         if multi.alone:
             set_option(pycurl.FRESH_CONNECT, 1)
             set_option(pycurl.FORBID_REUSE, 1)
@@ -405,7 +413,7 @@ class _Slot:
         self.transfer = transfer
         self.header_bytes = self.wire_bytes = 0
         self.most_header_bytes = transfer.max_header_bytes
-        self.opened = self.tunneled = self.final = False
+        self.opened = self.tunneled = self.final = self.repeats = False
         if transfer._repeated:
             set_option(pycurl.FRESH_CONNECT, 1)
         if transfer.url != self.url:
@@ -445,6 +453,11 @@ class _Slot:
 
         if route.shares != self.shares:
             self.share(not self.shares)
+        watched = not (self.shares or self.multi.alone or method in _IDEMPOTENT)
+        if watched != self.watched:
+            set_option(pycurl.VERBOSE, 1 if watched else 0)
+            set_option(pycurl.NOPROGRESS, 0 if watched else 1)
+            self.watched = watched
         self.limit_time(transfer, more)
 
     def share(self, wanted: bool) -> None:
@@ -509,6 +522,20 @@ class _Slot:
         """
         self.once = True
         self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+
+    def _on_told(self, kind: int, text: bytes) -> None:
+        """libcurl repeats a request, and perhaps at once, before `only_once` could be called."""
+        if kind == pycurl.INFOTYPE_TEXT and text.startswith(_REPEATS):
+            self.repeats = True
+
+    def _on_progress(self, *_: int) -> int:
+        """Stop a repeat over another kept connection, for which no socket is opened."""
+        return self._refuse_repeat() if self.repeats else 0
+
+    def _refuse_repeat(self) -> int:
+        code = pycurl.E_GOT_NOTHING
+        self.fault = WireError(words(code), possibly_sent=True, code=code)
+        return int(pycurl.SOCKET_BAD)
 
     def _on_header(self, line: bytes) -> int | None:
         # Called for each line of a header: what is usual comes first.
@@ -641,7 +668,9 @@ class _Slot:
             elif not sent:
                 message = f"proxy {proxy.host}: {words(code)}"
             if message is not None and code != pycurl.E_OPERATION_TIMEDOUT:
-                fault = WireError(message, possibly_sent=sent, code=code, detail=text)
+                # Nothing came of this connection, whatever went over one before it.
+                kind = WireError(message, code=code).kind
+                fault = WireError(message, kind=kind, possibly_sent=sent, code=code, detail=text)
         elif code in (pycurl.E_OUT_OF_MEMORY, _TOO_LARGE) or "Out of memory in chunk" in text:
             # A line of a header is longer than libcurl takes.
             limit = min(transfer.max_header_bytes, _LONGEST_LINE)
@@ -665,10 +694,8 @@ class _Slot:
     def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
         """Make the socket, after one more look at the address that it will be connected to."""
         transfer = self.transfer
-        if self.once:
-            code = pycurl.E_GOT_NOTHING
-            self.fault = WireError(words(code), possibly_sent=True, code=code)
-            return int(pycurl.SOCKET_BAD)
+        if self.once or self.repeats:
+            return self._refuse_repeat()
         self.opened = True
         try:
             if transfer is None or where.family not in (socket.AF_INET, socket.AF_INET6):
@@ -1419,11 +1446,14 @@ class Transport:
             transfer._repeated = True
             self._connect_to(transfer, transfer.address)
             return
+        kind: Kind | None = None
         if died:
             code = pycurl.E_GOT_NOTHING
         elif code == _BAD_FUNCTION_ARGUMENT and sent:
             # So it calls some sizes of chunks.
-            code = pycurl.E_RECV_ERROR
+            code, kind = pycurl.E_RECV_ERROR, "response"
+        elif code == pycurl.E_RECV_ERROR and sent and "chunk" in failure.text:
+            kind = "response"
         timed_out = code == pycurl.E_OPERATION_TIMEDOUT
         connecting = not sent and transfer.appconnect == 0
         if (
@@ -1443,7 +1473,9 @@ class Transport:
             return
         if transfer.route.origin.scheme == "https":
             code = _tls_code(code, failure.text)
-        transfer.fail(WireError(words(code), possibly_sent=sent, code=code, detail=failure.text))
+        transfer.fail(
+            WireError(words(code), kind=kind, possibly_sent=sent, code=code, detail=failure.text)
+        )
 
     def _failure(self, error: Exception) -> WireError:
         """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,3 +76,21 @@ def keeper() -> Iterator[Callable[..., Keeper]]:
     yield make
     for each in made:
         each.server.stop()
+
+
+@pytest.fixture
+def full_backlog() -> Iterator[str]:
+    """A URL where a connection is never accepted: the listening socket's queue is full."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        address = listening.getsockname()
+        waiting = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(address)
+            waiting.append(filler)
+        yield f"http://127.0.0.1:{address[1]}/"
+        for filler in waiting:
+            filler.close()

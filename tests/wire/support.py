@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gevent
 import gevent.socket
+import trustme
 from gevent.event import AsyncResult
 
 from pgnet.exchange import Answer, Exchange, Handle, prepare
@@ -55,6 +57,20 @@ class Client:
         _, ended = self.begin(url, method, headers, body, timeout, **more)
         answer: Answer = ended.get(timeout=timeout + 5)
         return answer
+
+
+class Authority:
+    """One authority with a certificate for our servers, and one of somebody whom nobody knows."""
+
+    def __init__(self, directory: Path) -> None:
+        made = trustme.CA()
+        self.ca = made.cert_pem.bytes().decode()
+        self.certificate = directory / "server.pem"
+        leaf = made.issue_cert("127.0.0.1", "127.0.0.2", "two.example")
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
+        self.strange = directory / "stranger.pem"
+        leaf = trustme.CA().issue_cert("127.0.0.1")
+        leaf.private_key_and_cert_chain_pem.write_to_path(str(self.strange))
 
 
 class NameServer:

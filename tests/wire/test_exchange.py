@@ -4,7 +4,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -312,24 +312,6 @@ def test_a_connection_that_was_broken_off_is_not_used_again(
 
 
 # ---- the deadline
-
-
-@pytest.fixture
-def full_backlog() -> Iterator[str]:
-    """A URL where a connection is never accepted: the listening socket's queue is full."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(0)
-        address = listening.getsockname()
-        waiting = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(address)
-            waiting.append(filler)
-        yield f"http://127.0.0.1:{address[1]}/"
-        for filler in waiting:
-            filler.close()
 
 
 def assert_timed_out(answer: Answer, milliseconds: int) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from cluster import wait_until
 from misbehaviour import LATE, WAYS, Running, Way, several
 from pgnet.exchange import Answer, Limits
 from pgnet.host import HostSettings, HostTable
+from pgnet.wire_error import WireError
 from wire.keeper import Keeper
 from wire.support import LOOPBACK, Client
 
@@ -41,6 +42,25 @@ def client(make_client: Callable[..., Client], servers: Running) -> Client:
     return make_client(LOOPBACK, LIMITS, hosts=hosts)
 
 
+# Which kind an error is of, by how its message begins.
+KINDS = {
+    "Timeout of": "timeout",
+    "Server returned nothing": "connection",
+    "Transferred a partial file": "connection",
+    "Failed sending data": "connection",
+    "Error in the HTTP2": "connection",
+    "Stream error in the HTTP/2": "connection",
+    "SSL ": "tls",
+    "Couldn't connect": "connect",
+    "response ": "response",
+    "redirect ": "response",
+    "Number of redirects": "response",
+    "Weird server reply": "response",
+    "Unsupported protocol": "response",
+    "Unrecognized or bad HTTP": "response",
+}
+
+
 def ask(client: Client, servers: Running, way: Way, timeout: float) -> AsyncResult:
     body = None if way.size < 0 else bytes(way.size)
     return client.begin(servers.url(way), way.method, [], body, timeout)[1]
@@ -54,6 +74,15 @@ def assert_fits(way: Way, answer: Answer) -> None:
     assert way.outcome.fits(answer.status_code, body, message, late), (
         way.name, answer.status_code, body[:100], message, None if error is None else error.detail
     )  # fmt: skip
+    if error is not None:
+        assert error.kind == kind_of(error), (way.name, message, error.detail)
+
+
+def kind_of(error: WireError) -> str:
+    if error.message.startswith("Failure when receiving"):
+        return "response" if "chunked" in error.detail else "connection"
+    (kind,) = {kind for words, kind in KINDS.items() if error.message.startswith(words)}
+    return kind
 
 
 def assert_fine(client: Client, servers: Running) -> None:

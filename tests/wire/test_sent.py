@@ -6,16 +6,23 @@ is true for is never sent again by who must not do a thing twice, so it should n
 
 from __future__ import annotations
 
+import itertools
+import socket
+import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gevent
+import gevent.ssl
 import pytest
 import trustme
 
+import httpd
 import proxyd
+import tlsd
 from pgnet.exchange import Limits
 from pgnet.host import HostSettings, HostTable
 from pgnet.wire_error import WireError
@@ -30,23 +37,14 @@ from wire.frames import (
     STATUS_200,
     frame,
 )
-from wire.support import Client
-from wire.witness import Peer, Way, Witness
+from wire.support import Authority, Client, NameServer
+from wire.witness import FINE, Peer, Way, Witness
 
 MakeClient = Callable[..., Client]
+METHODS = ("GET", "POST")
 LARGE = bytes(1_000_000)
-
-
-class Authority:
-    def __init__(self, directory: Path) -> None:
-        made = trustme.CA()
-        self.ca = made.cert_pem.bytes().decode()
-        self.certificate = directory / "server.pem"
-        leaf = made.issue_cert("127.0.0.1", "127.0.0.2", "two.example")
-        leaf.private_key_and_cert_chain_pem.write_to_path(str(self.certificate))
-        self.strange = directory / "stranger.pem"
-        leaf = trustme.CA().issue_cert("127.0.0.1")
-        leaf.private_key_and_cert_chain_pem.write_to_path(str(self.strange))
+# Seconds in which a handshake is sure to be over, and in which all is.
+HANGS, PATIENT = 3.0, 30.0
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +139,15 @@ def world(
     serve: Callable[..., Witness],
 ) -> World:
     return World(ROUTES[request.param], make_client, authority, proxies, serve)
+
+
+def together(work: Callable[..., None], several: Iterable[tuple[Any, ...]]) -> None:
+    """All of them at once; the first failure is raised."""
+    running = [gevent.spawn(work, *arguments) for arguments in several]
+    try:
+        gevent.joinall(running, raise_error=True)
+    finally:
+        gevent.killall(running)
 
 
 def failed(client: Client, url: str, method: str = "GET", body: bytes | None = None,
@@ -252,7 +259,7 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
         assert client(witness.url).content == b"ok"
     hangs = name.endswith("hang")
     body = LARGE if case.method == "POST" else None
-    answer = client(witness.url, case.method, [], body, 0.5 if hangs else 5.0, once=case.once)
+    answer = client(witness.url, case.method, [], body, HANGS if hangs else PATIENT, once=case.once)
     error = answer.error
     if error is None:
         # A proxy that reaches nobody says so, and nobody could tell that from the server's answer.
@@ -282,17 +289,23 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
         assert len(arrived) <= 1, seen
 
 
-def attempts(world: World, name: str, way: Way, cases: list[Case]) -> None:
-    running = [gevent.spawn(attempt, world, name, way, case) for case in cases]
-    gevent.joinall(running, raise_error=True)
+def attempts(world: World, ways: dict[str, Way], cases: list[Case]) -> None:
+    """All of them at once."""
+    together(attempt, [(world, name, way, case) for name, way in ways.items() for case in cases])
 
 
-@pytest.mark.parametrize("name", WAYS)
+def cases(*warm: int) -> list[Case]:
+    return [Case(*each) for each in itertools.product(METHODS, warm, (False, True))]
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if not name.endswith("hang")])
 def test_ways_to_fail(world: World, name: str) -> None:
     # What ends at once may take the answer before with it.
-    warm = (0,) if name.startswith("at-once") else (0, 1)
-    cases = [Case(m, w, o) for m in ("GET", "POST") for w in warm for o in (False, True)]
-    attempts(world, name, WAYS[name], cases)
+    attempts(world, {name: WAYS[name]}, cases(0) if name.startswith("at-once") else cases(0, 1))
+
+
+def test_ways_to_hang(world: World) -> None:
+    attempts(world, {n: way for n, way in WAYS.items() if n.endswith("hang")}, cases(0, 1))
 
 
 @pytest.mark.parametrize("name", WAYS_OF_HTTP_2)
@@ -306,5 +319,296 @@ def test_ways_to_fail_of_http_2(
     serve: Callable[..., Witness],
 ) -> None:
     world = World(ROUTES[route], make_client, authority, proxies, serve)
-    cases = [Case(method, warm, False) for method in ("GET", "POST") for warm in (0, 1)]
-    attempts(world, name, WAYS_OF_HTTP_2[name], cases)
+    several = [case for case in cases(0, 1) if not case.once]
+    attempts(world, {name: WAYS_OF_HTTP_2[name]}, several)
+
+
+def test_a_kept_connection_that_ends_and_then_nobody(world: World) -> None:
+    """The first attempt may have been seen, whatever becomes of the second."""
+    witness = world.witness(then(Peer.request, Peer.leave, Peer.reset), fine=1)
+    client = world.client()
+    assert client(witness.url).content == b"ok"
+    answer = client(witness.url)
+    error = answer.error
+    if error is None:
+        assert (world.route.tls, answer.status_code) == (False, 502)
+        return
+    assert len(witness.arrived) == 2
+    assert (error.kind, error.possibly_sent) == ("connect", True), error
+
+
+# ---- before the connection stands
+
+
+def refused() -> int:
+    """A port of this host where nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_nobody_there(make_client: MakeClient, scheme: str, once: bool) -> None:
+    # the broadcast address has no connections, and so it is unreachable at once
+    for address in (f"127.0.0.1:{refused()}", "127.255.255.255:80"):
+        error = failed(make_client(), f"{scheme}://{address}/", once=once)
+        assert error.message == "Couldn't connect to server"
+        assert (error.kind, error.possibly_sent, error.timed_out) == ("connect", False, False)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_connection_in_time(
+    make_client: MakeClient, full_backlog: str, scheme: str, once: bool
+) -> None:
+    url = full_backlog.replace("http", scheme)
+    client = make_client(limits=Limits(connect_timeout=0.2))
+    error = failed(client, url, once=once)
+    assert (error.kind, error.possibly_sent, error.timed_out) == ("connect", False, True)
+    # the deadline of the whole request, while it is still connecting
+    error = failed(make_client(), url, timeout=0.2, once=once)
+    assert (error.kind, error.possibly_sent, error.timed_out) == ("timeout", False, True)
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("by_proxy", [False, True])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_name(
+    make_client: MakeClient, name_server: NameServer, scheme: str, by_proxy: bool, once: bool
+) -> None:
+    name_server.answers["silent.example"] = None
+    for name, timeout, kind in (("none", 5.0, "name"), ("silent", 0.3, "timeout")):
+        resolver = name_server.resolver()
+        url = f"{name}.example:81"
+        settings = HostSettings(proxy=f"http://{url}" if by_proxy else None)
+        client = make_client(hosts=HostTable({"*": settings}), resolver=resolver)
+        url = f"{scheme}://127.0.0.1/" if by_proxy else f"{scheme}://{url}/"
+        error = failed(client, url, timeout=timeout, once=once)
+        assert (error.kind, error.possibly_sent) == (kind, False), error
+        assert error.timed_out == (kind == "timeout")
+
+
+def read_hello(peer: Peer) -> bytes:
+    """A record of TLS: its length is in the last two of five bytes."""
+    header = peer.take(5)
+    return header + peer.take(int.from_bytes(header[3:], "big"))
+
+
+def half_a_handshake(peer: Peer) -> None:
+    """What a server says first, but for the end of it."""
+    assert peer.witness.context is not None
+    coming, going = gevent.ssl.MemoryBIO(), gevent.ssl.MemoryBIO()
+    both = peer.witness.context.wrap_bio(coming, going, server_side=True)
+    coming.write(read_hello(peer))
+    with pytest.raises(ssl.SSLWantReadError):
+        both.do_handshake()
+    peer.send(going.read()[:-100])
+
+
+def saying(data: bytes) -> Way:
+    def way(peer: Peer) -> None:
+        read_hello(peer)
+        peer.send(data)
+
+    return way
+
+
+HELLOS: dict[str, Way] = {
+    "at-once": lambda peer: None,
+    "hello": saying(b""),
+    "half": half_a_handshake,
+    "garbage": saying(b"no TLS at all" * 10),
+    # an alert: the handshake failed
+    "alert": saying(b"\x15\x03\x03\x00\x02\x02\x28"),
+    "http": saying(FINE),
+}
+ROUTES_OF_TLS = [name for name, route in ROUTES.items() if route.tls]
+
+
+@pytest.fixture(params=ROUTES_OF_TLS)
+def secure(
+    request: pytest.FixtureRequest,
+    make_client: MakeClient,
+    authority: Authority,
+    proxies: dict[str, proxyd.Running],
+    serve: Callable[..., Witness],
+) -> World:
+    return World(ROUTES[request.param], make_client, authority, proxies, serve)
+
+
+def test_no_handshake(secure: World) -> None:
+    def attempt(hello: str, end: str, method: str, warm: int, once: bool) -> None:
+        witness = secure.witness(Peer.hang, handshake=then(HELLOS[hello], ENDS[end]), fine=warm)
+        body = LARGE if method == "POST" else None
+        client = secure.client(connect_timeout=HANGS)
+        if warm:
+            # a connection that stands is of no use to what has one of its own
+            assert client(witness.url, timeout=PATIENT).content == b"ok"
+        error = failed(client, witness.url, method, body, PATIENT, once=once)
+        seen = (hello, end, method, warm, once, error.kind, error.message, error.detail)
+        assert not error.possibly_sent, seen
+        if error.timed_out:
+            assert (error.kind, end) == ("connect", "hang"), seen
+        else:
+            # A proxy may not have reached who is gone at once.
+            refused = hello == "at-once" and "refused the tunnel" in error.message
+            assert error.kind == ("connect" if refused else "tls"), seen
+
+    for end in ENDS:
+        several = itertools.product(HELLOS, [end], METHODS, ((0, False), (0, True), (1, True)))
+        together(attempt, [(*which, *how) for *which, how in several])
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_server_that_is_not_trusted(
+    secure: World, authority: Authority, serve: Callable[..., Witness], once: bool
+) -> None:
+    for certificate, host in (
+        (authority.strange, "127.0.0.1"),
+        (authority.certificate, "127.0.0.3"),
+    ):
+        witness = serve(Peer.hang, certificate, address=(host, 0))
+        error = failed(secure.client(), witness.url, "POST", LARGE, once=once)
+        assert error.message.endswith("SSL peer certificate or SSH remote key was not OK")
+        assert (error.kind, error.possibly_sent) == ("tls", False)
+        assert witness.arrived == []
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("highest", ["TLSv1_2", "TLSv1_3"])
+def test_a_client_that_is_not_trusted(
+    make_client: MakeClient, authority: Authority, tmp_path: Path, highest: str, once: bool
+) -> None:
+    """In TLS 1.3 the server says so when the request may be there already."""
+    strangers = tmp_path / "clients.pem"
+    trustme.CA().cert_pem.write_to_path(str(strangers))
+    more = ("--client-ca", str(strangers), "--highest", highest)
+    with tlsd.running(authority.certificate, *more) as url:
+        client = make_client(hosts=HostTable({"*": HostSettings(ca=authority.ca)}))
+        error = failed(client, url + "/", once=once)
+    assert error.kind == "tls"
+    assert error.possibly_sent == (highest == "TLSv1_3")
+
+
+# ---- proxies
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("proxy", ["http", "https"])
+def test_proxies_that_fail(
+    make_client: MakeClient,
+    authority: Authority,
+    proxies: dict[str, proxyd.Running],
+    proxy: str,
+    once: bool,
+) -> None:
+    settings = HostSettings(ca=authority.ca, proxy=proxies[proxy].url)
+    limits = Limits(connect_timeout=1.0)
+    client = make_client(limits=limits, hosts=HostTable({"*": settings}))
+    for way, kind, kind_in_clear in (
+        ("status-407", "connect", None),
+        ("status-502", "connect", None),
+        ("close", "connect", "connection"),
+        ("reset", "connect", "connection"),
+        ("garbage", "connect", "response"),
+        ("flood", "response", "response"),
+        ("hang", "connect", "timeout"),
+    ):
+        error = failed(client, f"https://{way}.example/", "POST", LARGE, once=once)
+        assert (error.kind, error.possibly_sent) == (kind, False), (way, error)
+        timeout = 1.0 if way == "hang" else PATIENT
+        answer = client(f"http://{way}.example/", "POST", [], b"x", timeout, once=once)
+        if kind_in_clear is None:
+            # its answer is the answer
+            assert (answer.error, answer.status_code) == (None, int(way[-3:]))
+        else:
+            assert answer.error is not None
+            assert (answer.error.kind, answer.error.possibly_sent) == (kind_in_clear, True), way
+
+
+@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_connection_to_the_proxy(
+    make_client: MakeClient,
+    authority: Authority,
+    full_backlog: str,
+    serve: Callable[..., Witness],
+    scheme: str,
+    once: bool,
+) -> None:
+    strange = serve(Peer.hang, authority.strange)
+    broken = serve(Peer.hang, authority.certificate, handshake=then(HELLOS["hello"], Peer.close))
+    for proxy, kind in (
+        (f"http://127.0.0.1:{refused()}", "connect"),
+        (f"https://127.0.0.1:{refused()}", "connect"),
+        ("http://127.255.255.255:80", "connect"),
+        (full_backlog, "connect"),
+        (strange.url, "tls"),
+        (broken.url, "tls"),
+    ):
+        settings = HostSettings(ca=authority.ca, proxy=proxy)
+        limits = Limits(connect_timeout=1.0)
+        client = make_client(limits=limits, hosts=HostTable({"*": settings}))
+        error = failed(client, f"{scheme}://a.example/", "POST", LARGE, once=once)
+        assert (error.kind, error.possibly_sent) == (kind, False), (proxy, error)
+    assert strange.arrived == broken.arrived == []
+
+
+# ---- what is refused here, and answers that cannot be used
+
+
+def test_what_is_refused_here(client: Client, server: httpd.Running) -> None:
+    server.reset()
+    for url, method, headers in (
+        ("http://10.0.0.1/", "GET", []),
+        ("http://user@127.0.0.1/", "GET", []),
+        ("ftp://127.0.0.1/", "GET", []),
+        ("http://127.0.0.1:99999/", "GET", []),
+        (server.url, "CONNECT", []),
+        (server.url, "B A D", []),
+        (server.url, "GET", [("Host", "x")]),
+        (server.url, "GET", [("X", "a\nb")]),
+    ):
+        for once in (False, True):
+            error = client(url, method, headers, once=once).error
+            assert error is not None
+            assert (error.kind, error.possibly_sent) == ("request", False), (url, error)
+    assert server.record() == []
+
+
+def test_redirects_that_fail(make_client: MakeClient, server: httpd.Running) -> None:
+    """By then somebody has seen the request."""
+    client = make_client(limits=Limits(connect_timeout=0.3))
+    for to, kind in (
+        ("http://10.0.0.1/", "request"),
+        ("ftp://127.0.0.1/", "response"),
+        ("http://user@127.0.0.1/", "response"),
+        (f"http://127.0.0.1:{refused()}/", "connect"),
+        (f"https://127.0.0.1:{server.port}/", "tls"),
+        (f"{server.url}/hang", "timeout"),
+        (f"{server.url}/loop", "response"),
+        (f"{server.url}/short/9", "connection"),
+    ):
+        for once in (False, True):
+            timeout = 1.0 if kind == "timeout" else PATIENT
+            error = failed(client, f"{server.url}/hop/302?to={to}", timeout=timeout, once=once)
+            assert (error.kind, error.possibly_sent) == (kind, True), (to, error)
+
+
+def test_limits(make_client: MakeClient, server: httpd.Running) -> None:
+    limits = Limits(max_response_bytes=1000, max_wire_bytes=1000, max_header_bytes=1000)
+    client = make_client(limits=limits)
+    for way in ("long/2000", "chunked/2000", "headers/3", "bomb/2000000", "coding/x", "bad-gzip"):
+        error = failed(client, f"{server.url}/{way}")
+        assert (error.kind, error.possibly_sent) == ("response", True), (way, error)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_cancelled(client: Client, server: httpd.Running, once: bool) -> None:
+    handle, ended = client.begin(server.url + "/hang", once=once)
+    gevent.sleep(0.01)
+    handle.cancel()
+    error = ended.get(timeout=5).error
+    assert (error.kind, error.possibly_sent) == ("request", True)

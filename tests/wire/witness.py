@@ -55,7 +55,7 @@ class Peer:
             window = frame(SETTINGS, struct.pack("!HI", 4, most))
             self.send(window + frame(WINDOW_UPDATE, struct.pack("!I", most)))
             # the preface is not of a request
-            self._exactly(24)
+            self.take(24)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -85,7 +85,8 @@ class Peer:
         if self.arrival is not None:
             self.arrival.size += len(data)
 
-    def _exactly(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
+        """Read so many bytes."""
         while len(self._read) < size:
             self._more()
         taken, self._read = self._read[:size], self._read[size:]
@@ -102,13 +103,13 @@ class Peer:
         if self.version == "2":
             while True:
                 # what is no request: settings, windows
-                header = self._exactly(9)
+                header = self.take(9)
                 if header[3] == HEADERS:
                     arrival = self._begun()
                     arrival.size += 9
                     self._read = header + self._read
                     return
-                self._exactly(int.from_bytes(header[:3], "big"))
+                self.take(int.from_bytes(header[:3], "big"))
         if not self._read:
             self._more()
         self._begun()
@@ -118,8 +119,8 @@ class Peer:
         self.first_byte()
         assert self.arrival is not None
         if self.version == "2":
-            header = self._exactly(9)
-            self._exactly(int.from_bytes(header[:3], "big"))
+            header = self.take(9)
+            self.take(int.from_bytes(header[:3], "big"))
             self.stream = int.from_bytes(header[5:], "big")
             self.length = 0 if header[4] & END_STREAM else 1
             return
@@ -137,16 +138,21 @@ class Peer:
         assert self.arrival is not None
         if self.version == "2":
             while self.length:
-                header = self._exactly(9)
-                self._exactly(int.from_bytes(header[:3], "big"))
+                header = self.take(9)
+                self.take(int.from_bytes(header[:3], "big"))
                 if header[3] == DATA and header[4] & END_STREAM:
                     self.length = 0
         else:
-            self._exactly(self.length)
+            self.take(self.length)
         self.arrival.whole = True
 
     def answer(self) -> None:
         self.send(fine(self.stream) if self.version == "2" else FINE)
+
+    def leave(self) -> None:
+        """Nobody listens any more."""
+        self.witness.server.stop_accepting()
+        self.witness.server.socket.close()
 
     def close(self) -> None:
         """End the connection, without a word of TLS'."""
@@ -184,7 +190,6 @@ class Witness:
     protocols: of ALPN.
     handshake: what is done with a connection instead of a handshake.
     fine: so many requests are answered before the first that goes that way.
-    leave: nobody listens any more after so many connections.
     """
 
     def __init__(
@@ -194,13 +199,11 @@ class Witness:
         protocols: tuple[str, ...] = ("http/1.1",),
         handshake: Way | None = None,
         fine: int = 0,
-        leave: int = 1_000_000,
         address: tuple[str, int] = ("127.0.0.1", 0),
     ) -> None:
         self.way = way
         self.handshake = handshake
         self.fine = fine
-        self.leave = leave
         self.connections = 0
         self.arrived: list[Arrival] = []
         self.faults: list[BaseException] = []
@@ -217,9 +220,6 @@ class Witness:
 
     def connection(self, plain: Any, _: Any) -> None:
         self.connections += 1
-        if self.connections >= self.leave:
-            self.server.stop_accepting()
-            self.server.socket.close()
         peer = Peer(self, plain, self.connections)
         try:
             if self.context is not None:
