@@ -713,7 +713,8 @@ begin
     next_due := extract(epoch from clock_timestamp() - (
         select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));
     if next_due is not null then
-        next_due := greatest(-next_due, 0.02);
+        -- Who has put a request back looks for it at its time. This is for others, and not to be done for each.
+        next_due := greatest(-next_due, 0.5);
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
