@@ -243,6 +243,8 @@ class Cluster:
         self.options: dict[str, object] = {"fsync": "off", **options}
         self.directory = Path()
         self.process: subprocess.Popen[bytes] | None = None
+        # what the server's processes find in their environment besides
+        self.server_environment: dict[str, str] = {}
         self._databases = 0
 
     @property
@@ -283,19 +285,23 @@ class Cluster:
             if os.geteuid() == 0:
                 account = pwd.getpwnam("postgres")
                 os.chown(self.directory, account.pw_uid, account.pw_gid)
-            self.run(
-                "initdb",
-                "--pgdata=data",
-                "--auth=trust",
-                "--username=postgres",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-                "--no-sync",
-            )
+            self.initialise()
             self.start()
         except BaseException:
             self.close()
             raise
+
+    def initialise(self) -> None:
+        """Make the data directory."""
+        self.run(
+            "initdb",
+            "--pgdata=data",
+            "--auth=trust",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        )
 
     def close(self) -> None:
         """Stop the server without ceremony and remove every file."""
@@ -358,7 +364,9 @@ class Cluster:
             "max_connections": 100,
             **self.options,
         }
-        command = [str(self.bindir / "postgres"), "-D", str(self.data)]
+        # by env: what runs before it as another user shall not have them
+        variables = [f"{name}={value}" for name, value in self.server_environment.items()]
+        command = ["env", *variables, str(self.bindir / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:

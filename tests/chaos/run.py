@@ -1,0 +1,277 @@
+"""One run: start everything, let it go wrong, wait until all has drained, check."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from chaos import checker, culprit, faults, server, witness
+from chaos.clients import Clients
+from chaos.link import Link
+from chaos.proxy import Proxy
+from chaos.tally import Tally
+from chaos.workers import BackendWorker, ProcessWorker
+
+# Seconds within which everything must have an outcome once nothing goes wrong any more.
+DRAIN = 150
+
+
+class Run:
+    """Everything that faults strike at."""
+
+    def __init__(self, seed: int, seconds: float, rate: float, directory: Path) -> None:
+        self.seed = seed
+        self.seconds = seconds
+        self.directory = directory
+        self.tally = Tally()
+        self.link_lock = threading.Lock()
+        self.witness_lock = threading.Lock()
+        self._rate = rate
+        self._stack = contextlib.ExitStack()
+        root = os.geteuid() == 0
+        self.link: Link | None = None
+        if root:
+            self.link = Link()
+            self._stack.callback(self.link.close)
+        addresses = [self.link.address] if self.link else []
+        self.server = server.Server(addresses, self.tally, root=root)
+        self.allowed = frozenset(
+            [
+                *(["libfaketime"] if self.server.clock else []),
+                *(["a file system of its own", "a network namespace"] if root else []),
+            ]
+        )
+
+    def __enter__(self) -> Run:
+        stack = self._stack
+        try:
+            stack.callback(self.server.close)
+            self.server.start()
+            sockets = [Path("/proc/net/tcp"), *([self.link.sockets] if self.link else [])]
+            host = self.link.address if self.link else "127.0.0.1"
+            self.record = self.directory / "witness.jsonl"
+            self.witness = stack.enter_context(
+                witness.running(self.record, str(self.seed), host, sockets)
+            )
+            self.proxy = Proxy(
+                self.server.cluster.port, lambda port: bool(culprit.kill(port, sockets))
+            )
+            stack.callback(self.proxy.close)
+            self._make_workers()
+            proxied = self.server.dsn(server.CLIENT, "127.0.0.1", self.proxy.port)
+            direct = self.server.dsn(server.CLIENT)
+            self.clients = Clients(
+                [direct, proxied, direct, proxied, direct],
+                direct,
+                self.witness.url,
+                self._rate,
+                self.seed,
+                self.tally,
+            )
+        except BaseException:
+            stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _make_workers(self) -> None:
+        where = self.server.cluster.directory
+        user = server.WORKER
+        direct = self.server.dsn(user)
+        proxied = self.server.dsn(user, "127.0.0.1", self.proxy.port)
+        self.processes = [
+            ProcessWorker("by the socket", direct, where, self.tally),
+            ProcessWorker("by the proxy", proxied, where, self.tally),
+        ]
+        if self.link is not None:
+            remote = self.server.dsn(user, self.link.address)
+            self.processes.append(
+                ProcessWorker("by the cable", remote, where, self.tally, prefix=self.link.command())
+            )
+        self.sessions = [
+            BackendWorker("a session", direct, self.tally),
+            BackendWorker("a session by the proxy", proxied, self.tally),
+        ]
+        self.workers = [*self.processes, *self.sessions]
+
+    def go(self) -> checker.Evidence:
+        """All of it; gives what there is to check."""
+        for worker in self.workers:
+            worker.start()
+        self.clients.start()
+        plan = faults.Faults(self, self.seed, self.seconds, self.allowed)
+        self.left_out = plan.left_out
+        plan.strike()
+        self.server.cluster.set_clock(0)
+        self.clients.stop()
+        self.witness.tell("behave")
+        self.drained = self._drain()
+        evidence = self._evidence()
+        for worker in self.workers:
+            worker.stop()
+            evidence.findings += worker.findings
+        evidence.findings += plan.findings
+        evidence.findings += self._crashes()
+        return evidence
+
+    def _drain(self) -> float:
+        """Wait until nothing is queued; gives the seconds it took."""
+        started = time.monotonic()
+        while time.monotonic() < started + DRAIN:
+            with contextlib.suppress(psycopg.Error), self.server.connect() as connection:
+                found = connection.execute(
+                    "select (select count(*) from net.http_request_queue),"
+                    " (select count(*) from net.claim), (select count(*) from pg_prepared_xacts)"
+                ).fetchone()
+                if found == (0, 0, 0):
+                    break
+            time.sleep(0.2)
+        return time.monotonic() - started
+
+    def _evidence(self) -> checker.Evidence:
+        evidence = checker.Evidence(
+            acknowledged=self.clients.acknowledged, undone=self.clients.undone
+        )
+        for line in self.record.read_text().splitlines():
+            entry: dict[str, Any] = json.loads(line)
+            entry.pop("time")
+            if "killed" in entry:
+                if entry["killed"]:
+                    what = "a worker process" if "python" in entry["killed"] else "a session"
+                    self.tally.add(f"of these, at the witness: {what}, {entry['point']}")
+            elif "wrong_body" in entry:
+                evidence.wrong_bodies.append(entry["key"])
+            else:
+                evidence.sightings.append(checker.Sighting(**entry))
+        with self.server.connect() as connection:
+
+            def rows(query: str) -> list[tuple[Any, ...]]:
+                return connection.execute(query).fetchall()
+
+            evidence.sent = [
+                checker.Sent(*row)
+                for row in rows(
+                    "select key, id, method, delivery, retry, max_attempts, idempotency_key"
+                    " from app.sent"
+                )
+            ]
+            evidence.responses = [
+                checker.Response(*row)
+                for row in rows(
+                    "select id, url, state::text, status_code, content, error_msg, attempts"
+                    " from net._http_response"
+                )
+            ]
+            evidence.operations = [
+                (operation, id, state)
+                for operation, id, state in rows(
+                    "select operation, id, state::text from app.outcome order by number"
+                )
+            ]
+            evidence.failed = {id for (id,) in rows("select id from net.failed")}
+            evidence.queued = {id for (id,) in rows("select id from net.http_request_queue")}
+            evidence.claimed = {id for (id,) in rows("select id from net.claim")}
+        return evidence
+
+    def _crashes(self) -> list[str]:
+        log = self.server.cluster.log.read_text(errors="replace").splitlines()
+        return [line for line in log if "terminated by signal 11" in line or "TRAP:" in line]
+
+    def keep(self) -> None:
+        """Copy what a person needs to find out."""
+        for log in self.server.cluster.directory.glob("*log*"):
+            if log.is_file():
+                shutil.copy(log, self.directory / log.name)
+
+    def explain(self, violation: checker.Violation) -> str:
+        """All that the database and the witness know of a request."""
+        lines = [f"{violation.kind}: {violation.subject}: {violation.detail}"]
+        with self.server.connect() as connection:
+            row = connection.execute(
+                "select id, key, to_jsonb(s) from app.sent s where key = %s or id::text = %s",
+                (violation.subject, violation.subject),
+            ).fetchone()
+            if row is not None:
+                id, key, sent = row
+                lines.append(f"  sent {sent}")
+                for table, column in (
+                    ("net._http_response", "id"),
+                    ("net.attempt", "request_id"),
+                    ("net.http_request_queue", "id"),
+                    ("net.claim", "id"),
+                    ("app.outcome", "id"),
+                ):
+                    for (found,) in connection.execute(
+                        f"select jsonb_strip_nulls(to_jsonb(t)) from {table} t where {column} = %s",
+                        (id,),
+                    ):
+                        lines.append(f"  {table} {found}")
+            else:
+                key = violation.subject
+        lines += [
+            f"  witness {line}"
+            for line in self.record.read_text().splitlines()
+            if f'"{key}"' in line
+        ]
+        return "\n".join(lines)
+
+
+def report(run: Run, evidence: checker.Evidence, violations: list[checker.Violation]) -> None:
+    counts = run.tally.counts()
+    struck = Counter({name: count for name, count in counts.items() if name.startswith("fault: ")})
+    kills = sum(count for name, count in struck.items() if "kill -9" in name)
+    stops = struck["fault: immediate stop of PostgreSQL"]
+    rows: list[tuple[str, object]] = [
+        *checker.summary(evidence, violations),
+        *sorted((name, count) for name, count in counts.items() if name not in struck),
+        *sorted(struck.items()),
+        ("faults: kill -9, all together", kills),
+        ("faults: immediate stops", stops),
+        ("seconds until all had an outcome", f"{run.drained:.1f}"),
+    ]
+    for name, value in rows:
+        print(f"{value:>8}  {name}")
+    for name in run.left_out:
+        print(f"not possible here: {name}")
+
+
+def in_own_mounts() -> None:
+    """Root's file systems are mounted where nobody else sees them, and go with this process."""
+    if os.geteuid() == 0 and "PGNET_CHAOS_MOUNTS" not in os.environ:
+        command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "chaos"]
+        os.execvpe(
+            "unshare", [*command, *sys.argv[1:]], {**os.environ, "PGNET_CHAOS_MOUNTS": "own"}
+        )
+
+
+def main(seconds: float, seed: int | None, rate: float) -> int:
+    if seed is None:
+        seed = random.SystemRandom().randrange(1 << 32)
+    print(f"chaos for {seconds:g} s, SEED={seed}", flush=True)
+    directory = Path("build/chaos") / str(seed)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    with Run(seed, seconds, rate, directory.resolve()) as run:
+        evidence = run.go()
+        violations = checker.check(evidence)
+        report(run, evidence, violations)
+        for violation in violations[:20]:
+            print(run.explain(violation))
+        run.keep()
+    print(f"SEED={seed}: " + (f"{len(violations)} violations" if violations else "all is well"))
+    return 1 if violations else 0
+
+

@@ -1,0 +1,293 @@
+"""PostgreSQL with what chaos needs: a small disk, a clock that can be moved, faults at commits.
+
+The data directory is a file system of its own in memory: what a killed process has written is
+still there, as on a disk, and it can be full. fsync is on all the same, so that the server does
+what it does in production.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from cluster import Cluster, process_fields
+from chaos.tally import Tally
+
+DATABASE = "chaos"
+# The clients' role and the workers': neither is a superuser.
+CLIENT, WORKER = "client", "worker"
+MAX_CONNECTIONS = 60
+RESERVED = 8
+_DISK_MB = 1024
+_FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+# Points at which a backend is killed, at the end of a transaction that did this.
+POINTS = tuple(f"{when} {what}" for what in ("claim", "record", "call") for when in ("before", "after"))
+
+# Runs in the backend that claims, records or calls: what it did, its transaction's end looks up.
+_POINTS_SQL = """
+create function app.at_point() returns trigger language plpython3u as $python$
+import os, signal
+if "points" not in GD:
+    from pgnet import backend
+    done = set()
+    def at_end(event):
+        # 5 is before the commit, 0 after it; 2 the end of a transaction that was rolled back
+        if event in (0, 5):
+            when = "before" if event == 5 else "after"
+            for what in done:
+                try:
+                    os.unlink({directory!r} + "/" + when + " " + what)
+                except OSError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+        if event != 5:
+            done.clear()
+    GD["points"] = done
+    GD["pinned"] = backend.register_xact_callback(at_end)
+GD["points"].add(TD["args"][0])
+$python$;
+create trigger at_claim after insert on net.claim
+    for each statement execute function app.at_point('claim');
+create trigger at_record after insert on net._http_response
+    for each statement execute function app.at_point('record');
+create trigger at_call after insert on app.sent
+    for each statement execute function app.at_point('call');
+"""
+
+_SETUP_SQL = """
+create schema app;
+-- What is in here was committed together with its request.
+create table app.sent (
+    key text primary key,
+    id bigint not null,
+    method text not null,
+    delivery text not null,
+    retry text,
+    max_attempts integer,
+    idempotency_key text
+);
+grant usage on schema app to client;
+grant select, insert on app.sent to client;
+
+-- Everything that ever happened to an outcome: a second one could hide behind the first.
+create table app.outcome (
+    number bigint generated always as identity,
+    operation text not null,
+    id bigint not null,
+    state net.request_state not null
+);
+create function app.note_outcome() returns trigger language plpgsql security definer as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into app.outcome (operation, id, state) values (tg_op, old.id, old.state);
+    else
+        insert into app.outcome (operation, id, state) values (tg_op, new.id, new.state);
+    end if;
+    return null;
+end $$;
+create trigger note_outcome after insert or update or delete on net._http_response
+    for each row execute function app.note_outcome();
+"""
+
+
+class SmallDisk(Cluster):
+    """A cluster whose data directory is a file system in memory, with a clock of its own."""
+
+    def __init__(self, clock: bool, disk: bool, **options: object) -> None:
+        super().__init__(**options)
+        self._disk = disk
+        self._clock = clock
+
+    def initialise(self) -> None:
+        self.data.mkdir()
+        if os.geteuid() == 0:
+            os.chown(self.data, self.directory.stat().st_uid, self.directory.stat().st_gid)
+        if self._disk:
+            self._mount("-t", "tmpfs", "-o", f"size={_DISK_MB}m", "none")
+            os.chown(self.data, self.directory.stat().st_uid, self.directory.stat().st_gid)
+            self.data.chmod(0o700)
+        if self._clock:
+            self.set_clock(0)
+            self.server_environment = {
+                "LD_PRELOAD": str(_FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(self.directory / "clock"),
+                "FAKETIME_CACHE_DURATION": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
+        super().initialise()
+
+    def close(self) -> None:
+        if self.running:
+            self.stop("immediate")
+        if self._disk and self.directory != Path():
+            subprocess.run(["umount", self.data], check=False, stderr=subprocess.DEVNULL)
+        super().close()
+
+    def _mount(self, *arguments: str) -> None:
+        subprocess.run(["mount", *arguments, str(self.data)], check=True)
+
+    def set_disk(self, full: bool) -> None:
+        """Take away what is free of the disk, or give it back."""
+        if full:
+            space = os.statvfs(self.data)
+            size = (space.f_blocks - space.f_bfree) * space.f_frsize
+        else:
+            size = _DISK_MB << 20
+        self._mount("-o", f"remount,size={size}")
+
+    def set_clock(self, seconds: int) -> None:
+        """Set the server's clock off by that; it follows within a second."""
+        path = self.directory / "clock.new"
+        path.write_text(f"{seconds:+d}\n")
+        path.chmod(0o644)
+        path.rename(self.directory / "clock")
+
+
+def clock_can_be_moved() -> bool:
+    return _FAKETIME.exists()
+
+
+class Server:
+    """The cluster of a run, its faults, and a guardian that starts it again when it has ended."""
+
+    def __init__(self, addresses: list[str], tally: Tally, *, root: bool) -> None:
+        self.tally = tally
+        self.disk = root
+        self.clock = clock_can_be_moved()
+        self.cluster = SmallDisk(
+            self.clock,
+            self.disk,
+            fsync="on",
+            listen_addresses=",".join(["127.0.0.1", *addresses]),
+            max_connections=MAX_CONNECTIONS,
+            superuser_reserved_connections=RESERVED,
+            max_prepared_transactions=30,
+            max_wal_size="192MB",
+            min_wal_size="64MB",
+            checkpoint_timeout="30s",
+            shared_buffers="64MB",
+            log_checkpoints="off",
+            log_statement="none",
+        )
+        self._addresses = addresses
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._guardian = threading.Thread(target=self._guard, daemon=True)
+
+    def start(self) -> None:
+        cluster = self.cluster
+        cluster.create()
+        with (cluster.data / "pg_hba.conf").open("a") as rules:
+            rules.writelines(f"host all all {address}/24 trust\n" for address in self._addresses)
+        points = cluster.directory / "points"
+        points.mkdir()
+        os.chown(points, cluster.data.stat().st_uid, cluster.data.stat().st_gid)
+        cluster.stop()
+        cluster.start()
+        cluster.create_database(name=DATABASE).close()
+        with self.connect() as connection:
+            connection.execute("create role client login")
+            connection.execute("create role worker login")
+            connection.execute("select net.grant_worker('worker')")
+            for network in ["127.0.0.0/8", *(f"{address}/32" for address in self._addresses)]:
+                connection.execute("select net.allow_network(%s)", (network,))
+            # The clock is moved by hours, and what has been recorded is evidence.
+            for name in ("ttl", "ttl_failed"):
+                connection.execute("select net.configure(%s, '3000 days')", (name,))
+            connection.execute(_SETUP_SQL)
+            connection.execute(_POINTS_SQL.replace("{directory!r}", repr(str(points))))
+        self._guardian.start()
+
+    def close(self) -> None:
+        self._ended.set()
+        if self._guardian.is_alive():
+            self._guardian.join()
+        self.cluster.close()
+
+    def dsn(self, user: str, host: str | None = None, port: int | None = None) -> str:
+        """A connection string, over the Unix socket unless it says where."""
+        return (
+            f"host={host or self.cluster.socket_directory} port={port or self.cluster.port}"
+            f" dbname={DATABASE} user={user} sslmode=disable gssencmode=disable"
+        )
+
+    def connect(self, user: str = "postgres") -> psycopg.Connection[Any]:
+        return psycopg.connect(self.dsn(user), autocommit=True, connect_timeout=10)
+
+    # ---- faults
+
+    def crash(self, way: str) -> bool:
+        """Stop it: immediate, fast, or kill (all of its processes at once); and start it again."""
+        with self._lock:
+            if not self.cluster.running:
+                return False
+            if way == "kill":
+                self.cluster.kill()
+            else:
+                self.cluster.stop(way)
+            self._start()
+            return True
+
+    def _start(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self.cluster.start()
+            except (RuntimeError, TimeoutError):
+                # The disk is full, or a process of the last one is still about.
+                time.sleep(0.2)
+            else:
+                return
+
+    def _guard(self) -> None:
+        while not self._ended.wait(0.2):
+            with self._lock:
+                if not self.cluster.running and not self._ended.is_set():
+                    self.tally.add("PostgreSQL ended by itself, and was started")
+                    self._start()
+
+    def backends(self, where: str) -> list[int]:
+        """Process ids of sessions by a condition on pg_stat_activity; none while it is down."""
+        try:
+            with self.connect() as connection:
+                found = connection.execute(
+                    f"select pid from pg_stat_activity where pid <> pg_backend_pid() and {where}"
+                    " order by pid"
+                ).fetchall()
+        except psycopg.Error:
+            return []
+        return [pid for (pid,) in found]
+
+    def signal(self, pid: int, number: signal.Signals) -> bool:
+        """Send a signal to one of the server's processes, and to no other; whether it was there."""
+        with self._lock:
+            if not self.cluster.running or process_fields(pid)[1:2] != [str(self.cluster.pid)]:
+                return False
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+                return True
+        return False
+
+    def kill_at(self, point: str, seconds: float) -> bool:
+        """Have the next backend that comes to this point killed there; whether one was."""
+        path = self.cluster.directory / "points" / point
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        deadline = time.monotonic() + seconds
+        while path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return True
+        return False
