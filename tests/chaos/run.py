@@ -123,7 +123,7 @@ class Run:
         for worker in self.workers:
             worker.stop()
             evidence.findings += worker.findings
-        evidence.findings += plan.findings
+        evidence.findings += plan.findings + self.server.findings
         evidence.findings += self._crashes()
         return evidence
 

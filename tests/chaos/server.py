@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from cluster import Cluster, process_fields
+from cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
 from chaos.tally import Tally
 
 DATABASE = "chaos"
@@ -152,6 +152,20 @@ class SmallDisk(Cluster):
         path.rename(self.directory / "clock")
 
 
+def _described(pid: int) -> str:
+    """A process's title, state and what it waits in."""
+    directory = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError):
+        title = (directory / "cmdline").read_text().replace("\0", " ").strip()
+        stack = ""
+        with contextlib.suppress(OSError):
+            stack = (directory / "stack").read_text()
+        status = (directory / "status").read_text()
+        waits = [line for line in status.splitlines() if line.startswith(("State", "Sig", "Shd"))]
+        return f"{pid} {title}: {waits} {stack}"
+    return str(pid)
+
+
 def clock_can_be_moved() -> bool:
     return _FAKETIME.exists()
 
@@ -181,6 +195,7 @@ class Server:
         self._addresses = addresses
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self.findings: list[str] = []
         self._guardian = threading.Thread(target=self._guard, daemon=True)
 
     def start(self) -> None:
@@ -233,9 +248,21 @@ class Server:
             if way == "kill":
                 self.cluster.kill()
             else:
-                self.cluster.stop(way)
+                self._stop(way)
             self._start()
             return True
+
+    def _stop(self, way: str) -> None:
+        process = self.cluster.process
+        assert process is not None
+        process.send_signal(STOP_SIGNALS[way])
+        try:
+            # Who is paused just now goes on within a few seconds.
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            left = [_described(pid) for pid in child_processes(process.pid)]
+            self.findings.append(f"no {way} stop within 15 s; what was left: {left}")
+        self.cluster.kill()
 
     def _start(self) -> None:
         while not self._ended.is_set():
@@ -268,13 +295,14 @@ class Server:
 
     def signal(self, pid: int, number: signal.Signals) -> bool:
         """Send a signal to one of the server's processes, and to no other; whether it was there."""
-        with self._lock:
-            if not self.cluster.running or process_fields(pid)[1:2] != [str(self.cluster.pid)]:
-                return False
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-                return True
-        return False
+        postmaster = self.cluster.process
+        if postmaster is None or process_fields(pid)[1:2] != [str(postmaster.pid)]:
+            return False
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def kill_at(self, point: str, seconds: float) -> bool:
         """Have the next backend that comes to this point killed there; whether one was."""

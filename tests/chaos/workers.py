@@ -87,7 +87,8 @@ class ProcessWorker:
                 with self._lock:
                     asked = self._asked
                 # A kill -9 comes from a fault, or from the witness, which tells nobody beforehand.
-                if status != -signal.SIGKILL and not (asked and status == 0):
+                # Who is asked to end while Python starts ends by the signal.
+                if status != -signal.SIGKILL and not (asked and status in (0, -signal.SIGTERM)):
                     self.findings.append(
                         f"{self.name} ended with status {status}"
                         f"{' after a SIGTERM' if asked else ' by itself'}:\n{self._tail()}"
