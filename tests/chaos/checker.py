@@ -11,20 +11,28 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-ENDS = frozenset(["succeeded", "failed", "unknown"])
+from chaos import orders
+
+ENDS = frozenset(["succeeded", "failed", "unknown", "cancelled"])
+# Attempts of a request with the policy orders.QUICK that does not say its own number.
+_QUICK_ATTEMPTS = 4
+# Answers that it tries again.
+_TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])
+_SAFE_ATTEMPTS, _SAFE_METHODS = 5, frozenset(["GET", "PUT"])
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A row of app.sent: a request that was committed."""
+    """A row of app.sent: a request that was committed. former: the one it is sent again for."""
 
     key: str
     id: int
-    method: str
+    method: str = "GET"
     delivery: str = "at_least_once"
     retry: str | None = None
     max_attempts: int | None = None
     idempotency_key: str | None = None
+    former: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,7 @@ class Attempt:
 
     id: int
     attempt: int
-    lost: bool
-    error_msg: str | None
+    state: str
 
 
 @dataclass(slots=True)
@@ -72,7 +79,10 @@ class Evidence:
     # what happened to outcomes: operation, id, state
     operations: list[tuple[str, int, str]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
+    # those that net.failures shows
     failed: set[int] = field(default_factory=set)
+    # those that net.cancel has ended
+    cancelled: list[int] = field(default_factory=list)
     queued: set[int] = field(default_factory=set)
     claimed: set[int] = field(default_factory=set)
     # keys that the server told a client of: committed, and rolled back
@@ -121,7 +131,8 @@ def check(evidence: Evidence) -> list[Violation]:
         _database,
     ):
         found.extend(examine(evidence))
-    found.extend(Violation("finding", "", finding) for finding in evidence.findings)
+    for finding, count in Counter(evidence.findings).items():
+        found.append(Violation("finding", f"{count} times" if count > 1 else "once", finding))
     return found
 
 
@@ -172,10 +183,21 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
         for detail in _faults_of(request, response, seen[request.key]):
             yield Violation("wrong outcome", request.key, f"request {request.id}: {detail}")
     ended = {response.id: response.state for response in evidence.responses}
+    former = Counter(request.former for request in evidence.sent if request.former is not None)
     for id, state in ended.items():
-        if (state == "failed") != (id in evidence.failed):
+        kept = state in ("failed", "unknown", "cancelled") and id not in former
+        # Whether what was cancelled can be sent again is a matter of when it was.
+        if state != "cancelled" and kept != (id in evidence.failed):
             detail = f"{state}, and {'' if id in evidence.failed else 'not '}among the failures"
             yield Violation("wrong outcome", str(id), detail)
+        if (state == "cancelled") != (id in evidence.cancelled):
+            detail = f"{state}, and it was {'' if id in evidence.cancelled else 'not '}cancelled"
+            yield Violation("wrong outcome", str(id), detail)
+    for id, count in former.items():
+        if count > 1:
+            yield Violation("double outcome", str(id), f"sent again {count} times")
+        if ended.get(id) != "failed":
+            yield Violation("wrong outcome", str(id), f"{ended.get(id)}, and sent again")
     for key in evidence.wrong_bodies:
         yield Violation("wrong outcome", key, "its body came as another")
 
@@ -192,6 +214,8 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
             yield "succeeded without an answer"
         if not response.error_msg:
             yield "neither an answer nor an error"
+        if response.state == "cancelled":
+            return
         if request.delivery == "at_most_once" and response.state == "failed" and seen:
             yield f"failed, as if never sent ({response.error_msg}); yet it was seen"
         return
@@ -216,20 +240,36 @@ def _keys(evidence: Evidence) -> Iterator[Violation]:
     sent: dict[str, set[str | None]] = defaultdict(set)
     for sighting in evidence.sightings:
         sent[sighting.key].add(sighting.idempotency_key)
+    again = {request.key for request in evidence.sent if request.former is not None}
     owners: dict[str, str] = {}
     for request in evidence.sent:
-        keys = sent.get(request.key)
-        if keys is None:
+        keys = set(sent.get(request.key, ()))
+        if not keys or request.former is not None:
             continue
-        if len(keys) > 1:
+        asked = request.idempotency_key
+        # Sent again it has its key for certain; at first it may have had no use for it.
+        may_lack = request.key in again and asked is None and not _is_sent_twice(request)
+        if len(keys - {None} if may_lack else keys) > 1:
             yield Violation("key", request.key, f"came with different ones: {keys}")
-        if request.idempotency_key is not None and keys != {request.idempotency_key}:
-            yield Violation("key", request.key, f"{request.idempotency_key} was asked for: {keys}")
+        elif asked is not None and keys != {asked}:
+            yield Violation("key", request.key, f"{asked!r} was asked for: {keys}")
+        elif None in keys and _is_sent_twice(request):
+            yield Violation("key", request.key, "came without one, though it may be sent twice")
         for key in keys - {None}:
             assert key is not None
             owner = owners.setdefault(key, request.key)
             if owner != request.key:
                 yield Violation("key", request.key, f"has the same one as {owner}: {key}")
+
+
+def _is_sent_twice(request: Sent) -> bool:
+    """Whether its policy sends a method again that is not idempotent."""
+    return (
+        request.method == "POST"
+        and request.delivery == "at_least_once"
+        and request.retry in ("webhook", orders.QUICK)
+        and request.max_attempts != 1
+    )
 
 
 def _left_over(evidence: Evidence) -> Iterator[Violation]:
@@ -240,23 +280,61 @@ def _left_over(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _attempts(evidence: Evidence) -> Iterator[Violation]:
-    """Attempts are numbered from 1 to the count that the outcome says."""
+    """Attempts are numbered from 1 to the count that the outcome says, and as many as allowed."""
     rows: dict[int, list[Attempt]] = defaultdict(list)
     for row in evidence.attempts:
         rows[row.id].append(row)
+    requests = {request.id: request for request in evidence.sent}
     for response in evidence.responses:
+        of_one = sorted(rows[response.id], key=lambda row: row.attempt)
+        if [row.attempt for row in of_one] != list(range(1, response.attempts + 1)):
+            detail = f"{of_one}, and the outcome says {response.attempts}"
+            yield Violation("attempts", str(response.id), detail)
+            continue
+        request = requests.get(response.id)
+        if request is None or response.state == "cancelled":
+            continue
         if response.attempts < 1:
-            yield Violation("attempts", str(response.id), f"{response.attempts} attempts")
-    counts = {response.id: response.attempts for response in evidence.responses}
-    for id, of_one in rows.items():
-        numbers = sorted(row.attempt for row in of_one)
-        if numbers != list(range(1, counts.get(id, 0) + 1)):
-            detail = f"{numbers}, and the outcome says {counts.get(id)}"
-            yield Violation("attempts", str(id), detail)
+            yield Violation("attempts", request.key, "it has an outcome without an attempt")
+            continue
+        *earlier, last = of_one
+        if last.state != response.state:
+            yield Violation("attempts", request.key, f"{response.state}, and the last was {last}")
+        answered = 1 + sum(row.state == "answered" for row in earlier)
+        most = _max_attempts(request)
+        if answered > most:
+            detail = f"{answered} had an outcome, and {most} are allowed"
+            yield Violation("attempts", request.key, detail)
+        if answered < most and _gave_up(request, response):
+            detail = f"{response.state} after {answered} of {most}, and could be tried again"
+            yield Violation("attempts", request.key, detail)
+        if request.delivery == "at_most_once" and any(
+            row.state not in ("answered",) for row in earlier
+        ):
+            detail = f"tried again though nobody knew of an earlier one: {of_one}"
+            yield Violation("sent twice though at most once", request.key, detail)
+
+
+def _max_attempts(request: Sent) -> int:
+    by_policy = {"safe": _SAFE_ATTEMPTS, orders.QUICK: _QUICK_ATTEMPTS, "webhook": 15}
+    return request.max_attempts or by_policy.get(request.retry or "none", 1)
+
+
+def _gave_up(request: Sent, response: Response) -> bool:
+    """Whether it failed with an answer or an error that its policy tries again.
+
+    The policies with a total time are left out: the clock jumps.
+    """
+    if response.state != "failed" or request.retry != orders.QUICK:
+        return False
+    if response.status_code is not None:
+        return request.delivery == "at_least_once" and response.status_code in _TRANSIENT
+    # After losses with many workers it ends whatever the policy says.
+    return "workers were lost with it" not in (response.error_msg or "")
 
 
 def _database(evidence: Evidence) -> Iterator[Violation]:
-    """What the server has told its clients: not ours to break, and a harness that errs shows here."""
+    """What the server has told its clients: where this is not so, the harness errs."""
     committed = {request.key for request in evidence.sent}
     for key in evidence.acknowledged - committed:
         yield Violation("database", key, "its commit was acknowledged, and it is not there")

@@ -10,7 +10,6 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +27,8 @@ FATES = {
     "prepared": 10,
     "failed": 4,
     "left without a word": 4,
+    "sent again": 4,
+    "cancelled": 4,
 }
 
 
@@ -54,7 +55,9 @@ class Clients:
             for number, dsn in enumerate(dsns)
         ]
         self._resolver = threading.Thread(
-            target=self._resolve, args=(resolver_dsn, random.Random(f"{seed}/resolver")), daemon=True
+            target=self._resolve,
+            args=(resolver_dsn, random.Random(f"{seed}/resolver")),
+            daemon=True,
         )
         self._all_done = threading.Event()
 
@@ -186,6 +189,39 @@ class Clients:
         connection.execute(f"prepare transaction '{made[0].key}'")
         connection.commit()
 
+    def _sent_again(
+        self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
+    ) -> None:
+        self._steer(connection, orders.SEND_AGAIN, made, choose)
+
+    def _cancelled(
+        self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
+    ) -> None:
+        self._steer(connection, orders.CANCEL, made, choose)
+
+    def _steer(
+        self,
+        connection: psycopg.Connection[Any],
+        statement: str,
+        made: list[orders.Order],
+        choose: random.Random,
+    ) -> None:
+        try:
+            done = connection.execute(statement, {"count": len(made)}).rowcount
+        except psycopg.errors.NoDataFound:
+            # Another client was faster.
+            connection.rollback()
+            return
+        if choose.random() < 0.2:
+            self._stopped.wait(choose.uniform(0, 1))
+        if choose.random() < 0.2:
+            connection.rollback()
+            return
+        connection.commit()
+        self._tally.add(
+            f"requests {'cancelled' if statement == orders.CANCEL else 'sent again'}", done
+        )
+
     # ---- who ends what others have prepared
 
     def _resolve(self, dsn: str, choose: random.Random) -> None:
@@ -208,5 +244,3 @@ class Clients:
                 connection.execute(f"{way} prepared '{gid}'")
                 self._tally.add(f"transactions: prepared, then {way}")
         return not found
-
-

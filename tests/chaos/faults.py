@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from chaos import server
+
 if TYPE_CHECKING:
     from chaos.run import Run
 
@@ -330,4 +331,3 @@ class Faults:
                 time.sleep(0.3)
         except Exception as error:  # the harness's own, which must not look like calm
             self.findings.append(f"the fault {kind.name!r}: {type(error).__name__}: {error}")
-

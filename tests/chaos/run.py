@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ class Run:
             BackendWorker("a session", direct, self.tally),
             BackendWorker("a session by the proxy", proxied, self.tally),
         ]
-        self.workers = [*self.processes, *self.sessions]
+        self.workers: list[ProcessWorker | BackendWorker] = [*self.processes, *self.sessions]
 
     def go(self) -> checker.Evidence:
         """All of it; gives what there is to check."""
@@ -164,9 +166,17 @@ class Run:
             evidence.sent = [
                 checker.Sent(*row)
                 for row in rows(
-                    "select key, id, method, delivery, retry, max_attempts, idempotency_key"
+                    "select key, id, method, delivery, retry, max_attempts, idempotency_key, null"
                     " from app.sent"
                 )
+            ]
+            evidence.sent += _sent_again(
+                evidence.sent, rows("select id, former from app.sent_again")
+            )
+            evidence.cancelled = [id for (id,) in rows("select id from app.cancelled")]
+            evidence.attempts = [
+                checker.Attempt(*row)
+                for row in rows("select request_id, attempt, state from net.attempts")
             ]
             evidence.responses = [
                 checker.Response(*row)
@@ -229,6 +239,14 @@ class Run:
         return "\n".join(lines)
 
 
+def _sent_again(sent: list[checker.Sent], again: list[tuple[Any, ...]]) -> Iterator[checker.Sent]:
+    """The requests that net.retry made: as the first ones, with ids of their own."""
+    requests = {request.id: request for request in sent}
+    for id, former in sorted(again):
+        requests[id] = replace(requests[former], id=id, former=former)
+        yield requests[id]
+
+
 def report(run: Run, evidence: checker.Evidence, violations: list[checker.Violation]) -> None:
     counts = run.tally.counts()
     struck = Counter({name: count for name, count in counts.items() if name.startswith("fault: ")})
@@ -273,5 +291,3 @@ def main(seconds: float, seed: int | None, rate: float) -> int:
         run.keep()
     print(f"SEED={seed}: " + (f"{len(violations)} violations" if violations else "all is well"))
     return 1 if violations else 0
-
-

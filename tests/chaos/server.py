@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
-from cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
+from chaos import orders
 from chaos.tally import Tally
+from cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
 
 DATABASE = "chaos"
 # The clients' role and the workers': neither is a superuser.
@@ -30,7 +32,9 @@ _DISK_MB = 1024
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 # Points at which a backend is killed, at the end of a transaction that did this.
-POINTS = tuple(f"{when} {what}" for what in ("claim", "record", "call") for when in ("before", "after"))
+POINTS = tuple(
+    f"{when} {what}" for what in ("claim", "record", "call") for when in ("before", "after")
+)
 
 # Runs in the backend that claims, records or calls: what it did, its transaction's end looks up.
 _POINTS_SQL = """
@@ -75,8 +79,11 @@ create table app.sent (
     max_attempts integer,
     idempotency_key text
 );
+-- The same of net.retry and net.cancel. Nothing is unique here: two instead of one is a finding.
+create table app.sent_again (id bigint not null, former bigint not null);
+create table app.cancelled (id bigint not null);
 grant usage on schema app to client;
-grant select, insert on app.sent to client;
+grant select, insert on all tables in schema app to client;
 
 -- Everything that ever happened to an outcome: a second one could hide behind the first.
 create table app.outcome (
@@ -207,7 +214,8 @@ class Server:
         points.mkdir()
         os.chown(points, cluster.data.stat().st_uid, cluster.data.stat().st_gid)
         cluster.stop()
-        cluster.start()
+        self._guardian.start()
+        cluster.wait_ready()
         cluster.create_database(name=DATABASE).close()
         with self.connect() as connection:
             connection.execute("create role client login")
@@ -218,9 +226,11 @@ class Server:
             # The clock is moved by hours, and what has been recorded is evidence.
             for name in ("ttl", "ttl_failed"):
                 connection.execute("select net.configure(%s, '3000 days')", (name,))
+            connection.execute(
+                "select net.configure_retry(%s, %s)", (orders.QUICK, Jsonb(orders.QUICK_SETTINGS))
+            )
             connection.execute(_SETUP_SQL)
             connection.execute(_POINTS_SQL.replace("{directory!r}", repr(str(points))))
-        self._guardian.start()
 
     def close(self) -> None:
         self._ended.set()
@@ -241,7 +251,7 @@ class Server:
     # ---- faults
 
     def crash(self, way: str) -> bool:
-        """Stop it: immediate, fast, or kill (all of its processes at once); and start it again."""
+        """Stop it: immediate, fast, or kill (all of its processes at once); it is started again."""
         with self._lock:
             if not self.cluster.running:
                 return False
@@ -249,7 +259,6 @@ class Server:
                 self.cluster.kill()
             else:
                 self._stop(way)
-            self._start()
             return True
 
     def _stop(self, way: str) -> None:
@@ -264,22 +273,21 @@ class Server:
             self.findings.append(f"no {way} stop within 15 s; what was left: {left}")
         self.cluster.kill()
 
-    def _start(self) -> None:
-        while not self._ended.is_set():
-            try:
-                self.cluster.start()
-            except (RuntimeError, TimeoutError):
-                # The disk is full, or a process of the last one is still about.
-                time.sleep(0.2)
-            else:
-                return
-
     def _guard(self) -> None:
-        while not self._ended.wait(0.2):
+        # The server ends with the thread that has started it: this one.
+        while not self._ended.wait(0.02):
             with self._lock:
-                if not self.cluster.running and not self._ended.is_set():
+                process = self.cluster.process
+                if self.cluster.running:
+                    continue
+                if process is not None:
                     self.tally.add("PostgreSQL ended by itself, and was started")
-                    self._start()
+                try:
+                    self.cluster.start()
+                except (RuntimeError, TimeoutError):
+                    # The disk is full, or a process of the last one is still about.
+                    self.tally.add("PostgreSQL did not start, and was started again")
+                    self.cluster.process = None
 
     def backends(self, where: str) -> list[int]:
         """Process ids of sessions by a condition on pg_stat_activity; none while it is down."""

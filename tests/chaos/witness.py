@@ -127,7 +127,7 @@ class Witness:
             _reset(writer)
             return False
         body = await reader.readexactly(int(headers.get("content-length", "0")))
-        if method == "POST" and body.decode() != f"body of {key}":
+        if method != "GET" and body.decode() != f"body of {key}":
             self._write({"wrong_body": body.decode("latin-1"), "key": key})
         self._perhaps_kill("sent", writer)
         return await self._answer(way, status, key, number, choose, writer)

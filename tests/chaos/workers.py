@@ -167,6 +167,3 @@ class BackendWorker:
             self._thread.join(0.5)
         if self._thread.is_alive():
             self.findings.append(f"{self.name} does not end when it is cancelled")
-
-
-Worker = ProcessWorker | BackendWorker
