@@ -76,6 +76,11 @@ fuzz: ## random requests to a strict server: make fuzz CASES=200000; SEED=n make
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-fuzz
 
+chaos: ## faults at random, and a check of what came of it: make chaos SECONDS=600 SEED=1
+	@tools/deps run demo test
+	@$(MAKE) --no-print-directory installed-here
+	@$(MAKE) --no-print-directory run-chaos
+
 lint: $(VENV)/stamp ## ruff, mypy, pgspot, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -106,8 +111,8 @@ dist: verify ## pack a release from the last commit
 
 clean: clean-here ## remove what was built
 
-.PHONY: help deps install uninstall demo psql test installcheck fuzz lint verify bench script format dist clean \
-	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-bench
+.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos lint verify bench script format dist clean \
+	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-chaos run-bench
 
 # ---- what stands behind them
 
@@ -199,6 +204,10 @@ CASES ?= 100000
 run-fuzz: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 run-fuzz: $(VENV)/stamp
 	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/test_strict.py
+
+SECONDS ?= 600
+run-chaos: $(VENV)/stamp
+	@PYTHONPATH=tests $(VENV)/bin/python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 run-bench: $(VENV)/stamp
 	@for part in $(sort $(wildcard bench/*.py)); do $(VENV)/bin/python $$part || exit 1; done

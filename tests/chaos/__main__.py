@@ -11,7 +11,7 @@ from chaos import run
 parser = argparse.ArgumentParser(prog="chaos", description="Faults at random, and a check.")
 parser.add_argument("--seconds", type=float, default=60, help="how long faults go on")
 parser.add_argument("--seed", type=int, help="make the same plan again")
-parser.add_argument("--rate", type=float, default=100, help="requests a second")
+parser.add_argument("--rate", type=float, default=150, help="requests a second")
 options = parser.parse_args()
 run.in_own_mounts()
 # Whoever ends this ends what it started.

@@ -18,6 +18,8 @@ import psycopg
 from chaos import orders
 from chaos.tally import Tally
 
+# Requests of a transaction at most.
+_MOST = 8
 FATES = {
     "committed": 46,
     "each statement by itself": 6,
@@ -39,7 +41,8 @@ class Clients:
         self, dsns: list[str], resolver_dsn: str, url: str, rate: float, seed: int, tally: Tally
     ) -> None:
         self._url = url
-        self._pause = len(dsns) / rate
+        # between transactions of one client, in seconds
+        self._pause = len(dsns) / rate * (1 + _MOST) / 2
         self._tally = tally
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -82,8 +85,8 @@ class Clients:
     def _work(self, name: str, dsn: str, choose: random.Random) -> None:
         connection: psycopg.Connection[Any] | None = None
         number = 0
-        while not self._stopped.wait(choose.expovariate(1 / self._pause / 2.5)):
-            keys = [f"{name}-{number + n}" for n in range(choose.randint(1, 4))]
+        while not self._stopped.wait(choose.expovariate(1 / self._pause)):
+            keys = [f"{name}-{number + n}" for n in range(choose.randint(1, _MOST))]
             number += len(keys)
             [fate] = choose.choices(list(FATES), list(FATES.values()))
             made = [orders.draw(key, choose) for key in keys]
@@ -102,7 +105,7 @@ class Clients:
                 if connection is not None:
                     connection.close()
                     connection = None
-                self._stopped.wait(choose.uniform(0.05, 0.5))
+                self._stopped.wait(choose.uniform(0.05, 0.3))
         if connection is not None:
             connection.close()
 
@@ -118,7 +121,7 @@ class Clients:
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         self._send(connection, made)
-        if choose.random() < 0.1:
+        if choose.random() < 0.05:
             # others claim and record meanwhile
             self._stopped.wait(choose.uniform(0, 2))
         connection.commit()
@@ -159,7 +162,7 @@ class Clients:
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         self._send(connection, made)
-        if choose.random() < 0.1:
+        if choose.random() < 0.05:
             self._stopped.wait(choose.uniform(0, 2))
         connection.rollback()
         self._note(self.undone, made)

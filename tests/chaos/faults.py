@@ -57,12 +57,12 @@ def _kill_process(run: Run, choose: random.Random) -> bool:
     return choose.choice(run.processes).signal(signal.SIGKILL)
 
 
-@_kind("kill -9 of a worker's session", 60)
+@_kind("kill -9 of a worker's session", 44)
 def _kill_workers_session(run: Run, choose: random.Random) -> bool:
     return _signal_one(run, choose, _WORKERS_SESSION, signal.SIGKILL)
 
 
-@_kind("kill -9 of any session", 50)
+@_kind("kill -9 of any session", 36)
 def _kill_any_session(run: Run, choose: random.Random) -> bool:
     return _signal_one(run, choose, _ANY_SESSION, signal.SIGKILL)
 

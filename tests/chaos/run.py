@@ -74,7 +74,7 @@ class Run:
             proxied = self.server.dsn(server.CLIENT, "127.0.0.1", self.proxy.port)
             direct = self.server.dsn(server.CLIENT)
             self.clients = Clients(
-                [direct, proxied, direct, proxied, direct],
+                [direct, proxied, direct] * 3,
                 direct,
                 self.witness.url,
                 self._rate,
