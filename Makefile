@@ -81,6 +81,11 @@ chaos: ## faults at random, and a check of what came of it: make chaos SECONDS=6
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-chaos
 
+mutants: ## break the product on purpose, and see that the tests notice: make mutants NAMES=no-fence; needs root
+	@tools/deps run demo test
+	@$(MAKE) --no-print-directory $(VENV)/stamp
+	@$(VENV)/bin/python tools/mutants.py $(NAMES)
+
 lint: $(VENV)/stamp ## ruff, mypy, pgspot, shellcheck
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -111,7 +116,7 @@ dist: verify ## pack a release from the last commit
 
 clean: clean-here ## remove what was built
 
-.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos lint verify bench script format dist clean \
+.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos mutants lint verify bench script format dist clean \
 	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-chaos run-bench
 
 # ---- what stands behind them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import stat
 import time
@@ -526,3 +527,15 @@ def test_wait_until_running_can_be_cancelled(database: Database) -> None:
     session.connection.cancel()
     assert isinstance(session.ended(), psycopg.errors.QueryCanceled)
     assert time.monotonic() - started < PROMPT
+
+
+def test_no_wake_up_is_lost(database: Database, worker: Worker, witness: Running) -> None:
+    """A worker that is alone looks by itself once a minute: what wakes it while it is busy with
+    the one before must be kept until it goes to sleep."""
+    choose = random.Random(1)
+    first, second = database.connect(), database.connect()
+    for n in range(150):
+        for connection in (first, second):
+            connection.execute("select net.http_get(%s)", (f"{witness.url}/body/{n}",))
+            time.sleep(choose.uniform(0, 0.006))
+        database.wait_for("select count(*) >= %s from net._http_response", 2 * (n + 1), timeout=5)

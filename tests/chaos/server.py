@@ -124,7 +124,7 @@ class SmallDisk(Cluster):
         if self._clock:
             self.set_clock(0)
             self.server_environment = {
-                "LD_PRELOAD": str(_faketime()),
+                "LD_PRELOAD": str(faketime()),
                 "FAKETIME_TIMESTAMP_FILE": str(self.directory / "clock"),
                 "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -172,13 +172,13 @@ def _described(pid: int) -> str:
     return str(pid)
 
 
-def _faketime() -> Path | None:
+def faketime() -> Path | None:
     """The library that has a process see another time; without threads: backends have none."""
     return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def clock_can_be_moved() -> bool:
-    return _faketime() is not None
+    return faketime() is not None
 
 
 class Server:

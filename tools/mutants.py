@@ -1,0 +1,401 @@
+#!/usr/bin/python3
+"""Break the product on purpose, and see that the tests notice: `make mutants`.
+
+    tools/mutants.py [--keep] [NAME ...]
+
+Each mutant is a small change of the source, made in a copy of the tree under build/mutants and
+installed there: a mount namespace has the server see the copy's script and package in place of the
+installed ones, which stay as they are. That needs root.
+
+First the tests named below pass with the source as it is. Then each mutant has to pass the smoke
+test, so that it is a mutant and no wreck, and at least one of its tests has to fail. The exit status
+is 1 when one survives, and 2 when it cannot be told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests")]
+
+from cluster import find_pg_config, pg_config, server_python
+
+BUILD = ROOT / "build/mutants"
+SMOKE = ["tests/test_requests.py", "-k", "test_put_and_patch"]
+# Seconds of chaos that catch what is rather a matter of chance.
+CHAOS = "tests/test_chaos.py::test_a_minute_of_chaos"
+CHAOS_SECONDS = "30"
+# pytest's exit status when tests were run, and some failed.
+FAILED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """search stands exactly `times` times in the file, and becomes replace."""
+
+    path: str
+    search: str
+    replace: str
+    times: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """name; what is wrong with it; the edits that make it; the tests of which one must fail."""
+
+    name: str
+    wrong: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...]
+
+
+OUTBOX = "extension/50_outbox.sql"
+CRASHES = "tests/test_crashes.py::"
+
+MUTANTS = (
+    Mutant(
+        "no-fence",
+        "outcomes are recorded whoever holds the claim",
+        (
+            Edit(
+                OUTBOX,
+                "where c.id = r.id and c.token = r.token for update of c skip locked",
+                "where c.id = r.id for update of c skip locked",
+            ),
+        ),
+        (
+            CRASHES + "test_a_rescued_claim_is_fenced",
+            CRASHES + "test_a_stale_token_records_nothing",
+        ),
+    ),
+    Mutant(
+        "no-on-conflict",
+        "two workers that look before either commits collide",
+        (Edit(OUTBOX, "        on conflict on constraint claim_pkey do nothing\n", ""),),
+        (CRASHES + "test_claims_are_exclusive",),
+    ),
+    Mutant(
+        "delete-before-send",
+        "a claim takes the request out of the queue: with the worker it is gone",
+        (
+            Edit(
+                "extension/30_queue.sql",
+                "create view net._queue as",
+                "create table net.taken (like net.http_request_queue including all);\n"
+                "revoke all on net.taken from public;\n"
+                "create view net._queue as",
+            ),
+            Edit(
+                OUTBOX,
+                "    join bounded b on b.id = c.id\n",
+                "    join bounded b on b.id = c.id\n"
+                "    cross join lateral (select net._take(c.id) as taken) t\n",
+            ),
+            Edit(
+                OUTBOX,
+                "create function net._claim(",
+                "create function net._take(request_id bigint) returns boolean\n"
+                "language sql volatile as $$\n"
+                "    with taken as (delete from net.http_request_queue q where q.id = request_id returning q.*)\n"
+                "    insert into net.taken select * from taken;\n"
+                "    select true\n"
+                "$$;\n"
+                "create function net._claim(",
+            ),
+            Edit(
+                OUTBOX,
+                "select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked",
+                "select q.* from net.taken q where q.id = r.id for update of q skip locked",
+            ),
+            Edit(
+                OUTBOX,
+                "select true as seen from net.http_request_queue q where q.id = r.id",
+                "select true as seen from net.taken q where q.id = r.id",
+            ),
+            Edit(
+                OUTBOX,
+                "delete from net.http_request_queue q where q.id = any "
+                "(array(select h.id from held h where h.locked and h.state <> 'retrying'))",
+                "delete from net.taken q where q.id = any "
+                "(array(select h.id from held h where h.locked))",
+            ),
+        ),
+        (CRASHES + "test_a_crash_amid_a_thousand_requests",),
+    ),
+    Mutant(
+        "high-water-mark",
+        "requests are claimed behind the last id that was: who commits later with a lower one waits",
+        (
+            Edit(
+                OUTBOX,
+                "                and not exists (select from net.claim c where c.id = q.id)\n"
+                "            order by q.priority, q.id",
+                "                and not exists (select from net.claim c where c.id = q.id)\n"
+                "                and q.id > (select coalesce(max(r.id), 0) from net._http_response r)\n"
+                "            order by q.priority, q.id",
+            ),
+        ),
+        (CRASHES + "test_a_crash_amid_a_thousand_requests",),
+    ),
+    Mutant(
+        "attempt-counted-after-the-send",
+        "an attempt that ends with its worker is none",
+        (
+            Edit(
+                OUTBOX,
+                "        if fate is null then\n            insert into net.attempt",
+                "        if fate is null then\n            if false then insert into net.attempt",
+            ),
+            Edit(
+                OUTBOX,
+                "clock_timestamp(), reason)\n            on conflict do nothing;\n",
+                "clock_timestamp(), reason)\n            on conflict do nothing; end if;\n",
+            ),
+        ),
+        (CRASHES + "test_another_worker_rescues_a_killed_ones_requests",),
+    ),
+    Mutant(
+        "attempt-not-on-disk",
+        "a request that is to be sent once at most is sent before the disk knows of it",
+        (
+            Edit(
+                OUTBOX,
+                "or set_config('synchronous_commit', 'on', true) is not null",
+                "or set_config('synchronous_commit', 'off', true) is not null",
+            ),
+        ),
+        ("tests/test_once.py::test_the_attempt_is_on_disk_before_the_first_byte",),
+    ),
+    Mutant(
+        "deadline-by-the-workers-clock",
+        "a claim ends when the worker's clock says so",
+        (
+            Edit(
+                "python/pgnet/outbox/libpq.py",
+                "select set_config('synchronous_commit', 'off', true) as done",
+                "select set_config('synchronous_commit', 'off', true)"
+                " || set_config('pgnet.worker_clock', %(clock)s::text, true) as done",
+            ),
+            Edit(
+                "python/pgnet/outbox/libpq.py",
+                '                "worker": self._worker_id,\n',
+                '                "worker": self._worker_id,\n'
+                '                "clock": str(__import__("time").time()),\n',
+            ),
+            Edit(
+                OUTBOX,
+                "            clock_timestamp() + make_interval(secs => b.timeout_milliseconds / 1000.0 + 60)",
+                "            coalesce(to_timestamp(nullif(current_setting('pgnet.worker_clock', true), '')::float8),"
+                " clock_timestamp()) + make_interval(secs => b.timeout_milliseconds / 1000.0 + 60)",
+            ),
+        ),
+        ("tests/test_clocks.py::test_a_claim_ends_by_the_databases_clock",),
+    ),
+    Mutant(
+        "retry-forgets-the-key",
+        "the Idempotency-Key goes out with the first attempt alone",
+        (
+            Edit(
+                "python/pgnet/delivery.py",
+                "    if claim.idempotency_key is not None and not own_header:",
+                "    if claim.idempotency_key is not None and not own_header and claim.attempt == 1:",
+            ),
+        ),
+        (CHAOS,),
+    ),
+    Mutant(
+        "retry-draws-a-new-key",
+        "each attempt has an Idempotency-Key of its own",
+        (
+            Edit(
+                "python/pgnet/delivery.py",
+                "            key_header = (_KEY_HEADER, claim.idempotency_key)",
+                "            key_header = (_KEY_HEADER, f'{claim.idempotency_key}-{claim.attempt}')",
+            ),
+        ),
+        (CHAOS,),
+    ),
+    Mutant(
+        "wake-up-lost-before-sleep",
+        "a wake-up that comes while the last look is on its way is thrown away",
+        (
+            Edit(
+                "python/pgnet/worker.py",
+                "        turn = self._outbox.turn(batch, demand)\n",
+                "        turn = self._outbox.turn(batch, demand)\n"
+                "        self._signals -= {'wake'}\n",
+            ),
+        ),
+        ("tests/test_wake_up.py::test_no_wake_up_is_lost",),
+    ),
+    Mutant(
+        "wake-up-lost-between-waits",
+        "what came while nobody waited is thrown away",
+        (
+            Edit(
+                "python/pgnet/waiting.py",
+                "    deadline = time.monotonic() + timeout\n",
+                "    deadline = time.monotonic() + timeout\n"
+                "    if listener is not None:\n"
+                "        listener.read()\n",
+            ),
+        ),
+        ("tests/test_wake_up.py::test_a_wake_up_between_two_waits_is_kept",),
+    ),
+)
+
+
+class Unfit(Exception):
+    """A mutant that cannot be tried."""
+
+
+def copy_tree(name: str) -> Path:
+    """A copy of what is in the working tree, with the virtual environment beside it."""
+    tree = BUILD / name / "tree"
+    shutil.rmtree(BUILD / name, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for path in filter(None, listed.stdout.split("\0")):
+        source = ROOT / path
+        if source.is_file() and not source.is_symlink():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, tree / path)
+    (tree / ".venv").symlink_to((ROOT / ".venv").resolve())
+    return tree
+
+
+def mutate(tree: Path, mutant: Mutant) -> None:
+    for edit in mutant.edits:
+        path = tree / edit.path
+        text = path.read_text()
+        if text.count(edit.search) != edit.times:
+            raise Unfit(f"{edit.path} has not {edit.times} × {edit.search!r}")
+        path.write_text(text.replace(edit.search, edit.replace))
+
+
+def private_view(name: str) -> list[str]:
+    """The beginning of a command that sees copies in place of what is installed."""
+    share = Path(pg_config("sharedir")) / "extension"
+    site = Path(
+        subprocess.run(
+            [server_python(), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    )
+    binds = []
+    for installed in (share, site):
+        copy = BUILD / name / "installed" / installed.name
+        shutil.copytree(installed, copy, symlinks=True)
+        binds.append(f'mount --bind "{copy}" "{installed}"')
+    script = " && ".join(["mount --make-rprivate /", *binds, 'exec "$@"'])
+    return ["unshare", "--mount", "bash", "-c", script, "bash"]
+
+
+def run(command: list[str], tree: Path, log: Path) -> int:
+    environment = {
+        **os.environ,
+        "PG_CONFIG": find_pg_config(),
+        "CHAOS_SECONDS": os.environ.get("CHAOS_SECONDS", CHAOS_SECONDS),
+    }
+    with log.open("ab") as output:
+        return subprocess.run(
+            command, cwd=tree, env=environment, stdout=output, stderr=output, check=False
+        ).returncode
+
+
+def build(name: str, mutant: Mutant | None) -> tuple[list[str], Path, Path]:
+    """Make and install it; gives how to run something in it, where, and its log."""
+    tree = copy_tree(name)
+    if mutant is not None:
+        mutate(tree, mutant)
+    log = BUILD / name / "log"
+    view = private_view(name)
+    prefix = f"PREFIX={BUILD / name / 'prefix'}"
+    if run([*view, "make", "-B", "script"], tree, log) or run(
+        [*view, "make", prefix, "install"], tree, log
+    ):
+        raise Unfit(f"it cannot be built, see {log}")
+    return view, tree, log
+
+
+def pytest(view: list[str], tree: Path, log: Path, tests: list[str]) -> int:
+    command = [".venv/bin/python", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    return run([*view, *command], tree, log)
+
+
+def as_it_is(tests: list[str]) -> None:
+    view, tree, log = build("as-it-is", None)
+    if pytest(view, tree, log, SMOKE) or pytest(view, tree, log, tests):
+        raise Unfit(f"the tests do not pass with the source as it is, see {log}")
+
+
+def survives(mutant: Mutant) -> bool:
+    view, tree, log = build(mutant.name, mutant)
+    if pytest(view, tree, log, SMOKE):
+        raise Unfit(f"it does not pass the smoke test, see {log}")
+    status = pytest(view, tree, log, list(mutant.tests))
+    if status not in (0, FAILED):
+        raise Unfit(f"its tests could not be run, see {log}")
+    return status == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--keep", action="store_true", help="keep the copies that were caught")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    options = parser.parse_args()
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if unknown := set(options.names) - known.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    if os.geteuid() != 0:
+        print("mutants: this needs root: it mounts copies over what is installed", file=sys.stderr)
+        return 2
+    chosen = [known[name] for name in options.names] or list(MUTANTS)
+    # Those that do not apply any more are said at once.
+    tree = copy_tree("as-it-is")
+    for mutant in chosen:
+        for edit in mutant.edits:
+            if (tree / edit.path).read_text().count(edit.search) != edit.times:
+                print(f"mutants: {mutant.name}: {edit.path} has not {edit.search!r}")
+                return 2
+    worst = 0
+    try:
+        as_it_is(sorted({test for mutant in chosen for test in mutant.tests}))
+    except Unfit as error:
+        print(f"mutants: {error}")
+        return 2
+    print(f"{'mutant':32} {'':10} {'s':>4}  what is wrong with it", flush=True)
+    for mutant in chosen:
+        started = time.monotonic()
+        try:
+            found, status = ("SURVIVES", 1) if survives(mutant) else ("caught", 0)
+        except Unfit as error:
+            found, status = f"UNFIT: {error}", 2
+        took = time.monotonic() - started
+        print(f"{mutant.name:32} {found:10} {took:4.0f}  {mutant.wrong}", flush=True)
+        worst = max(worst, status)
+        if status == 0 and not options.keep:
+            shutil.rmtree(BUILD / mutant.name)
+    if not options.keep:
+        shutil.rmtree(BUILD / "as-it-is")
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
