@@ -90,8 +90,14 @@ MUTANTS = (
                 "extension/30_queue.sql",
                 "create view net._queue as",
                 "create table net.taken (like net.http_request_queue including all);\n"
-                "revoke all on net.taken from public;\n"
+                "grant select on net.taken to public;\n"
                 "create view net._queue as",
+            ),
+            # or net.wait would not find it
+            Edit(
+                "extension/60_outcome.sql",
+                "        from net.http_request_queue q\n        left join net.claim c on c.id = q.id\n",
+                "        from (table net.http_request_queue union all table net.taken) q\n        left join net.claim c on c.id = q.id\n",
             ),
             Edit(
                 OUTBOX,
