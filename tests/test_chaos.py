@@ -232,6 +232,10 @@ def keep_a_rollback(run: Evidence) -> None:
     run.undone.add("a")
 
 
+def send_twice_in_a_calm(run: Evidence) -> None:
+    run.calm = True
+
+
 def find(run: Evidence) -> None:
     run.findings.append("a worker ended by itself")
 
@@ -276,6 +280,7 @@ def find(run: Evidence) -> None:
         (give_up_early, "attempts"),
         (lose_a_commit, "database"),
         (keep_a_rollback, "database"),
+        (send_twice_in_a_calm, "double outcome"),
         (find, "finding"),
     ],
 )
@@ -285,13 +290,11 @@ def test_the_checker_finds(fault: Callable[[Evidence], None], kind: str) -> None
     assert kind in {violation.kind for violation in check(run)}
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.usefixtures("installed")
-def test_a_minute_of_chaos() -> None:
-    seconds = float(os.environ.get("CHAOS_SECONDS", "60"))
+def chaos(seconds: float, *options: str) -> tuple[str, dict[str, float]]:
+    """Run it; gives what it prints, and the figures by their names."""
     seed = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(1 << 32))
     finished = subprocess.run(
-        [sys.executable, "-m", "chaos", "--seconds", str(seconds), "--seed", seed],
+        [sys.executable, "-m", "chaos", "--seconds", str(seconds), "--seed", seed, *options],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
         stdin=subprocess.DEVNULL,
@@ -306,14 +309,29 @@ def test_a_minute_of_chaos() -> None:
         name: float(count)
         for count, name in re.findall(r"^ *([0-9.]+)  (.*)$", finished.stdout, re.MULTILINE)
     }
+    return finished.stdout, figures
+
+
+@pytest.mark.usefixtures("installed")
+def test_calm() -> None:
+    """The same clients and workers without any fault: each request once, and all succeed."""
+    _output, figures = chaos(8, "--calm")
+    assert figures["requests committed"] > 100
+    assert figures["keys seen more than once"] == 0
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("installed")
+def test_a_minute_of_chaos() -> None:
+    seconds = float(os.environ.get("CHAOS_SECONDS", "60"))
+    output, figures = chaos(seconds)
     assert figures["requests committed"] > seconds
     assert figures["keys seen more than once"] > 0
     for state in ("succeeded", "failed", "unknown", "cancelled"):
         assert figures[f"outcomes: {state}"] > 0
     # Whatever this machine allows has happened, but for what was struck in vain.
-    possible = {
-        k.name for k in faults.KINDS if f"not possible here: {k.name}" not in finished.stdout
-    }
+    left_out = set(re.findall(r"^not possible here: (.*)$", output, re.MULTILINE))
+    possible = {kind.name for kind in faults.KINDS} - left_out
     struck = {name for name in possible if figures.get(f"fault: {name}")}
     assert len(struck) >= 0.8 * len(possible), f"did not happen: {possible - struck}"
     assert figures["faults: kill -9, all together"] >= 0.8 * seconds

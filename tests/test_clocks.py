@@ -77,3 +77,42 @@ def test_retries_wait_by_the_databases_clock(
         )
         database.wait_for("select attempts = 3 from net._http_response")
     assert len(witness.record()) == 3
+
+
+def test_what_waits_is_sent_when_the_clock_is_put_back(
+    database: Database, witness: Running
+) -> None:
+    """A request waits 1 s for its next attempt; before that the clock goes back by a day."""
+    database.execute(
+        "select net.http_request('GET', %s, retry => 'safe')", f"{witness.url}/status/503"
+    )
+    database.execute("call net.drain('1 s')")
+    # The same to the database: what was said of the future was said a day ahead.
+    database.execute(
+        "update net.http_request_queue set due = due + interval '1 day',"
+        " waits_since = waits_since + interval '1 day'"
+    )
+    seen = len(witness.record())
+    with database.worker():
+        wait_until(lambda: len(witness.record()), lambda count: count > seen, "it is sent again")
+
+
+def test_a_claim_is_rescued_when_the_clock_is_put_back(
+    database: Database, witness: Running
+) -> None:
+    database.execute(
+        "select net.http_get(%s, timeout_milliseconds => 30000)", witness.url + "/hang"
+    )
+    with database.worker() as worker:
+        wait_until(lambda: len(witness.record()), (1).__eq__, "the request is seen")
+        worker.kill()
+    database.wait_for("select not bool_or(net._alive(pid, backend_start)) from net.worker")
+    with database.worker("--grace", "0") as other:
+        database.wait_for("select count(*) = 1 from net.worker where gone_since is not null")
+        database.execute(
+            "update net.claim set claimed = claimed + interval '1 day',"
+            " deadline = deadline + interval '1 day'"
+        )
+        database.execute("update net.worker set gone_since = gone_since + interval '1 day'")
+        wait_until(lambda: len(witness.record()), (2).__eq__, "it is sent again")
+        assert other.process.poll() is None

@@ -49,12 +49,16 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """name; what is wrong with it; the edits that make it; the tests of which one must fail."""
+    """name; what is wrong with it; the edits that make it; tests and isolation specs.
+
+    At least one of the tests has to fail, and if there are specs at least one of them.
+    """
 
     name: str
     wrong: str
     edits: tuple[Edit, ...]
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+    specs: tuple[str, ...] = ()
 
 
 OUTBOX = "extension/50_outbox.sql"
@@ -75,12 +79,14 @@ MUTANTS = (
             CRASHES + "test_a_rescued_claim_is_fenced",
             CRASHES + "test_a_stale_token_records_nothing",
         ),
+        ("rescue-record",),
     ),
     Mutant(
         "no-on-conflict",
         "two workers that look before either commits collide",
         (Edit(OUTBOX, "        on conflict on constraint claim_pkey do nothing\n", ""),),
         (CRASHES + "test_claims_are_exclusive",),
+        ("claim-claim",),
     ),
     Mutant(
         "delete-before-send",
@@ -150,6 +156,7 @@ MUTANTS = (
             ),
         ),
         (CRASHES + "test_a_crash_amid_a_thousand_requests",),
+        ("enqueue-claim",),
     ),
     Mutant(
         "attempt-counted-after-the-send",
@@ -256,6 +263,73 @@ MUTANTS = (
         ),
         ("tests/test_wake_up.py::test_a_wake_up_between_two_waits_is_kept",),
     ),
+    Mutant(
+        "rescue-at-each-blip",
+        "a worker whose connection broke has no time to come back",
+        (
+            Edit(
+                OUTBOX,
+                "case w.kind when 'backend' then interval '0' else rescue_after end",
+                "interval '0'",
+            ),
+        ),
+        ("tests/test_worker_process.py::test_a_restart_sends_nothing_again",),
+    ),
+    Mutant(
+        "comes-back-with-nothing",
+        "a worker that comes back loses what it has in flight",
+        (
+            Edit(
+                OUTBOX,
+                "where o.worker = worker_id and o.id <> all (holding) for update",
+                "where o.worker = worker_id for update",
+            ),
+        ),
+        ("tests/test_worker_process.py::test_a_restart_sends_nothing_again",),
+    ),
+    Mutant(
+        "at-most-once-after-a-loss",
+        "what was lost with its worker is sent again, though once at most",
+        (
+            Edit(
+                OUTBOX,
+                "        if request.options ->> 'delivery' = 'at_most_once' then\n            fate := 'unknown';",
+                "        if false then\n            fate := 'unknown';",
+            ),
+        ),
+        (CHAOS,),
+        ("at-most-once",),
+    ),
+    Mutant(
+        "at-most-once-repeated-on-the-wire",
+        "a kept connection that is closed has the request sent again, though once at most",
+        (Edit("python/pgnet/worker.py", "once=delivery.once", "once=False"),),
+        (CHAOS,),
+    ),
+    Mutant(
+        "unknown-is-failed",
+        "what may have been received ends as never sent",
+        (
+            Edit(
+                "python/pgnet/delivery.py",
+                'return replace(outcome, state="unknown"',
+                'return replace(outcome, state="failed"',
+            ),
+        ),
+        (CHAOS,),
+    ),
+    Mutant(
+        "stranded-by-the-clock",
+        "what waits for a time waits a day longer when the clock is put back by one",
+        (
+            Edit(
+                OUTBOX,
+                "where o.due is not null and o.waits_since > clock_timestamp() + interval '5 s' for update",
+                "where false for update",
+            ),
+        ),
+        ("tests/test_clocks.py::test_what_waits_is_sent_when_the_clock_is_put_back",),
+    ),
 )
 
 
@@ -345,9 +419,17 @@ def pytest(view: list[str], tree: Path, log: Path, tests: list[str]) -> int:
     return run([*view, *command], tree, log)
 
 
-def as_it_is(tests: list[str]) -> None:
+def isolation(view: list[str], tree: Path, log: Path, specs: list[str]) -> int:
+    return run([*view, "make", "run-isolation", f"SPECS={' '.join(specs)}"], tree, log)
+
+
+def as_it_is(tests: list[str], specs: list[str]) -> None:
     view, tree, log = build("as-it-is", None)
-    if pytest(view, tree, log, SMOKE) or pytest(view, tree, log, tests):
+    if (
+        pytest(view, tree, log, SMOKE)
+        or (tests and pytest(view, tree, log, tests))
+        or (specs and isolation(view, tree, log, specs))
+    ):
         raise Unfit(f"the tests do not pass with the source as it is, see {log}")
 
 
@@ -355,10 +437,15 @@ def survives(mutant: Mutant) -> bool:
     view, tree, log = build(mutant.name, mutant)
     if pytest(view, tree, log, SMOKE):
         raise Unfit(f"it does not pass the smoke test, see {log}")
-    status = pytest(view, tree, log, list(mutant.tests))
-    if status not in (0, FAILED):
-        raise Unfit(f"its tests could not be run, see {log}")
-    return status == 0
+    survived = False
+    if mutant.tests:
+        status = pytest(view, tree, log, list(mutant.tests))
+        if status not in (0, FAILED):
+            raise Unfit(f"its tests could not be run, see {log}")
+        survived = status == 0
+    if mutant.specs:
+        survived |= isolation(view, tree, log, list(mutant.specs)) == 0
+    return survived
 
 
 def main() -> int:
@@ -382,7 +469,10 @@ def main() -> int:
                 return 2
     worst = 0
     try:
-        as_it_is(sorted({test for mutant in chosen for test in mutant.tests}))
+        as_it_is(
+            sorted({test for mutant in chosen for test in mutant.tests}),
+            sorted({spec for mutant in chosen for spec in mutant.specs}),
+        )
     except Unfit as error:
         print(f"mutants: {error}")
         return 2

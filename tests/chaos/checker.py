@@ -90,6 +90,8 @@ class Evidence:
     undone: set[str] = field(default_factory=set)
     # requests that came with another body than was asked for
     wrong_bodies: list[str] = field(default_factory=list)
+    # nothing went wrong, and nothing may have come of it
+    calm: bool = False
     # what else must not have been: a worker that ended by itself, a backend that crashed
     findings: list[str] = field(default_factory=list)
 
@@ -129,6 +131,7 @@ def check(evidence: Evidence) -> list[Violation]:
         _left_over,
         _attempts,
         _database,
+        _calm,
     ):
         found.extend(examine(evidence))
     for finding, count in Counter(evidence.findings).items():
@@ -340,6 +343,19 @@ def _database(evidence: Evidence) -> Iterator[Violation]:
         yield Violation("database", key, "its commit was acknowledged, and it is not there")
     for key in evidence.undone & committed:
         yield Violation("database", key, "it was rolled back, and it is there")
+
+
+def _calm(evidence: Evidence) -> Iterator[Violation]:
+    """Where nothing goes wrong each request is sent once, and succeeds."""
+    if not evidence.calm:
+        return
+    for key, count in Counter(sighting.key for sighting in evidence.sightings).items():
+        if count > 1:
+            yield Violation("double outcome", key, f"seen {count} times, and nothing went wrong")
+    for response in evidence.responses:
+        if response.state not in ("succeeded", "cancelled") or response.attempts > 1:
+            detail = f"{response.state} after {response.attempts} attempts, and nothing went wrong"
+            yield Violation("wrong outcome", str(response.id), detail)
 
 
 def summary(evidence: Evidence, violations: Iterable[Violation]) -> list[tuple[str, int]]:

@@ -289,15 +289,22 @@ KINDS: Sequence[Kind] = tuple(_kinds)
 
 
 class Faults:
-    """Strikes for so many seconds."""
+    """Strikes for so many seconds, with faults of these kinds."""
 
-    def __init__(self, run: Run, seed: int, seconds: float, allowed: frozenset[str]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        seed: int,
+        seconds: float,
+        kinds: Sequence[Kind],
+        allowed: frozenset[str],
+    ) -> None:
         self._run = run
         self._seconds = seconds
-        self.left_out = [kind.name for kind in KINDS if kind.needs and kind.needs not in allowed]
+        self.left_out = [kind.name for kind in kinds if kind.needs and kind.needs not in allowed]
         choose = random.Random(f"{seed}/faults")
         self._plan: list[tuple[float, Kind, random.Random]] = []
-        for kind in KINDS:
+        for kind in kinds:
             if kind.name in self.left_out:
                 continue
             # Each kind at least once, however short it is.

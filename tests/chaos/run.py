@@ -32,8 +32,11 @@ DRAIN = 150
 class Run:
     """Everything that faults strike at."""
 
-    def __init__(self, seed: int, seconds: float, rate: float, directory: Path) -> None:
+    def __init__(
+        self, seed: int, seconds: float, rate: float, directory: Path, *, calm: bool = False
+    ) -> None:
         self.seed = seed
+        self.calm = calm
         self.seconds = seconds
         self.directory = directory
         self.tally = Tally()
@@ -114,7 +117,10 @@ class Run:
         for worker in self.workers:
             worker.start()
         self.clients.start()
-        plan = faults.Faults(self, self.seed, self.seconds, self.allowed)
+        if self.calm:
+            self.witness.tell("behave")
+        kinds = () if self.calm else faults.KINDS
+        plan = faults.Faults(self, self.seed, self.seconds, kinds, self.allowed)
         self.left_out = plan.left_out
         plan.strike()
         self.server.cluster.set_clock(0)
@@ -145,7 +151,7 @@ class Run:
 
     def _evidence(self) -> checker.Evidence:
         evidence = checker.Evidence(
-            acknowledged=self.clients.acknowledged, undone=self.clients.undone
+            acknowledged=self.clients.acknowledged, undone=self.clients.undone, calm=self.calm
         )
         for line in self.record.read_text().splitlines():
             entry: dict[str, Any] = json.loads(line)
@@ -275,14 +281,14 @@ def in_own_mounts() -> None:
         )
 
 
-def main(seconds: float, seed: int | None, rate: float) -> int:
+def main(seconds: float, seed: int | None, rate: float, *, calm: bool) -> int:
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 32)
-    print(f"chaos for {seconds:g} s, SEED={seed}", flush=True)
+    print(f"{'calm' if calm else 'chaos'} for {seconds:g} s, SEED={seed}", flush=True)
     directory = Path("build/chaos") / str(seed)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    with Run(seed, seconds, rate, directory.resolve()) as run:
+    with Run(seed, seconds, rate, directory.resolve(), calm=calm) as run:
         evidence = run.go()
         violations = checker.check(evidence)
         report(run, evidence, violations)
