@@ -277,22 +277,19 @@ class Cluster:
 
     def create(self) -> None:
         """Make the data directory and start the server."""
-        # short, since the path of a Unix socket has 107 bytes at most
-        self.directory = Path(tempfile.mkdtemp(prefix="pgnet-", dir="/tmp"))
         try:
-            # others than the server's user may pass through to the socket
-            self.directory.chmod(0o755)
-            if os.geteuid() == 0:
-                account = pwd.getpwnam("postgres")
-                os.chown(self.directory, account.pw_uid, account.pw_gid)
-            self.initialise()
+            self.initialize()
             self.start()
         except BaseException:
             self.close()
             raise
 
-    def initialise(self) -> None:
-        """Make the data directory."""
+    def initialize(self) -> None:
+        """Make the data directory, and do not start the server."""
+        self._make_directory()
+        self.initdb()
+
+    def initdb(self) -> None:
         self.run(
             "initdb",
             "--pgdata=data",
@@ -302,6 +299,59 @@ class Cluster:
             "--locale=C.UTF-8",
             "--no-sync",
         )
+
+    def _make_directory(self) -> None:
+        # short, since the path of a Unix socket has 107 bytes at most
+        self.directory = Path(tempfile.mkdtemp(prefix="pgnet-", dir="/tmp"))
+        # others than the server's user may pass through to the socket
+        self.directory.chmod(0o755)
+        if os.geteuid() == 0:
+            account = pwd.getpwnam("postgres")
+            os.chown(self.directory, account.pw_uid, account.pw_gid)
+
+    def base_backup(
+        self, into: Cluster | None = None, *, standby: bool = False, **options: object
+    ) -> Cluster:
+        """Return a clone of this cluster, which is not started yet: the caller closes it.
+
+        into: a cluster that is stopped and whose data the clone replaces. standby: it follows this
+        one until `promote()`. `options` are settings beside this one's.
+        """
+        clone = into or Cluster(**self.options)
+        clone.options.update(options)
+        try:
+            if into is None:
+                clone.bindir = self.bindir
+                clone._make_directory()
+            else:
+                shutil.rmtree(clone.data)
+            arguments = [f"--pgdata={clone.data}", "--checkpoint=fast", "--no-sync"]
+            if standby:
+                arguments.append("--write-recovery-conf")
+            self.run("pg_basebackup", *arguments)
+        except BaseException:
+            clone.close()
+            raise
+        return clone
+
+    def promote(self) -> None:
+        """Make a standby the primary; returns when it takes writes."""
+        with self.connect() as connection:
+            connection.execute("select pg_promote()")
+
+    def wait_for_standby(self, standby: Cluster, timeout: float = 30.0) -> None:
+        """Wait until a standby has replayed all that has been written here so far."""
+        with self.connect() as here, standby.connect() as there:
+            position = here.execute("select pg_current_wal_flush_lsn()").fetchone()
+            assert position is not None
+            wait_until(
+                lambda: there.execute(
+                    "select pg_last_wal_replay_lsn() >= %s::pg_lsn", position
+                ).fetchone(),
+                lambda replayed: replayed == (True,),
+                "the standby has caught up",
+                timeout,
+            )
 
     def close(self) -> None:
         """Stop the server without ceremony and remove every file."""

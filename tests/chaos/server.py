@@ -113,7 +113,7 @@ class SmallDisk(Cluster):
         self._disk = disk
         self._clock = clock
 
-    def initialise(self) -> None:
+    def initdb(self) -> None:
         self.data.mkdir()
         if os.geteuid() == 0:
             os.chown(self.data, self.directory.stat().st_uid, self.directory.stat().st_gid)
@@ -129,7 +129,7 @@ class SmallDisk(Cluster):
                 "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
-        super().initialise()
+        super().initdb()
 
     def close(self) -> None:
         if self.running:
