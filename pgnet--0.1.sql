@@ -1496,7 +1496,7 @@ revoke all on function net._copy_fault() from public;
 
 create function net._refuse_copy()
     returns void
-    language plpgsql stable parallel restricted
+    language plpgsql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -1597,7 +1597,22 @@ $$;
 comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
 revoke all on function net._set_ids_apart() from public;
 
--- Requests and their outcomes are taken, unless their number is one of this server's own.
+create function net._is_known(table_name name, request_id bigint, attempt integer)
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case table_name
+        when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
+        when '_http_response' then exists (select from net._http_response r where r.id = request_id)
+        when 'failed' then exists (select from net.failed f where f.id = request_id)
+        when 'attempt' then exists (select from net.attempt a where a.request_id = _is_known.request_id and a.attempt = _is_known.attempt)
+    end
+$$;
+comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
+revoke all on function net._is_known(name, bigint, integer) from public;
+
+-- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
     returns trigger
     language plpgsql volatile security definer
@@ -1607,6 +1622,7 @@ declare
     subscription text := net._subscription();
     own record;
     request_id bigint;
+    attempt integer;
 begin
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
@@ -1618,10 +1634,13 @@ begin
             end if;
             if tg_table_name = 'attempt' then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
+                attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
             else
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
-            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999 then
+            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999
+                or (tg_op = 'INSERT' and net._is_known(tg_table_name, request_id, attempt))
+            then
                 return null;
             end if;
         end if;
@@ -3598,6 +3617,7 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    perform net._refuse_copy();
     call net._serve(max_runtime, false, in_transaction_block);
     if in_transaction_block then
         perform net._refuse_transaction_block('net.work');
@@ -3605,7 +3625,7 @@ begin
 end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
@@ -3616,6 +3636,7 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    perform net._refuse_copy();
     call net._serve(max_runtime, true, in_transaction_block);
     if in_transaction_block then
         perform net._refuse_transaction_block('net.drain');
@@ -3623,7 +3644,7 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Raises 25001 inside a transaction block. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function net._refuse_transaction_block(procedure text)
     returns void
@@ -3659,6 +3680,7 @@ as $$
         ('net._wait(double precision, text, integer)'),
         ('net._wake_next(integer)'),
         ('net._wake_up_fault()'),
+        ('net._refuse_copy()'),
         ('net._serve(interval, boolean, boolean)'),
         ('net.work(interval)'),
         ('net.drain(interval)')) v (r)
@@ -3885,6 +3907,10 @@ declare
     missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
+    copy_fault text := net._copy_fault();
+    modes text;
+    unknown_modes text;
+    replicated bigint;
 begin
     select * into python from net._python_check();
 
@@ -3905,6 +3931,26 @@ begin
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
         case when net._current_setting('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
+
+    select count(*) into replicated from net.http_request_queue q where q.origin is not null;
+    return query select 'database', copy_fault is null,
+        coalesce('this is a copy, and no worker serves it: ' || copy_fault,
+            format('it is the one that is remembered%s', case when replicated > 0 then
+                format('; %s request(s) have come by replication and are not sent here', replicated) end)),
+        case when copy_fault is not null then
+            'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
+            when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
+    select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
+        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said) <> m.mode)
+    into modes, unknown_modes
+    from net._mode_sources() m;
+    return query select 'mode', net._mode() = 'on',
+        case net._mode()
+            when 'on' then 'requests are sent'
+            when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
+            else 'nothing is sent, requests wait: ' || modes end,
+        case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
+            when net._mode() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 
     if standby then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;

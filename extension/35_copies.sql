@@ -48,7 +48,7 @@ revoke all on function net._copy_fault() from public;
 
 create function net._refuse_copy()
     returns void
-    language plpgsql stable parallel restricted
+    language plpgsql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -149,7 +149,22 @@ $$;
 comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
 revoke all on function net._set_ids_apart() from public;
 
--- Requests and their outcomes are taken, unless their number is one of this server's own.
+create function net._is_known(table_name name, request_id bigint, attempt integer)
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case table_name
+        when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
+        when '_http_response' then exists (select from net._http_response r where r.id = request_id)
+        when 'failed' then exists (select from net.failed f where f.id = request_id)
+        when 'attempt' then exists (select from net.attempt a where a.request_id = _is_known.request_id and a.attempt = _is_known.attempt)
+    end
+$$;
+comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
+revoke all on function net._is_known(name, bigint, integer) from public;
+
+-- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
     returns trigger
     language plpgsql volatile security definer
@@ -159,6 +174,7 @@ declare
     subscription text := net._subscription();
     own record;
     request_id bigint;
+    attempt integer;
 begin
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
@@ -170,10 +186,13 @@ begin
             end if;
             if tg_table_name = 'attempt' then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
+                attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
             else
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
-            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999 then
+            if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999
+                or (tg_op = 'INSERT' and net._is_known(tg_table_name, request_id, attempt))
+            then
                 return null;
             end if;
         end if;

@@ -37,6 +37,10 @@ declare
     missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
+    copy_fault text := net._copy_fault();
+    modes text;
+    unknown_modes text;
+    replicated bigint;
 begin
     select * into python from net._python_check();
 
@@ -57,6 +61,26 @@ begin
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
         case when net._current_setting('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
+
+    select count(*) into replicated from net.http_request_queue q where q.origin is not null;
+    return query select 'database', copy_fault is null,
+        coalesce('this is a copy, and no worker serves it: ' || copy_fault,
+            format('it is the one that is remembered%s', case when replicated > 0 then
+                format('; %s request(s) have come by replication and are not sent here', replicated) end)),
+        case when copy_fault is not null then
+            'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
+            when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
+    select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
+        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said) <> m.mode)
+    into modes, unknown_modes
+    from net._mode_sources() m;
+    return query select 'mode', net._mode() = 'on',
+        case net._mode()
+            when 'on' then 'requests are sent'
+            when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
+            else 'nothing is sent, requests wait: ' || modes end,
+        case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
+            when net._mode() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 
     if standby then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;

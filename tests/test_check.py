@@ -16,6 +16,8 @@ ITEMS = [
     "dependencies",
     "CA bundle",
     "wake-up",
+    "database",
+    "mode",
     "worker",
     "queue",
     "rights",
