@@ -159,7 +159,7 @@ def test_the_readme(bare: Database, url: str) -> None:
     assert bare.rows("select extname from pg_extension") == [("plpgsql",)]
 
 
-@pytest.mark.parametrize("name", ["reference", "production", "secrets", "delivery"])
+@pytest.mark.parametrize("name", ["reference", "production", "secrets", "delivery", "copies"])
 def test_a_page(ready: Database, url: str, name: str) -> None:
     run_page(ready, ROOT / f"docs/{name}.md", url)
 
@@ -469,7 +469,7 @@ def test_every_relation_is_in_the_reference(ready: Database) -> None:
     )
     views_and_tables = {name: columns for name, columns in rows if public([(name,)])}
     internal = {"claim", "attempt", "worker", "setting", "egress_rule", "configuration"}
-    internal |= {"host", "retry_policy", "secret", "secret_grant"}
+    internal |= {"host", "retry_policy", "secret", "secret_grant", "database"}
     for name, columns in views_and_tables.items():
         found = section(REFERENCE, f"net.{name}")
         if name not in internal and name != "failed":
