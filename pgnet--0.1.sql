@@ -2547,11 +2547,13 @@ declare
         when (select q.host from net._queue q order by q.host limit 1)
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
         else host_quota end;
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
 begin
-    if exists (select from net.http_request_queue q where q.due <= clock_timestamp() and q.origin is null) then
+    if exists (select from net.http_request_queue q where q.due <= present and q.origin is null) then
         update net.http_request_queue q set due = null, waits_since = null
         where q.id = any (array(
-            select w.id from net.http_request_queue w where w.due <= clock_timestamp() and w.origin is null
+            select w.id from net.http_request_queue w where w.due <= present and w.origin is null
             order by w.due limit 1000 for update skip locked));
     end if;
     if alone then
@@ -2846,9 +2848,13 @@ create function net._rescue()
     returns double precision
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
     set jit = off
 as $$
 declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
     rescue_after interval := net._current_setting('rescue_after');
     -- A worker that is well says so each time it looks, which is every 2 s where there are others.
     stalled_after interval := interval '5 s';
@@ -2856,12 +2862,12 @@ begin
     -- A clock that was put back strands nothing: what was said of the future is said anew.
     update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
     where c.id = any (array(
-        select o.id from net.claim o where o.claimed > clock_timestamp() + interval '5 s' for update skip locked));
+        select o.id from net.claim o where o.claimed > present + interval '5 s' for update skip locked));
     update net.http_request_queue q
     set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
     where q.id = any (array(
         select o.id from net.http_request_queue o
-        where o.due is not null and o.waits_since > clock_timestamp() + interval '5 s' for update skip locked));
+        where o.due is not null and o.waits_since > present + interval '5 s' for update skip locked));
 
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
@@ -2923,6 +2929,8 @@ create function net._expire()
     set jit = off
 as $$
 declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
     ttl interval := net._current_setting('ttl');
     ttl_failed interval := net._current_setting('ttl_failed');
     deleted bigint;
@@ -2931,7 +2939,7 @@ declare
 begin
     with old as (
         delete from net._http_response r where r.id = any (array(
-            select o.id from net._http_response o where o.created < clock_timestamp() - ttl
+            select o.id from net._http_response o where o.created < present - ttl
             order by o.created limit 5000 for update skip locked))
         returning r.id, r.attempts
     ), attempts as (
@@ -2942,7 +2950,7 @@ begin
     select count(*) into deleted from old;
     with old as (
         delete from net.failed f where f.id = any (array(
-            select o.id from net.failed o where o.failed < clock_timestamp() - ttl_failed
+            select o.id from net.failed o where o.failed < present - ttl_failed
             order by o.failed limit 5000 for update skip locked))
         returning f.id
     ), attempts as (
@@ -2954,7 +2962,7 @@ begin
     -- Those of requests that somebody has deleted.
     delete from net.attempt a where (a.request_id, a.attempt) in (
         select o.request_id, o.attempt from net.attempt o
-        where o.ended < clock_timestamp() - greatest(ttl, ttl_failed)
+        where o.ended < present - greatest(ttl, ttl_failed)
             and not exists (select from net.http_request_queue q where q.id = o.request_id)
             and not exists (select from net._http_response r where r.id = o.request_id)
             and not exists (select from net.failed f where f.id = o.request_id)

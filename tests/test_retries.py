@@ -995,6 +995,35 @@ def test_those_that_wait_are_in_nobody_s_way(served: Database, server: Scripted)
     served.execute("select net.cancel(id) from net.requests where url = %s", url)
 
 
+def test_a_hundred_thousand_that_wait_cost_nothing(database: Database) -> None:
+    """Neither a claim nor a look reads them: indexes lead to what is due."""
+
+    def least(call: str) -> float:
+        took = []
+        for _ in range(10):
+            started = time.monotonic()
+            database.execute(f"select {call}")
+            took.append(time.monotonic() - started)
+        return min(took)
+
+    calls = ("count(*) from net._claim(0, 1, 1, 1, '{}', 1, '')", "net._tend(0)")
+    before = [least(call) for call in calls]
+    database.execute(
+        "insert into net.http_request_queue (method, url, due, waits_since)"
+        " select 'GET', 'http://127.0.0.1:1/', now() + interval '1 hour' + n * interval '10 ms',"
+        " now() from generate_series(1, 100000) n"
+    )
+    database.execute(
+        "insert into net._http_response"
+        " (id, state, attempts, method, url, requested_by, requested, timed_out, created)"
+        " select 1000000 + n, 'succeeded', 1, 'GET', 'http://127.0.0.1/', 'postgres'::regrole,"
+        " now(), false, now() - n * interval '10 ms' from generate_series(1, 100000) n"
+    )
+    after = [least(call) for call in calls]
+    for one_before, one_after in zip(before, after, strict=True):
+        assert one_after < one_before * 3 + 0.05
+
+
 @pytest.mark.parametrize("kind", ["process", "backend"])
 def test_waiting_outlives_the_worker(database: Database, server: Scripted, kind: str) -> None:
     url = server.script(Reply(503, {"Retry-After": "1"}), Reply(503, {"Retry-After": "1"}), 200)
