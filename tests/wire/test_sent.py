@@ -519,7 +519,8 @@ def test_proxies_that_fail(
         error = failed(client, f"https://{way}.example/", "POST", LARGE, once=once)
         assert (error.kind, error.possibly_sent) == (kind, False), (way, error)
         timeout = 1.0 if way == "hang" else PATIENT
-        answer = client(f"http://{way}.example/", "POST", [], b"x", timeout, once=once)
+        # not POST: a proxy that has answered closes its connection, perhaps just now
+        answer = client(f"http://{way}.example/", "PUT", [], b"x", timeout, once=once)
         if kind_in_clear is None:
             # its answer is the answer
             assert (answer.error, answer.status_code) == (None, int(way[-3:]))
