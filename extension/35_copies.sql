@@ -8,6 +8,7 @@ create table net.database (
     key_namespace uuid not null default pg_catalog.gen_random_uuid(),
     own_ids_until bigint,
     own_ids_from bigint,
+    last_id bigint,
     publisher_key_namespace uuid,
     single boolean primary key default true check (single)
 );
@@ -17,6 +18,7 @@ comment on column net.database.system_identifier is 'Of the server, as initdb ma
 comment on column net.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
 comment on column net.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
 comment on column net.database.own_ids_from is 'and so are 10^12 ids from this one.';
+comment on column net.database.last_id is 'The last id that was given before these.';
 comment on column net.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
 insert into net.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
@@ -140,8 +142,10 @@ begin
     perform from net.database d where d.own_ids_from is null for update;
     if found then
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
-        -- The margin: numbers that are given out at this very moment.
-        update net.database set own_ids_until = case when used.is_called then used.last_value + 1000 else 0 end, own_ids_from = range_start;
+        update net.database
+        set own_ids_from = range_start, last_id = case when used.is_called then used.last_value else 0 end,
+            -- In a copy the numbers are the original's. The margin: numbers that are given out at this very moment.
+            own_ids_until = case when used.is_called and net._copy_fault() is null then used.last_value + 1000 else 0 end;
         perform setval('net.http_request_queue_id_seq', range_start, false);
     end if;
 end
@@ -280,9 +284,10 @@ begin
         case
             when used.is_called then used.last_value
             -- Set apart for this server's own, but none was made: go on where the publisher was.
-            when used.last_value = remembered.own_ids_from then remembered.own_ids_until
+            when used.last_value = remembered.own_ids_from then remembered.last_id
             else used.last_value - 1
         end,
+        remembered.own_ids_until,
         0);
     perform setval('net.http_request_queue_id_seq', highest + 1, false);
 

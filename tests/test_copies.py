@@ -849,6 +849,35 @@ def test_a_switchover_by_logical_replication(
     assert subscriber.value(of_keys) == publisher.value(of_keys)
 
 
+def test_a_copy_that_becomes_a_subscriber(publisher: Database, witness: Running) -> None:
+    """As pg_createsubscriber makes one: it sends nothing that the original has sent."""
+    for path in ("/early", "/late"):
+        request(publisher, witness, path)
+    publisher.execute("create publication everything for all tables")
+    slot = f"of_{publisher.name}"
+    publisher.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
+    copy = template_copy(publisher, f"{publisher.name}_copy")
+    copy.execute("drop publication everything")
+    copy.execute(
+        f"create subscription {slot} connection '{publisher.dsn()}' publication everything"
+        " with (create_slot = false, copy_data = false)"
+    )
+    try:
+        publisher.execute("delete from net.http_request_queue where url like '%%/late'")
+        publisher.execute("call net.drain()")
+        request(publisher, witness, "/replicated")
+        copy.wait_for(QUEUE, predicate=lambda id: id == 3)
+        copy.execute(f"drop subscription {slot}")
+        copy.execute("select net.adopt_database()")
+        assert request(copy, witness, "/own") == 4
+        copy.execute("call net.drain()")
+        assert sent(witness) == {"/early": 1, "/replicated": 1, "/own": 1}
+    finally:
+        copy.execute(f"drop subscription if exists {slot}")
+        copy.drop()
+        publisher.execute("drop publication everything")
+
+
 def test_adoption_while_a_subscription_goes_on(
     publisher: Database, subscriber: Database, witness: Running
 ) -> None:
