@@ -314,9 +314,11 @@ def chaos(seconds: float, *options: str) -> tuple[str, dict[str, float]]:
 
 @pytest.mark.usefixtures("installed")
 def test_calm() -> None:
-    """The same clients and workers without any fault: each request once, and all succeed."""
-    _output, figures = chaos(8, "--calm")
+    """Workers that are stopped, started and disconnected in order: each request is sent once."""
+    _output, figures = chaos(15, "--calm")
     assert figures["requests committed"] > 100
+    assert figures["fault: SIGTERM of a worker process"] > 3
+    assert figures["fault: a setting changed"] > 2
     assert figures["keys seen more than once"] == 0
 
 

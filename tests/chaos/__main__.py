@@ -12,7 +12,9 @@ parser = argparse.ArgumentParser(prog="chaos", description="Faults at random, an
 parser.add_argument("--seconds", type=float, default=60, help="how long faults go on")
 parser.add_argument("--seed", type=int, help="make the same plan again")
 parser.add_argument("--rate", type=float, default=150, help="requests a second")
-parser.add_argument("--calm", action="store_true", help="no faults, and all must be perfect")
+parser.add_argument(
+    "--calm", action="store_true", help="gentle faults alone, and all must be perfect"
+)
 options = parser.parse_args()
 run.in_own_mounts()
 # Whoever ends this ends what it started.

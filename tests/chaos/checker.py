@@ -90,7 +90,7 @@ class Evidence:
     undone: set[str] = field(default_factory=set)
     # requests that came with another body than was asked for
     wrong_bodies: list[str] = field(default_factory=list)
-    # nothing went wrong, and nothing may have come of it
+    # nothing went wrong that anybody may notice
     calm: bool = False
     # what else must not have been: a worker that ended by itself, a backend that crashed
     findings: list[str] = field(default_factory=list)

@@ -26,20 +26,27 @@ Strike = Callable[["Run", random.Random], bool]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of fault. rate: of ten minutes. needs: what the machine must allow, if anything."""
+    """A kind of fault.
+
+    rate: of ten minutes. needs: what the machine must allow, if anything. gentle: no request is
+    sent twice for it, nor does one fail.
+    """
 
     name: str
     rate: int
     strike: Strike
     needs: str | None = None
+    gentle: bool = False
 
 
 _kinds: list[Kind] = []
 
 
-def _kind(name: str, rate: int, needs: str | None = None) -> Callable[[Strike], Strike]:
+def _kind(
+    name: str, rate: int, needs: str | None = None, *, gentle: bool = False
+) -> Callable[[Strike], Strike]:
     def note(strike: Strike) -> Strike:
-        _kinds.append(Kind(name, rate, strike, needs))
+        _kinds.append(Kind(name, rate, strike, needs, gentle))
         return strike
 
     return note
@@ -119,18 +126,37 @@ def _cancel(run: Run, choose: random.Random) -> bool:
     return _tell_one(run, choose, "pg_cancel_backend")
 
 
-@_kind("SIGTERM of a worker process", 40)
+@_kind("SIGTERM of a worker process", 40, gentle=True)
 def _stop_process(run: Run, choose: random.Random) -> bool:
     worker = choose.choice(run.processes)
     took = worker.terminate()
     return took is not None
 
 
-@_kind("net.worker_restart()", 10)
+@_kind("net.worker_restart()", 10, gentle=True)
 def _restart_workers(run: Run, choose: random.Random) -> bool:
+    return _say(run, "select net.worker_restart()")
+
+
+@_kind("a setting changed", 20, gentle=True)
+def _change_setting(run: Run, choose: random.Random) -> bool:
+    return _say(run, f"select net.configure('batch_size', '{choose.randint(2, 500)}')")
+
+
+@_kind("pg_terminate_backend of a worker process's session", 30, gentle=True)
+def _terminate_process_session(run: Run, choose: random.Random) -> bool:
+    """It comes back as the same worker, and keeps what it has begun."""
+    return _say(
+        run,
+        "select pg_terminate_backend(a.pid) from pg_stat_activity a"
+        " join net.worker w on w.pid = a.pid and w.backend_start = a.backend_start"
+        " where w.kind = 'process' order by random() limit 1",
+    )
+
+
+def _say(run: Run, statement: str) -> bool:
     with contextlib.suppress(psycopg.Error), run.server.connect() as connection:
-        connection.execute("select net.worker_restart()")
-        return True
+        return connection.execute(statement).fetchone() is not None
     return False
 
 
@@ -283,6 +309,8 @@ for _point in ("connect", "sent"):
 
 
 KINDS: Sequence[Kind] = tuple(_kinds)
+# Where there are no others, gentle ones come so many times as often.
+_CALM = 15
 
 
 # ---- all of it
@@ -307,8 +335,9 @@ class Faults:
         for kind in kinds:
             if kind.name in self.left_out:
                 continue
+            rate = kind.rate * (_CALM if run.calm else 1)
             # Each kind at least once, however short it is.
-            for number in range(max(1, round(kind.rate * seconds / 600))):
+            for number in range(max(1, round(rate * seconds / 600))):
                 at = choose.uniform(0.02, 0.98) * seconds
                 self._plan.append((at, kind, random.Random(f"{seed}/{kind.name}/{number}")))
         self._plan.sort(key=lambda planned: planned[0])

@@ -118,8 +118,8 @@ class Run:
             worker.start()
         self.clients.start()
         if self.calm:
-            self.witness.tell("behave")
-        kinds = () if self.calm else faults.KINDS
+            self.witness.tell("take your time")
+        kinds = [kind for kind in faults.KINDS if kind.gentle or not self.calm]
         plan = faults.Faults(self, self.seed, self.seconds, kinds, self.allowed)
         self.left_out = plan.left_out
         plan.strike()

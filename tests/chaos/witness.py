@@ -14,7 +14,8 @@ are commands:
     kill connect    kill -9 who connects next, right after the connect
     kill sent       kill -9 who sends the next request, right after its last byte
     spare …         not any more
-    behave          from now on, answer every request at once and well
+    behave          from now on, answer every request well, and at once
+    take your time  the same, after up to half a second
     kills           nothing
 
 The answer is always how many it has killed.
@@ -73,6 +74,7 @@ class Witness:
         self._numbers: Counter[str] = Counter()
         self._kill_at: set[str] = set()
         self._well = False
+        self._slowly = False
         self._kills = 0
         self._choose = random.Random(f"{seed}/connections")
 
@@ -142,6 +144,8 @@ class Witness:
         writer: asyncio.StreamWriter,
     ) -> bool:
         more = ""
+        if self._well and self._slowly:
+            await asyncio.sleep(choose.uniform(0, 0.5))
         match way:
             case "answer late":
                 await asyncio.sleep(choose.expovariate(2))
@@ -183,8 +187,9 @@ class Witness:
                 self._kill_at.add(point)
             elif verb == "spare":
                 self._kill_at.discard(point)
-            elif verb == "behave":
+            elif line in ("behave", "take your time"):
                 self._well = True
+                self._slowly = line != "behave"
                 self._kill_at.clear()
             print(self._kills, flush=True)
 
