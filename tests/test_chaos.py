@@ -317,8 +317,8 @@ def test_calm() -> None:
     """Workers that are stopped, started and disconnected in order: each request is sent once."""
     _output, figures = chaos(15, "--calm")
     assert figures["requests committed"] > 100
-    assert figures["fault: SIGTERM of a worker process"] > 3
-    assert figures["fault: a setting changed"] > 2
+    assert figures["fault: SIGTERM of a worker process"] >= 3
+    assert figures["fault: a setting changed"] >= 2
     assert figures["keys seen more than once"] == 0
 
 

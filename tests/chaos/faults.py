@@ -143,7 +143,7 @@ def _change_setting(run: Run, choose: random.Random) -> bool:
     return _say(run, f"select net.configure('batch_size', '{choose.randint(2, 500)}')")
 
 
-@_kind("pg_terminate_backend of a worker process's session", 30, gentle=True)
+@_kind("pg_terminate_backend of a worker process's session", 15, gentle=True)
 def _terminate_process_session(run: Run, choose: random.Random) -> bool:
     """It comes back as the same worker, and keeps what it has begun."""
     return _say(
@@ -310,7 +310,10 @@ for _point in ("connect", "sent"):
 
 KINDS: Sequence[Kind] = tuple(_kinds)
 # Where there are no others, gentle ones come so many times as often.
-_CALM = 15
+_CALM = 6
+# One after the other, and with so many seconds between them: a worker that loses its connection
+# again and again while it stops has to give up.
+_CALM_PAUSE = 0.7
 
 
 # ---- all of it
@@ -342,6 +345,7 @@ class Faults:
                 self._plan.append((at, kind, random.Random(f"{seed}/{kind.name}/{number}")))
         self._plan.sort(key=lambda planned: planned[0])
         self.findings: list[str] = []
+        self._one_by_one = threading.Lock()
 
     def strike(self) -> None:
         started = time.monotonic()
@@ -361,7 +365,13 @@ class Faults:
         try:
             # What it strikes may be away just now.
             for _ in range(5):
-                if kind.strike(self._run, choose):
+                if self._run.calm:
+                    with self._one_by_one:
+                        struck = kind.strike(self._run, choose)
+                        time.sleep(_CALM_PAUSE)
+                else:
+                    struck = kind.strike(self._run, choose)
+                if struck:
                     self._run.tally.add(f"fault: {kind.name}")
                     return
                 time.sleep(0.3)
