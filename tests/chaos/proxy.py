@@ -44,6 +44,8 @@ class Proxy:
         self._open = asyncio.Event()
         self._armed: tuple[str, str, threading.Event] | None = None
         self._lock = threading.Lock()
+        # One break at a time.
+        self._one = threading.Lock()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
         self._thread.start()
@@ -87,13 +89,12 @@ class Proxy:
         """Break at the next statement of the kind; whether one came within the time."""
         assert when in _WAYS
         done = threading.Event()
-        with self._lock:
-            if self._armed is not None:
-                return False
-            self._armed = (when, kind, done)
-        fired = done.wait(seconds)
-        with self._lock:
-            self._armed = None
+        with self._one:
+            with self._lock:
+                self._armed = (when, kind, done)
+            fired = done.wait(seconds)
+            with self._lock:
+                self._armed = None
         return fired
 
     def take(self, kinds: frozenset[str]) -> str | None:
