@@ -20,6 +20,7 @@ import pgnet
 from pgnet.outbox import (
     Claim,
     Demand,
+    OutboxError,
     OutboxLost,
     OutboxRefused,
     Outcome,
@@ -68,6 +69,11 @@ _CLAIM = (
     f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
 )
 _RECORD = "select net._record(%(outcomes)s::json) as held_up, null as id"
+# One in session mode too: it keeps the session when the worker dies, whose requests nobody rescues.
+_POOLED = (
+    "a connection pooler stands between the worker and the server."
+    " Let the worker connect to the server directly. Callers may go through the pooler"
+)
 # Seconds that one wait lasts; the listener comes again at once.
 _WAIT = 60.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
@@ -101,6 +107,11 @@ class LibpqOutbox:
             "client_encoding": "UTF8",
         }
         connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
+        row = connection.execute("select pg_catalog.pg_backend_pid() as pid").fetchone()
+        if row is None or row["pid"] != connection.info.backend_pid:
+            # Before anything is set: the session is somebody else's next.
+            connection.close()
+            raise OutboxRefused(_POOLED)
         for setting, value in _SESSION.items():
             connection.execute("select pg_catalog.set_config(%s, %s, false)", (setting, value))
         return connection
@@ -141,10 +152,10 @@ class LibpqOutbox:
     def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function in a thread; raises what it raises, and nothing is printed on the way."""
 
-        def guarded() -> tuple[Any, psycopg.Error | None]:
+        def guarded() -> tuple[Any, psycopg.Error | OutboxError | None]:
             try:
                 return function(*arguments), None
-            except psycopg.Error as error:
+            except (psycopg.Error, OutboxError) as error:
                 return None, error
 
         result, error = self._pool.apply(guarded)
@@ -243,7 +254,7 @@ class LibpqOutbox:
                     signals = self._in_pool(self._wait, _WAIT)["signals"].split()
                     if signals:
                         on_signals(set(signals))
-            except psycopg.Error as error:
+            except (psycopg.Error, OutboxRefused) as error:
                 if self.wake_up_fault is None:
                     log.info("the listener lost its connection: %s", _message(error))
                 self.wake_up_fault = _message(error)
@@ -287,6 +298,6 @@ def _refusal(error: psycopg.Error) -> str:
     return ". ".join(part.rstrip(".") for part in (said.message_primary, said.message_hint) if part)
 
 
-def _message(error: psycopg.Error) -> str:
+def _message(error: psycopg.Error | OutboxError) -> str:
     """The first line of what the server or libpq says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
