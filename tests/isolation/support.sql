@@ -87,10 +87,11 @@ begin
 end
 $$;
 
--- What a worker does each time it looks.
+-- What a worker does each time it looks: it says what it holds.
 create procedure tend(worker_number integer) language plpgsql as $$
 begin
-    perform net._tend(w.id) from worker w where w.number = worker_number;
+    perform net._tend(w.id, (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number))
+    from worker w where w.number = worker_number;
 end
 $$;
 
