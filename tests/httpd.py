@@ -98,7 +98,7 @@ class Server:
             "connection": connection,
         }
         if not target.startswith("/_"):
-            self.record.append(entry)
+            self.record.append({**entry, "at": time.time()})
         url = urlsplit(target)
         answer = Answer(reader, writer, method)
         name, *arguments = url.path.lstrip("/").split("/")

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -62,7 +63,8 @@ ff02::2 ip6-allrouters
 """
 _NAMESPACES = Path("/run/netns")
 _ETC = Path("/etc/netns")
-_OURS = re.compile(r"pgnet-test-([0-9]+)-[0-9]+")
+_OURS = re.compile(r"pgnet-test-([0-9]+)-[0-9]+(-[sc])?")
+_CLONE_NEWNET = 0x40000000
 _numbers = itertools.count()
 
 
@@ -175,6 +177,85 @@ def namespace() -> Iterator[Namespace]:
         yield Namespace(name)
     finally:
         _remove(name)
+
+
+# ---- two hosts on one wire
+
+
+class Wire:
+    """Two network namespaces, `server` and `client`, with a cable between them, and nothing else.
+
+    Their addresses are SERVER and CLIENT; each has its own loopback.
+    """
+
+    SERVER, CLIENT = "10.77.0.1", "10.77.0.2"
+
+    def __init__(self, name: str) -> None:
+        self.server, self.client = f"{name}-s", f"{name}-c"
+        self._ends = {self.server: self.SERVER, self.client: self.CLIENT}
+
+    def lay(self) -> None:
+        for name in self._ends:
+            _ip("netns", "add", name)
+        _ip("-n", self.server, "link", "add", "wire", "type", "veth", "peer", "name", "wire",
+            "netns", self.client)  # fmt: skip
+        for name, address in self._ends.items():
+            _ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
+            _ip("-n", name, "link", "set", "wire", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+
+    def cut(self) -> None:
+        """Drop every packet in silence: what is sent is addressed to a card that is not there."""
+        for name in self._ends:
+            for address in self._ends.values():
+                if address != self._ends[name]:
+                    _ip("-n", name, "neighbour", "replace", address, "lladdr",
+                        "02:00:00:00:00:01", "nud", "permanent", "dev", "wire")  # fmt: skip
+
+    def mend(self) -> None:
+        for name in self._ends:
+            for address in self._ends.values():
+                if address != self._ends[name]:
+                    _ip("-n", name, "neighbour", "delete", address, "dev", "wire")
+
+    def remove(self) -> None:
+        for name in self._ends:
+            _remove(name)
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[Wire]:
+    """Make two namespaces with a cable between them, and remove them afterwards.
+
+    Errors: LackingRight.
+    """
+    if os.geteuid() != 0:
+        raise LackingRight("only root makes network namespaces by name")
+    _remove_stale()
+    laid = Wire(f"pgnet-test-{os.getpid()}-{next(_numbers)}")
+    try:
+        laid.lay()
+        yield laid
+    finally:
+        laid.remove()
+
+
+@contextlib.contextmanager
+def inside(name: str) -> Iterator[None]:
+    """Be in a namespace: this thread, and the processes that it starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def enter(path: str | Path) -> None:
+        with open(path) as there:
+            if libc.setns(there.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns {path}")
+
+    with open("/proc/thread-self/ns/net") as before:
+        enter(_NAMESPACES / name)
+        try:
+            yield
+        finally:
+            enter(f"/proc/self/fd/{before.fileno()}")
 
 
 # ---- what runs inside: the servers

@@ -47,10 +47,13 @@ _SESSION = {
     "search_path": "pg_catalog, pg_temp",
     "statement_timeout": "0",
     "idle_session_timeout": "0",
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "25000",
+}
+# The server is told of its end of the connection what libpq is told of this one.
+_SERVER_SIDE = {
+    "tcp_keepalives_idle": "keepalives_idle",
+    "tcp_keepalives_interval": "keepalives_interval",
+    "tcp_keepalives_count": "keepalives_count",
+    "tcp_user_timeout": "tcp_user_timeout",
 }
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
@@ -112,7 +115,8 @@ class LibpqOutbox:
             # Before anything is set: the session is somebody else's next.
             connection.close()
             raise OutboxRefused(_POOLED)
-        for setting, value in _SESSION.items():
+        server_side = {name: str(parameters[of]) for name, of in _SERVER_SIDE.items()}
+        for setting, value in {**_SESSION, **server_side}.items():
             connection.execute("select pg_catalog.set_config(%s, %s, false)", (setting, value))
         return connection
 
