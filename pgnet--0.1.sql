@@ -103,7 +103,7 @@ as $$
         ('concurrency', 'integer', '1000', 1, 100000, 'requests',
          'How many requests a worker has in flight at once; it also stays below its limit of open files.'),
         ('poll_interval', 'interval', '00:01:00', 1, 3600, 'interval',
-         'How often a worker that is alone looks without being woken; with others to rescue it looks every 2 s.'),
+         'How often a worker that is alone looks without being woken; with others to rescue it looks every second.'),
         ('rescue_after', 'interval', '00:00:03', 0, 3600, 'interval',
          'How long the session of a worker process must be gone before its requests are free for others.'),
         ('max_losses', 'integer', '5', 1, 1000, 'workers',
@@ -2861,7 +2861,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := net._current_setting('rescue_after');
-    -- A worker that is well says so each time it looks, which is every 2 s where there are others.
+    -- A worker that is well says so each time it looks, which is every second where there are others.
     stalled_after interval := interval '5 s';
 begin
     -- A clock that was put back strands nothing: what was said of the future is said anew.
@@ -3042,7 +3042,7 @@ begin
         next_look := least(next_look, 1);
     end if;
     if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
-        next_look := least(next_look, 2);
+        next_look := least(next_look, 1);
     end if;
     next_due := extract(epoch from clock_timestamp() - (
         select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));

@@ -18,7 +18,7 @@ as $$
         ('concurrency', 'integer', '1000', 1, 100000, 'requests',
          'How many requests a worker has in flight at once; it also stays below its limit of open files.'),
         ('poll_interval', 'interval', '00:01:00', 1, 3600, 'interval',
-         'How often a worker that is alone looks without being woken; with others to rescue it looks every 2 s.'),
+         'How often a worker that is alone looks without being woken; with others to rescue it looks every second.'),
         ('rescue_after', 'interval', '00:00:03', 0, 3600, 'interval',
          'How long the session of a worker process must be gone before its requests are free for others.'),
         ('max_losses', 'integer', '5', 1, 1000, 'workers',

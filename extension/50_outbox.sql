@@ -535,7 +535,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := net._current_setting('rescue_after');
-    -- A worker that is well says so each time it looks, which is every 2 s where there are others.
+    -- A worker that is well says so each time it looks, which is every second where there are others.
     stalled_after interval := interval '5 s';
 begin
     -- A clock that was put back strands nothing: what was said of the future is said anew.
@@ -716,7 +716,7 @@ begin
         next_look := least(next_look, 1);
     end if;
     if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
-        next_look := least(next_look, 2);
+        next_look := least(next_look, 1);
     end if;
     next_due := extract(epoch from clock_timestamp() - (
         select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));

@@ -217,11 +217,13 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
     again = {key for key, times in sent.items() if times > 1}
     assert all(key.startswith(f"/delay/{GRACE * 2}?") for key in again), again
     attempts = database.rows("select ending, count(*) from net.attempt group by 1")
-    stopped = database.rows("select count(*), sum(cut_off) from net.workers where state = 'stopped'")
+    stopped = database.rows(
+        "select count(*), sum(cut_off) from net.workers where state = 'stopped'"
+    )
     # all of the workers have said good-bye, and count what they did not finish
     assert stopped == [(STOPS + 1, dict(attempts).get("stopped", 0))]
     assert dict(attempts).keys() <= {"stopped"}
-    print(f"{len(sent)} requests, {len(again)} sent twice, stops took {sorted(took)[-3:]} s at most")
+    print(f"{len(sent)} requests, {len(again)} sent twice, the longest stops: {sorted(took)[-3:]}")
 
 
 def test_ends_of_backends_under_load(database: Database, witness: Running) -> None:

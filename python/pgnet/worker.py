@@ -63,8 +63,8 @@ _OTHER_FILES = 100
 # For a request that is to be attempted alone, what is in flight may take so long to end, and one
 # follows the other for so long before all others have their turn again; in seconds.
 _ALONE_WAIT, _ALONE_TURN = 10.0, 1.0
-# Seconds that a worker which stops takes to record what ended at the last moment, and at least waits
-# for a database that is out of reach.
+# Seconds that a worker which stops takes to record what ended at the last moment, and that it waits
+# at least for a database that is out of reach.
 _RECORDING, _RECONNECTING = 0.5, 5.0
 # Seconds past its deadline after which a flight is not believed any more.
 _OVERDUE = 60.0
