@@ -1039,6 +1039,40 @@ def test_waiting_outlives_the_worker(database: Database, server: Scripted, kind:
     ]  # fmt: skip
 
 
+def test_an_attempt_that_was_lost_with_its_worker_does_not_count(
+    database: Database, server: Scripted
+) -> None:
+    """It is none of the policy's attempts, and the idempotency key stays the same."""
+    url = server.script(Reply(after=30.0), 503, 200)
+    database.execute("select net.configure('rescue_after', '1 s')")
+    id = send(
+        database, "POST", url, retry="safe", max_attempts=2, timeout_milliseconds=60_000,
+        options={"idempotency_key": "the-same"},
+    )  # fmt: skip
+    with database.worker() as first:
+        wait_until(lambda: len(server.seen(url)), lambda n: n == 1, "the first attempt is there")
+        with database.worker():
+            first.kill()
+            assert ended(database, id) == ("succeeded", 200, 3)
+    assert attempts(database, id) == [
+        (1, "lost", None), (2, "answered", 503), (3, "succeeded", 200),
+    ]  # fmt: skip
+    assert [seen.key for seen in server.seen(url)] == ["the-same"] * 3
+    assert errors_of(database, id)[0] == "The worker was lost."
+
+
+def test_who_stays_takes_over_what_waits(database: Database, server: Scripted) -> None:
+    """The worker that put a request back is gone when it falls due."""
+    url = server.script(Reply(503, {"Retry-After": "2"}), 200)
+    with database.worker() as first:
+        id = send(database, "GET", url, retry="safe")
+        waiting(database, id)
+        with database.worker():
+            first.kill()
+            assert ended(database, id) == ("succeeded", 200, 2)
+    assert 1.95 <= gaps(server.seen(url))[0] <= 3 + SLACK
+
+
 def test_drain_sends_what_is_due_and_waits_for_nothing(
     database: Database, server: Scripted
 ) -> None:
