@@ -1090,6 +1090,19 @@ def test_drain_sends_what_is_due_and_waits_for_nothing(
     wait_until(drained, lambda outcome: outcome == ("succeeded", 200, 2), "sent by another drain")
 
 
+def test_a_policy_that_cannot_be_read_spoils_nothing(database: Database, server: Scripted) -> None:
+    """Only by hand can it be such a one: it says nothing, and all others go on."""
+    database.execute("insert into net.retry_policy values ('odd', '{\"statuses\": [\"many\"]}')")
+    urls = [server.script(503, 200), server.script(503, 200)]
+    with database.worker() as worker:
+        ids = [
+            send(database, "GET", url, retry=name)
+            for url, name in zip(urls, ("odd", "safe"), strict=True)
+        ]
+        assert [ended(database, id) for id in ids] == [("failed", 503, 1), ("succeeded", 200, 2)]
+        assert worker.output().count('retry policy "odd": "many" is no status code') == 1
+
+
 def test_a_row_by_hand_with_a_policy_that_is_none(served: Database, server: Scripted) -> None:
     """What net.http_request refuses may be inserted: it is as if nothing had been asked for."""
     url = server.script(503, 200)

@@ -22,9 +22,11 @@ from pgnet.retry import (
     choose,
     delay_after,
     http_date,
+    read_policies,
     seconds_asked,
 )
 
+SAFE_BY_NAME = Policy(name="safe", max_attempts=5)
 SAFE = NONE.with_max_attempts(5)
 WEBHOOK = Policy.from_json(
     "webhook",
@@ -480,6 +482,20 @@ def test_what_cannot_be(settings: dict[str, Any]) -> None:
 
 def test_an_empty_range() -> None:
     assert Policy.from_json("p", {"statuses": ["599-500"]}).statuses == frozenset()
+
+
+def test_one_that_cannot_be_read_spoils_no_other() -> None:
+    complaints: list[str] = []
+    said: dict[str, dict[str, Any]] = {
+        "safe": {"max_attempts": 5},
+        "odd": {"statuses": ["many"]},
+        "worse": {"errors": 1},
+    }
+    assert read_policies(said, complaints.append) == {"safe": SAFE_BY_NAME}
+    assert [text.partition(":")[0] for text in complaints] == [
+        'retry policy "odd"',
+        'retry policy "worse"',
+    ]
 
 
 def test_the_first_name_that_is_given_counts() -> None:

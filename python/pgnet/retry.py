@@ -99,6 +99,23 @@ class Policy:
 NONE = Policy()
 
 
+def read_policies(
+    said: Mapping[str, Mapping[str, Any]], complain: Callable[[str], object]
+) -> dict[str, Policy]:
+    """All policies by name, as the database says them.
+
+    One that cannot be read, of a newer extension or put there by hand, is left out, and so counts
+    as a dropped one; complain is told.
+    """
+    policies = {}
+    for name, settings in said.items():
+        try:
+            policies[name] = Policy.from_json(name, settings)
+        except ValueError as error:
+            complain(str(error))
+    return policies
+
+
 def choose(policies: Mapping[str, Policy], *names: str | None) -> Policy:
     """The policy of the first name that is not None; NONE where no name is given.
 

@@ -29,7 +29,7 @@ from pgnet.host import HostTable
 from pgnet.outbox import Claim, Demand, Outbox, OutboxError, OutboxLost, Outcome, Secret, Tending
 from pgnet.outcome import Storable, outcome_of
 from pgnet.request import InvalidRequest
-from pgnet.retry import Policy
+from pgnet.retry import Policy, read_policies
 from pgnet.secret import Directory, Mask
 from pgnet.window import Window
 
@@ -114,6 +114,7 @@ class Worker:
         self._cut_off = 0
         self._mode = "on"
         self._policies: dict[str, Policy] = {}
+        self._policies_said: dict[str, dict[str, Any]] = {}
         # Until when requests that were lost with workers have their turn, 0 where there are none;
         # from when on they have it although others are in flight; and those that are.
         self._alone_until = 0.0
@@ -535,9 +536,9 @@ class Worker:
         self._mode = tending.mode
         if self._own_grace is None:
             self._grace = settings["max_grace"]
-        self._policies = {
-            name: Policy.from_json(name, policy) for name, policy in tending.policies.items()
-        }
+        if tending.policies != self._policies_said:
+            self._policies_said = tending.policies
+            self._policies = read_policies(tending.policies, log.error)
         self._storable = Storable(settings["server_encoding"])
         self._window.most = min(self._own_concurrency or settings["concurrency"], _file_slots())
         hosts = host_table(tending.hosts, self._directory)
