@@ -119,6 +119,10 @@ def say_unknown_of_an_answer(run: Evidence) -> None:
     )
 
 
+def say_unknown_of_what_may_be_sent_again(run: Evidence) -> None:
+    run.sent[2] = replace(run.sent[2], delivery="at_least_once")
+
+
 def give_the_answer_of_another(run: Evidence) -> None:
     run.responses[0] = replace(run.responses[0], content='{"key": "b", "number": 2}')
 
@@ -254,6 +258,7 @@ def find(run: Evidence) -> None:
         (try_again_at_most_once, "sent twice though at most once"),
         (say_never_sent, "wrong outcome"),
         (say_unknown_of_an_answer, "wrong outcome"),
+        (say_unknown_of_what_may_be_sent_again, "wrong outcome"),
         (give_the_answer_of_another, "wrong outcome"),
         (give_an_answer_that_was_not, "wrong outcome"),
         (give_another_status, "wrong outcome"),

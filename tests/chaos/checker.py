@@ -208,6 +208,8 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
 def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Iterator[str]:
     if response.state not in ENDS:
         yield f"ended as {response.state}"
+    if response.state == "unknown" and request.delivery != "at_most_once":
+        yield "unknown, though it may be sent again"
     if not response.url.endswith(f"/{request.key}"):
         yield f"recorded for {response.url}"
     if any(sighting.method != request.method for sighting in seen):
@@ -333,7 +335,11 @@ def _gave_up(request: Sent, response: Response) -> bool:
     if response.status_code is not None:
         return request.delivery == "at_least_once" and response.status_code in _TRANSIENT
     # After losses with many workers it ends whatever the policy says.
-    return "workers were lost with it" not in (response.error_msg or "")
+    return not _is_poison(response)
+
+
+def _is_poison(response: Response) -> bool:
+    return "workers were lost with it" in (response.error_msg or "")
 
 
 def _database(evidence: Evidence) -> Iterator[Violation]:
@@ -363,11 +369,13 @@ def summary(evidence: Evidence, violations: Iterable[Violation]) -> list[tuple[s
     seen = Counter(sighting.key for sighting in evidence.sightings)
     states = Counter(response.state for response in evidence.responses)
     found = Counter(violation.kind for violation in violations)
+    poison = sum(_is_poison(response) for response in evidence.responses)
     return [
         ("requests committed", len(evidence.sent)),
         ("requests undone, as their clients know", len(evidence.undone)),
         ("requests seen by the witness", sum(seen.values())),
         ("keys seen more than once", sum(count > 1 for count in seen.values())),
         *((f"outcomes: {state}", count) for state, count in sorted(states.items())),
+        ("of these failed since many workers were lost with them", poison),
         *((f"violations: {kind}", found[kind]) for kind in KINDS),
     ]
