@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,12 +19,13 @@ from cluster import wait_until
 KEEPALIVE = 25
 RESCUE_AFTER, LOOK = 3, 2
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-
 
 @pytest.fixture(scope="module")
 def link() -> Iterator[Link]:
-    made = Link()
+    try:
+        made = Link()
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        pytest.skip("no network namespace can be made here")
     yield made
     made.close()
 

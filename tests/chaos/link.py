@@ -5,6 +5,7 @@ It needs root. The namespace lives as long as a process of ours holds it; the ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -21,6 +22,7 @@ class Link:
         self._name = f"pgnet{os.getpid()}"
         self._holder = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "sleep", "infinity"],
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
         try:
@@ -45,10 +47,12 @@ class Link:
     def _wait_for_namespace(self) -> None:
         own = os.readlink("/proc/self/ns/net")
         deadline = time.monotonic() + 10
-        while os.readlink(f"/proc/{self._pid}/ns/net") == own:
-            if self._holder.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("no network namespace could be made")
+        while self._holder.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{self._pid}/ns/net") != own:
+                    return
             time.sleep(0.01)
+        raise RuntimeError("no network namespace could be made")
 
     @property
     def sockets(self) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +26,8 @@ from chaos.proxy import Proxy
 from chaos.tally import Tally
 from chaos.workers import BackendWorker, ProcessWorker
 
+# Says, as "own", that this process has file systems that nobody else sees.
+_MOUNTS = "PGNET_CHAOS_MOUNTS"
 # Seconds within which everything must have an outcome once nothing goes wrong any more.
 DRAIN = 150
 
@@ -44,17 +47,19 @@ class Run:
         self.witness_lock = threading.Lock()
         self._rate = rate
         self._stack = contextlib.ExitStack()
-        root = os.geteuid() == 0
+        disk = os.environ.get(_MOUNTS) == "own"
         self.link: Link | None = None
-        if root:
+        # Nobody else may, and in some chroots not even root.
+        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
             self.link = Link()
             self._stack.callback(self.link.close)
         addresses = [self.link.address] if self.link else []
-        self.server = server.Server(addresses, self.tally, root=root)
+        self.server = server.Server(addresses, self.tally, disk=disk)
         self.allowed = frozenset(
             [
                 *(["libfaketime"] if self.server.clock else []),
-                *(["a file system of its own", "a network namespace"] if root else []),
+                *(["a file system of its own"] if disk else []),
+                *(["a network namespace"] if self.link else []),
             ]
         )
 
@@ -274,11 +279,13 @@ def report(run: Run, evidence: checker.Evidence, violations: list[checker.Violat
 
 def in_own_mounts() -> None:
     """Root's file systems are mounted where nobody else sees them, and go with this process."""
-    if os.geteuid() == 0 and "PGNET_CHAOS_MOUNTS" not in os.environ:
-        command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "chaos"]
-        os.execvpe(
-            "unshare", [*command, *sys.argv[1:]], {**os.environ, "PGNET_CHAOS_MOUNTS": "own"}
-        )
+    if _MOUNTS in os.environ:
+        return
+    command = ["unshare", "--mount", "--propagation", "private"]
+    tried = subprocess.run([*command, "true"], stderr=subprocess.DEVNULL, check=False)
+    if tried.returncode == 0:
+        command += [sys.executable, "-m", "chaos", *sys.argv[1:]]
+        os.execvpe("unshare", command, {**os.environ, _MOUNTS: "own"})
 
 
 def main(seconds: float, seed: int | None, rate: float, *, calm: bool) -> int:

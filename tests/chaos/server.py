@@ -125,6 +125,7 @@ class SmallDisk(Cluster):
         else:
             # A real disk makes each recovery slow, and it is crashes that are wanted here.
             self._memory = tempfile.mkdtemp(prefix="pgnet-", dir="/dev/shm")
+            os.chown(self._memory, self.directory.stat().st_uid, self.directory.stat().st_gid)
             self.data.symlink_to(self._memory)
         if self._clock:
             self.set_clock(0)
@@ -191,9 +192,9 @@ def clock_can_be_moved() -> bool:
 class Server:
     """The cluster of a run, its faults, and a guardian that starts it again when it has ended."""
 
-    def __init__(self, addresses: list[str], tally: Tally, *, root: bool) -> None:
+    def __init__(self, addresses: list[str], tally: Tally, *, disk: bool) -> None:
         self.tally = tally
-        self.disk = root
+        self.disk = disk
         self.clock = clock_can_be_moved()
         self.cluster = SmallDisk(
             self.clock,
