@@ -324,7 +324,7 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "where o.due is not null and o.waits_since > clock_timestamp() + interval '5 s' for update",
+                "where o.due is not null and o.waits_since > present + interval '5 s' for update",
                 "where false for update",
             ),
         ),
