@@ -102,7 +102,7 @@ def test_callers_may_go_through_a_pooler(
 
 # ---- stopped in order, again and again
 
-STOPS = int(os.environ.get("PGNET_STOPS", "12"))
+STOPS = int(os.environ.get("PGNET_STOPS", "6"))
 GRACE = 1.5
 # Of this one in so many are slower than the grace.
 SLOW_ONE_IN = 60
@@ -148,7 +148,7 @@ class Load:
                 connection.commit()
                 with self._lock:
                     self.committed += keys
-                self._over.wait(0.03)
+                self._over.wait(0.05)
 
     def check(self, witness: Running) -> Counter[str]:
         """One outcome for each, all of them good; gives how often each was sent."""
@@ -215,15 +215,16 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
     sent = load.check(witness)
     assert max(took) <= GRACE + 2
     again = {key for key, times in sent.items() if times > 1}
-    assert all(key.startswith(f"/delay/{GRACE * 2}?") for key in again), again
+    # whatever was cut off had the whole grace, and did not end in it
+    shortest = database.value("select min(ended - started) from net.attempt")
+    assert shortest is None or shortest.total_seconds() >= GRACE - 0.1
     attempts = database.rows("select ending, count(*) from net.attempt group by 1")
-    stopped = database.rows(
-        "select count(*), sum(cut_off) from net.workers where state = 'stopped'"
-    )
     # all of the workers have said good-bye, and count what they did not finish
-    assert stopped == [(STOPS + 1, dict(attempts).get("stopped", 0))]
+    assert database.rows(
+        "select count(*), sum(cut_off) from net.workers where state = 'stopped'"
+    ) == [(STOPS + 1, dict(attempts).get("stopped", 0))]
     assert dict(attempts).keys() <= {"stopped"}
-    print(f"{len(sent)} requests, {len(again)} sent twice, the longest stops: {sorted(took)[-3:]}")
+    print(f"{len(sent)} requests, {len(again)} sent twice, stops took {max(took):.1f} s at most")
 
 
 def test_ends_of_backends_under_load(database: Database, witness: Running) -> None:
@@ -239,13 +240,15 @@ def test_ends_of_backends_under_load(database: Database, witness: Running) -> No
             database.cluster.connect(database.name) as connection,
             database.cluster.connect(database.name) as other,
         ):
-            began = time.monotonic()
             call = "call net.work()" if way != "runtime" else f"call net.work('{runtime} s')"
             session = Session(connection, call)
             if way == "runtime":
-                error = session.ended(30)
-                assert error is None
-                return time.monotonic() - began - runtime - GRACE
+                assert session.ended(30) is None
+                lived = "select ended - started from net.workers where pid = %s"
+                row = other.execute(lived, (session.pid,)).fetchone()
+                assert row is not None
+                seconds: float = row[0].total_seconds()
+                return seconds - runtime - GRACE
             at_work = (
                 "select exists (select from net.claim c join net.worker w on w.id = c.worker"
                 " where w.pid = %s)"
@@ -280,13 +283,13 @@ def test_ends_of_backends_under_load(database: Database, witness: Running) -> No
         assert "lost" not in endings
     cut_off = database.value("select sum(cut_off) from net.workers")
     assert cut_off == endings.get("stopped", 0)
-    print(f"{len(sent)} requests, {ends}, {endings}, took {sorted(took)[-3:]} s at most")
+    print(f"{len(sent)} requests, {ends}, {endings}, took {max(took):.1f} s at most")
 
 
 # ---- killed
 
 # Databases at once, and kills in each, one after another.
-CHAINS, KILLS = 7, 3
+CHAINS, KILLS = 10, 2
 
 
 def test_rescue_after_a_kill_is_quick(cluster: Cluster, witness: Running) -> None:
@@ -304,29 +307,36 @@ def test_rescue_after_a_kill_is_quick(cluster: Cluster, witness: Running) -> Non
                     database.execute("select net.cancel(id) from net.http_request_queue")
                     key = f"{number}-{kill}"
                     queue(database, f"{witness.url}/delay/600?{key}", 1, 700_000)
-                    wait_until(lambda key=key: times(key), lambda at: len(at) == 1, "it is sent")
+                    sent(key, 1)
                     other = stack.enter_context(database.worker("--grace", "0"))
                     # at any moment between two of its looks
-                    time.sleep(chance.random() * 2)
+                    time.sleep(chance.random())
                     killed = time.time()
                     worker.kill()
-                    at = wait_until(
-                        lambda key=key: times(key), lambda at: len(at) == 2, "it is rescued", 20
-                    )
+                    at = sent(key, 2)
                     took.append(at[1] - killed)
                     worker = other
         finally:
             database.drop()
         return took
 
-    def times(key: str) -> list[float]:
-        return [e["at"] for e in witness.record() if e["target"].rpartition("?")[2] == key]
+    def sent(key: str, times: int) -> list[float]:
+        return wait_until(
+            lambda: [
+                entry["at"]
+                for entry in witness.record()
+                if entry["target"].rpartition("?")[2] == key
+            ],
+            lambda at: len(at) == times,
+            f"it is sent {times} times",
+            20,
+        )
 
     with ThreadPoolExecutor(CHAINS) as pool:
         took = sorted(t for some in pool.map(chain, range(CHAINS)) for t in some)
     print(f"rescued after {took[0]:.2f} to {took[-1]:.2f} s, median {took[len(took) // 2]:.2f}")
     assert len(took) == CHAINS * KILLS
-    assert took[int(len(took) * 0.95)] <= 5, took
+    assert took[int(len(took) * 0.95) - 1] <= 5, took
     assert took[0] > 3, "rescued before rescue_after"
 
 
@@ -351,20 +361,19 @@ def stoppable(server: Cluster) -> Iterator[Database]:
     database.drop()
 
 
-@pytest.mark.parametrize("away", [0, 2.5])
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_with_two_workers_sends_nothing_again(
-    stoppable: Database, server: Cluster, witness: Running, mode: str, away: float
+    stoppable: Database, server: Cluster, witness: Running, mode: str
 ) -> None:
-    """Neither takes the other for lost: both come back before rescue_after has passed."""
+    """Away for 2.5 s; neither takes the other for lost: both come back within rescue_after."""
     with stoppable.worker() as one, stoppable.worker() as other:
         queue(stoppable, f"{witness.url}/delay/0.3?early-#", 40)
-        queue(stoppable, f"{witness.url}/delay/4?late-#", 60)
+        queue(stoppable, f"{witness.url}/delay/3.2?late-#", 60)
         arrived(witness, 100)
         make_durable(stoppable)
         stoppable.close()
         server.stop(mode)
-        time.sleep(away)
+        time.sleep(2.5)
         server.start()
         wait_for_states(stoppable, {"succeeded": 100})
         assert set(Counter(targets(witness)).values()) == {1}
@@ -441,7 +450,7 @@ def test_a_commit_wakes_a_worker_on_another_host(
     assert took[15] < 0.03, "not woken: it found the requests by looking"
 
 
-KEEPALIVES = "keepalives_idle=3 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=5000"
+KEEPALIVES = "keepalives_idle=2 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=4000"
 
 
 def test_both_ends_of_a_workers_connections_look_after_the_other(
@@ -449,34 +458,30 @@ def test_both_ends_of_a_workers_connections_look_after_the_other(
 ) -> None:
     """Both of its connections, at both ends, have a timer that is to ask in 10 s at most."""
 
-    def timers(name: str) -> list[str]:
+    def timers() -> list[str]:
         command = ["ss", "--no-header", "--options", "--tcp", "state", "established"]
-        with netns.inside(name):
-            shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return re.findall(r"timer:\(keepalive,(?:[0-9.]+ms|[0-9]sec|10sec),", shown)
 
     with netns.inside(wire.client), distant.worker(*far(wire, distant)):
         for name in (wire.client, wire.server):
-            wait_until(
-                lambda name=name: timers(name),
-                lambda found: len(found) == 2,
-                "the timers of two connections",
-            )
+            with netns.inside(name):
+                wait_until(timers, lambda found: len(found) == 2, "the timers of two connections")
 
 
 def test_a_worker_whose_packets_are_dropped(
     wire: netns.Wire, distant: Database, beside: Running
 ) -> None:
     """Nobody says good-bye: its requests are rescued all the same, and it comes back fenced."""
-    # three seconds without a word, two probes of one second, and what a lost worker's rescue takes
-    longest = 3 + 2 * 1 + 2 + 3 + 2
+    # two seconds without a word, two probes of one second, and what a lost worker's rescue takes
+    longest = 2 + 2 * 1 + 1 + 3 + 2
     with (
         distant.worker(*far(wire, distant, KEEPALIVES), "--verbose") as lost,
         contextlib.ExitStack() as stack,
     ):
         distant.wait_for("select count(*) = 1 from net.workers where state = 'running'")
         worker_id = distant.value("select id from net.workers where state = 'running'")
-        queue(distant, f"{beside.url}/delay/4?#", 10)
+        queue(distant, f"{beside.url}/delay/2?#", 10)
         arrived(beside, 10)
         wire.cut()
         stack.callback(wire.mend)
