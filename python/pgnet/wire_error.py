@@ -128,6 +128,13 @@ class WireError(requests.RequestException):
         self.detail = detail
 
 
+def refused(refusal: Exception) -> WireError:
+    """What was refused here, in the words of the refusal."""
+    error = WireError(str(refusal))
+    error.__cause__ = refusal
+    return error
+
+
 def words(code: int) -> str:
     """libcurl's words for one of its result codes."""
     return _WORDS.get(code) or f"Error {code} of the HTTP client"

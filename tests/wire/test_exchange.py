@@ -768,11 +768,11 @@ def test_a_fault_of_ours_is_an_outcome_too(
 
     urls = [f"http://{host}:{server.port}/x" for host in ("127.0.0.1", "a.example")]
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.transport._Slot.prepare", broken)
+        patch.setattr("pgnet.easy.Easy.prepare", broken)
         for url in urls:
             assert failed(client(url)).message == "internal error in the wire"
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.transport.parse_head", broken)
+        patch.setattr("pgnet.easy.parse_head", broken)
         assert failed(client(urls[0])).message == "the response could not be read"
     with monkeypatch.context() as patch:
         patch.setattr("pgnet.transport.Transport.failed", broken)

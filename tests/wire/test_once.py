@@ -14,10 +14,10 @@ import pytest
 import httpd
 from httpd import wait_until
 from misbehaviour import FINE
+from pgnet.easy import Easy
 from pgnet.exchange import Limits
 from pgnet.guard import EgressRules, Guard
 from pgnet.host import HostSettings, HostTable
-from pgnet.transport import _Slot
 from wire.keeper import Keeper
 from wire.support import Authority, Client, NameServer
 from wire.witness import Peer, Way, Witness
@@ -292,15 +292,15 @@ def test_an_end_that_comes_while_the_request_is_sent(
     body: bytes | None,
 ) -> None:
     """libcurl sees it in the same call, and has other connections at hand to repeat it over."""
-    told = _Slot._on_told
+    told = Easy._on_told
 
-    def slowly(slot: _Slot, kind: int, text: bytes) -> None:
-        told(slot, kind, text)
+    def slowly(easy: Easy, kind: int, text: bytes) -> None:
+        told(easy, kind, text)
         if kind == pycurl.INFOTYPE_HEADER_OUT:
             # the request is out, and nothing of the answer is read
             time.sleep(0.1)
 
-    monkeypatch.setattr(_Slot, "_on_told", slowly)
+    monkeypatch.setattr(Easy, "_on_told", slowly)
     ended = [client.begin(server.url + "/delay/0.2")[1] for _ in range(3)]
     assert [result.get(timeout=10).status_code for result in ended] == [200] * 3
     server.reset()

@@ -1,0 +1,450 @@
+"""libcurl's easy handles: a request as libcurl takes it, and its answer as it comes."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pycurl
+
+from pgnet.connection import ConnectionSettings
+from pgnet.decoding import BodyTooLarge, Decoder, DecodingError
+from pgnet.guard import EgressRefused
+from pgnet.host import literal_address
+from pgnet.message import framing, parse_fields, parse_head
+from pgnet.route import Route
+from pgnet.transfer import IDEMPOTENT, Failure, Transfer
+from pgnet.wire_error import WireError, refused, words
+
+if TYPE_CHECKING:
+    from pgnet.multi import Multi
+    from pgnet.transport import Transport
+
+# libcurl's numbers that pycurl has no names for.
+_WEIRD_REPLY, _TOO_LARGE = 8, 100
+_TUNNEL_OPEN = re.compile(rb"HTTP/[0-9.]+ +2[0-9][0-9]", re.IGNORECASE).match
+# What libcurl says before it sends a request once more.
+_REPEATS = b"Connection died, "
+# libcurl takes no longer line of a header.
+_LONGEST_LINE = 102_400
+# A pooled handle gives back what it holds of a request body above this size.
+_LARGE_BODY = 65536
+
+
+class _Descriptor:
+    """A socket that pycurl takes a duplicate of; ours is closed when it lets go."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+class Easy:
+    """A pooled libcurl handle with its callbacks, and the transfer it performs.
+
+    It is made for connections of one kind and only ever used for these: what is set for one host
+    cannot stick to another.
+    """
+
+    __slots__ = (
+        "connection",
+        "curl",
+        "decoder",
+        "fault",
+        "final",
+        "header_bytes",
+        "headers",
+        "length",
+        "method",
+        "mode",
+        "most_header_bytes",
+        "multi",
+        "once",
+        "opened",
+        "peer",
+        "pool",
+        "repeats",
+        "section",
+        "shares",
+        "socket",
+        "timeouts",
+        "transfer",
+        "transport",
+        "tunneled",
+        "url",
+        "watched",
+        "wire_bytes",
+    )
+
+    def __init__(
+        self,
+        transport: Transport,
+        multi: Multi,
+        connection: ConnectionSettings,
+        pool: list[Easy],
+    ) -> None:
+        self.transport = transport
+        self.multi = multi
+        self.connection = connection
+        self.pool = pool
+        self.curl = curl = pycurl.Curl()
+        self.transfer: Transfer | None = None
+        self.headers: list[bytes] | None = None
+        self.url: str | None = None
+        self.peer: tuple[int, str] | None = None
+        self.method: str | None = None
+        self.mode: str | None = None
+        self.timeouts = (0, 0)
+        # What aborted the transfer, where it was not libcurl.
+        self.fault: WireError | None = None
+        self.opened = self.tunneled = self.final = self.once = self.shares = False
+        # Whether libcurl tells what it does; whether it is about to repeat the request.
+        self.watched = self.repeats = False
+        self.socket = -1
+        self.section = bytearray()
+        self.length: int | None = None
+        self.decoder: Decoder | None = None
+        self.header_bytes = self.wire_bytes = self.most_header_bytes = 0
+        set_option = curl.setopt
+        set_option(pycurl.NOSIGNAL, 1)
+        set_option(pycurl.PATH_AS_IS, 1)
+        set_option(pycurl.FOLLOWLOCATION, 0)
+        set_option(pycurl.NETRC, pycurl.NETRC_IGNORED)
+        set_option(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        set_option(pycurl.REDIR_PROTOCOLS, 0)
+        set_option(pycurl.HTTP09_ALLOWED, 0)
+        # libcurl would not tell that an encoded body was cut short.
+        set_option(pycurl.HTTP_CONTENT_DECODING, 0)
+        set_option(pycurl.TCP_NODELAY, 1)
+        set_option(pycurl.WRITEFUNCTION, self._on_body)
+        set_option(pycurl.HEADERFUNCTION, self._on_header)
+        set_option(pycurl.OPENSOCKETFUNCTION, self._on_open)
+        set_option(pycurl.SOCKOPTFUNCTION, self._on_opened)
+        set_option(pycurl.DEBUGFUNCTION, self._on_told)
+        set_option(pycurl.XFERINFOFUNCTION, self._on_progress)
+        if multi.alone:
+            set_option(pycurl.FRESH_CONNECT, 1)
+            set_option(pycurl.FORBID_REUSE, 1)
+        connection.apply(curl)
+
+    def prepare(self, transfer: Transfer, address: str, more: int) -> None:
+        """Set the handle up for a transfer to `address`, with `more` addresses left to try."""
+        curl = self.curl
+        set_option = curl.setopt
+        route = transfer.route
+        self.transfer = transfer
+        self.header_bytes = self.wire_bytes = 0
+        self.most_header_bytes = transfer.max_header_bytes
+        self.opened = self.tunneled = self.final = self.repeats = False
+        if transfer.repeated:
+            set_option(pycurl.FRESH_CONNECT, 1)
+        if transfer.url != self.url:
+            set_option(pycurl.URL, transfer.url)
+            self.url = transfer.url
+        if (route.port, address) != self.peer:
+            self._set_peer(route, address)
+
+        headers = transfer.headers
+        if route.host_header is not None:
+            headers = [route.host_header, *headers]
+        if headers is not self.headers:
+            set_option(pycurl.HTTPHEADER, headers)
+            self.headers = headers
+
+        method, body = transfer.method, transfer.body
+        if body is None and method in ("POST", "PUT", "PATCH"):
+            # RFC 9110, section 8.6: these say that their content is empty.
+            body = b""
+        mode = "HEAD" if method == "HEAD" else "GET" if body is None else "POST"
+        if mode != self.mode or method != self.method:
+            if self.method is not None:
+                curl.unsetopt(pycurl.CUSTOMREQUEST)
+            if self.mode == "HEAD":
+                set_option(pycurl.NOBODY, 0)
+            if mode == "HEAD":
+                set_option(pycurl.NOBODY, 1)
+            elif mode == "GET":
+                set_option(pycurl.HTTPGET, 1)
+            else:
+                set_option(pycurl.POST, 1)
+            if method != mode:
+                set_option(pycurl.CUSTOMREQUEST, method)
+            self.method, self.mode = method, mode
+        if body is not None:
+            set_option(pycurl.POSTFIELDS, body)
+
+        if route.shares != self.shares:
+            self.share(not self.shares)
+        watched = not (self.shares or self.multi.alone or method in IDEMPOTENT)
+        if watched != self.watched:
+            set_option(pycurl.VERBOSE, 1 if watched else 0)
+            set_option(pycurl.NOPROGRESS, 0 if watched else 1)
+            self.watched = watched
+        self.limit_time(transfer, more)
+
+    def share(self, wanted: bool) -> None:
+        """Whether to wait for a connection that is being made, and may turn out to be HTTP/2."""
+        self.curl.setopt(pycurl.PIPEWAIT, 1 if wanted else 0)
+        self.shares = wanted
+
+    def limit_time(self, transfer: Transfer, more: int) -> None:
+        """Set what is left of the deadline, with `more` addresses left to try."""
+        set_option = self.curl.setopt
+        left = transfer.deadline - time.monotonic()
+        # Whoever has other addresses must not spend all of the time on this one.
+        connect = min(transfer.connect_timeout, left / (more + 1))
+        # Rounded up: a timeout never comes before its time.
+        timeouts = (max(1, math.ceil(left * 1000)), max(1, math.ceil(connect * 1000)))
+        if timeouts != self.timeouts:
+            set_option(pycurl.TIMEOUT_MS, timeouts[0])
+            set_option(pycurl.CONNECTTIMEOUT_MS, timeouts[1])
+            self.timeouts = timeouts
+
+    def _set_peer(self, route: Route, address: str) -> None:
+        """Have libcurl connect to an address, and look nothing up by itself."""
+        set_option = self.curl.setopt
+        host = f"[{address}]" if ":" in address else address
+        proxy = self.connection.proxy
+        if proxy is None:
+            set_option(pycurl.CONNECT_TO, [f"::{host}:{route.port}"])
+        elif proxy.scheme == "http":
+            set_option(pycurl.PROXY, f"http://{host}:{proxy.port}")
+        else:
+            # Its certificate is of its name, which must stand here.
+            set_option(pycurl.PROXY, f"https://{proxy.host}:{proxy.port}")
+            if literal_address(proxy.host) is None:
+                set_option(pycurl.RESOLVE, [f"{proxy.host}:{proxy.port}:{host}"])
+        self.peer = (route.port, address)
+
+    def release(self) -> None:
+        """Let go of what belonged to the transfer."""
+        transfer, self.transfer = self.transfer, None
+        self.fault = self.decoder = self.length = None
+        if self.section:
+            self.section = bytearray()
+        if self.once or (transfer is not None and transfer.repeated):
+            self.once = False
+            if not self.multi.alone:
+                self.curl.setopt(pycurl.FRESH_CONNECT, 0)
+        if transfer is not None:
+            transfer.easy = None
+            if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
+                self.curl.setopt(pycurl.POSTFIELDS, b"")
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has no connection yet, and makes none."""
+        return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+
+    def only_once(self) -> None:
+        """From now on a connection that ends without an answer is the end.
+
+        libcurl would send the request once more, whatever it asks for: over another connection,
+        which is now always a new one, and so does not come about.
+        """
+        self.once = True
+        self.curl.setopt(pycurl.FRESH_CONNECT, 1)
+
+    def _on_told(self, kind: int, text: bytes) -> None:
+        """libcurl repeats a request, and perhaps at once, before `only_once` could be called."""
+        if kind == pycurl.INFOTYPE_TEXT and text.startswith(_REPEATS):
+            self.repeats = True
+
+    def _on_progress(self, *_: int) -> int:
+        """Stop a repeat over another kept connection, for which no socket is opened."""
+        return self._refuse_repeat() if self.repeats else 0
+
+    def _refuse_repeat(self) -> int:
+        code = pycurl.E_GOT_NOTHING
+        self.fault = WireError(words(code), possibly_sent=True, code=code)
+        return int(pycurl.SOCKET_BAD)
+
+    def _on_header(self, line: bytes) -> int | None:
+        # Called for each line of a header: what is usual comes first.
+        section = self.section
+        section += line
+        size = len(line)
+        self.header_bytes = total = self.header_bytes + size
+        if size > 2 and total <= self.most_header_bytes:
+            return None
+        transfer = self.transfer
+        if transfer is None:
+            return 0
+        if total > transfer.max_header_bytes:
+            return self._abort(f"response headers exceed {transfer.max_header_bytes} bytes")
+        if line in (b"\r\n", b"\n") and not self.final:
+            self.section = bytearray()
+            try:
+                self._end_section(transfer, bytes(section))
+            except WireError as error:
+                self.fault = error
+                return 0
+            except Exception as error:
+                self.transport.hub.handle_error(self, type(error), error, error.__traceback__)
+                return self._abort("the response could not be read")
+        return None
+
+    def _end_section(self, transfer: Transfer, section: bytes) -> None:
+        """A header section is complete: of a proxy, an interim one (1xx), or the answer's."""
+        if self._in_tunnel(transfer):
+            # What else a proxy says libcurl takes for what it is.
+            self.tunneled = _TUNNEL_OPEN(section) is not None
+            return
+        head = parse_head(section)
+        if head.status == 101:
+            # Nobody has asked for another protocol.
+            raise WireError(words(_WEIRD_REPLY), possibly_sent=True, code=_WEIRD_REPLY)
+        if head.status < 200:
+            return
+        said = framing(head.fields)
+        transfer.head = head
+        self.final = True
+        if transfer.method == "HEAD" or head.status in (204, 304):
+            return
+        self.length = said.length
+        if said.codings:
+            try:
+                self.decoder = Decoder(said.codings, transfer.max_response_bytes)
+            except DecodingError:
+                code = pycurl.E_BAD_CONTENT_ENCODING
+                raise WireError(words(code), possibly_sent=True, code=code) from None
+
+    def _in_tunnel(self, transfer: Transfer) -> bool:
+        """Whether it is still the proxy that speaks."""
+        return (
+            self.opened
+            and not self.tunneled
+            and self.connection.proxy is not None
+            and transfer.route.origin.scheme == "https"
+        )
+
+    def _on_body(self, chunk: bytes) -> int | None:
+        transfer = self.transfer
+        if transfer is None:
+            return 0
+        size = len(chunk)
+        self.wire_bytes += size
+        decoder = self.decoder
+        if decoder is None:
+            if self.wire_bytes > transfer.max_response_bytes:
+                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
+            if self.wire_bytes <= transfer.max_wire_bytes:
+                transfer.take(chunk)
+                return None
+        elif self.wire_bytes <= transfer.max_wire_bytes:
+            try:
+                for piece in decoder.decode(chunk):
+                    transfer.take(piece)
+            except BodyTooLarge:
+                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
+            except DecodingError:
+                return self._abort(words(pycurl.E_BAD_CONTENT_ENCODING))
+            return None
+        return self._abort(self.too_long_on_the_wire(transfer))
+
+    @staticmethod
+    def too_long_on_the_wire(transfer: Transfer) -> str:
+        return f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
+
+    def _abort(self, message: str) -> int:
+        """Have libcurl break off the transfer, and close the connection or reset the stream."""
+        transfer = self.transfer
+        sent = transfer is None or not self._in_tunnel(transfer)
+        self.fault = WireError(message, kind="response", possibly_sent=sent)
+        # Until libcurl hands the transfer back, it would hold its buffers.
+        self.decoder = None
+        return 0
+
+    def collect(self, transfer: Transfer, code: int, text: str) -> Failure | None:
+        """Put into the transfer what has become of it; what went wrong, or None."""
+        info = self.curl.getinfo
+        secure = transfer.route.origin.scheme == "https"
+        if self.opened:
+            transfer.connect = info(pycurl.CONNECT_TIME)
+            if secure:
+                transfer.appconnect = info(pycurl.APPCONNECT_TIME)
+            if transfer.head.version == "2":
+                self.multi.framed.add(self.socket)
+            if self.final:
+                transfer.route.version = transfer.head.version
+        if code == 0:
+            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+            code = self._whole(transfer)
+            return Failure(code, "", True, None) if code else None
+        sent = info(pycurl.REQUEST_SIZE) > 0
+        proxy = self.connection.proxy
+        if proxy is not None and secure:
+            # What was sent may only have asked the proxy for the tunnel.
+            sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
+        fault = self.fault
+        if fault is not None:
+            return Failure(code, text, sent, fault)
+        if proxy is not None:
+            message = None
+            if secure:
+                answered = info(pycurl.HTTP_CONNECTCODE)
+                if answered // 100 != 2 and self.opened:
+                    message = f"proxy {proxy.host}: {words(code)}"
+                    if answered:
+                        message = f"proxy {proxy.host} refused the tunnel with status {answered}"
+            elif not sent:
+                message = f"proxy {proxy.host}: {words(code)}"
+            if message is not None and code != pycurl.E_OPERATION_TIMEDOUT:
+                # Nothing came of this connection, whatever went over one before it.
+                kind = WireError(message, code=code).kind
+                fault = WireError(message, kind=kind, possibly_sent=sent, code=code, detail=text)
+        elif code in (pycurl.E_OUT_OF_MEMORY, _TOO_LARGE) or "Out of memory in chunk" in text:
+            # A line of a header is longer than libcurl takes.
+            limit = min(transfer.max_header_bytes, _LONGEST_LINE)
+            message = f"response headers exceed {limit} bytes"
+            fault = WireError(message, kind="response", possibly_sent=sent)
+        return Failure(code, text, sent, fault, not self.opened and not self.header_bytes)
+
+    def _whole(self, transfer: Transfer) -> int:
+        """0 where all of an answer has come, otherwise what libcurl should have said."""
+        if not self.final or (self.length is not None and self.length != self.wire_bytes):
+            return int(pycurl.E_PARTIAL_FILE)
+        if self.decoder is not None:
+            try:
+                self.decoder.finish()
+            except DecodingError:
+                return int(pycurl.E_BAD_CONTENT_ENCODING)
+        if self.section:
+            transfer.head.fields.extend(parse_fields(bytes(self.section)))
+        return 0
+
+    def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
+        """Make the socket, after one more look at the address that it will be connected to."""
+        transfer = self.transfer
+        if self.once or self.repeats:
+            return self._refuse_repeat()
+        self.opened = True
+        try:
+            if transfer is None or where.family not in (socket.AF_INET, socket.AF_INET6):
+                raise EgressRefused("only internet addresses are connected to")
+            self.transport.check_address(transfer.route, where.addr[0])
+            made = socket.socket(where.family, where.socktype, where.protocol)
+            made.setblocking(False)
+        except EgressRefused as refusal:
+            self.fault = refused(refusal)
+        except OSError:
+            pass
+        else:
+            return _Descriptor(made.detach())
+        return int(pycurl.SOCKET_BAD)
+
+    def _on_opened(self, fd: int, _purpose: int) -> int:
+        self.socket = fd
+        self.multi.on_new_socket(self, fd)
+        return 0

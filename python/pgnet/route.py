@@ -1,0 +1,78 @@
+"""How requests to an origin go."""
+
+from __future__ import annotations
+
+from pgnet.connection import ConnectionSettings, Origin, Proxy, Tls
+from pgnet.host import HostSettings, HostTable
+from pgnet.message import encode_headers
+
+
+class Route:
+    """How requests to one origin go: found out once, and good for a while.
+
+    settings: what is special about the host.
+    headers: the lines of a request that has none of its own.
+    peer, port: what is connected to, the origin's host or a proxy.
+    addresses: of the peer, all allowed by the guard, and good until `until` (time.monotonic).
+    version: of HTTP, that the last answer came by; empty before the first.
+    once: a request goes out once at most, whatever it asks for: over HTTP/1.1, and over a
+    connection of its own.
+    """
+
+    __slots__ = (
+        "addresses",
+        "connection",
+        "headers",
+        "host_header",
+        "once",
+        "origin",
+        "peer",
+        "port",
+        "settings",
+        "until",
+        "version",
+    )
+
+    def __init__(
+        self, origin: Origin, settings: HostSettings, hosts: HostTable, once: bool = False
+    ) -> None:
+        self.origin = origin
+        self.settings = settings
+        self.once = once
+        self.headers = encode_headers((), settings.user_agent)
+        self.peer, self.port = origin.host, origin.port
+        secure = origin.scheme == "https"
+        # "direct": by none, whatever holds for other hosts.
+        special = settings.proxy not in (None, "direct")
+        proxy = Proxy.of(settings.proxy) if special and settings.proxy is not None else None
+        proxy_tls = None
+        if proxy is not None:
+            self.peer, self.port = proxy.host, proxy.port
+            if proxy.scheme == "https":
+                # A proxy is a host too: what is said of it by its name holds for its TLS.
+                proxy_tls = Tls.of(hosts.of(proxy.host))
+        self.connection = ConnectionSettings(
+            "1.1" if secure and (once or settings.http_version == "1.1") else "2",
+            Tls.of(settings) if secure else Tls(),
+            proxy,
+            proxy_tls,
+        )
+        # In a URL for a proxy libcurl spells an address its own way, and the field must agree.
+        self.host_header = origin.host_header if secure or proxy is None else None
+        self.addresses: tuple[str, ...] = ()
+        self.until = 0.0
+        self.version = ""
+
+    @property
+    def shares(self) -> bool:
+        """Whether several requests at a time may share a connection, or nobody knows yet."""
+        return (
+            self.origin.scheme == "https"
+            and self.connection.http_version == "2"
+            and self.version in ("", "2")
+        )
+
+    def avoid(self, address: str) -> None:
+        """Whoever comes next begins with another address."""
+        if address in self.addresses:
+            self.addresses = (*(a for a in self.addresses if a != address), address)

@@ -1,0 +1,171 @@
+"""One request to one server, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgnet.message import Head
+from pgnet.resolve import Lookup
+from pgnet.route import Route
+from pgnet.wire_error import WireError
+
+if TYPE_CHECKING:
+    from pgnet.easy import Easy
+    from pgnet.multi import Multi
+
+_NO_HEAD = Head("", 0, "", [])
+# What may be done twice (RFC 9110, section 9.2.2).
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+
+
+class Transfer:
+    """One request to one server: what is asked, and then what came of it.
+
+    The asking side fills `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
+    `body` and the limits; `done(transfer)` is called once, from the loop, and must not block.
+    """
+
+    __slots__ = (
+        "_body",
+        "address",
+        "addresses",
+        "appconnect",
+        "body",
+        "connect",
+        "connect_timeout",
+        "deadline",
+        "done",
+        "easy",
+        "error",
+        "first_byte",
+        "head",
+        "headers",
+        "hop_started",
+        "lookup",
+        "max_header_bytes",
+        "max_response_bytes",
+        "max_wire_bytes",
+        "method",
+        "multi",
+        "name_seconds",
+        "repeated",
+        "route",
+        "sent",
+        "started",
+        "timeout",
+        "url",
+    )
+
+    def __init__(
+        self,
+        method: str,
+        url: str,
+        route: Route,
+        headers: list[bytes],
+        body: bytes | None,
+        *,
+        started: float,
+        timeout: float,
+        connect_timeout: float,
+        max_response_bytes: int,
+        max_wire_bytes: int,
+        max_header_bytes: int,
+        done: Callable[[Transfer], None],
+    ) -> None:
+        self.method = method
+        self.url = url
+        self.route = route
+        self.headers = headers
+        self.body = body
+        self.started = self.hop_started = started
+        self.timeout = timeout
+        self.deadline = started + timeout
+        self.connect_timeout = connect_timeout
+        self.max_response_bytes = max_response_bytes
+        self.max_wire_bytes = max_wire_bytes
+        self.max_header_bytes = max_header_bytes
+        self.done: Callable[[Transfer], None] | None = done
+        self.head = _NO_HEAD
+        self.error: WireError | None = None
+        self.address: str | None = None
+        self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
+        self._body: bytes | bytearray = b""
+        self.repeated = False
+        # Whether an attempt before this one may have been seen.
+        self.sent = False
+        self.addresses: tuple[str, ...] = ()
+        self.easy: Easy | None = None
+        self.multi: Multi | None = None
+        self.lookup: Lookup | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The body that came, decoded."""
+        if not isinstance(self._body, bytes):
+            self._body = bytes(self._body)
+        return self._body
+
+    def take(self, piece: bytes) -> None:
+        """Another piece of the decoded body has come."""
+        if not self._body:
+            self._body = piece
+        elif isinstance(self._body, bytearray):
+            self._body += piece
+        else:
+            # Not a list: of many small pieces it would take many times their length.
+            self._body = bytearray(self._body)
+            self._body += piece
+
+    def again(
+        self,
+        method: str,
+        url: str,
+        route: Route,
+        headers: list[bytes],
+        body: bytes | None,
+        connect_timeout: float,
+        done: Callable[[Transfer], None],
+    ) -> None:
+        """Make it the next request of the same undertaking: start and deadline stay."""
+        self.method, self.url, self.route = method, url, route
+        self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
+        self.hop_started = time.monotonic()
+        self.head = _NO_HEAD
+        self.error = None
+        self.connect = self.appconnect = self.first_byte = 0.0
+        self._body, self.addresses = b"", ()
+        self.repeated = self.sent = False
+        self.done = done
+
+    def fail(self, error: WireError) -> None:
+        """End with an error, unless it has ended; what has come so far is nobody's."""
+        error.possibly_sent = error.possibly_sent or self.sent
+        self.error = error
+        self._body = b""
+        self.finish()
+
+    def finish(self) -> None:
+        """Call `done`, the first time."""
+        done, self.done = self.done, None
+        if done is not None:
+            done(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a transfer has no answer.
+
+    code, text: libcurl's number and words for it.
+    sent: the server may have seen the request.
+    fault: what to say of it, where we know better than libcurl.
+    unheard: it went over a kept connection, and not a byte came back.
+    """
+
+    code: int
+    text: str
+    sent: bool
+    fault: WireError | None
+    unheard: bool = False
