@@ -178,9 +178,10 @@ def drained(database: Database) -> None:
         " count(*) filter (where due = 'infinity'), (select count(*) from net.claim))"
         " from net.http_request_queue"
     )
-    database.wait_for(left, predicate=lambda text: text.startswith("0 queued"), timeout=60)
+    database.wait_for(left, predicate=lambda text: text.startswith("0 queued"), timeout=60 + STOPS)
 
 
+@pytest.mark.timeout(120 + 8 * STOPS)
 def test_stops_of_processes_under_load(database: Database, witness: Running) -> None:
     """SIGTERM: nothing is lost, and only what outlives the grace is sent twice."""
 
@@ -227,6 +228,7 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
     print(f"{len(sent)} requests, {len(again)} sent twice, stops took {max(took):.1f} s at most")
 
 
+@pytest.mark.timeout(120 + 8 * STOPS)
 def test_ends_of_backends_under_load(database: Database, witness: Running) -> None:
     """Cancelled, terminated or at the end of its time: what was cut off is all that is repeated."""
     database.execute("select net.configure('max_grace', %s)", f"{GRACE} s")
