@@ -155,7 +155,7 @@ class Load:
         path = "regexp_replace(url, '^http://[^/]*', '')"
         outcomes = self.database.rows(f"select {path}, state, attempts from net._http_response")
         assert Counter(key for key, _, _ in outcomes) == Counter(self.committed)
-        assert {state for _, state, _ in outcomes} == {"succeeded"}
+        assert [row for row in outcomes if row[1] != "succeeded"] == []
         assert self.database.value("select count(*) from net.claim") == 0
         sent = Counter(targets(witness))
         assert sent.keys() == set(self.committed)
@@ -232,6 +232,8 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
 def test_ends_of_backends_under_load(database: Database, witness: Running) -> None:
     """Cancelled, terminated or at the end of its time: what was cut off is all that is repeated."""
     database.execute("select net.configure('max_grace', %s)", f"{GRACE} s")
+    # so many are terminated that some requests have the bad luck of several
+    database.execute("select net.configure('max_losses', '100')")
     ends = Counter[str]()
 
     def life(chance: random.Random) -> float:
