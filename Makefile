@@ -196,13 +196,19 @@ isolation-specs:
 	  $(if $(findstring --expecteddir,$(shell $(isolation_regress) --help)),--expecteddir=tests/isolation) \
 	  --use-existing --dbname=$$PGDATABASE $(SPECS)
 
-# pytest comes last, whatever failed before it: its closing line ends the output of a good run.
+# What mostly waits, for the next minute of a schedule or for a standby, waits beside the others.
+BESIDE = tests/test_copies.py tests/test_cron.py tests/test_retries.py
+
+# pytest comes last, whatever failed before it: its closing lines end the output of a good run.
 run-test: $(VENV)/stamp
-	@failed=; \
+	@mkdir -p build; failed=; \
 	for part in verify lint run-regress run-isolation; do \
 	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
 	done; \
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) || failed="$$failed pytest"; \
+	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -p no:cacheprovider $(BESIDE) >build/beside.log 2>&1 & beside=$$!; \
+	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(addprefix --ignore=,$(BESIDE)) || failed="$$failed pytest"; \
+	wait $$beside || { cat build/beside.log; failed="$$failed pytest (beside)"; }; \
+	echo "beside these:"; tail -n 1 build/beside.log; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 CASES ?= 100000
