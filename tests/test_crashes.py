@@ -287,6 +287,24 @@ def test_a_new_worker_rescues_the_requests_of_one_that_was_alone(
         assert time.monotonic() - started <= RESCUE_AFTER + 2
 
 
+def test_a_worker_that_is_back_in_time_keeps_its_requests(
+    database: Database, witness: Running
+) -> None:
+    """Another one has seen twice that it is gone, and leaves it the time of rescue_after."""
+    with database.worker() as first:
+        queue(database, f"{witness.url}/delay/6?#", 20)
+        seen(witness, 20)
+        held = "net.worker w where w.id in (select c.worker from net.claim c)"
+        with database.worker():
+            first.pause()
+            database.execute(f"select pg_terminate_backend(w.pid) from {held}")
+            database.wait_for(f"select clock_timestamp() - w.gone_since > '1.5 s' from {held}")
+            first.resume()
+            database.wait_for("select count(*) = 20 from net._http_response")
+    assert set(Counter(targets(witness)).values()) == {1}
+    assert database.value("select count(*) from net.attempt") == 0
+
+
 def test_drain_rescues_too(database: Database, witness: Running) -> None:
     """By pg_cron each minute, or by hand: it does not leave before a lost worker's are free."""
     with database.worker() as first:

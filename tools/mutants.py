@@ -273,7 +273,7 @@ MUTANTS = (
                 "interval '0'",
             ),
         ),
-        ("tests/test_worker_process.py::test_a_restart_sends_nothing_again",),
+        (CRASHES + "test_a_worker_that_is_back_in_time_keeps_its_requests",),
     ),
     Mutant(
         "comes-back-with-nothing",
