@@ -273,6 +273,8 @@ def report(run: Run, evidence: checker.Evidence, violations: list[checker.Violat
     ]
     for name, value in rows:
         print(f"{value:>8}  {name}")
+    for note in run.server.notes:
+        print(f"note: {note}")
     for name in run.left_out:
         print(f"not possible here: {name}")
 

@@ -177,6 +177,20 @@ def _title(pid: int) -> str:
     return ""
 
 
+def _waits_in(pid: int) -> str:
+    """The file behind the memory of the lock that a process waits for."""
+    directory = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        call = (directory / "syscall").read_text().split()
+        # 202 is futex on x86-64; its first argument is the lock's address
+        if call[0] == "202":
+            for line in (directory / "maps").read_text().splitlines():
+                low, _, high = line.split()[0].partition("-")
+                if int(low, 16) <= int(call[1], 16) < int(high, 16):
+                    return f"a lock in {line.split(maxsplit=5)[5:]}"
+    return ""
+
+
 def _described(pid: int) -> str:
     """A process's title, state and what it waits in."""
     directory = Path(f"/proc/{pid}")
@@ -186,7 +200,7 @@ def _described(pid: int) -> str:
             stack = (directory / "stack").read_text()
         status = (directory / "status").read_text()
         waits = [line for line in status.splitlines() if line.startswith(("State", "Sig", "Shd"))]
-        return f"{pid} {_title(pid)}: {waits} {stack}"
+        return f"{pid} {_title(pid)}: {waits} {_waits_in(pid)} {stack}"
     return str(pid)
 
 
@@ -227,6 +241,8 @@ class Server:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.findings: list[str] = []
+        # what is worth a look, and no finding
+        self.notes: list[str] = []
         self._guardian = threading.Thread(target=self._guard, daemon=True)
 
     def start(self) -> None:
@@ -301,7 +317,11 @@ class Server:
                 waits = [_described(pid) for pid in inside]
                 self.findings.append(f"no {way} stop within 60 s; what was left: {waits}")
             else:
-                self.tally.add("PostgreSQL itself did not stop within 60 s, and was killed")
+                waits = [_described(pid) for pid in (process.pid, *left)]
+                locked = any("futex" in described for described in waits)
+                why = "was hung by a lock of its own" if locked else "did not stop"
+                self.tally.add(f"PostgreSQL {why} where nothing of pgnet runs, and was killed")
+                self.notes.append(f"no {way} stop within 60 s: {waits}")
         self.cluster.kill()
 
     def _guard(self) -> None:
