@@ -326,8 +326,9 @@ def test_a_request_that_kills_its_worker(
         assert stricken.rows(
             "select attempt, state from net.attempts where request_id = %s order by 1", poison
         ) == [(1, "lost"), (2, "lost"), (3, "lost"), (4, "failed")]
+        # The third time with a few that were lost as often, the fourth time with nobody.
+        assert executioner.others[-1] == 0
         # A crash may forget the claim of the first one.
-        assert executioner.others[-2:] == [0, 0]
         assert len(executioner.others) in ((4,) if kind == "process" else (4, 5))
         assert stricken.value("select count(*) from net.claim") == 0
     finally:
