@@ -193,7 +193,8 @@ def test_a_call_in_a_function_with_an_exception_block(unserved: Database, nginx:
 def test_a_parallel_plan_is_not_tried(unserved: Database) -> None:
     """PARALLEL UNSAFE: a query over a large table that calls it runs in the leader."""
     unserved.execute("create table big as select generate_series(1, 1000) as n")
-    unserved.execute("set force_parallel_mode = on")
+    renamed = unserved.connection.info.server_version >= 160000
+    unserved.execute(f"set {'debug_parallel_query' if renamed else 'force_parallel_mode'} = on")
     unserved.execute("set parallel_setup_cost = 0")
     unserved.execute("set min_parallel_table_scan_size = 0")
     unserved.execute("select net.http_get('http://localhost/' || n) from big")

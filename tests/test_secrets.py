@@ -513,18 +513,25 @@ def command(
     return finished.returncode, printed
 
 
+def logs_parameters_of_plans(database: Database) -> bool:
+    """Whether auto_explain logs the parameters of statements: from PostgreSQL 16 on."""
+    return database.connection.info.server_version >= 160000
+
+
 # The sessions of `store`, by their databases: to start Python in one takes longer than the rest.
 silent: dict[str, psycopg.Connection[Any]] = {}
 
 
 def store(database: Database, name: str, value: str, prefix: str | None = None) -> None:
     """Set a secret as the command does, in a session that is silent where others are not."""
-    quiet = (
+    quiet = [
         "log_parameter_max_length=0",
         "log_parameter_max_length_on_error=0",
         "plan_cache_mode=force_generic_plan",
-    )
+    ]
     if database.dsn() not in silent:
+        if logs_parameters_of_plans(database):
+            quiet.append("auto_explain.log_parameter_max_length=0")
         options = " ".join(f"-c {setting}" for setting in quiet)
         silent[database.dsn()] = database.connect(options=options)
     silent[database.dsn()].execute("select net.set_secret(%s, %s, %s)", (name, value, prefix))
@@ -745,6 +752,8 @@ def test_where_the_server_would_log_it(watched: Database) -> None:
         assert statement in printed
         assert watched.value("select count(*) from net.secret where name = 's'") == 0
         watched.execute(statement)
+        if logs_parameters_of_plans(watched):
+            watched.execute(statement.replace("log_parameter", "auto_explain.log_parameter"))
         status, printed = command(watched, *arguments, given=CANARY.encode(), user="secrets_dba")
         assert status == 0, printed
         assert command(watched, "drop", "s", user="secrets_dba")[0] == 0

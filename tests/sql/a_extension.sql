@@ -10,21 +10,24 @@ from pg_extension join pg_namespace n on n.oid = extnamespace
 where extname = 'pgnet';
 
 \pset format unaligned
--- Everything that belongs to it, but for indexes, constraints, toast and the types of rows.
-select i.type, i.identity
-from pg_depend d, pg_identify_object(d.classid, d.objid, d.objsubid) i
+-- The members of the extension. The types of rows and of arrays are members since PostgreSQL 17, and are left out.
+-- Since then the identity of a function names the type json without its schema.
+create temporary view members as
+select i.type, regexp_replace(i.identity, 'pg_catalog\.json\M', 'json', 'g') collate "C" as identity,
+    obj_description(d.objid, d.classid::regclass::name) as comment
+from pg_depend d
+cross join pg_identify_object(d.classid, d.objid, d.objsubid) i
+left join pg_type t on d.classid = 'pg_type'::regclass and t.oid = d.objid
+left join pg_class c on c.oid = t.typrelid
 where d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
     and d.refobjid = (select oid from pg_extension where extname = 'pgnet')
-order by i.type collate "C", i.identity collate "C";
+    and t.typcategory is distinct from 'A' and (c.relkind is null or c.relkind = 'c');
+
+-- Everything that belongs to it.
+select type, identity from members order by type collate "C", identity;
 
 -- Every member has a comment, but for the sequences of columns.
-select i.type, i.identity
-from pg_depend d, pg_identify_object(d.classid, d.objid, d.objsubid) i
-where d.refclassid = 'pg_extension'::regclass and d.deptype = 'e'
-    and d.refobjid = (select oid from pg_extension where extname = 'pgnet')
-    and obj_description(d.objid, d.classid::regclass::name) is null
-    and i.type <> 'sequence'
-order by 1, i.identity collate "C";
+select type, identity from members where comment is null and type <> 'sequence' order by 1, 2;
 
 -- So has every column of what a user reads.
 select attrelid::regclass, attname
