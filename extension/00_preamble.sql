@@ -2,6 +2,8 @@
 
 -- pg_net owns the same schema and the same function names: the two cannot live in one database.
 do $$
+declare
+    taken record;
 begin
     if exists (select from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'pg_net') then
         raise exception using
@@ -16,6 +18,33 @@ begin
             errcode = 'feature_not_supported',
             message = 'pgnet needs PostgreSQL 15 or newer',
             hint = 'Upgrade the server first.';
+    end if;
+    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in it, can put functions beside
+    -- those of the extension (CVE-2022-2625), and DROP EXTENSION takes the schema away.
+    select pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
+        (select pg_catalog.count(*) from pg_catalog.pg_depend d
+         where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+             and d.refobjid operator(pg_catalog.=) n.oid and d.deptype operator(pg_catalog.=) 'n') as objects
+    into taken
+    from pg_catalog.pg_namespace n
+    left join (
+        select d.objid, x.extname from pg_catalog.pg_depend d join pg_catalog.pg_extension x on x.oid operator(pg_catalog.=) d.refobjid
+        where d.classid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
+            and d.deptype operator(pg_catalog.=) 'e'
+    ) m on m.objid operator(pg_catalog.=) n.oid
+    where n.nspname operator(pg_catalog.=) 'net';
+    if found then
+        raise exception using
+            errcode = 'duplicate_schema',
+            message = 'pgnet cannot be installed: the schema "net" exists already',
+            detail = pg_catalog.format('It belongs to the role "%s"%s, and holds %s object(s). pgnet makes this schema itself, '
+                'so that nothing of others is in it.', taken.owner,
+                case when taken.extname is not null then pg_catalog.format(' and to the extension "%s"', taken.extname) else '' end,
+                taken.objects),
+            hint = case
+                when taken.extname is not null then pg_catalog.format('drop extension %I; ', taken.extname)
+                when taken.objects operator(pg_catalog.=) 0 then 'drop schema net; '
+                else 'alter schema net rename to another_name; ' end operator(pg_catalog.||) 'create extension pgnet cascade;';
     end if;
 end
 $$;

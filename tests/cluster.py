@@ -520,14 +520,19 @@ class Cluster:
         )
         return connection
 
-    def create_database(self, extension: bool = True, name: str | None = None) -> Database:
-        """Create a database with a name of its own, and the extension unless told otherwise."""
+    def create_database(
+        self, extension: bool = True, name: str | None = None, options: str = ""
+    ) -> Database:
+        """Create a database with a name of its own, and the extension unless told otherwise.
+
+        options: further options of CREATE DATABASE, as SQL.
+        """
         self._databases += 1
         database = Database(self, name or f"test_{self._databases}")
         with self.connect() as connection:
             connection.execute(
-                sql.SQL("create database {} template template0").format(
-                    sql.Identifier(database.name)
+                sql.SQL("create database {} template template0 {}").format(
+                    sql.Identifier(database.name), sql.SQL(options)
                 )
             )
         if extension:

@@ -16,6 +16,7 @@ from psycopg import errors, sql
 
 import pgnet
 from cluster import CLEAN_ENVIRONMENT, ROOT, Cluster, Database, pg_config, server_python
+from nginx import Nginx
 
 SCRIPTS = sorted(ROOT.glob("pgnet--*.sql"))
 EXTENSIONS = Path(pg_config("sharedir")) / "extension"
@@ -139,11 +140,111 @@ def test_without_what_it_requires(empty: Database) -> None:
     assert "CASCADE" in (caught.value.diag.message_hint or "")
 
 
-def test_where_the_schema_is_taken(empty: Database) -> None:
-    empty.execute("create schema net")
-    with pytest.raises(errors.DuplicateSchema):
+def serves(database: Database, url: str) -> None:
+    """A request is sent, and its outcome recorded."""
+    database.execute("select net.allow_network('loopback')")
+    request_id = database.value("select net.http_get(%s)", url)
+    database.execute("call net.drain()")
+    assert database.value("select (net.wait(%s)).status_code", request_id) == 200
+
+
+@pytest.mark.parametrize(
+    ("contents", "cure"),
+    [
+        ("", "drop schema net"),
+        # the installing role's own, and with what the script would not meet
+        ("create function net.mine() returns int language sql as 'select 1'", "rename to"),
+        ("create table net.http_request_queue (id int)", "rename to"),
+    ],
+    ids=["empty", "a function", "a table"],
+)
+@pytest.mark.parametrize("owner", ["postgres", "pg_monitor"])
+def test_where_the_schema_is_taken(empty: Database, owner: str, contents: str, cure: str) -> None:
+    empty.execute(f"create schema net authorization {owner}")
+    if contents:
+        empty.execute(contents)
+    with pytest.raises(errors.DuplicateSchema) as caught:
         empty.execute("create extension pgnet cascade")
+    said = caught.value.diag
+    assert said.message_primary == 'pgnet cannot be installed: the schema "net" exists already'
+    assert f'"{owner}"' in (said.message_detail or "")
+    assert f"holds {1 if contents else 0} object" in (said.message_detail or "")
+    assert cure in (said.message_hint or "")
     assert empty.value("select count(*) from pg_extension where extname = 'pgnet'") == 0
+    # the hint's statements
+    for statement in (said.message_hint or "").split(";")[:-1]:
+        empty.execute(statement)
+    assert empty.value("select net.http_get('http://localhost/')") == 1
+
+
+def test_the_schema_public_may_go(empty: Database, nginx: Nginx) -> None:
+    """Nothing of the extension, nor of what it requires, depends on a schema of others."""
+    notices: list[str | None] = []
+    session = empty.connect()
+    session.execute("create extension pgnet cascade")
+    session.add_notice_handler(lambda said: notices.append(said.message_primary))
+    session.execute("drop schema public cascade")
+    assert notices == []
+    serves(empty, nginx.url)
+    assert empty.rows(
+        "select distinct n.nspname from pg_depend d join pg_namespace n on n.oid = d.refobjid"
+        " where d.refclassid = 'pg_namespace'::regclass and ("
+        "   d.classid = 'pg_extension'::regclass"
+        "   or (d.classid, d.objid) in (select m.classid, m.objid from pg_depend m"
+        "     where m.refclassid = 'pg_extension'::regclass and m.deptype = 'e'))"
+        " order by 1"
+    ) == [("net",)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "nowhere", '"$user"', "other, public", "pg_temp, other", "other, pg_catalog"],
+)
+def test_whatever_the_search_path(empty: Database, nginx: Nginx, path: str) -> None:
+    """Also where the path comes with the role, and its schema has names that the script uses."""
+    empty.execute("create schema other")
+    for name in ("text", "jsonb", "bigint", "timestamptz"):
+        empty.execute(f"create domain other.{name} as int check (value < 0)")
+    empty.execute("create function other.now() returns int language sql as 'select -1'")
+    empty.execute("create role path_owner superuser login")
+    try:
+        empty.execute(f"alter database {empty.name} owner to path_owner")
+        empty.execute("select set_config('search_path', %s, false)", path)
+        empty.execute("alter role path_owner set search_path from current")
+        session = empty.connect("path_owner")
+        assert session.execute("show search_path").fetchone() == (path,)
+        session.execute("create extension pgnet cascade")
+        session.execute("select net.allow_network('loopback')")
+        row = session.execute("select net.http_get(%s)", (nginx.url,)).fetchone()
+        session.execute("call net.drain()")
+        found = session.execute("select status_code from net.responses where id = %s", row)
+        assert found.fetchone() == (200,)
+    finally:
+        empty.execute("reset search_path")
+        empty.execute("drop owned by path_owner cascade")
+        empty.execute(f"alter database {empty.name} owner to postgres")
+        empty.close()
+        empty.execute("drop extension if exists pgnet, plpython3u")
+        empty.execute("drop role path_owner")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "encoding 'LATIN1' locale 'C'",
+        "encoding 'WIN1252' locale 'C'",
+        "encoding 'SQL_ASCII' locale 'C'",
+        "encoding 'EUC_JP' locale 'C'",
+        "locale_provider icu icu_locale 'tr-TR' locale 'C.UTF-8'",
+        "locale_provider icu icu_locale 'de-u-ks-level2' locale 'C.UTF-8'",
+    ],
+)
+def test_other_encodings_and_locales(cluster: Cluster, nginx: Nginx, options: str) -> None:
+    database = cluster.create_database(options=options)
+    try:
+        serves(database, nginx.url)
+    finally:
+        database.drop()
 
 
 def test_an_ordinary_role_cannot_create_it(empty: Database) -> None:
