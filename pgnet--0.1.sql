@@ -163,7 +163,7 @@ comment on function net._known_settings() is 'The settings that exist; net.setti
 -- NULL where the value is fine, else what is wrong with it.
 create function net._setting_fault(setting_name text, setting_value text)
     returns text
-    language plpgsql stable parallel safe cost 100
+    language plpgsql stable parallel unsafe cost 100
     set search_path = pg_catalog, pg_temp
     set datestyle = 'ISO, YMD'
     set intervalstyle = 'postgres'
@@ -333,7 +333,7 @@ grant select on net.egress to public;
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function net._networks(network text)
     returns setof text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -366,7 +366,7 @@ revoke all on function net._networks(text) from public;
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
 create function net._host_pattern(pattern text)
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -909,7 +909,7 @@ grant select on net.hosts to public;
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function net._configured_host(host text)
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -1090,7 +1090,7 @@ grant select on net.retry_policies to public;
 -- NULL where the value is fine, else what is wrong with it.
 create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
-    language plpgsql immutable parallel safe cost 100
+    language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -1552,7 +1552,7 @@ revoke all on function net._refuse_copy() from public;
 -- from there, so these are read as they are.
 create function net._mode_sources()
     returns table (source text, said text, mode text)
-    language sql stable parallel restricted security definer cost 10000 rows 3
+    language sql volatile parallel unsafe security definer cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
     select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
@@ -1579,7 +1579,7 @@ revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
-    language sql stable parallel restricted security definer cost 10000
+    language sql volatile parallel unsafe security definer cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
@@ -1829,7 +1829,7 @@ comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
 
 create function net._raise(sqlstate text, message text, hint text)
     returns void
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -1866,7 +1866,7 @@ comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) i
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
     returns jsonb
-    language plpgsql immutable parallel safe cost 10
+    language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -2012,7 +2012,7 @@ comment on function net._require_utf8(jsonb) is 'Raises 22023 where a Content-Ty
 
 create function net._encode_form(form jsonb)
     returns bytea
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -2819,7 +2819,7 @@ comment on function net._record(json) is
 
 create function net._slice(elements json, first integer, last integer)
     returns json
-    language sql immutable parallel safe
+    language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select json_agg(e.value order by e.ordinality)
@@ -3129,8 +3129,9 @@ from public;
 create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
     returns net.request_state language sql immutable parallel safe
 as $$
-    select (case when claimed then 'in_flight' when due is null then 'ready'
-        when attempts_before operator(pg_catalog.>) 0 then 'retrying' else 'scheduled' end)::net.request_state
+    -- Each a constant of the type: to cast text to it would be stable only.
+    select case when claimed then 'in_flight'::net.request_state when due is null then 'ready'::net.request_state
+        when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
 comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
 
@@ -3178,7 +3179,7 @@ grant select on net.attempts to public;
 
 create function net._json_or_null(content text)
     returns jsonb
-    language plpgsql immutable parallel safe
+    language plpgsql immutable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -3212,7 +3213,7 @@ grant select on net.failures to public;
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function net._is_mine(row_xmin xid)
     returns boolean
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).

@@ -49,7 +49,7 @@ comment on function net._known_settings() is 'The settings that exist; net.setti
 -- NULL where the value is fine, else what is wrong with it.
 create function net._setting_fault(setting_name text, setting_value text)
     returns text
-    language plpgsql stable parallel safe cost 100
+    language plpgsql stable parallel unsafe cost 100
     set search_path = pg_catalog, pg_temp
     set datestyle = 'ISO, YMD'
     set intervalstyle = 'postgres'

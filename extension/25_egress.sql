@@ -21,7 +21,7 @@ grant select on net.egress to public;
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function net._networks(network text)
     returns setof text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -54,7 +54,7 @@ revoke all on function net._networks(text) from public;
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
 create function net._host_pattern(pattern text)
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -97,7 +97,7 @@ grant select on net.hosts to public;
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function net._configured_host(host text)
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -63,7 +63,7 @@ grant select on net.retry_policies to public;
 -- NULL where the value is fine, else what is wrong with it.
 create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
-    language plpgsql immutable parallel safe cost 100
+    language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
 as $$
 begin

@@ -75,7 +75,7 @@ revoke all on function net._refuse_copy() from public;
 -- from there, so these are read as they are.
 create function net._mode_sources()
     returns table (source text, said text, mode text)
-    language sql stable parallel restricted security definer cost 10000 rows 3
+    language sql volatile parallel unsafe security definer cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
     select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
@@ -102,7 +102,7 @@ revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
-    language sql stable parallel restricted security definer cost 10000
+    language sql volatile parallel unsafe security definer cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((

@@ -32,7 +32,7 @@ comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
 
 create function net._raise(sqlstate text, message text, hint text)
     returns void
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -69,7 +69,7 @@ comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) i
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
     returns jsonb
-    language plpgsql immutable parallel safe cost 10
+    language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -215,7 +215,7 @@ comment on function net._require_utf8(jsonb) is 'Raises 22023 where a Content-Ty
 
 create function net._encode_form(form jsonb)
     returns bytea
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 declare

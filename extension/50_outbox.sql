@@ -464,7 +464,7 @@ comment on function net._record(json) is
 
 create function net._slice(elements json, first integer, last integer)
     returns json
-    language sql immutable parallel safe
+    language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select json_agg(e.value order by e.ordinality)

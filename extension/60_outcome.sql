@@ -4,8 +4,9 @@
 create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
     returns net.request_state language sql immutable parallel safe
 as $$
-    select (case when claimed then 'in_flight' when due is null then 'ready'
-        when attempts_before operator(pg_catalog.>) 0 then 'retrying' else 'scheduled' end)::net.request_state
+    -- Each a constant of the type: to cast text to it would be stable only.
+    select case when claimed then 'in_flight'::net.request_state when due is null then 'ready'::net.request_state
+        when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
 comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
 
@@ -53,7 +54,7 @@ grant select on net.attempts to public;
 
 create function net._json_or_null(content text)
     returns jsonb
-    language plpgsql immutable parallel safe
+    language plpgsql immutable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -87,7 +88,7 @@ grant select on net.failures to public;
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function net._is_mine(row_xmin xid)
     returns boolean
-    language sql stable parallel restricted
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).
