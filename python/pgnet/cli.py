@@ -101,4 +101,8 @@ def _worker(options: argparse.Namespace) -> int:
     except OutboxRefused as error:
         print(f"pgnet worker: {error}", file=sys.stderr)
         return 1
+    finally:
+        # Python 3.13 and later complain about a thread that still waits for work when they end.
+        # A thread that waits for a server which hangs is not waited for.
+        gevent.get_hub().threadpool.kill()
     return 0
