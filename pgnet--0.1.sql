@@ -786,8 +786,11 @@ begin
                 join pg_roles r on r.oid = g.role
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
-        join net.claim c on c.id = a.id and c.token = a.token
-        join net.http_request_queue q on q.id = a.id
+        cross join lateral (
+            select q.url, q.headers, q.requested_by from net.http_request_queue q
+            where q.id = a.id and exists (select from net.claim c where c.id = a.id and c.token = a.token offset 0)
+            offset 0
+        ) q
         left join net.secret s on s.name = a.name
     ), judged as (
         select a.*, case
@@ -2354,7 +2357,10 @@ revoke all on procedure net._wait(double precision, text, integer) from public;
 -- ======== extension/50_outbox.sql ========
 
 -- What a worker may do with the queue: a handful of functions, and no table. Owner's rights, pinned search_path.
--- The plans must not depend on how full a table was when they were made: index look-ups, whatever the statistics say.
+-- The plans must not depend on how full a table was when they were made: index look-ups, whatever the statistics say. A healthy
+-- queue is empty each time autovacuum looks, and with statistics of empty tables the planner takes any order of a join for as good
+-- as any other, and any index. So what is looked up for a row is a sub-select with OFFSET 0, of which it cannot make a join; what
+-- is changed or deleted is given as an array of ids; and ORDER BY, with enable_sort off, names the index to read.
 
 create function net._alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -2395,6 +2401,9 @@ create function net._end(id bigint, state text, error_msg text, attempts integer
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     request record;
@@ -2434,6 +2443,9 @@ create function net._free(
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     request record;
@@ -2449,7 +2461,7 @@ begin
             select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
         ) q on true
         left join lateral (
-            select true as seen from net.http_request_queue q where q.id = c.id
+            select true as seen from net.http_request_queue q where q.id = c.id offset 0
         ) v on true
         where c.id = any (ids)
         for update of c skip locked
@@ -2508,6 +2520,9 @@ create function net._register(
 )
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
@@ -2584,7 +2599,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
 begin
-    if exists (select from net.http_request_queue q where q.due <= present and q.origin is null) then
+    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         update net.http_request_queue q set due = null, waits_since = null
         where q.id = any (array(
             select w.id from net.http_request_queue w where w.due <= present and w.origin is null
@@ -2595,8 +2610,9 @@ begin
         with quarantined as (
             select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
             from net.http_request_queue q
-            where q.due = 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id)
+            where q.due >= 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id offset 0)
+            order by q.due
         )
         select array_agg(t.id) into suspects
         from (
@@ -2630,7 +2646,7 @@ begin
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
-                and not exists (select from net.claim c where c.id = q.id)
+                and not exists (select from net.claim c where c.id = q.id offset 0)
             order by q.priority, q.id
             limit quota
             for update of q skip locked
@@ -2646,7 +2662,7 @@ begin
                 net._host(q.url) collate "C" as host, 0 as size
             from net.http_request_queue q
             where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id)
+                and not exists (select from net.claim c where c.id = q.id offset 0)
             for update of q skip locked
         ) l
     ), bounded as (
@@ -2719,15 +2735,17 @@ begin
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
         ) q on true
         left join lateral (
-            select true as seen from net.http_request_queue q where q.id = r.id
+            select true as seen from net.http_request_queue q where q.id = r.id offset 0
         ) v on true
     ), dequeued as (
         delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked and h.state <> 'retrying'))
+    ), pauses as (
+        select jsonb_object_agg(h.id, h.retry_in) as delays from held h where h.locked and h.state = 'retrying'
     ), put_back as (
         update net.http_request_queue q
-        set due = clock_timestamp() + make_interval(secs => h.retry_in), waits_since = clock_timestamp()
-        from held h
-        where q.id = h.id and h.locked and h.state = 'retrying'
+        set due = clock_timestamp() + make_interval(secs => ((select p.delays from pauses p) ->> q.id::text)::double precision),
+            waits_since = clock_timestamp()
+        where q.id = any (array(select h.id from held h where h.locked and h.state = 'retrying'))
     ), unclaimed as (
         delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
     ), attempted as (
@@ -2768,7 +2786,7 @@ begin
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
         select coalesce(array_agg(r.id), '{}') into held_up
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
-        join net.claim c on c.id = r.id and c.token = r.token;
+        where exists (select from net.claim c where c.id = r.id and c.token = r.token offset 0);
     end if;
     return held_up;
 end
@@ -2838,12 +2856,18 @@ create function net._release(
     returns void
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     -- What somebody cancels just now is none of the worker's any more.
     held bigint[] := array(
-        select c.id from net.claim c join unnest(ids, tokens) r (id, token) on c.id = r.id and c.token = r.token
-        for update of c skip locked);
+        select c.id
+        from unnest(ids, tokens) g (id, token)
+        cross join lateral (
+            select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
+        ) c);
 begin
     if reason is null then
         delete from net.claim c where c.id = any (held);
@@ -2864,6 +2888,9 @@ create function net._deregister(
     returns void
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 begin
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
@@ -2884,6 +2911,7 @@ create function net._rescue()
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
+    set enable_sort = off
     set jit = off
 as $$
 declare
@@ -2901,7 +2929,7 @@ begin
     set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
     where q.id = any (array(
         select o.id from net.http_request_queue o
-        where o.due is not null and o.waits_since > present + interval '5 s' for update skip locked));
+        where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked));
 
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
@@ -2913,7 +2941,7 @@ begin
     where w.id in (
         select s.id from net.worker s
         where (s.stalled_since is null or s.stalled_since > clock_timestamp())
-            and s.id in (select c.worker from net.claim c where c.deadline < clock_timestamp())
+            and s.id = any (array(select distinct c.worker from net.claim c where c.deadline < present))
         for update skip locked);
     if found then
         -- One that is well looks at once, and says so.
@@ -2937,14 +2965,14 @@ begin
         'The worker was lost.', 'lost');
     delete from net.worker w
     where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
-        and not exists (select from net.claim c where c.worker = w.id);
+        and w.id <> all (array(select distinct c.worker from net.claim c));
     return (
         select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
         from (
             select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
             from net.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
-                and exists (select from net.claim c where c.worker = w.id)
+                and w.id = any (array(select distinct c.worker from net.claim c))
         ) f);
 end
 $$;
@@ -2979,7 +3007,7 @@ begin
     ), attempts as (
         delete from net.attempt a
         where a.request_id = any (array(
-            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id)))
+            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
     )
     select count(*) into deleted from old;
     with old as (
@@ -2990,23 +3018,23 @@ begin
     ), attempts as (
         delete from net.attempt a
         where a.request_id = any (array(
-            select o.id from old o where not exists (select from net._http_response r where r.id = o.id)))
+            select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
     )
     select count(*) into deleted_failed from old;
     -- Those of requests that somebody has deleted.
-    delete from net.attempt a where (a.request_id, a.attempt) in (
-        select o.request_id, o.attempt from net.attempt o
+    delete from net.attempt a where a.ctid = any (array(
+        select o.ctid from net.attempt o
         where o.ended < present - greatest(ttl, ttl_failed)
-            and not exists (select from net.http_request_queue q where q.id = o.request_id)
-            and not exists (select from net._http_response r where r.id = o.request_id)
-            and not exists (select from net.failed f where f.id = o.request_id)
-        order by o.ended limit 5000);
+            and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
+            and not exists (select from net._http_response r where r.id = o.request_id offset 0)
+            and not exists (select from net.failed f where f.id = o.request_id offset 0)
+        order by o.ended limit 5000 for update skip locked));
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;
     next_due := least(
-        (select min(r.created) + ttl from net._http_response r),
-        (select min(f.failed) + ttl_failed from net.failed f));
+        (select r.created + ttl from net._http_response r order by r.created limit 1),
+        (select f.failed + ttl_failed from net.failed f order by f.failed limit 1));
     return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
 end
 $$;
@@ -3024,6 +3052,9 @@ create function net._tend(
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
     set jit = off
 as $$
 declare
@@ -3063,9 +3094,10 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if exists (
-        select from net.http_request_queue q
-        where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id))
+    if (
+        select q.id from net.http_request_queue q
+        where q.due >= 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id offset 0)
+        order by q.due limit 1) is not null
     then
         quarantined := true;
         next_look := least(next_look, 1);
@@ -3074,7 +3106,7 @@ begin
         next_look := least(next_look, 1);
     end if;
     next_due := extract(epoch from clock_timestamp() - (
-        select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));
+        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1));
     if next_due is not null then
         -- Who has put a request back looks for it at its time. This is for others, and not to be done for each.
         next_due := greatest(-next_due, 0.5);
@@ -3144,7 +3176,10 @@ create view net.requests with (security_invoker) as
         q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
         q.retry_of
     from net.http_request_queue q
-    left join net.claim c on c.id operator(pg_catalog.=) q.id
+    -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
+    left join lateral (
+        select c.id, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
+    ) c on true
     left join lateral (
         select t.attempt, t.status_code, t.error_msg from net.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
@@ -3168,11 +3203,11 @@ create view net.attempts with (security_invoker) as
     where r.attempts operator(pg_catalog.>) 0
         and not exists (
             select from net.attempt a
-            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts)
+            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
     union all
-    select q.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-    from net.http_request_queue q
-    join net.claim c on c.id operator(pg_catalog.=) q.id;
+    select c.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+    from net.claim c
+    where exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
 grant select on net.attempts to public;
@@ -3257,6 +3292,9 @@ create function net._refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 begin
     if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
@@ -3386,6 +3424,9 @@ create function net.http_get_result(
     returns net.http_response_result
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     response record;
@@ -3554,6 +3595,9 @@ create function net.retry(
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     found_state text;

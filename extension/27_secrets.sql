@@ -316,8 +316,11 @@ begin
                 join pg_roles r on r.oid = g.role
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
-        join net.claim c on c.id = a.id and c.token = a.token
-        join net.http_request_queue q on q.id = a.id
+        cross join lateral (
+            select q.url, q.headers, q.requested_by from net.http_request_queue q
+            where q.id = a.id and exists (select from net.claim c where c.id = a.id and c.token = a.token offset 0)
+            offset 0
+        ) q
         left join net.secret s on s.name = a.name
     ), judged as (
         select a.*, case

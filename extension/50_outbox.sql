@@ -1,5 +1,8 @@
 -- What a worker may do with the queue: a handful of functions, and no table. Owner's rights, pinned search_path.
--- The plans must not depend on how full a table was when they were made: index look-ups, whatever the statistics say.
+-- The plans must not depend on how full a table was when they were made: index look-ups, whatever the statistics say. A healthy
+-- queue is empty each time autovacuum looks, and with statistics of empty tables the planner takes any order of a join for as good
+-- as any other, and any index. So what is looked up for a row is a sub-select with OFFSET 0, of which it cannot make a join; what
+-- is changed or deleted is given as an array of ids; and ORDER BY, with enable_sort off, names the index to read.
 
 create function net._alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -40,6 +43,9 @@ create function net._end(id bigint, state text, error_msg text, attempts integer
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     request record;
@@ -79,6 +85,9 @@ create function net._free(
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     request record;
@@ -94,7 +103,7 @@ begin
             select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
         ) q on true
         left join lateral (
-            select true as seen from net.http_request_queue q where q.id = c.id
+            select true as seen from net.http_request_queue q where q.id = c.id offset 0
         ) v on true
         where c.id = any (ids)
         for update of c skip locked
@@ -153,6 +162,9 @@ create function net._register(
 )
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
@@ -229,7 +241,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
 begin
-    if exists (select from net.http_request_queue q where q.due <= present and q.origin is null) then
+    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         update net.http_request_queue q set due = null, waits_since = null
         where q.id = any (array(
             select w.id from net.http_request_queue w where w.due <= present and w.origin is null
@@ -240,8 +252,9 @@ begin
         with quarantined as (
             select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
             from net.http_request_queue q
-            where q.due = 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id)
+            where q.due >= 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id offset 0)
+            order by q.due
         )
         select array_agg(t.id) into suspects
         from (
@@ -275,7 +288,7 @@ begin
                 coalesce(octet_length(q.body), 0) as size
             from net._queue q
             where q.host = h.name
-                and not exists (select from net.claim c where c.id = q.id)
+                and not exists (select from net.claim c where c.id = q.id offset 0)
             order by q.priority, q.id
             limit quota
             for update of q skip locked
@@ -291,7 +304,7 @@ begin
                 net._host(q.url) collate "C" as host, 0 as size
             from net.http_request_queue q
             where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id)
+                and not exists (select from net.claim c where c.id = q.id offset 0)
             for update of q skip locked
         ) l
     ), bounded as (
@@ -364,15 +377,17 @@ begin
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
         ) q on true
         left join lateral (
-            select true as seen from net.http_request_queue q where q.id = r.id
+            select true as seen from net.http_request_queue q where q.id = r.id offset 0
         ) v on true
     ), dequeued as (
         delete from net.http_request_queue q where q.id = any (array(select h.id from held h where h.locked and h.state <> 'retrying'))
+    ), pauses as (
+        select jsonb_object_agg(h.id, h.retry_in) as delays from held h where h.locked and h.state = 'retrying'
     ), put_back as (
         update net.http_request_queue q
-        set due = clock_timestamp() + make_interval(secs => h.retry_in), waits_since = clock_timestamp()
-        from held h
-        where q.id = h.id and h.locked and h.state = 'retrying'
+        set due = clock_timestamp() + make_interval(secs => ((select p.delays from pauses p) ->> q.id::text)::double precision),
+            waits_since = clock_timestamp()
+        where q.id = any (array(select h.id from held h where h.locked and h.state = 'retrying'))
     ), unclaimed as (
         delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
     ), attempted as (
@@ -413,7 +428,7 @@ begin
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
         select coalesce(array_agg(r.id), '{}') into held_up
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
-        join net.claim c on c.id = r.id and c.token = r.token;
+        where exists (select from net.claim c where c.id = r.id and c.token = r.token offset 0);
     end if;
     return held_up;
 end
@@ -483,12 +498,18 @@ create function net._release(
     returns void
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     -- What somebody cancels just now is none of the worker's any more.
     held bigint[] := array(
-        select c.id from net.claim c join unnest(ids, tokens) r (id, token) on c.id = r.id and c.token = r.token
-        for update of c skip locked);
+        select c.id
+        from unnest(ids, tokens) g (id, token)
+        cross join lateral (
+            select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
+        ) c);
 begin
     if reason is null then
         delete from net.claim c where c.id = any (held);
@@ -509,6 +530,9 @@ create function net._deregister(
     returns void
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 begin
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
@@ -529,6 +553,7 @@ create function net._rescue()
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
+    set enable_sort = off
     set jit = off
 as $$
 declare
@@ -546,7 +571,7 @@ begin
     set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
     where q.id = any (array(
         select o.id from net.http_request_queue o
-        where o.due is not null and o.waits_since > present + interval '5 s' for update skip locked));
+        where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked));
 
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
@@ -558,7 +583,7 @@ begin
     where w.id in (
         select s.id from net.worker s
         where (s.stalled_since is null or s.stalled_since > clock_timestamp())
-            and s.id in (select c.worker from net.claim c where c.deadline < clock_timestamp())
+            and s.id = any (array(select distinct c.worker from net.claim c where c.deadline < present))
         for update skip locked);
     if found then
         -- One that is well looks at once, and says so.
@@ -582,14 +607,14 @@ begin
         'The worker was lost.', 'lost');
     delete from net.worker w
     where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
-        and not exists (select from net.claim c where c.worker = w.id);
+        and w.id <> all (array(select distinct c.worker from net.claim c));
     return (
         select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
         from (
             select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
             from net.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
-                and exists (select from net.claim c where c.worker = w.id)
+                and w.id = any (array(select distinct c.worker from net.claim c))
         ) f);
 end
 $$;
@@ -624,7 +649,7 @@ begin
     ), attempts as (
         delete from net.attempt a
         where a.request_id = any (array(
-            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id)))
+            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
     )
     select count(*) into deleted from old;
     with old as (
@@ -635,23 +660,23 @@ begin
     ), attempts as (
         delete from net.attempt a
         where a.request_id = any (array(
-            select o.id from old o where not exists (select from net._http_response r where r.id = o.id)))
+            select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
     )
     select count(*) into deleted_failed from old;
     -- Those of requests that somebody has deleted.
-    delete from net.attempt a where (a.request_id, a.attempt) in (
-        select o.request_id, o.attempt from net.attempt o
+    delete from net.attempt a where a.ctid = any (array(
+        select o.ctid from net.attempt o
         where o.ended < present - greatest(ttl, ttl_failed)
-            and not exists (select from net.http_request_queue q where q.id = o.request_id)
-            and not exists (select from net._http_response r where r.id = o.request_id)
-            and not exists (select from net.failed f where f.id = o.request_id)
-        order by o.ended limit 5000);
+            and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
+            and not exists (select from net._http_response r where r.id = o.request_id offset 0)
+            and not exists (select from net.failed f where f.id = o.request_id offset 0)
+        order by o.ended limit 5000 for update skip locked));
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;
     next_due := least(
-        (select min(r.created) + ttl from net._http_response r),
-        (select min(f.failed) + ttl_failed from net.failed f));
+        (select r.created + ttl from net._http_response r order by r.created limit 1),
+        (select f.failed + ttl_failed from net.failed f order by f.failed limit 1));
     return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
 end
 $$;
@@ -669,6 +694,9 @@ create function net._tend(
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
     set jit = off
 as $$
 declare
@@ -708,9 +736,10 @@ begin
     then
         next_look := least(next_look, 1);
     end if;
-    if exists (
-        select from net.http_request_queue q
-        where q.due = 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id))
+    if (
+        select q.id from net.http_request_queue q
+        where q.due >= 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id offset 0)
+        order by q.due limit 1) is not null
     then
         quarantined := true;
         next_look := least(next_look, 1);
@@ -719,7 +748,7 @@ begin
         next_look := least(next_look, 1);
     end if;
     next_due := extract(epoch from clock_timestamp() - (
-        select min(q.due) from net.http_request_queue q where q.due < 'infinity' and q.origin is null));
+        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1));
     if next_due is not null then
         -- Who has put a request back looks for it at its time. This is for others, and not to be done for each.
         next_due := greatest(-next_due, 0.5);

@@ -19,7 +19,10 @@ create view net.requests with (security_invoker) as
         q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
         q.retry_of
     from net.http_request_queue q
-    left join net.claim c on c.id operator(pg_catalog.=) q.id
+    -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
+    left join lateral (
+        select c.id, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
+    ) c on true
     left join lateral (
         select t.attempt, t.status_code, t.error_msg from net.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
@@ -43,11 +46,11 @@ create view net.attempts with (security_invoker) as
     where r.attempts operator(pg_catalog.>) 0
         and not exists (
             select from net.attempt a
-            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts)
+            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
     union all
-    select q.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-    from net.http_request_queue q
-    join net.claim c on c.id operator(pg_catalog.=) q.id;
+    select c.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+    from net.claim c
+    where exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
 grant select on net.attempts to public;
@@ -132,6 +135,9 @@ create function net._refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 begin
     if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
@@ -261,6 +267,9 @@ create function net.http_get_result(
     returns net.http_response_result
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     response record;
@@ -429,6 +438,9 @@ create function net.retry(
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
     found_state text;
