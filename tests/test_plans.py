@@ -93,7 +93,8 @@ class Session:
     def __init__(self, database: Database) -> None:
         self.connection = database.connect(autocommit=False)
         self.worker = self.query(
-            "select worker_id from net._register('process', worker_host => 'a', worker_version => '')"
+            "select worker_id"
+            " from net._register('process', worker_host => 'a', worker_version => '')"
         )[0][0]
         self.read = 0
 
