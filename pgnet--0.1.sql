@@ -371,7 +371,8 @@ create function net._host_pattern(pattern text)
 as $$
 begin
     if pattern is null
-        or lower(trim(pattern)) ~ '^(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+))*\.?$'
+        -- What ends in a number is an address, or no host at all.
+        or lower(trim(pattern)) ~ '(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$'
         or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -780,7 +781,7 @@ begin
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
             (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
             jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
-                or substring(q.url from '^https?://[^/?#]+/[{]secret:([^{}]*)[}]([?]|$)') = a.name as named,
+                or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
             has_table_privilege(q.requested_by, 'net.secret'::regclass, 'select') or exists (
                 select from net.secret_grant g
                 join pg_roles r on r.oid = g.role

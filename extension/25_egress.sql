@@ -59,7 +59,8 @@ create function net._host_pattern(pattern text)
 as $$
 begin
     if pattern is null
-        or lower(trim(pattern)) ~ '^(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+))*\.?$'
+        -- What ends in a number is an address, or no host at all.
+        or lower(trim(pattern)) ~ '(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$'
         or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
         raise exception using
             errcode = 'invalid_parameter_value',

@@ -68,6 +68,7 @@ def test_no_name(name: object) -> None:
         ("http://127.0.0.1:8080/a%20b/", "http://127.0.0.1:8080/a%20b/"),
         ("http://[::1]:80/", "http://[::1]/"),
         ("https://bücher.example/ü", "https://xn--bcher-kva.example/%C3%BC"),
+        ("https://api.example/{x}/a b", "https://api.example/%7Bx%7D/a%20b"),
     ],
 )
 def test_a_prefix(text: str, prefix: str) -> None:
@@ -81,8 +82,9 @@ def test_a_prefix(text: str, prefix: str) -> None:
      "https://api.example/v1?", "https://api.example/v1?a=b", "https://api.example/#", "/v1",
      "https://api.example/v1/..", "https://api.example/./v1", "https://api.example/%2e%2e/",
      "https://api.example/%252E", "https://api.example/a%2Fb", "https://api.example/a%5cb",
-     "https://api.example/..;a", "https://api.example/%c0%ae%c0%ae/", "https://api.example/{x}",
-     "https://api.example/a b", f"https://user:{CANARY}@api.example/", CANARY, f"//{CANARY}/",
+     "https://api.example/..;a", "https://api.example/%c0%ae%c0%ae/", "https://api.example/a\\b",
+     "https://api.example/{secret:x}", "https://api.example/a\tb",
+     f"https://user:{CANARY}@api.example/", CANARY, f"//{CANARY}/",
      f"https://{CANARY} /"],
 )  # fmt: skip
 def test_no_prefix(text: str) -> None:
@@ -308,7 +310,7 @@ def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
          'secret "s" belongs to another host by now'),
         ("https://hooks.example/{secret:s}", CANARY, HOOKS,
          'secret "s" holds neither a URL nor a query that begins with "?"'),
-        ("https://hooks.example/{secret:s}", f"?{CANARY} x", HOOKS,
+        ("https://hooks.example/{secret:s}", f"?{CANARY}\tx", HOOKS,
          'secret "s" holds neither a URL nor a query that begins with "?"'),
         ("https://hooks.example/{secret:s}", f"https://u:{CANARY}@hooks.example/services/", HOOKS,
          'secret "s" holds neither a URL nor a query that begins with "?"'),
@@ -670,4 +672,4 @@ def test_values_that_are_no_urls() -> None:
     assert sensitive(CANARY, None) == [CANARY]
     # a URL that is not within its prefix cannot be set, but may be in a file
     assert sensitive(f"https://evil.example/{CANARY}", HOOKS) == [f"https://evil.example/{CANARY}"]
-    assert sensitive("? no query", HOOKS) == ["? no query"]
+    assert sensitive("?\tno query", HOOKS) == ["?\tno query"]

@@ -453,9 +453,10 @@ def test_refused_at_the_call(
     ["https://hooks.example/{secret:hook}/more", "https://hooks.example/x/{secret:hook}",
      "https://hooks.example/{secret:hook}#x", "https://hooks.example/{secret:}",
      "https://hooks.example/?{secret:hook}", "https://{secret:hook}/", "{secret:hook}",
-     "https://hooks.example/{secret:hook", "https://hooks.example/{hook}"],
+     "https://hooks.example/{secret:hook", " https://hooks.example/{secret:hook}",
+     "HTTPS://hooks.example/{secret:hook}", "https://hooks.example/{secret:hook}\t?x"],
 )  # fmt: skip
-def test_braces_stand_nowhere_else(secrets: Database, url: str) -> None:
+def test_a_reference_stands_nowhere_else(secrets: Database, url: str) -> None:
     with pytest.raises(errors.InvalidParameterValue) as caught:
         queue(secrets.connection, url)
     assert "invalid URL" in refusal(caught)

@@ -241,7 +241,8 @@ methods = pick(
 local_hosts = pick(
     (8, st.sampled_from(["127.0.0.1", "localhost", "127.1", "[::ffff:127.0.0.1]"])),
     (6, st.sampled_from(
-        ["127.0.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "017700000001",
+        ["127.0.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "127.0.0.1.", "127.1.",
+         "017700000001",
          "0x7F.0.0.1", "127.0x0.0.1", "LOCALHOST", "LocalHost", "[::FFFF:7F00:1]",
          "\uff4c\uff4f\uff43\uff41\uff4c\uff48\uff4f\uff53\uff54",
          "\uff11\uff12\uff17\u3002\uff10.0\uff0e\uff11", *IPV6])),
@@ -257,7 +258,8 @@ named_hosts = pick(
     (1, st.text("abxyz019-_", min_size=1, max_size=20).map("{}.example".format)),
 )  # fmt: skip
 no_hosts = st.sampled_from(
-    ["", "a b", "a%41.example", "%31%32%37.1", "a..example", ".example", "..", "a\\b", "a'b",
+    ["", "a b", "1.2.3.4.5", "a.0", "a.0x", "127.0.0.256", "08.1", "4294967296", "0x7f000001x.1",
+     "a%41.example", "%31%32%37.1", "a..example", ".example", "..", "a\\b", "a'b",
      "[::1", "::1", "[::1%25lo]", "[::g]", "[127.0.0.1]", "[]", "[v1.a]", "127.0.0.1\\@b",
      "127.0.0.1 ", "\t127.0.0.1", "127.0.0.1\r\nHost: b", "127.0.0.1\n", "127.0.0.1\0",
      "fa\u00df.example", "a\u200db.example", "\U0001f600.example", "\u2100.example", "\ud800",
@@ -271,16 +273,18 @@ ports = pick(
         [":0", ":65536", ":-1", ":+PORT", ":a", ":PORT:PORT", ": PORT", ":PORT ", ":\u0661", ":1e3",
          ":PORT\r\n", ":PORT\\", ":99999999999999999999", ":PORT\0"])),
 )  # fmt: skip
-# What a URL may have behind its authority, and then what it may not.
+# What a URL may have behind its authority; then what is encoded there, or refused.
 pieces = st.sampled_from(
     ["/", "//", ".", "..", "/./", "/../", "/..", "a", "B", "0", "-", "_", "~", "%7E", "%7e", "%2e",
      "%2E%2e", "%2f", "%2F", "%5c", "%00", "%0d%0a", "%20", "%25", "%ff", "%C3%A9", "!", "$", "&",
      "'", "(", ")", "*", "+", ",", ";", "=", ":", "@", "a=b", "a=1&a=2", "&&", "//@/", "..;/",
      "\u00e9", "\u65e5\u672c", "\U0001f600", "\u00a0", "\u2028", "\ufeff", "\ufffd", "\uffff",
-     "e\u0301", "http://b/", "HTTP/1.1", "x" * 300]
+     "e\u0301", "http://b/", "HTTP/1.1", "x" * 300, "a b", "a[]", "{id}", "|", "\\", "..\\", "^",
+     "`", "<b>", '"', "%", "%4", "%zz", "%%41"]
 )  # fmt: skip
 illegal_pieces = st.sampled_from(
-    [" ", "\\", "\t", "\r\n", "\n", "\r", "\0", '"', "<", ">", "^", "`", "{", "}", "|", "[", "]",
+    [" ", "\\", "/{secret:a}", "{secret:a}",
+     "\t", "\r\n", "\n", "\r", "\0", '"', "<", ">", "^", "`", "{", "}", "|", "[", "]",
      "%", "%z", "%zz", "%4", "%%", "\x7f", "\x80", "\u0085", "\x1f", "\ud800", "\udfff",
      " HTTP/1.1\r\nHost: b\r\n\r\n"]
 )  # fmt: skip
@@ -488,9 +492,10 @@ THE_CLIENTS = {
 # Whoever reads one of these twice may choose the other one.
 SINGLE = (b"authorization", b"content-type", b"user-agent")
 METHOD_OR_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-REST = re.compile(
-    r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?\u00a0-\ud7ff\ue000-\U0010ffff]|%[0-9a-fA-F]{2})*"
-)
+NO_REST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+# In a number ends what is an address, or nothing: a part of it is decimal, octal or hexadecimal.
+A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+PART = re.compile(r"0|[1-9][0-9]*|0[0-7]+|0x[0-9a-f]+")
 TYPES = {
     "body": "application/json",
     "body_text": "text/plain; charset=utf-8",
@@ -535,15 +540,16 @@ def wanted(case: Case, port: int, typed: bool) -> Wanted:
 
 def wanted_target(url: str, params: object) -> tuple[str, str]:
     """Host, and the target behind it."""
-    scheme, slashes, rest = url.partition("://")
+    scheme, slashes, rest = url.strip(" \t\n\f\r").partition("://")
     if not slashes or scheme.lower() != "http":
         raise Refused("scheme")
     rest, _, fragment = rest.partition("#")
     at = min((rest.index(c) for c in "/?" if c in rest), default=len(rest))
     authority, rest = rest[:at], rest[at:]
     path, mark, query = rest.partition("?")
-    if not all(map(REST.fullmatch, (path, query, fragment))) or "?" in path:
+    if any(map(NO_REST.search, (path, query, fragment))) or "{secret:" in url:
         raise Refused("a character")
+    path, query = wanted_rest(path), wanted_rest(query)
     if not isinstance(params, dict):
         raise Refused("params")
     pairs = [
@@ -556,7 +562,14 @@ def wanted_target(url: str, params: object) -> tuple[str, str]:
             query += "&"
         mark, query = "?", query + "&".join(pairs)
     target = f"{path or '/'}{mark}{query}"
-    return wanted_host(authority), re.sub(r"[^\x00-\x7f]", lambda m: quote(m[0]), target)
+    return wanted_host(authority), target
+
+
+def wanted_rest(text: str) -> str:
+    """What RFC 3986 allows in a path or query, and everything else percent-encoded."""
+    parts = re.split("(%[0-9A-Fa-f]{2})", text)
+    parts[::2] = [quote(part, safe="!$&'()*+,;=:@/?-._~") for part in parts[::2]]
+    return "".join(parts)
 
 
 def wanted_host(authority: str) -> str:
@@ -575,6 +588,13 @@ def wanted_host(authority: str) -> str:
         raise Refused("host")
     if len(name) > 253 or not host.isascii():
         raise Refused("host")
+    labels = name.split(".")
+    if A_NUMBER.fullmatch(labels[-1]):
+        if len(labels) > 4 or not all(map(PART.fullmatch, labels)):
+            raise Refused("no address")
+        *first, last = [int(t, 16 if t[:2] == "0x" else 8 if t[:1] == "0" else 10) for t in labels]
+        if max(first, default=0) > 255 or last >= 256 ** (4 - len(first)):
+            raise Refused("no address")
     return host + port
 
 

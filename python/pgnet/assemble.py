@@ -17,6 +17,7 @@ from pgnet.host import HostSettings, HostTable
 from pgnet.request import (
     InvalidRequest,
     canonical_url,
+    collector,
     parse_headers,
     split_secret_url,
 )
@@ -54,22 +55,17 @@ class Assembled:
 
 def names_of_secrets(claim: Claim) -> set[str]:
     """The secrets that a claim may refer to; most refer to none."""
-    names = set()
+    names: list[str] = []
     if "{" in claim.url:
         parts = split_secret_url(claim.url)
         if parts is not None:
-            names.add(parts[1])
+            names.append(parts[1])
     if claim.headers is not None and '"secret"' in claim.headers:
-
-        def collect(_header: str, reference: dict[str, object]) -> str:
-            names.add(reference_name(reference))
-            return ""
-
         try:
-            parse_headers(claim.headers, collect)
+            parse_headers(claim.headers, collector(names))
         except InvalidRequest:
             return set()  # it will not be sent
-    return names
+    return set(names)
 
 
 def assemble(
@@ -104,12 +100,15 @@ def assemble(
         url = expand_url(url, values[parts[1]], secrets[parts[1]].url_prefix or "")
     url = canonical_url(url)
     bound: dict[str, str] = {}
+    judged: set[str] = set()
 
     def value_of(header: str, reference: dict[str, object]) -> str:
         name = reference_name(reference)
         prefix = secrets[name].url_prefix or ""
-        if not within(prefix, url):
+        # Once, however often it is repeated: a URL may be long.
+        if name not in judged and not within(prefix, url):
             raise InvalidRequest(f'secret "{name}" is bound to {prefix}, and not for this URL')
+        judged.add(name)
         known = bound.setdefault(header.lower(), prefix)
         # Of two bounds on one header the narrower one holds: it lies within the other.
         bound[header.lower()] = prefix if within(known, prefix) else known

@@ -402,6 +402,8 @@ class Exchange:
         if rewritten:
             method, body = "GET", None
         same = _same_origin(before, after)
+        # Each prefix once: a URL and the list of headers may be long.
+        beyond = {p for p in set(handle._bound.values()) if not within(p, url)}
         if not same and (body is not None or method not in ("GET", "HEAD", "OPTIONS")):
             raise WireError(
                 f"redirect of a {method} request to another origin is not followed",
@@ -412,7 +414,7 @@ class Exchange:
             for name, value in _fields_of(handle._request)
             if (same or name.lower() in _HARMLESS)
             and not (rewritten and name.lower().startswith("content-"))
-            and _in_bounds(handle._bound, name.lower(), url)
+            and handle._bound.get(name.lower()) not in beyond
         ]
         # What is left out here stays out, also when a later hop comes back.
         handle._request = WireRequest(method, url, kept, body)
@@ -493,12 +495,6 @@ def _resolve(base: str, location: str) -> str:
     # urljoin would take `http://` for "here".
     absolute = _ABSOLUTE.match(reference) is not None
     return canonical_url(prefix + rest if absolute else urljoin(base, prefix + rest))
-
-
-def _in_bounds(bound: Mapping[str, str], name: str, url: str) -> bool:
-    """Whether a header may go to a URL: one that is bound goes nowhere beyond its prefix."""
-    prefix = bound.get(name)
-    return prefix is None or within(prefix, url)
 
 
 def _same_origin(before: Origin, after: Origin) -> bool:

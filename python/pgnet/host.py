@@ -17,7 +17,8 @@ def literal_address(host: str) -> str | None:
     """Read `host` as an IP address, in any spelling a C library accepts, or say None.
 
     Arguments: the host of a URL, an IPv6 address with or without its brackets.
-    Returns the address in its usual form: `127.1`, `0x7f000001` and `2130706433` are 127.0.0.1.
+    Returns the address in its usual form: `127.1`, `0x7f000001`, `2130706433` and `127.0.0.1.`,
+    with the root's dot, are 127.0.0.1.
     """
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -26,6 +27,7 @@ def literal_address(host: str) -> str | None:
             return IPv6Address(host).compressed if "%" not in host else None
         except ValueError:
             return None
+    host = host.removesuffix(".")
     # inet_aton stops reading at white space: such a text is no address here.
     if not host[:1].isdigit() or not host.isascii() or any(c.isspace() for c in host):
         return None

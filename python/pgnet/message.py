@@ -21,11 +21,12 @@ from pgnet.request import is_clients_own, is_token
 from pgnet.wire_error import WireError, words
 
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_FIELD = re.compile(r"([^:\n]+):[ \t]*([^\n]*)(?:\n|\Z)")
+# From the beginning of a line only: a line without a colon would be read once for each character.
+_FIELD = re.compile(r"(?m:^)([^:\n]+):[ \t]*([^\n]*)(?:\n|\Z)")
 _STATUS_LINE = re.compile(
     r"HTTP/([0-9](?:\.[0-9])?) +([0-9]{3})((?:[ \t\r].*)?)", re.IGNORECASE | re.DOTALL
 )
-_LENGTH = re.compile(r"0*[0-9]{1,18}")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _WEIRD_REPLY = 8
 # An empty value takes libcurl's own header away: nobody asked for these.
 _UNASKED = (b"Accept:", b"Content-Type:", b"Expect:")
@@ -115,12 +116,27 @@ def parse_fields(section: bytes) -> list[tuple[str, str]]:
 def _fields(text: str) -> list[tuple[str, str]]:
     text = text.replace("\r\n", "\n")
     if "\n " in text or "\n\t" in text:
-        # A folded line (RFC 9112, section 5.2) goes on with the one before.
-        text = re.sub(r"[ \t\r]*\n[ \t]+(?=\S)", " ", text)
+        text = _unfolded(text)
     fields: list[tuple[str, str]] = _FIELD.findall(text)
     if " \n" in text or "\t\n" in text or "\r" in text:
         fields = [(name, value.rstrip("\r \t")) for name, value in fields]
     return fields
+
+
+def _unfolded(text: str) -> str:
+    """A folded line (RFC 9112, section 5.2) goes on with the one before.
+
+    A pattern for it would look at a long run of spaces once for each of them.
+    """
+    lines: list[list[str]] = []
+    for line in text.split("\n"):
+        if lines and line[:1] in (" ", "\t") and line.strip():
+            last = lines[-1]
+            last[-1] = last[-1].rstrip(" \t\r")
+            last.append(line.lstrip(" \t"))
+        else:
+            lines.append([line])
+    return "\n".join([" ".join(parts) for parts in lines])
 
 
 def _as_text(section: bytes) -> str:
@@ -176,9 +192,11 @@ def _length(values: list[str]) -> int:
     if len(values) == 1 and _LENGTH.fullmatch(values[0]):
         return int(values[0])
     texts = {text.strip(" \t") for value in values for text in value.split(",")}
-    if not all(map(_LENGTH.fullmatch, texts)) or len(set(map(int, texts))) != 1:
+    # Leading zeros, which int would take its time for, say nothing.
+    numbers = {text.lstrip("0") or text[-1:] for text in texts}
+    if not all(map(_LENGTH.fullmatch, numbers)) or len(numbers) != 1:
         raise WireError(words(_WEIRD_REPLY), possibly_sent=True)
-    return int(texts.pop())
+    return int(numbers.pop())
 
 
 def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
@@ -186,13 +204,15 @@ def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
 
     Of Set-Cookie, which cannot be joined, the last stands there.
     """
-    store: OrderedDict[str, tuple[str, str]] = OrderedDict()
-    for field in fields:
-        lower = field[0].lower()
-        if lower in store and lower != "set-cookie":
-            store[lower] = (store[lower][0], f"{store[lower][1]}, {field[1]}")
+    values: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    for name, value in fields:
+        lower = name.lower()
+        if lower in names and lower != "set-cookie":
+            values[lower].append(value)
         else:
-            store[lower] = field
+            names[lower], values[lower] = name, [value]
+    store = OrderedDict((lower, (name, ", ".join(values[lower]))) for lower, name in names.items())
     # requests' own constructor would take some calls of Python code for each field.
     made: CaseInsensitiveDict[str] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
     vars(made)["_store"] = store

@@ -16,7 +16,7 @@ from pgnet.request import InvalidRequest, Number, decode_json, jsonb_text
 _KEYS = ("name", "filename", "content_type", "value", "json", "base64", "file")
 _CONTENTS = ("value", "json", "base64", "file")
 # RFC 9110, section 8.3: a media type with its parameters, and nothing that ends a header.
-_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ \t;\x20-\x7e]*")
+_MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-][\t\x20-\x7e]*")
 _HINT = (
     'A part is such as {"name": "title", "value": "Tea"} or '
     '{"name": "photo", "filename": "tea.png", "content_type": "image/png", "file": 1}.'
@@ -95,7 +95,7 @@ def _content(number: int, kind: str, value: object, files: Sequence[bytes | None
     if kind == "json" or (kind == "value" and isinstance(value, bool)):
         return _encoded(number, jsonb_text(value))
     if kind == "file":
-        index = int(value) if isinstance(value, Number) and value.isdigit() else 0
+        index = int(value) if isinstance(value, Number) and re.fullmatch("[0-9]{1,9}", value) else 0
         content = files[index - 1] if 1 <= index <= len(files) else None
         if content is None:
             raise InvalidRequest(

@@ -4,12 +4,15 @@ This module runs in the backend of everyone who queues a request, so it imports 
 nothing of one call for the next, and raises one exception. Its rules stand, as input and row or
 error, in ``tests/cases/requests.json``.
 
-A URL is an absolute http or https URL by RFC 3986. It is stored complete, and sent as it is stored:
+What is stored is an absolute http or https URL by RFC 3986, complete, and it is sent as it is
+stored. What is given may be more than that, as it may in browsers (https://url.spec.whatwg.org):
 
+- white space at either end is no part of the URL;
 - scheme and host are in lower case, an international host name is in its ASCII form (RFC 3490);
 - a port that is empty or the scheme's own is dropped (RFC 3986, 6.2.3), an empty path is ``/``;
-- path, query and fragment stay as they were written, dot segments and ``%7E`` included, but for
-  characters beyond ASCII, which are percent-encoded as UTF-8 (RFC 3987, 3.1);
+- path, query and fragment stay as they were written, dot segments and ``%7E`` included. What
+  RFC 3986 does not allow in them is percent-encoded as UTF-8: spaces, characters beyond ASCII,
+  ``[ ] { } | \\ " ^ ` < >``, and a percent sign without two hexadecimal digits behind it;
 - a host may be an address in any spelling (``127.1``): what is judged is the address connected to.
 """
 
@@ -28,6 +31,11 @@ if TYPE_CHECKING:
 # Together less than 1 MiB: libcurl sends no longer head of a request.
 MAX_URL_LENGTH = 400_000
 MAX_HEADERS_LENGTH = 400_000
+# Of params, headers and options as JSON text, which is looked at before it is parsed. Whatever fits
+# into a URL or the headers is shorter, with each of its characters escaped.
+MAX_JSON_LENGTH = 2_500_000
+# Each of them is looked for in every answer, in all its forms.
+MAX_SECRETS = 20
 
 INVALID_PARAMETER_VALUE = "22023"
 NOT_NULL_VIOLATION = "23502"
@@ -107,13 +115,20 @@ def check(
 
 
 def _collector(secrets: list[str] | None) -> SecretValue | None:
-    if secrets is None:
-        return None
+    return None if secrets is None else collector(secrets)
+
+
+def collector(secrets: list[str]) -> SecretValue:
+    """Return what puts the names of the secrets that headers refer to into a list, each once."""
 
     def collect(_header: str, reference: dict[str, object]) -> str:
         from pgnet.secret import reference_name
 
-        secrets.append(reference_name(reference))
+        name = reference_name(reference)
+        if name not in secrets:
+            secrets.append(name)
+        if len(secrets) > MAX_SECRETS:
+            raise InvalidRequest(f"a request names at most {MAX_SECRETS} secrets")
         return ""
 
     return collect
@@ -205,11 +220,15 @@ _encode_json = json.JSONEncoder(ensure_ascii=False).encode
 _HINT_NONE = "Leave it out, or give NULL or '{}', for none."
 
 
-def decode_json(argument: str, text: str) -> object:
+def decode_json(argument: str, text: str, longest: int | None = None) -> object:
     """Read JSON text; a number is a Number, as it was written.
+
+    longest: how many characters it may have.
 
     Raises InvalidRequest, with the name of the argument.
     """
+    if longest is not None and len(text) > longest:
+        raise InvalidRequest(f"{argument} is longer than {longest} characters as JSON")
     text = text.strip(" \t\n\r")
     try:
         value, end = _decode_json(text)
@@ -222,8 +241,10 @@ def decode_json(argument: str, text: str) -> object:
     return value
 
 
-def _json_object(argument: str, text: str) -> dict[str, object]:
-    value = decode_json(argument, text)
+def _json_object(
+    argument: str, text: str, longest: int | None = MAX_JSON_LENGTH
+) -> dict[str, object]:
+    value = decode_json(argument, text, longest)
     if type(value) is not dict:
         raise InvalidRequest(f"{argument} must be a JSON object, not {_kind(value)}", _HINT_NONE)
     return value
@@ -243,14 +264,27 @@ def _kind(value: object) -> str:
 
 def jsonb_text(value: object) -> str:
     """Write a value that decode_json has read as jsonb's output function does."""
-    if type(value) is Number:
-        return value
-    if isinstance(value, list):
-        return f"[{', '.join([jsonb_text(item) for item in value])}]"
-    if isinstance(value, dict):
-        pairs = [f"{_encode_json(key)}: {jsonb_text(item)}" for key, item in value.items()]
-        return f"{{{', '.join(pairs)}}}"
-    return _encode_json(value)
+    written: list[str] = []
+    # By a stack of its own: what was read may be nested deeper than calls can be. A Number is
+    # written as it is, and so are brackets and commas.
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if type(item) is Number:
+            written.append(item)
+        elif isinstance(item, list):
+            todo.append(Number("]"))
+            for element in reversed(item):
+                todo += element, Number(", ")
+            todo[-1:] = [Number("[")] if item else [Number("]"), Number("[")]
+        elif isinstance(item, dict):
+            todo.append(Number("}"))
+            for key, element in reversed(item.items()):
+                todo += element, Number(f"{_encode_json(key)}: "), Number(", ")
+            todo[-1:] = [Number("{")] if item else [Number("}"), Number("{")]
+        else:
+            written.append(_encode_json(item))
+    return "".join(written)
 
 
 # --- URL ------------------------------------------------------------------------------------------
@@ -265,19 +299,33 @@ _QUERY = rf"{_QCHARS}(?:{_PCT}{_QCHARS})*"
 # Underscores are no host name by RFC 952, but stand in names that resolve.
 _HOST = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
 
-# What needs no second look. IP literals, ports above 59999 and the two default ports get one.
+# The last label is no number (see _NUMBER), or all of it is an IPv4 address in its usual form.
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_USUAL_HOST = (
+    rf"(?:(?:[a-z0-9_-]{{1,63}}\.)*[a-z_][a-z0-9_-]{{0,62}}\.?|{_OCTET}(?:\.{_OCTET}){{3}})"
+)
+
+# What needs no second look. Ports above 59999, the two default ports and unusual hosts get one.
 # The patterns that are not compiled here are seldom needed: re compiles them at their first use.
 _is_canonical = re.compile(
-    rf"https?://(?=[^/:]{{1,253}}[/:]){_HOST}"
+    rf"https?://(?=[^/:]{{1,253}}[/:]){_USUAL_HOST}"
     r"(?::(?!80/|443/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
     rf"{_PATH}(?:\?{_QUERY})?(?:#{_QUERY})?"
 ).fullmatch
 # RFC 3986, appendix B, with the characters that a scheme may have.
 _PARTS = r"(?s:(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?)"
-# Below U+00A0 and among the surrogates nothing may stand in a URL, percent-encoded or not.
-_ILLEGAL = r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%\u00a0-\ud7ff\ue000-\U0010ffff]|%(?![0-9A-Fa-f]{2})"
-_NON_ASCII = r"[^\x00-\x7f]+"
+# The white space of what browsers remove at either end.
+_ENDS = " \t\n\f\r"
+# What no percent-encoding makes good: browsers drop tabs and line breaks wherever they stand, and
+# libcurl refuses all controls; halves of surrogate pairs have no UTF-8.
+_REFUSED = r"[\x00-\x1f\x7f\ud800-\udfff]"
+# What RFC 3986 does not allow in path, query and fragment. That has all of the WHATWG's encode sets
+# for them but the apostrophe of a query, which is legal and so stays.
+_TO_ENCODE = r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]+|%(?![0-9A-Fa-f]{2})"
 _ILLEGAL_IN_HOST = r"[^a-z0-9._-]"
+# The WHATWG's "ends in a number": such a host is an IPv4 address, or none at all. What a resolver
+# or a proxy would make of one that is none, nobody knows.
+_NUMBER = r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$"
 _IP_LITERAL = r"(?s:\[([0-9A-Fa-f:.]+)\](?::(.*))?)"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -290,7 +338,11 @@ _HINT_USERINFO = (
     "A URL is stored and shown. Give the credentials in an Authorization header, "
     "best as a secret: net.set_secret."
 )
-_HINT_ENCODE = "Percent-encode it. What is given in params is encoded for you."
+_HINT_CONTROL = "Take it out, or percent-encode it. What is given in params is encoded for you."
+_HINT_SECRET = (
+    "net.secret_url(name) gives the URL that stands for a secret one. "
+    "A brace that means itself is written %7B."
+)
 _HINT_IPV6 = "Write an IPv6 address in brackets: http://[2001:db8::1]/"
 _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
 
@@ -298,9 +350,10 @@ _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
 def canonical_url(url: str) -> str:
     """Return a URL as it is stored and sent, by the rules this module begins with.
 
-    Raises InvalidRequest for all but absolute http and https URLs of RFC 3986.
+    Raises InvalidRequest for what is no absolute http or https URL, and for one that two readers
+    would take for two.
     """
-    if _is_canonical(url) is not None and len(url) <= MAX_URL_LENGTH:
+    if len(url) <= MAX_URL_LENGTH and _is_canonical(url) is not None:
         return url
     return _canonicalize(url)
 
@@ -326,6 +379,7 @@ def _canonical_secret_url(url: str, secrets: list[str]) -> str:
 
 
 def _canonicalize(url: str) -> str:
+    url = _bounded(url).strip(_ENDS)
     match = re.fullmatch(_PARTS, url)
     assert match is not None  # each part may be empty
     scheme, authority, path, query, fragment = match.groups("")
@@ -337,16 +391,20 @@ def _canonicalize(url: str) -> str:
     if "@" in authority:
         raise _invalid_url(url, "user name and password are not allowed in it", _HINT_USERINFO)
     origin = f"{scheme}://{_canonical_authority(url, scheme, authority)}"
-    for name, part in ("path", path), ("query", query[1:]), ("fragment", fragment[1:]):
-        illegal = re.search(_ILLEGAL, part)
-        if illegal is not None:
+    for name, part in ("path", path), ("query", query), ("fragment", fragment):
+        refused = re.search(_REFUSED, part)
+        if refused is not None:
             raise _invalid_url(
-                url, f"{_described(illegal[0])} is not allowed in its {name}", _HINT_ENCODE
+                url, f"{_described(refused[0])} is not allowed in its {name}", _HINT_CONTROL
             )
-    rest = f"{path or '/'}{query}{fragment}"
-    if not rest.isascii():
-        rest = re.sub(_NON_ASCII, lambda run: _percent_encode(run[0]), rest)
+    if "{secret:" in url:
+        raise _invalid_url(url, '"{secret:" stands only in what net.secret_url gives', _HINT_SECRET)
+    rest = _encoded(path or "/") + _encoded(query) + fragment[:1] + _encoded(fragment[1:])
     return _bounded(origin + rest)
+
+
+def _encoded(text: str) -> str:
+    return re.sub(_TO_ENCODE, lambda found: _percent_encode(found[0]), text)
 
 
 def _canonical_authority(url: str, scheme: str, authority: str) -> str:
@@ -377,6 +435,8 @@ def _canonical_host(url: str, host: str, hint: str | None) -> str:
         host = _idna(url, host)
     host = host.lower()
     if re.fullmatch(_HOST, host) is not None and len(host.rstrip(".")) <= 253:
+        if is_number(host) and not _is_ipv4(host):
+            raise _invalid_url(url, "its host ends in a number and is no IPv4 address")
         return host
     illegal = re.search(_ILLEGAL_IN_HOST, host)
     if illegal is not None:
@@ -401,6 +461,18 @@ def _idna(url: str, host: str) -> str:
             except UnicodeError:
                 pass
     raise _invalid_url(url, reason, _HINT_IDNA)
+
+
+def is_number(host: str) -> bool:
+    """Whether a host, in lower case, ends in a number, as the WHATWG's URL standard calls it."""
+    return re.search(_NUMBER, host) is not None
+
+
+def _is_ipv4(host: str) -> bool:
+    # Few hosts are addresses in an unusual form: the others do not pay for the import.
+    from pgnet.host import literal_address
+
+    return literal_address(host) is not None
 
 
 def _is_ipv6(text: str) -> bool:
@@ -461,13 +533,10 @@ def add_params(url: str, params: dict[str, object]) -> str:
     Raises InvalidRequest.
     """
     pairs = []
-    try:
-        for key, value in params.items():
-            if value is not None:
-                text = value if isinstance(value, str) else jsonb_text(value)
-                pairs.append(f"{_encode_component(key)}={_encode_component(text)}")
-    except RecursionError:
-        raise InvalidRequest("params is nested too deeply") from None
+    for key, value in params.items():
+        if value is not None:
+            text = value if isinstance(value, str) else jsonb_text(value)
+            pairs.append(f"{_encode_component(key)}={_encode_component(text)}")
     return _append_to_query(url, pairs) if pairs else url
 
 
@@ -489,16 +558,15 @@ def encode_form(text: str | None) -> str:
     Raises InvalidRequest.
     """
     pairs = []
-    for key, value in ({} if text is None else _json_object("body_form", text)).items():
+    # A body may be of any length.
+    fields = {} if text is None else _json_object("body_form", text, longest=None)
+    for key, value in fields.items():
         items = value if isinstance(value, list) else [value]
-        try:
-            pairs += [
-                f"{_encode_field(key)}={_encode_field(i if isinstance(i, str) else jsonb_text(i))}"
-                for i in items
-                if i is not None
-            ]
-        except RecursionError:
-            raise InvalidRequest("body_form is nested too deeply") from None
+        pairs += [
+            f"{_encode_field(key)}={_encode_field(i if isinstance(i, str) else jsonb_text(i))}"
+            for i in items
+            if i is not None
+        ]
     return "&".join(pairs)
 
 
@@ -525,13 +593,13 @@ def encode_url_with_params_array(
     for pair in params_array:
         if not pair:
             continue
-        illegal = re.search(_ILLEGAL, pair)
-        if illegal is not None:
+        refused = re.search(_REFUSED, pair)
+        if refused is not None:
             raise InvalidRequest(
-                f"{_described(illegal[0])} is not allowed in an element of params_array",
+                f"{_described(refused[0])} is not allowed in an element of params_array",
                 "Each is key=value, both encoded by net._urlencode_string.",
             )
-        pairs.append(re.sub(_NON_ASCII, lambda run: _percent_encode(run[0]), pair))
+        pairs.append(_encoded(pair))
     return _append_to_query(complete, pairs) if pairs else complete
 
 
@@ -596,13 +664,15 @@ def flatten_headers(
 
     Raises InvalidRequest, with the name of the header and never its value.
     """
-    pairs = []
+    pairs: list[tuple[str, str]] = []
+    single = set()
     for name, value in headers.items():
         if is_token(name) is None:
             raise _invalid_header_name(name)
         lower = name.lower()
         if is_clients_own(lower):
             raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
+        before = len(pairs)
         if type(value) is str and value.isprintable():  # as most are
             pairs.append((name, value.strip(" \t")))
         elif isinstance(value, list):
@@ -613,8 +683,10 @@ def flatten_headers(
             ]
         elif value is not None:
             pairs.append((name, _header_value(name, value, secret_value)))
-        if lower in _SINGLE and sum(known.lower() == lower for known, _ in pairs) > 1:
-            raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
+        if lower in _SINGLE and len(pairs) > before:
+            if lower in single or len(pairs) > before + 1:
+                raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
+            single.add(lower)
     # With the colon, the space and the line's end.
     if sum([len(name) + _utf8_length(value) + 4 for name, value in pairs]) > MAX_HEADERS_LENGTH:
         raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")

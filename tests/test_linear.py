@@ -1,0 +1,180 @@
+"""No input costs more than its size: ten times as much takes about ten times as long.
+
+What a caller hands over is looked at in the caller's backend, and once more by a worker, which
+serves everybody; what a server answers is read by that worker. So each kind of input is measured at
+two sizes. A ratio says whether the work is quadratic, on a slow machine and on a fast one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pgnet import message, multipart, request
+from pgnet.assemble import assemble, names_of_secrets
+from pgnet.host import HostSettings, HostTable
+from pgnet.message import WireError
+from pgnet.outbox import Claim, Secret
+from pgnet.request import InvalidRequest
+from pgnet.secret import Mask, sensitive, within
+
+# Ten times the input; what is linear needs ten times the time, what is quadratic a hundred.
+MOST = 25.0
+URL = "http://localhost/"
+PREFIX = "https://h.example/v1/"
+SECRET = Secret("s", "sk_live_0123456789abcdef", PREFIX, None)
+
+
+def headers(value: object) -> Callable[[], object]:
+    text = json.dumps(value)
+    return lambda: request.check("GET", URL, None, text, None, "{}", [])
+
+
+def params(value: object) -> Callable[[], object]:
+    text = json.dumps(value)
+    return lambda: request.check("GET", URL, text, None, None)
+
+
+def form(value: object) -> Callable[[], object]:
+    text = json.dumps(value)
+    return lambda: request.encode_form(text)
+
+
+def parts(value: object) -> Callable[[], object]:
+    text = json.dumps(value)
+    return lambda: multipart.encode(text, [b"x"])
+
+
+def spellings(count: int) -> dict[str, None]:
+    """As many ways to write Authorization."""
+    word = "authorization"
+    return {
+        "".join([c.upper() if n >> i & 1 else c for i, c in enumerate(word)]): None
+        for n in range(count)
+    }
+
+
+def claim(url: str, header_text: str | None) -> Claim:
+    return Claim(0, "", 1, 0, "GET", url, header_text, None, 1000, None, "", 0, 0.0, None)
+
+
+def references(count: int) -> str:
+    return json.dumps({"X-A": [{"secret": "s"}] * count})
+
+
+def fields(text: str) -> Callable[[], object]:
+    section = f"HTTP/1.1 200 OK\r\n{text}\r\n".encode()
+    return lambda: message.parse_head(section)
+
+
+def masked(value: str, text: str) -> Callable[[], object]:
+    mask = Mask(sensitive(value, PREFIX))
+    return lambda: mask.text(text)
+
+
+def hosts(count: int) -> Callable[[], object]:
+    table = HostTable({f"h{n}.example": HostSettings(http_version="1.1") for n in range(count)})
+    return lambda: [table.of(f"h{n}.example") for n in range(count)]
+
+
+CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
+    "header values": (lambda n: headers({"X-A": ["v"] * n}), 3_000),
+    "header names": (lambda n: headers({f"x{i}": "v" for i in range(n)}), 3_000),
+    "spellings of one header": (
+        lambda n: headers({**{f"x{i}": "v" for i in range(10 * n)}, **spellings(n)}),
+        300,
+    ),
+    "headers that name a secret": (lambda n: headers({"X-A": [{"secret": "s"}] * n}), 3_000),
+    "a long header": (lambda n: headers({"X-A": "\u00e9" * n}), 15_000),
+    "a header with a bad end": (lambda n: headers({"X-A": " " * n + "\n"}), 30_000),
+    "params": (lambda n: params({f"x{i}": "v" for i in range(n)}), 3_000),
+    "a nested param": (lambda n: params({"x": [[i] for i in range(n)]}), 2_000),
+    "a deep param": (lambda n: params({"x": json.loads("[" * n + "]" * n)}), 80),
+    "a param of one number": (lambda n: params({"x": 10**n}), 400),
+    "a form": (lambda n: form({f"x{i}": ["v", 1] for i in range(n)}), 3_000),
+    "parts": (lambda n: parts([{"name": "a", "value": "b"}] * n), 1_000),
+    "a media type with a bad end": (
+        lambda n: parts([{"name": "a", "value": "b", "content_type": "a/" + "b" * n + "\n"}]),
+        10_000,
+    ),
+    "a URL to be encoded": (lambda n: lambda: request.canonical_url(URL + "[\u00e9" * n), 5_000),
+    "a URL of percent signs": (lambda n: lambda: request.canonical_url(URL + "%" * n), 10_000),
+    "a URL of dots": (lambda n: lambda: request.canonical_url("http://" + "a." * n), 10_000),
+    "a URL of numbers": (lambda n: lambda: request.canonical_url("http://" + "1." * n), 10_000),
+    "a URL with a bad end": (lambda n: lambda: request.canonical_url(URL + "%4" * n + "\0"), 9_000),
+    "an international host": (
+        lambda n: lambda: request.canonical_url("http://" + "\u00fc" * n + "/"),
+        9_000,
+    ),
+    "a prefix and a long path": (lambda n: lambda: within(PREFIX, PREFIX + "%41/" * n), 3_000),
+    "a prefix and a path of escapes": (
+        lambda n: lambda: within(PREFIX, PREFIX + "%2525" * n),
+        3_000,
+    ),
+    "a request whose headers name a secret": (
+        lambda n: lambda: assemble(claim(PREFIX + "x" * n, references(n)), {"s": SECRET}, None),
+        500,
+    ),
+    "the secrets that a row names": (
+        lambda n: lambda: names_of_secrets(claim(URL, references(n))),
+        3_000,
+    ),
+    "fields of an answer": (lambda n: fields("X-A: b\r\n" * n), 3_000),
+    "a line without a colon": (lambda n: fields("a" * n + "\r\n"), 20_000),
+    "a folded line": (lambda n: fields("X: " + " " * n + "a\r\n b\r\n"), 20_000),
+    "folded lines": (lambda n: fields("X: a" + "\r\n b" * n + "\r\n"), 3_000),
+    "a length of zeros": (lambda n: lambda: message.framing([("Content-Length", "0" * n)]), 20_000),
+    "repeated fields": (lambda n: lambda: message.combine_headers([("X", "v" * 20)] * n), 4_000),
+    "header lines": (lambda n: lambda: message.encode_headers([("X-A", "v")] * n), 3_000),
+    "settings of hosts": (hosts, 300),
+}  # fmt: skip
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The least of a few: whatever else runs only adds to it."""
+    best = float("inf")
+    spent = 0.0
+    for _ in range(30):
+        began = time.process_time()
+        with contextlib.suppress(InvalidRequest, WireError):
+            call()
+        took = time.process_time() - began
+        best, spent = min(best, took), spent + took
+        if spent > 0.3:
+            break
+    return best
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ten_times_as_much_takes_ten_times_as_long(name: str) -> None:
+    made, size = CASES[name]
+    small, large = made(size), made(10 * size)
+    gc.disable()
+    try:
+        # Where less than the clock can tell has gone by, it is not quadratic either.
+        ratio = seconds(large) / max(seconds(small), 50e-6)
+    finally:
+        gc.enable()
+    assert ratio < MOST
+
+
+@pytest.mark.parametrize("argument", ["params", "headers", "options"])
+def test_json_is_bounded_before_it_is_read(argument: str) -> None:
+    """What is longer is not parsed: it need not even be JSON."""
+    given = {"params": "{}", "headers": "{}", "options": "{}", argument: "[" * 2_500_001}
+    with pytest.raises(InvalidRequest) as caught:
+        request.check("GET", URL, given["params"], given["headers"], None, given["options"])
+    assert caught.value.message == f"{argument} is longer than 2500000 characters as JSON"
+
+
+def test_what_fits_is_not_too_long_as_json() -> None:
+    """A value of characters that JSON escapes the longest way."""
+    value = "\\" * 399_000
+    assert request.parse_headers(json.dumps({"X": value})) == [("X", value)]
+    text = json.dumps({"x": "\x01" * 130_000})
+    assert len(request.check("GET", URL, text, None, None)) == len(URL) + 3 + 390_000
