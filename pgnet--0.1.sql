@@ -339,7 +339,7 @@ as $$
 declare
     parsed cidr;
 begin
-    case lower(trim(network))
+    case lower(trim(network) collate "C")
         when 'loopback' then
             return query values ('127.0.0.0/8'), ('::1/128');
         when 'private' then
@@ -372,15 +372,15 @@ as $$
 begin
     if pattern is null
         -- What ends in a number is an address, or no host at all.
-        or lower(trim(pattern)) ~ '(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$'
-        or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
+        or lower(trim(pattern) collate "C") ~ '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?$'
+        or lower(trim(pattern) collate "C") !~ '^([*][.])?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?[.]?$' then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('invalid host pattern %s', coalesce('"' || pattern || '"', 'NULL')),
             hint = 'Give a host name without scheme and port, such as api.example.com, or *.example.com for every name below it. '
                 'An address goes into net.allow_network or net.deny_network.';
     end if;
-    return rtrim(lower(trim(pattern)), '.');
+    return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
 comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
@@ -865,11 +865,11 @@ begin
                 return 'must be true or false';
             end if;
         when 'line' then
-            if plain is null or plain !~ '^[\x20-\x7e]+$' or length(plain) > 500 then
+            if plain is null or plain collate "C" !~ '^[ -~]+$' or length(plain) > 500 then
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'proxy' then
-            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)$' then
+            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}/?)$' then
                 return 'must be http://host:port, https://host:port or direct; one with user and password is given as {"secret": name}';
             end if;
         when 'certificate' then
@@ -1559,11 +1559,11 @@ create function net._mode_sources()
     language sql volatile parallel unsafe security definer cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
-    select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
+    select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
     from (
         select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
         from pg_file_settings f
-        where lower(f.name) = 'pgnet.mode'
+        where lower(f.name collate "C") = 'pgnet.mode'
         union all
         -- Read as bytes: a path in it may be in any encoding.
         select 'the server''s command line', m.found[1]
@@ -1649,6 +1649,22 @@ $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
 revoke all on function net._is_known(name, bigint, integer) from public;
 
+-- A session with session_replication_role = replica may be another replication tool's, which brings a number along, or a
+-- caller's, whose request has just been given one.
+create function net._was_numbered_here(request_id bigint)
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return request_id = currval('net.http_request_queue_id_seq');
+exception when object_not_in_prerequisite_state then
+    return false;
+end
+$$;
+comment on function net._was_numbered_here(bigint) is 'Whether this session has given this number last: a request of its own.';
+revoke all on function net._was_numbered_here(bigint) from public;
+
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
     returns trigger
@@ -1682,7 +1698,9 @@ begin
             end if;
         end if;
         if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
-            new.origin := coalesce(subscription, 'replica');
+            new.origin := coalesce(subscription, case
+                when tg_op = 'UPDATE' then old.origin
+                when not net._was_numbered_here(new.id) then 'replica' end);
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
@@ -1736,6 +1754,7 @@ create function net.adopt_database()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set session_replication_role = origin
 as $$
 declare
     was_copy boolean := net._copy_fault() is not null;
@@ -1867,6 +1886,30 @@ $$;
 comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
+-- Queues what has had its second look. Not for the rest: each setting of a function costs every call.
+create function net._queue_request(
+    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer,
+    priority smallint default 0, context jsonb default null, options jsonb default null
+)
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    -- Where it is off, PostgreSQL refuses each statement on a table with row security.
+    set row_security = on
+as $$
+#variable_conflict use_variable
+declare
+    request_id bigint;
+begin
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    values (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net._queue_request(text, text, jsonb, bytea, integer, smallint, jsonb, jsonb) is
+    'Queues a request that net._second_look has judged, and gives its id.';
+
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
     returns jsonb
@@ -1877,7 +1920,7 @@ begin
     if jsonb_typeof(headers) is distinct from 'object' then
         return case when headers is null then jsonb_build_object('Content-Type', content_type) else headers end;
     end if;
-    if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
+    if exists (select from jsonb_each(headers) h where lower(h.key collate "C") = 'content-type' and h.value <> 'null') then
         return headers;
     end if;
     return headers || jsonb_build_object('Content-Type', content_type);
@@ -1905,6 +1948,7 @@ declare
 begin
     if target is null then
         target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        return net._queue_request('GET', target, http_get.headers, null, http_get.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -1940,6 +1984,7 @@ declare
 begin
     if target is null then
         target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        return net._queue_request('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -1975,6 +2020,7 @@ declare
 begin
     if target is null then
         target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        return net._queue_request('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -2002,8 +2048,8 @@ as $$
 declare
     charset text;
 begin
-    select lower((regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1]) into charset
-    from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null';
+    select lower((regexp_match((h.value #>> '{}') collate "C", ';[[:space:]]*charset[[:space:]]*=[[:space:]]*"?([^";[:space:]]+)', 'i'))[1]) into charset
+    from jsonb_each(headers) h where lower(h.key collate "C") = 'content-type' and h.value <> 'null';
     if charset not in ('utf-8', 'utf8', 'us-ascii') then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -2075,6 +2121,7 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
+    judged_twice boolean;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -2107,7 +2154,8 @@ begin
         perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
     target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
-    if target is null then
+    judged_twice := target is null;
+    if judged_twice then
         target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
@@ -2124,6 +2172,11 @@ begin
             perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
+    end if;
+    if judged_twice then
+        return net._queue_request(token, target, typed_headers, content, total,
+            coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
+            case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
@@ -3268,6 +3321,7 @@ create function net._look_up(request_id bigint)
     returns net.outcome
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
     select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
     from (
@@ -3293,6 +3347,7 @@ create function net._refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
@@ -3310,7 +3365,7 @@ begin
             errcode = 'object_not_in_prerequisite_state',
             message = format('this transaction could never see the response of request %s', request_id),
             detail = format('Its isolation level is %s: it sees the database as it was when it began.',
-                upper(current_setting('transaction_isolation'))),
+                upper(current_setting('transaction_isolation') collate "C")),
             hint = 'Wait in a transaction of its own, at READ COMMITTED.';
     end if;
 end
@@ -3328,6 +3383,7 @@ create function net.wait(
     returns net.outcome
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
@@ -3392,6 +3448,7 @@ create function net._await_response(
     returns boolean
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     outcome record;
@@ -3425,6 +3482,7 @@ create function net.http_get_result(
     returns net.http_response_result
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
@@ -3776,6 +3834,23 @@ $$;
 comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
 revoke all on function net._worker_routines() from public;
 
+-- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
+-- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
+do $$
+declare
+    routine pg_catalog.regprocedure;
+begin
+    for routine in
+        select p.oid from net._worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
+        where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
+    loop
+        execute pg_catalog.format(
+            'alter function %s set session_replication_role = origin set row_security = on set temp_file_limit = -1 '
+            'set extra_float_digits = 1 set intervalstyle = postgres set standard_conforming_strings = on', routine);
+    end loop;
+end
+$$;
+
 create function net.grant_worker(
     -- the role, by name
     role text
@@ -4029,7 +4104,7 @@ begin
             'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
             when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
     select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
-        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said) <> m.mode)
+        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
     into modes, unknown_modes
     from net._mode_sources() m;
     return query select 'mode', net._mode() = 'on',
@@ -4095,7 +4170,7 @@ begin
             left join lateral (
                 select * from cron.job_run_details d where d.jobid = j.jobid order by d.runid desc limit 1
             ) d on true
-            where j.command ~* 'net\.(work|drain)\(' and j.database = current_database()
+            where j.command collate "C" ~* 'net[.](work|drain)[(]' and j.database = current_database()
             order by j.jobid desc limit 1
         $query$ into last_run;
         if last_run is null then

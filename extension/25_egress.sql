@@ -27,7 +27,7 @@ as $$
 declare
     parsed cidr;
 begin
-    case lower(trim(network))
+    case lower(trim(network) collate "C")
         when 'loopback' then
             return query values ('127.0.0.0/8'), ('::1/128');
         when 'private' then
@@ -60,15 +60,15 @@ as $$
 begin
     if pattern is null
         -- What ends in a number is an address, or no host at all.
-        or lower(trim(pattern)) ~ '(^|\.)(0x[0-9a-f]*|[0-9]+)\.?$'
-        or lower(trim(pattern)) !~ '^(\*\.)?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?\.?$' then
+        or lower(trim(pattern) collate "C") ~ '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?$'
+        or lower(trim(pattern) collate "C") !~ '^([*][.])?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?[.]?$' then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('invalid host pattern %s', coalesce('"' || pattern || '"', 'NULL')),
             hint = 'Give a host name without scheme and port, such as api.example.com, or *.example.com for every name below it. '
                 'An address goes into net.allow_network or net.deny_network.';
     end if;
-    return rtrim(lower(trim(pattern)), '.');
+    return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
 comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';

@@ -49,11 +49,11 @@ begin
                 return 'must be true or false';
             end if;
         when 'line' then
-            if plain is null or plain !~ '^[\x20-\x7e]+$' or length(plain) > 500 then
+            if plain is null or plain collate "C" !~ '^[ -~]+$' or length(plain) > 500 then
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'proxy' then
-            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}/?)$' then
+            if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}/?)$' then
                 return 'must be http://host:port, https://host:port or direct; one with user and password is given as {"secret": name}';
             end if;
         when 'certificate' then

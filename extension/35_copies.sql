@@ -78,11 +78,11 @@ create function net._mode_sources()
     language sql volatile parallel unsafe security definer cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
-    select s.source, s.said, case when lower(s.said) in ('on', 'record', 'off') then lower(s.said) else 'off' end
+    select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
     from (
         select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
         from pg_file_settings f
-        where lower(f.name) = 'pgnet.mode'
+        where lower(f.name collate "C") = 'pgnet.mode'
         union all
         -- Read as bytes: a path in it may be in any encoding.
         select 'the server''s command line', m.found[1]
@@ -168,6 +168,22 @@ $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
 revoke all on function net._is_known(name, bigint, integer) from public;
 
+-- A session with session_replication_role = replica may be another replication tool's, which brings a number along, or a
+-- caller's, whose request has just been given one.
+create function net._was_numbered_here(request_id bigint)
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return request_id = currval('net.http_request_queue_id_seq');
+exception when object_not_in_prerequisite_state then
+    return false;
+end
+$$;
+comment on function net._was_numbered_here(bigint) is 'Whether this session has given this number last: a request of its own.';
+revoke all on function net._was_numbered_here(bigint) from public;
+
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
     returns trigger
@@ -201,7 +217,9 @@ begin
             end if;
         end if;
         if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
-            new.origin := coalesce(subscription, 'replica');
+            new.origin := coalesce(subscription, case
+                when tg_op = 'UPDATE' then old.origin
+                when not net._was_numbered_here(new.id) then 'replica' end);
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
@@ -255,6 +273,7 @@ create function net.adopt_database()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set session_replication_role = origin
 as $$
 declare
     was_copy boolean := net._copy_fault() is not null;

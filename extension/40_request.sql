@@ -66,6 +66,30 @@ $$;
 comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
+-- Queues what has had its second look. Not for the rest: each setting of a function costs every call.
+create function net._queue_request(
+    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer,
+    priority smallint default 0, context jsonb default null, options jsonb default null
+)
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    -- Where it is off, PostgreSQL refuses each statement on a table with row security.
+    set row_security = on
+as $$
+#variable_conflict use_variable
+declare
+    request_id bigint;
+begin
+    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    values (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function net._queue_request(text, text, jsonb, bytea, integer, smallint, jsonb, jsonb) is
+    'Queues a request that net._second_look has judged, and gives its id.';
+
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
     returns jsonb
@@ -76,7 +100,7 @@ begin
     if jsonb_typeof(headers) is distinct from 'object' then
         return case when headers is null then jsonb_build_object('Content-Type', content_type) else headers end;
     end if;
-    if exists (select from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null') then
+    if exists (select from jsonb_each(headers) h where lower(h.key collate "C") = 'content-type' and h.value <> 'null') then
         return headers;
     end if;
     return headers || jsonb_build_object('Content-Type', content_type);
@@ -104,6 +128,7 @@ declare
 begin
     if target is null then
         target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        return net._queue_request('GET', target, http_get.headers, null, http_get.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -139,6 +164,7 @@ declare
 begin
     if target is null then
         target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        return net._queue_request('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -174,6 +200,7 @@ declare
 begin
     if target is null then
         target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        return net._queue_request('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -201,8 +228,8 @@ as $$
 declare
     charset text;
 begin
-    select lower((regexp_match(h.value #>> '{}', ';\s*charset\s*=\s*"?([^";\s]+)', 'i'))[1]) into charset
-    from jsonb_each(headers) h where lower(h.key) = 'content-type' and h.value <> 'null';
+    select lower((regexp_match((h.value #>> '{}') collate "C", ';[[:space:]]*charset[[:space:]]*=[[:space:]]*"?([^";[:space:]]+)', 'i'))[1]) into charset
+    from jsonb_each(headers) h where lower(h.key collate "C") = 'content-type' and h.value <> 'null';
     if charset not in ('utf-8', 'utf8', 'us-ascii') then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -274,6 +301,7 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
+    judged_twice boolean;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -306,7 +334,8 @@ begin
         perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
     target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
-    if target is null then
+    judged_twice := target is null;
+    if judged_twice then
         target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
@@ -323,6 +352,11 @@ begin
             perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
+    end if;
+    if judged_twice then
+        return net._queue_request(token, target, typed_headers, content, total,
+            coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
+            case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end);
     end if;
     insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,

@@ -110,6 +110,7 @@ create function net._look_up(request_id bigint)
     returns net.outcome
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
     select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
     from (
@@ -135,6 +136,7 @@ create function net._refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
@@ -152,7 +154,7 @@ begin
             errcode = 'object_not_in_prerequisite_state',
             message = format('this transaction could never see the response of request %s', request_id),
             detail = format('Its isolation level is %s: it sees the database as it was when it began.',
-                upper(current_setting('transaction_isolation'))),
+                upper(current_setting('transaction_isolation') collate "C")),
             hint = 'Wait in a transaction of its own, at READ COMMITTED.';
     end if;
 end
@@ -170,6 +172,7 @@ create function net.wait(
     returns net.outcome
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
@@ -234,6 +237,7 @@ create function net._await_response(
     returns boolean
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
 declare
     outcome record;
@@ -267,6 +271,7 @@ create function net.http_get_result(
     returns net.http_response_result
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off

@@ -93,6 +93,23 @@ $$;
 comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
 revoke all on function net._worker_routines() from public;
 
+-- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
+-- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
+do $$
+declare
+    routine pg_catalog.regprocedure;
+begin
+    for routine in
+        select p.oid from net._worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
+        where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
+    loop
+        execute pg_catalog.format(
+            'alter function %s set session_replication_role = origin set row_security = on set temp_file_limit = -1 '
+            'set extra_float_digits = 1 set intervalstyle = postgres set standard_conforming_strings = on', routine);
+    end loop;
+end
+$$;
+
 create function net.grant_worker(
     -- the role, by name
     role text

@@ -71,7 +71,7 @@ begin
             'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
             when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
     select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
-        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said) <> m.mode)
+        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
     into modes, unknown_modes
     from net._mode_sources() m;
     return query select 'mode', net._mode() = 'on',
@@ -137,7 +137,7 @@ begin
             left join lateral (
                 select * from cron.job_run_details d where d.jobid = j.jobid order by d.runid desc limit 1
             ) d on true
-            where j.command ~* 'net\.(work|drain)\(' and j.database = current_database()
+            where j.command collate "C" ~* 'net[.](work|drain)[(]' and j.database = current_database()
             order by j.jobid desc limit 1
         $query$ into last_run;
         if last_run is null then

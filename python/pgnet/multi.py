@@ -21,6 +21,7 @@ import pycurl
 from pgnet.connection import ConnectionSettings
 from pgnet.easy import Easy
 from pgnet.transfer import IDEMPOTENT, Transfer
+from pgnet.unpatched import epoll
 from pgnet.wire_error import WireError, words
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Multi:
         multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._epoll = select.epoll()
+        self._epoll = epoll()
         self._wanted: dict[int, int] = {}
         self._registered: dict[int, int] = {}
         self._watcher = self._loop.io(self._epoll.fileno(), 1)

@@ -7,6 +7,8 @@ import select
 import time
 from typing import TYPE_CHECKING
 
+from pgnet.unpatched import poll as python_poll
+
 if TYPE_CHECKING:
     from pgnet.wake_up import Listener
 
@@ -23,7 +25,7 @@ def is_gone(client_fd: int) -> bool:
     """Whether the peer of a socket has closed it; false for -1."""
     if client_fd < 0:
         return False
-    poll = select.poll()
+    poll = python_poll()
     poll.register(client_fd, select.POLLRDHUP)
     return bool(poll.poll(0))
 

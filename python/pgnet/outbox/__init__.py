@@ -12,6 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
+# What a worker's session needs, whatever its database or role has set: it writes, and sees what
+# others have committed.
+SESSION_SETTINGS = {
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "lock_timeout": "0",
+    "transaction_timeout": "0",
+}
+
 
 class OutboxError(Exception):
     """The outbox could not be used."""

@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 
 import pgnet
 from pgnet.outbox import (
+    SESSION_SETTINGS,
     Claim,
     Demand,
     OutboxError,
@@ -40,10 +41,13 @@ _CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
     "connect_timeout": 10,
-    # Of several hosts the one that can be written to; a standby is waited for until it is promoted.
-    "target_session_attrs": "read-write",
+    # Of several hosts the one that is no standby; one is waited for until it is promoted. (Not the
+    # one that is "read-write": with default_transaction_read_only on there would be none.)
+    "target_session_attrs": "primary",
 }
 _SESSION = {
+    **SESSION_SETTINGS,
+    "idle_in_transaction_session_timeout": "0",
     "search_path": "pg_catalog, pg_temp",
     "statement_timeout": "0",
     "idle_session_timeout": "0",
@@ -55,6 +59,13 @@ _SERVER_SIDE = {
     "tcp_keepalives_count": "keepalives_count",
     "tcp_user_timeout": "tcp_user_timeout",
 }
+# Of these, all that the server has.
+_SET = (
+    "select pg_catalog.set_config(s.name, s.value, false)"
+    " from rows from (pg_catalog.unnest(%s::pg_catalog.text[]),"
+    " pg_catalog.unnest(%s::pg_catalog.text[])) as s (name, value)"
+    " where pg_catalog.current_setting(s.name, true) is not null"
+)
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
@@ -116,8 +127,8 @@ class LibpqOutbox:
             connection.close()
             raise OutboxRefused(_POOLED)
         server_side = {name: str(parameters[of]) for name, of in _SERVER_SIDE.items()}
-        for setting, value in {**_SESSION, **server_side}.items():
-            connection.execute("select pg_catalog.set_config(%s, %s, false)", (setting, value))
+        settings = {**_SESSION, **server_side}
+        connection.execute(_SET, (list(settings), list(settings.values())))
         return connection
 
     def _connect(self, holding: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -17,6 +17,7 @@ import gevent
 import pgnet
 from pgnet import backend, sql_v1
 from pgnet.outbox import (
+    SESSION_SETTINGS,
     Claim,
     Demand,
     Outcome,
@@ -211,9 +212,9 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     row = plpy.execute(
         plpy.prepare(
             "select extract(epoch from $1::interval)::double precision as runtime,"
-            " pg_catalog.current_setting('application_name') as name,"
-            " (select s.setting from pg_catalog.pg_settings s"
-            "  where s.name operator(pg_catalog.=) 'statement_timeout')::integer as timeout_ms,"
+            # Not from pg_settings, which may need a temporary file.
+            " extract(epoch from pg_catalog.current_setting('statement_timeout')::interval)"
+            "  ::double precision as statement_timeout,"
             " extract(epoch from pg_catalog.statement_timestamp())::double precision as began",
             [_TEXT],
         ),
@@ -226,26 +227,31 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
             raise
         return False
     runtime, grace = row["runtime"], None
-    if row["timeout_ms"]:
+    statement_timeout = row["statement_timeout"]
+    if statement_timeout:
         # It would end the whole CALL, with requests in flight: end cleanly before it.
-        statement_timeout = row["timeout_ms"] / 1000
         allowed = max(statement_timeout * 0.8 - (time.time() - row["began"]), 0.0)
         runtime = allowed if runtime is None else min(runtime, allowed)
         grace = statement_timeout * 0.1
     raise_file_limit()
-    _name_session(plpy, "pgnet worker")
+    before = _set(plpy, {**SESSION_SETTINGS, "application_name": "pgnet worker"})
     outbox = SpiOutbox(plpy)
     try:
         Worker(outbox, max_runtime=runtime, until_idle=until_idle, grace=grace).run()
     finally:
         outbox.stop_listening()
-        _name_session(plpy, row["name"])
+        _set(plpy, before)
     return True
 
 
-def _name_session(plpy: Any, name: str) -> None:
-    plpy.execute(
-        plpy.prepare("select pg_catalog.set_config('application_name', $1, false)", [_TEXT]),
-        [name],
-    )
+def _set(plpy: Any, settings: Mapping[str, str]) -> dict[str, str]:
+    """Set the session's settings, from the next transaction on; gives what they were."""
+    ask = plpy.prepare("select pg_catalog.current_setting($1, true) as value", [_TEXT])
+    tell = plpy.prepare("select pg_catalog.set_config($1, $2, false)", [_TEXT, _TEXT])
+    before = {name: plpy.execute(ask, [name])[0]["value"] for name in settings}
+    # A setting that this server does not have yet has no value.
+    before = {name: value for name, value in before.items() if value is not None}
+    for name in before:
+        plpy.execute(tell, [name, settings[name]])
     plpy.commit()
+    return before
