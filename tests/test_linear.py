@@ -18,10 +18,10 @@ import pytest
 from pgnet import message, multipart, request
 from pgnet.assemble import assemble, names_of_secrets
 from pgnet.host import HostSettings, HostTable
-from pgnet.message import WireError
 from pgnet.outbox import Claim, Secret
 from pgnet.request import InvalidRequest
 from pgnet.secret import Mask, sensitive, within
+from pgnet.wire_error import WireError
 
 # Ten times the input; what is linear needs ten times the time, what is quadratic a hundred.
 MOST = 25.0
