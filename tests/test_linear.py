@@ -17,6 +17,7 @@ import pytest
 
 from pgnet import message, multipart, request
 from pgnet.assemble import assemble, names_of_secrets
+from pgnet.guard import EgressRules, Guard
 from pgnet.host import HostSettings, HostTable
 from pgnet.outbox import Claim, Secret
 from pgnet.request import InvalidRequest
@@ -82,6 +83,29 @@ def hosts(count: int) -> Callable[[], object]:
     return lambda: [table.of(f"h{n}.example") for n in range(count)]
 
 
+def rules(count: int) -> Callable[[], object]:
+    """A rule for each of as many hosts and networks."""
+    guard = Guard(
+        EgressRules.from_json(
+            {
+                "allow_networks": [f"10.{n >> 8}.{n & 255}.0/24" for n in range(count)],
+                "deny_networks": [f"172.{n >> 8}.{n & 255}.0/24" for n in range(count)],
+                "allow_hosts": [f"h{n}.example" for n in range(count)],
+                "deny_hosts": [f"*.d{n}.example" for n in range(count)],
+                "egress": "listed",
+            }
+        )
+    )
+
+    def check() -> None:
+        for n in range(count):
+            host = f"h{n}.example"
+            guard.check_host(host, 443)
+            guard.check_address(host, f"10.{n >> 8}.{n & 255}.1", 443)
+
+    return check
+
+
 CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
     "header values": (lambda n: headers({"X-A": ["v"] * n}), 3_000),
     "header names": (lambda n: headers({f"x{i}": "v" for i in range(n)}), 3_000),
@@ -132,6 +156,7 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
     "repeated fields": (lambda n: lambda: message.combine_headers([("X", "v" * 20)] * n), 4_000),
     "header lines": (lambda n: lambda: message.encode_headers([("X-A", "v")] * n), 3_000),
     "settings of hosts": (hosts, 300),
+    "egress rules": (rules, 300),
 }  # fmt: skip
 
 

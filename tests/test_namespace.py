@@ -60,10 +60,15 @@ def prefix(bits: int, *groups: int) -> tuple[int, int]:
 
 SPECIAL_6 = {
     "::/96": prefix(96),
+    "::ffff:0:0:0/96": prefix(96, 0, 0, 0, 0, 0xFFFF),
     "64:ff9b::/96": prefix(96, 0x64, 0xFF9B),
     "64:ff9b:1::/48": prefix(48, 0x64, 0xFF9B, 1),
     "100::/64": prefix(64, 0x100),
+    "100:0:0:1::/64": prefix(64, 0x100, 0, 0, 1),
     "2001::/32": prefix(32, 0x2001, 0),
+    "2001:2::/48": prefix(48, 0x2001, 2),
+    "2001:10::/28": prefix(28, 0x2001, 0x10),
+    "2001:20::/28": prefix(28, 0x2001, 0x20),
     "2001:db8::/32": prefix(32, 0x2001, 0xDB8),
     "2002::/16": prefix(16, 0x2002),
     "3fff::/20": prefix(20, 0x3FFF),
@@ -73,6 +78,9 @@ SPECIAL_6 = {
     "fec0::/10": prefix(10, 0xFEC0),
     "ff00::/8": prefix(8, 0xFF00),
 }
+# Of IPv6 only this is public, less the ranges above and what the IETF's protocols have of it.
+UNICAST = (6, *prefix(3, 0x2000))
+PROTOCOLS = (6, *prefix(23, 0x2001))
 MAPPED = prefix(96, 0, 0, 0, 0, 0, 0xFFFF)
 RANGES = [(4, *bounds) for bounds in SPECIAL_4.values()] + [
     (6, *bounds) for bounds in SPECIAL_6.values()
@@ -105,7 +113,10 @@ def unwrapped(address: Address) -> Address:
 
 
 def private(address: Address) -> bool:
-    return among(unwrapped(address), RANGES)
+    address = unwrapped(address)
+    if address[0] == 6 and not among(address, [UNICAST]):
+        return True
+    return among(address, [*RANGES, PROTOCOLS])
 
 
 def number_of(text: str) -> Address:
@@ -132,7 +143,7 @@ def edges(version: int, low: int, up: int) -> list[Address]:
     return [(version, number) for number in found if 0 <= number <= LAST[version]]
 
 
-ALL_EDGES = [address for bounds in RANGES for address in edges(*bounds)]
+ALL_EDGES = [address for bounds in [*RANGES, UNICAST, PROTOCOLS] for address in edges(*bounds)]
 
 
 # ---- spellings
@@ -273,6 +284,7 @@ DISPUTED = {4: DISPUTED_4, 6: DISPUTED_6}
 # Addresses of IPv6 that stand for one of IPv4, each with the range that it is in itself.
 WRAPPERS: dict[str, tuple[str, Callable[[int], int]]] = {
     "compatible": ("::/96", lambda n: n),
+    "translated": ("::ffff:0:0:0/96", lambda n: high(0, 0, 0, 0, 0xFFFF) | n),
     "NAT64": ("64:ff9b::/96", lambda n: high(0x64, 0xFF9B) | n),
     "local NAT64": ("64:ff9b:1::/48", lambda n: high(0x64, 0xFF9B, 1) | n),
     # RFC 6052, section 2.2: the bits 64 to 71 are left out.
@@ -434,7 +446,7 @@ def test_the_table_is_what_its_names_say() -> None:
         base, _, bits = name.partition("/")
         size = 1 << ((32 if version == 4 else 128) - int(bits))
         assert (number_of(base), up) == ((version, low), low + size - 1)
-    assert len(RANGES) == 28
+    assert len(RANGES) == 33
 
 
 @pytest.mark.parametrize("bounds", RANGES, ids=NAMES)
@@ -491,7 +503,7 @@ def test_public_addresses_answer(internet: Internet) -> None:
     chance = random.Random(2)
     numbers = [(4, chance.getrandbits(32)) for _ in range(200)]
     numbers += [(6, chance.getrandbits(128)) for _ in range(200)]
-    numbers += [(6, high(0x2000) | chance.getrandbits(125)) for _ in range(100)]
+    numbers += [(6, high(0x2000) | chance.getrandbits(125)) for _ in range(300)]
     public = [address for address in numbers if not private(address)]
     assert len(public) > 300
     internet.judge([Case(literal(address), address) for address in public])
@@ -645,8 +657,8 @@ def test_records_of_other_names_are_not_taken(internet: Internet) -> None:
         "localhost", "localhost.", "LOCALHOST", "LocalHost.", "a.localhost", "a.b.localhost.",
         "8.8.8.8.localhost", "ip6-localhost", "ip6-loopback", "ip6-mcastprefix",
         "ip6-allnodes", "inner.hosts", "INNER.hosts.", "metadata.google.internal", "metadata",
-        "intranet", "localhost.localdomain", "anything.example", "0x.example", "1.2.3.4.5",
-        "4294967296", "0x", "1e1", "127.0.0.1.nip.example", "\u24dbocalhost",
+        "intranet", "localhost.localdomain", "anything.example", "0x.example", "1e1",
+        "127.0.0.1.nip.example", "\u24dbocalhost",
         "\uff4cocalhost", "lo\u00adcalhost", "127.0.0.1.", "10.0.0.1.", "0x7f000001.",
     ],
 )  # fmt: skip
@@ -657,6 +669,18 @@ def test_names_of_the_private_side(internet: Internet, host: str) -> None:
     assert all("error" in answer or "invalid" in answer for answer in answers), answers
     assert "not allowed" in answers[0].get("error", ""), answers
     internet.nothing_private()
+
+
+@pytest.mark.parametrize("host", ["1.2.3.4.5", "4294967296", "0x", "a.10", "10.0.0.1.0x0."])
+def test_a_number_is_no_name(internet: Internet, host: str) -> None:
+    """Nobody is asked for it, neither a name server nor a proxy."""
+    for exchange, hosts in (("direct", {}), ("proxied", through("http://8.8.8.8:3128"))):
+        internet.configure(exchange, hosts=hosts, **EVERYTHING)
+        answers = internet.run([f"http://{host}/"], exchange)
+        answers += internet.run([f"http://{host}/"], exchange, stored=False)
+        said = [answer.get("invalid") or answer.get("error", "") for answer in answers]
+        assert all("ends in a number" in text for text in said), answers
+    assert internet.seen() == ([], [])
 
 
 def test_names_of_the_hosts_file(internet: Internet) -> None:
@@ -1041,10 +1065,18 @@ def test_what_is_behind_a_proxy(internet: Internet) -> None:
             form.format(SPELLINGS[version][spelling](number))
             for version, low, up in RANGES
             for number in (low, up)
-            for spelling in ("usual", *(["decimal", "hex", "MAPPED"] if version == 4 else []))
+            for spelling in ("usual", *(list(SPELLINGS_4) if version == 4 else []))
             for form in ("http://{}/", "https://{}/")
         ]
+        refused += [
+            f"http://{DISPUTED_4[spelling](number)}/"
+            for version, low, up in RANGES
+            if version == 4
+            for number in (low, up)
+            for spelling in ("trailing dot", "decimal, trailing dot", "hex, trailing dot")
+        ]
         refused += ["http://localhost/", "https://a.localhost/", "http://LOCALHOST/"]
+        refused += ["http://localhost./", "http://010.0.0.1/", "http://0x7f.1./"]
         refused += [redirect("http://10.0.0.1/"), redirect("http://localhost/")]
         for url, answer in zip(refused, internet.run(refused, "proxied"), strict=True):
             assert REFUSED.search(answer.get("error", "")), (url, answer)

@@ -13,7 +13,8 @@ from typing import Any
 
 import requests
 
-from pgnet.host import literal_address, plain_host
+from pgnet.host import literal_address, patterns_of, plain_host
+from pgnet.request import is_number
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -24,8 +25,9 @@ class EgressRefused(requests.RequestException):
 
 
 # IANA's special-purpose registries (RFC 6890 and its successors), written out: what Python's
-# `is_global` says changes between versions and lets NAT64 and multicast through. The most
-# specific network comes first; each has the words of the error and the network that opens it.
+# `is_global` says changes between versions and lets NAT64 and multicast through. Each network has
+# the words of the error that names it as the one to open. Of IPv6 nothing is public beside
+# 2000::/3, in the table or not: nothing else is allocated as global unicast (RFC 4291, 2.4).
 _SPECIAL: tuple[tuple[str, str], ...] = (
     ("127.0.0.0/8", "a loopback address"),
     ("10.0.0.0/8", "a private address"),
@@ -46,10 +48,15 @@ _SPECIAL: tuple[tuple[str, str], ...] = (
     ("::1/128", "a loopback address"),
     ("::/128", "an address of this host"),
     ("::/96", "an IPv4-compatible address"),
+    ("::ffff:0:0:0/96", "an IPv4-translated address"),
     ("64:ff9b::/96", "a NAT64 address"),
     ("64:ff9b:1::/48", "a local NAT64 address"),
     ("100::/64", "a discard-only address"),
+    ("100:0:0:1::/64", "a dummy address"),
     ("2001::/32", "a Teredo address"),
+    ("2001:2::/48", "a benchmarking address"),
+    ("2001:10::/28", "an overlay identifier (ORCHID)"),
+    ("2001:20::/28", "an overlay identifier (ORCHID)"),
     ("2001:db8::/32", "a documentation address"),
     ("2002::/16", "a 6to4 address"),
     ("3fff::/20", "a documentation address"),
@@ -64,18 +71,26 @@ _SPECIAL_RANGES = tuple(
     for cidr, words in _SPECIAL
     for network in (ipaddress.ip_network(cidr),)
 )
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+# IETF protocol assignments (RFC 2928): anycast addresses of protocols that are none of the web's.
+_PROTOCOLS = IPv6Network("2001::/23")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 # Where the octets of the IPv4 address stand behind prefixes of 48, 56 and 64 bits.
 _NAT64_LAYOUTS = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12))
+# They end in the address of IPv4: IPv4-compatible, and translated ones (RFC 2765).
 _COMPATIBLE = IPv6Network("::/96")
+_TRANSLATED = IPv6Network("::ffff:0:0:0/96")
+# What stands before it in the interface identifier of ISATAP (RFC 5214), in any network.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
+_LEADING_ZEROS = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 address inside a mapped, compatible, NAT64, 6to4 or Teredo address.
+    """The IPv4 address inside a mapped, compatible, translated, NAT64, 6to4, Teredo or ISATAP one.
 
     Several where it depends on the translator which one it is (RFC 6052, section 2.2).
     """
@@ -93,9 +108,9 @@ def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
         others = (IPv4Address(bytes(octets[at] for at in layout)) for layout in _NAT64_LAYOUTS)
         # Where another layout is in use, the octets of this one are mostly zero.
         return (last, *(other for other in others if other.packed[0] != 0))
-    if address in _NAT64 or (address in _COMPATIBLE and int(last) > 1):
+    if address in _NAT64 or address in _TRANSLATED or (address in _COMPATIBLE and int(last) > 1):
         return (last,)
-    return ()
+    return (last,) if int(address) >> 32 & 0xFFFFFFFF in _ISATAP else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +127,8 @@ class EgressRules:
 
     allow_networks: tuple[Network, ...] = ()
     deny_networks: tuple[Network, ...] = ()
-    allow_hosts: tuple[str, ...] = ()
-    deny_hosts: tuple[str, ...] = ()
+    allow_hosts: frozenset[str] = frozenset()
+    deny_hosts: frozenset[str] = frozenset()
     listed: bool = False
     deny_endpoints: frozenset[tuple[str, int]] = frozenset()
     ports: tuple[tuple[int, int], ...] = ()
@@ -145,8 +160,8 @@ def _networks(texts: Iterable[str] | None) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts or ())
 
 
-def _patterns(texts: Iterable[str] | None) -> tuple[str, ...]:
-    return tuple(plain_host(text) for text in texts or ())
+def _patterns(texts: Iterable[str] | None) -> frozenset[str]:
+    return frozenset(plain_host(text) for text in texts or ())
 
 
 def _endpoint(text: str) -> tuple[str, int]:
@@ -165,11 +180,29 @@ def _ports(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
-def _matches(host: str, patterns: tuple[str, ...]) -> str | None:
-    for pattern in patterns:
-        if host == pattern or (pattern.startswith("*.") and host.endswith(pattern[1:])):
-            return pattern
-    return None
+def _matches(host: str, patterns: frozenset[str]) -> str | None:
+    """The first pattern that matches a host; it takes no longer where there are many."""
+    return next((p for p in patterns_of(host) if p in patterns), None) if patterns else None
+
+
+class _Networks:
+    """Networks, in which an address is found soon however many they are."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._bases: dict[tuple[int, int], dict[int, Network]] = {}
+        for network in networks:
+            shift = network.max_prefixlen - network.prefixlen
+            bases = self._bases.setdefault((network.version, shift), {})
+            bases[int(network.network_address) >> shift] = network
+
+    def find(self, address: Address) -> Network | None:
+        """A network that has the address; None where there is none."""
+        version, number = address.version, int(address)
+        for (of_version, shift), bases in self._bases.items():
+            network = bases.get(number >> shift) if of_version == version else None
+            if network is not None:
+                return network
+        return None
 
 
 class Guard:
@@ -177,6 +210,8 @@ class Guard:
 
     def __init__(self, rules: EgressRules) -> None:
         self.rules = rules
+        self._allowed = _Networks(rules.allow_networks)
+        self._denied = _Networks(rules.deny_networks)
 
     def check_host(self, host: str, port: int) -> None:
         """Refuse a host by its name or port, before it is looked up.
@@ -200,6 +235,8 @@ class Guard:
         """
         rules = self.rules
         host = plain_host(host)
+        if is_number(host) and literal_address(host) is None:
+            raise EgressRefused(f"{host} ends in a number and is not an IPv4 address")
         denied = _matches(host, rules.deny_hosts)
         if denied is not None:
             raise EgressRefused(
@@ -222,6 +259,10 @@ class Guard:
             literal = "127.0.0.1"
         if literal is not None:
             self.check_address(host, literal, port)
+            # 010.0.0.1 is octal here; other readers take it for a decimal number.
+            decimal = literal_address(_LEADING_ZEROS.sub("", host))
+            if decimal is not None:
+                self.check_address(host, decimal, port)
         elif self.rules.listed and not _matches(name, self.rules.allow_hosts):
             raise self._not_listed(name)
 
@@ -251,13 +292,13 @@ class Guard:
                 port == rules.own_port and _is_of_this_host(candidate)
             ):
                 raise EgressRefused(f"{name}{candidate} port {port} is this database server's own")
-            for network in rules.deny_networks:
-                if candidate in network:
-                    raise EgressRefused(
-                        f"{name}{candidate} is in a denied network: "
-                        f"select net.forget_network({_quoted(str(network))})"
-                    )
-        allowed = [any(c in network for network in rules.allow_networks) for c in judged]
+            network = self._denied.find(candidate)
+            if network is not None:
+                raise EgressRefused(
+                    f"{name}{candidate} is in a denied network: "
+                    f"select net.forget_network({_quoted(str(network))})"
+                )
+        allowed = [self._allowed.find(candidate) is not None for candidate in judged]
         for candidate, is_allowed in zip(judged, allowed, strict=True):
             if is_allowed:
                 continue
@@ -301,4 +342,10 @@ def _special(address: Address) -> tuple[str, str] | None:
     for version, low, high, cidr, words in _SPECIAL_RANGES:
         if low <= number <= high and version == address.version:
             return cidr, words
+    if address.version == 6:
+        # To open the rest of it as a whole would open what the table has in there.
+        if address not in _GLOBAL_UNICAST:
+            return f"{address}/128", "not a global unicast address"
+        if address in _PROTOCOLS:
+            return f"{address}/128", "a reserved address"
     return None

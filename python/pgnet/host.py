@@ -109,7 +109,7 @@ class HostTable:
 
     def _merge(self, host: str) -> HostSettings:
         address = literal_address(host)
-        patterns = [address] if address is not None else _patterns_of(plain_host(host))
+        patterns = [address] if address is not None else patterns_of(plain_host(host))
         found = [self.entries[p] for p in (*patterns, "*") if p in self.entries]
         if len(found) == 1:
             return found[0]
@@ -125,7 +125,7 @@ def plain_host(host: str) -> str:
     return host.lower().rstrip(".")
 
 
-def _patterns_of(name: str) -> list[str]:
+def patterns_of(name: str) -> list[str]:
     """The patterns that match a name, the most specific first."""
     labels = name.split(".")
     return [name, *("*." + ".".join(labels[at:]) for at in range(1, len(labels)))]

@@ -436,7 +436,7 @@ def _canonical_host(url: str, host: str, hint: str | None) -> str:
     host = host.lower()
     if re.fullmatch(_HOST, host) is not None and len(host.rstrip(".")) <= 253:
         if is_number(host) and not _is_ipv4(host):
-            raise _invalid_url(url, "its host ends in a number and is no IPv4 address")
+            raise _invalid_url(url, "its host ends in a number and is not an IPv4 address")
         return host
     illegal = re.search(_ILLEGAL_IN_HOST, host)
     if illegal is not None:

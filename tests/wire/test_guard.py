@@ -13,9 +13,12 @@ SPECIAL = [
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
     "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
     "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
-    "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32",
+    "::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64",
+    "2001::/32", "2001:2::/48", "2001:10::/28", "2001:20::/28", "2001::/23",
     "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7",
     "fe80::/10", "fec0::/10", "ff00::/8",
+    # all that is not 2000::/3
+    "::/3", "4000::/2", "8000::/1",
 ]  # fmt: skip
 NETWORKS = [ipaddress.ip_network(text) for text in SPECIAL]
 PUBLIC = Guard(EgressRules())
@@ -49,7 +52,9 @@ def test_the_neighbours_of_a_range_are_public_unless_they_are_in_another(
         address = kind(number)
         inside = any(address in other for other in NETWORKS if other.version == network.version)
         mapped = getattr(address, "ipv4_mapped", None)
-        if inside or (mapped is not None and any(mapped in n for n in NETWORKS if n.version == 4)):
+        if mapped is not None:
+            inside = any(mapped in n for n in NETWORKS if n.version == 4)
+        if inside:
             refusal(PUBLIC, str(address))
         else:
             PUBLIC.check_address(str(address), str(address), 80)
@@ -71,8 +76,10 @@ def test_what_is_inside_decides(inner: ipaddress.IPv4Address) -> None:
     number = int(inner)
     nat64 = ipaddress.IPv6Address((0x64FF9B << 96) | number)
     sixtofour = ipaddress.IPv6Address((0x2002 << 112) | (number << 80) | 1)
-    opened = rules(allow_networks=["64:ff9b::/96", "2002::/16"])
-    for outer in (nat64, sixtofour):
+    translated = ipaddress.IPv6Address((0xFFFF << 48) | number)
+    isatap = ipaddress.IPv6Address((0x20010DB8 << 96) | (0x5EFE << 32) | number)
+    opened = rules(allow_networks=["64:ff9b::/96", "2002::/16", "::ffff:0:0:0/96", "2001:db8::/32"])
+    for outer in (nat64, sixtofour, translated, isatap):
         assert embedded_addresses(outer) == (inner,)
         refusal(PUBLIC, str(outer))
         if any(inner in network for network in NETWORKS if network.version == 4):
@@ -91,6 +98,12 @@ def test_what_is_inside_decides(inner: ipaddress.IPv4Address) -> None:
          "select net.allow_network('10.0.0.0/8')"),
         ("169.254.169.254", "169.254.169.254 is a link-local address and not allowed: "
          "select net.allow_network('169.254.0.0/16')"),
+        ("2001:2::1", "2001:2::1 is a benchmarking address and not allowed: "
+         "select net.allow_network('2001:2::/48')"),
+        ("2001:4:112::1", "2001:4:112::1 is a reserved address and not allowed: "
+         "select net.allow_network('2001:4:112::1/128')"),
+        ("4000::1", "4000::1 is not a global unicast address and not allowed: "
+         "select net.allow_network('4000::1/128')"),
         ("::ffff:127.0.0.1", "127.0.0.1 is a loopback address and not allowed: "
          "select net.allow_network('127.0.0.0/8')"),
     ],
@@ -236,6 +249,19 @@ def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
         ("127.1", "127.1: 127.0.0.1 is a loopback address"),
         ("[::1]", "::1 is a loopback address"),
         ("10.0.0.1", "a private address"),
+        ("127.0.0.1.", "a loopback address"),
+        ("2130706433", "a loopback address"),
+        ("2130706433.", "a loopback address"),
+        ("0x7f.1", "a loopback address"),
+        ("0177.0.0.1", "a loopback address"),
+        ("127.1.", "a loopback address"),
+        # 8.0.0.1 for those who read it as octal
+        ("010.0.0.1", "10.0.0.1 is a private address"),
+        ("1.2.3.4.5", "ends in a number"),
+        ("127.0.0.1.5.", "ends in a number"),
+        ("a.0x7f", "ends in a number"),
+        ("4294967297", "ends in a number"),
+        ("localhost.", "a loopback address"),
         ("localhost", "localhost: 127.0.0.1 is a loopback address"),
         ("x.LocalHost.", "a loopback address"),
     ):
@@ -261,7 +287,7 @@ def test_rules_are_checked() -> None:
 @pytest.mark.parametrize(
     "host",
     ["127.1", "127.0.1", "2130706433", "0x7f000001", "0177.0.0.1", "0x7f.1", "017700000001",
-     "127.0.0.1"],
+     "127.0.0.1", "127.0.0.1.", "127.1.", "2130706433.", "0x7f.1."],
 )  # fmt: skip
 def test_loopback_in_any_spelling(host: str) -> None:
     assert literal_address(host) == "127.0.0.1"
@@ -271,7 +297,7 @@ def test_loopback_in_any_spelling(host: str) -> None:
     ("host", "address"),
     [("0", "0.0.0.0"), ("[::1]", "::1"), ("[::ffff:7f00:1]", "::ffff:7f00:1"), ("a.example", None),
      ("1.example", None), ("", None), ("[fe80::1%25eth0]", None), ("256.1.1.1", None),
-     ("127.0.0.1 x", None), ("[::g]", None)],
+     ("127.0.0.1 x", None), ("[::g]", None), (".", None), ("127.0.0.1..", None)],
 )  # fmt: skip
 def test_what_is_an_address(host: str, address: str | None) -> None:
     assert literal_address(host) == address
