@@ -626,7 +626,8 @@ create function net.secret_url(
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-as $$ select substring(net._secret_prefix(name) from '^https?://[^/]+') || '/{secret:' || name || '}' $$;
+    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is asked or raised.
+as $$ select format('%s/{secret:%s}', substring(net._secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
 
