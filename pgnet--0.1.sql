@@ -824,16 +824,16 @@ create function net._known_host_settings()
     set search_path = pg_catalog, pg_temp
 as $$
     values
-        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
-        ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
-        ('retry', 'policy', null, null, 'the retry policy of requests that name none: see net.retry_policies'),
-        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
-        ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
-        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
-        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
-        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
-        ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
-        ('verify', 'boolean', null, null, 'false: neither certificate nor name of the server are checked')
+        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'Time to connect in ms, TLS included.'),
+        ('max_redirects', 'integer', 0, 30, 'How many redirects are followed.'),
+        ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
+        ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
+        ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),
+        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
+        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
+        ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
+        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
 comment on function net._known_host_settings() is 'What net.configure_host knows.';
 
@@ -1039,19 +1039,19 @@ create function net._known_retry_settings()
     set search_path = pg_catalog, pg_temp
 as $$
     values
-        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'how many attempts there are at most, the first one included'),
-        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'the longest wait after the first attempt; how long it is, is drawn between 0 and this'),
-        ('backoff_factor', 'number', '2', 1, 100, 'how much longer that may be after each further attempt'),
-        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'and never longer than this'),
+        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'How many attempts there are at most, the first one included.'),
+        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'The longest wait after the first attempt, in ms; each wait is drawn between 0 and the longest.'),
+        ('backoff_factor', 'number', '2', 1, 100, 'How many times longer the longest wait is after each further attempt.'),
+        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'The longest wait after any attempt, in ms.'),
         ('statuses', 'statuses', '[408, 425, 429, 500, 502, 503, 504]', null, null,
-         'which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"]'),
-        ('accept', 'statuses', '["100-399"]', null, null, 'which answers are a success: "any", or a list such as ["2xx", 304]'),
+         'Which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"].'),
+        ('accept', 'statuses', '["100-399"]', null, null, 'Which answers are a success: "any", or a list such as ["2xx", 304].'),
         ('errors', 'name|connect|tls|timeout|connection|response', '["name", "connect", "tls", "timeout", "connection"]', null, null,
-         'which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response'),
+         'Which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response.'),
         ('methods', 'methods', '"idempotent"', null, null,
-         'what may be sent again that the server may have seen: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, TRACE, and what has an idempotency key), or a list of methods'),
-        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'a Retry-After that asks for more counts as this'),
-        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'since the request was made; no attempt begins later')
+         'Which methods may be sent again once the server may have seen the request: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, and what has an idempotency key), or a list of methods.'),
+        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
 comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
 
@@ -2443,7 +2443,7 @@ create function net._idempotency_key(id bigint, created timestamptz, method text
 as $$
     select case
         when options ? 'idempotency_key' then options ->> 'idempotency_key'
-        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'TRACE') then
+        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS') then
             md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
     end
 $$;
@@ -3772,7 +3772,7 @@ begin
 end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
@@ -3791,7 +3791,7 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function net._refuse_transaction_block(procedure text)
     returns void

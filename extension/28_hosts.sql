@@ -7,16 +7,16 @@ create function net._known_host_settings()
     set search_path = pg_catalog, pg_temp
 as $$
     values
-        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'time to connect in ms, TLS included'),
-        ('max_redirects', 'integer', 0, 30, 'how many redirects are followed'),
-        ('retry', 'policy', null, null, 'the retry policy of requests that name none: see net.retry_policies'),
-        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it'),
-        ('user_agent', 'line', null, null, 'sent where the request has no User-Agent of its own'),
-        ('proxy', 'proxy', null, null, 'http://host:port or https://host:port, one with a password as a secret; direct: none'),
-        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones'),
-        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain'),
-        ('client_key', 'secret', null, null, 'PEM of its key, as a secret'),
-        ('verify', 'boolean', null, null, 'false: neither certificate nor name of the server are checked')
+        ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'Time to connect in ms, TLS included.'),
+        ('max_redirects', 'integer', 0, 30, 'How many redirects are followed.'),
+        ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
+        ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
+        ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),
+        ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
+        ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
+        ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
+        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
 comment on function net._known_host_settings() is 'What net.configure_host knows.';
 

@@ -7,19 +7,19 @@ create function net._known_retry_settings()
     set search_path = pg_catalog, pg_temp
 as $$
     values
-        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'how many attempts there are at most, the first one included'),
-        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'the longest wait after the first attempt; how long it is, is drawn between 0 and this'),
-        ('backoff_factor', 'number', '2', 1, 100, 'how much longer that may be after each further attempt'),
-        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'and never longer than this'),
+        ('max_attempts', 'integer', '5'::jsonb, 1, 1000, 'How many attempts there are at most, the first one included.'),
+        ('backoff_milliseconds', 'integer', '1000', 0, 86400000, 'The longest wait after the first attempt, in ms; each wait is drawn between 0 and the longest.'),
+        ('backoff_factor', 'number', '2', 1, 100, 'How many times longer the longest wait is after each further attempt.'),
+        ('max_backoff_milliseconds', 'integer', '30000', 0, 604800000, 'The longest wait after any attempt, in ms.'),
         ('statuses', 'statuses', '[408, 425, 429, 500, 502, 503, 504]', null, null,
-         'which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"]'),
-        ('accept', 'statuses', '["100-399"]', null, null, 'which answers are a success: "any", or a list such as ["2xx", 304]'),
+         'Which answers are attempted again, unless they are accepted: "any", or a list such as [429, "5xx", "520-530"].'),
+        ('accept', 'statuses', '["100-399"]', null, null, 'Which answers are a success: "any", or a list such as ["2xx", 304].'),
         ('errors', 'name|connect|tls|timeout|connection|response', '["name", "connect", "tls", "timeout", "connection"]', null, null,
-         'which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response'),
+         'Which errors are attempted again: "any", or a list of name, connect, tls, timeout, connection, response.'),
         ('methods', 'methods', '"idempotent"', null, null,
-         'what may be sent again that the server may have seen: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, TRACE, and what has an idempotency key), or a list of methods'),
-        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'a Retry-After that asks for more counts as this'),
-        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'since the request was made; no attempt begins later')
+         'Which methods may be sent again once the server may have seen the request: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, and what has an idempotency key), or a list of methods.'),
+        ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
 comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
 

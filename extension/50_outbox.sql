@@ -30,7 +30,7 @@ create function net._idempotency_key(id bigint, created timestamptz, method text
 as $$
     select case
         when options ? 'idempotency_key' then options ->> 'idempotency_key'
-        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS', 'TRACE') then
+        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS') then
             md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
     end
 $$;

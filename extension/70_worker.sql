@@ -30,7 +30,7 @@ begin
 end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has 30 s to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
@@ -49,7 +49,7 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has 30 s to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function net._refuse_transaction_block(procedure text)
     returns void

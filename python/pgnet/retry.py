@@ -15,8 +15,8 @@ from typing import Any, Literal
 # The kinds of errors of the wire that a policy may name. What this side refuses to send, the kind
 # "request", is none of them: it would be refused again.
 ERROR_KINDS = frozenset(("name", "connect", "tls", "timeout", "connection", "response"))
-# RFC 9110, 9.2.2
-IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE"))
+# RFC 9110, 9.2.2, less TRACE, which is not sent
+IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS"))
 ALL_STATUSES = frozenset(range(100, 1000))
 
 
