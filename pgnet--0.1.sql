@@ -198,6 +198,9 @@ begin
         end if;
         return null;
     end if;
+    if known.kind = 'interval' and setting_value !~ '[a-zA-Z:]' and setting_value ~ '[1-9]' then
+        return 'must have a unit, such as 30 s or 6 hours';
+    end if;
     begin
         if known.kind = 'integer' then
             amount := setting_value::integer;
@@ -205,7 +208,8 @@ begin
             amount := extract(epoch from setting_value::interval);
         end if;
     exception when data_exception then
-        return pg_catalog.format('must be an %s', known.kind);
+        return case known.kind when 'integer' then pg_catalog.format('must be an integer, in %s', known.unit)
+            else 'must be an interval, such as 30 s or 6 hours' end;
     end;
     if amount < known.minimum or amount > known.maximum then
         return pg_catalog.format('must be between %s and %s%s', known.minimum, known.maximum,
@@ -280,6 +284,8 @@ create function net.configure(
 as $$
 declare
     fault text;
+    before text := net._current_setting(name);
+    now_set text;
 begin
     if name is null or not exists (select from net.settings s where s.name = configure.name) then
         raise exception using
@@ -302,6 +308,9 @@ begin
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
     perform net._configuration_changed();
+    now_set := net._current_setting(name);
+    raise notice using message = case when now_set = before then pg_catalog.format('setting "%s" stays %s', name, now_set)
+        else pg_catalog.format('setting "%s" is %s now; it was %s', name, now_set, before) end;
 end
 $$;
 comment on function net.configure(text, text) is
@@ -391,15 +400,28 @@ create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    listed text := array_to_string(rule_patterns, ', ');
+    dropped text[];
 begin
     if rule_allow is null then
-        delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns);
+        with gone as (
+            delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
+        )
+        select array_agg(g.pattern) into dropped from gone g;
     else
         insert into net.egress_rule (kind, pattern, allow)
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
     perform net._configuration_changed();
+    raise notice using message = case
+        when dropped is not null then format('no rule for %s any more', array_to_string(dropped, ', '))
+        when rule_allow is null then format('there was no rule for %s', listed)
+        when rule_allow and rule_kind = 'host' and net._current_setting('egress') <> 'listed' then format(
+            'requests to %s are allowed; that counts once the setting egress is "listed"', listed)
+        when rule_allow then format('requests to %s are allowed', listed)
+        else format('requests to %s are refused', listed) end;
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
@@ -661,6 +683,10 @@ begin
     on conflict on constraint secret_pkey do update
         set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
     perform net._configuration_changed();
+    raise notice using message = format('secret "%s" is set; %s; %s', name,
+        case when value is null then 'workers hold its value' else 'its value is in the database' end,
+        case when checked.canonical_prefix is null then 'no request can carry it, net.configure_host can name it'
+            else format('requests to %s and below may carry it', checked.canonical_prefix) end);
 end
 $$;
 comment on function net.set_secret(text, text, text) is
@@ -681,6 +707,9 @@ begin
     delete from net.secret s where s.name = drop_secret.name;
     dropped := found;
     perform net._configuration_changed();
+    if dropped then
+        raise notice using message = format('secret "%s" is dropped; queued requests that name it will fail', name);
+    end if;
     return dropped;
 end
 $$;
@@ -723,6 +752,9 @@ begin
         or (not granted and g.secret = secret_name and g.role = grantee_role);
     if granted then
         insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+        raise notice using message = format('role "%s" may use secret "%s"', grantee, secret_name);
+    else
+        raise notice using message = format('secret "%s" is not granted to role "%s"', secret_name, grantee);
     end if;
 end
 $$;
@@ -960,6 +992,7 @@ begin
     if settings is null or settings = 'null' then
         delete from net.host h where h.pattern = host_pattern;
         perform net._configuration_changed();
+        raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
     if jsonb_typeof(settings) <> 'object' then
@@ -1006,6 +1039,9 @@ begin
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
     perform net._configuration_changed();
+    raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
+        else format('for host "%s" are configured: %s', host_pattern,
+            (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
@@ -1204,6 +1240,7 @@ begin
                     split_part(users, ', ', 1));
         end if;
         perform net._configuration_changed();
+        raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
     if jsonb_typeof(settings) <> 'object' then
@@ -1230,6 +1267,9 @@ begin
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
     perform net._configuration_changed();
+    raise notice using message = (
+        select format('retry policy "%s": %s attempts at most, within %s ms', p.name, p.settings ->> 'max_attempts', p.settings ->> 'total_milliseconds')
+        from net.retry_policies p where p.name = configure_retry.name);
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is
@@ -3981,6 +4021,8 @@ declare
 begin
     if to_regprocedure('cron.schedule(text, text, text)') is not null then
         execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
+        raise notice using message = format('pg_cron keeps a worker running in this database by job %s', job),
+            hint = 'It starts at the next full minute.';
         return job;
     end if;
     if cron_database is null then

@@ -84,6 +84,9 @@ begin
         end if;
         return null;
     end if;
+    if known.kind = 'interval' and setting_value !~ '[a-zA-Z:]' and setting_value ~ '[1-9]' then
+        return 'must have a unit, such as 30 s or 6 hours';
+    end if;
     begin
         if known.kind = 'integer' then
             amount := setting_value::integer;
@@ -91,7 +94,8 @@ begin
             amount := extract(epoch from setting_value::interval);
         end if;
     exception when data_exception then
-        return pg_catalog.format('must be an %s', known.kind);
+        return case known.kind when 'integer' then pg_catalog.format('must be an integer, in %s', known.unit)
+            else 'must be an interval, such as 30 s or 6 hours' end;
     end;
     if amount < known.minimum or amount > known.maximum then
         return pg_catalog.format('must be between %s and %s%s', known.minimum, known.maximum,
@@ -166,6 +170,8 @@ create function net.configure(
 as $$
 declare
     fault text;
+    before text := net._current_setting(name);
+    now_set text;
 begin
     if name is null or not exists (select from net.settings s where s.name = configure.name) then
         raise exception using
@@ -188,6 +194,9 @@ begin
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
     perform net._configuration_changed();
+    now_set := net._current_setting(name);
+    raise notice using message = case when now_set = before then pg_catalog.format('setting "%s" stays %s', name, now_set)
+        else pg_catalog.format('setting "%s" is %s now; it was %s', name, now_set, before) end;
 end
 $$;
 comment on function net.configure(text, text) is

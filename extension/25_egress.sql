@@ -79,15 +79,28 @@ create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    listed text := array_to_string(rule_patterns, ', ');
+    dropped text[];
 begin
     if rule_allow is null then
-        delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns);
+        with gone as (
+            delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
+        )
+        select array_agg(g.pattern) into dropped from gone g;
     else
         insert into net.egress_rule (kind, pattern, allow)
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
     perform net._configuration_changed();
+    raise notice using message = case
+        when dropped is not null then format('no rule for %s any more', array_to_string(dropped, ', '))
+        when rule_allow is null then format('there was no rule for %s', listed)
+        when rule_allow and rule_kind = 'host' and net._current_setting('egress') <> 'listed' then format(
+            'requests to %s are allowed; that counts once the setting egress is "listed"', listed)
+        when rule_allow then format('requests to %s are allowed', listed)
+        else format('requests to %s are refused', listed) end;
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';

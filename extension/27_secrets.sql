@@ -190,6 +190,10 @@ begin
     on conflict on constraint secret_pkey do update
         set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
     perform net._configuration_changed();
+    raise notice using message = format('secret "%s" is set; %s; %s', name,
+        case when value is null then 'workers hold its value' else 'its value is in the database' end,
+        case when checked.canonical_prefix is null then 'no request can carry it, net.configure_host can name it'
+            else format('requests to %s and below may carry it', checked.canonical_prefix) end);
 end
 $$;
 comment on function net.set_secret(text, text, text) is
@@ -210,6 +214,9 @@ begin
     delete from net.secret s where s.name = drop_secret.name;
     dropped := found;
     perform net._configuration_changed();
+    if dropped then
+        raise notice using message = format('secret "%s" is dropped; queued requests that name it will fail', name);
+    end if;
     return dropped;
 end
 $$;
@@ -252,6 +259,9 @@ begin
         or (not granted and g.secret = secret_name and g.role = grantee_role);
     if granted then
         insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+        raise notice using message = format('role "%s" may use secret "%s"', grantee, secret_name);
+    else
+        raise notice using message = format('secret "%s" is not granted to role "%s"', secret_name, grantee);
     end if;
 end
 $$;

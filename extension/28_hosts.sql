@@ -143,6 +143,7 @@ begin
     if settings is null or settings = 'null' then
         delete from net.host h where h.pattern = host_pattern;
         perform net._configuration_changed();
+        raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
     if jsonb_typeof(settings) <> 'object' then
@@ -189,6 +190,9 @@ begin
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
     perform net._configuration_changed();
+    raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
+        else format('for host "%s" are configured: %s', host_pattern,
+            (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;
 end
 $$;
 comment on function net.configure_host(text, jsonb) is

@@ -172,6 +172,7 @@ begin
                     split_part(users, ', ', 1));
         end if;
         perform net._configuration_changed();
+        raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
     if jsonb_typeof(settings) <> 'object' then
@@ -198,6 +199,9 @@ begin
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
     perform net._configuration_changed();
+    raise notice using message = (
+        select format('retry policy "%s": %s attempts at most, within %s ms', p.name, p.settings ->> 'max_attempts', p.settings ->> 'total_milliseconds')
+        from net.retry_policies p where p.name = configure_retry.name);
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is

@@ -239,6 +239,8 @@ declare
 begin
     if to_regprocedure('cron.schedule(text, text, text)') is not null then
         execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
+        raise notice using message = format('pg_cron keeps a worker running in this database by job %s', job),
+            hint = 'It starts at the next full minute.';
         return job;
     end if;
     if cron_database is null then

@@ -169,6 +169,7 @@ def test_verification_is_switched_off_by_name_and_loudly(hosts: Database) -> Non
         connection.execute("select net.configure_host('a.example', '{\"verify\": false}')")
     assert warnings == [
         ("WARNING", 'the certificate of "a.example" is not checked any more'),
+        ("NOTICE", 'for host "a.example" are configured: verify'),
     ]
     checked = "select ok, detail from net.check() where item = 'hosts'"
     row = hosts.row(checked)

@@ -12,6 +12,50 @@ from psycopg import errors
 from cluster import Cluster, Database, Worker, wait_until
 from nginx import Nginx
 
+
+@pytest.mark.parametrize("value", ["6", " 6 ", "6.5", "1 6", "+6"])
+def test_an_interval_has_a_unit(fresh_database: Database, value: str) -> None:
+    with pytest.raises(errors.InvalidParameterValue, match="must have a unit"):
+        fresh_database.execute("select net.configure('ttl', %s)", value)
+    for fine in ("6 h", "0", "00:00:06", "PT6S", "1 6:00", "6ms"):
+        fresh_database.execute("select net.configure('ttl', %s)", fine)
+
+
+def test_what_was_done_is_said(fresh_database: Database) -> None:
+    """By what an owner calls: a NOTICE for each, with no value of a secret in it."""
+    fresh_database.execute("create role told login")
+    session = fresh_database.connect()
+    said: list[str] = []
+    session.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    try:
+        for statement, words in {
+            "net.configure('ttl', '7 hours')": r'setting "ttl" is 7 hours now; it was 06:00:00',
+            "net.configure('ttl', '7 hours'), 1": r'setting "ttl" stays 7 hours',
+            "net.allow_network('10.1.2.3')": r"requests to 10.1.2.3/32 are allowed",
+            "net.deny_network('private')": r"requests to 10.0.0.0/8, .* are refused",
+            "net.forget_network('10.1.2.3')": r"no rule for 10.1.2.3/32 any more",
+            "net.forget_network('10.9.9.9')": r"there was no rule for 10.9.9.9/32",
+            "net.allow_host('a.example')": r'allowed; that counts once .* egress is "listed"',
+            "net.deny_host('b.example')": r"requests to b.example are refused",
+            "net.set_secret('k', 'not-to-be-seen', 'http://x/')": r"requests to http://x/ and",
+            "net.grant_secret('k', 'told')": r'role "told" may use secret "k"',
+            "net.revoke_secret('k', 'told')": r'secret "k" is not granted to role "told"',
+            "net.drop_secret('k')": r'secret "k" is dropped',
+            "net.configure_host('a.example', '{\"retry\": \"safe\"}')": r"configured: retry",
+            "net.configure_host('a.example', null)": r"nothing is configured .* any more",
+            "net.configure_retry('mine', '{}')": r'"mine": 5 attempts at most, within 600000 ms',
+            "net.configure_retry('mine', null)": r'there is no retry policy "mine" any more',
+        }.items():
+            said.clear()
+            session.execute(f"select {statement}")
+            assert len(said) == 1, statement
+            assert re.search(words, said[0]), said
+            assert "not-to-be-seen" not in said[0]
+    finally:
+        session.close()
+        fresh_database.execute("drop role told")
+
+
 DEFAULTS = {
     "timeout_milliseconds": "1000",
     "ttl": "06:00:00",

@@ -23,7 +23,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     SecretValue = Callable[[str, dict[str, object]], str]
@@ -84,6 +84,7 @@ def check(
         raise InvalidRequest(
             'null value in column "url" of relation "http_request_queue" '
             "violates not-null constraint",
+            "The argument url is NULL. Give an absolute http or https URL.",
             sqlstate=NOT_NULL_VIOLATION,
         )
     if method not in ("GET", "POST", "DELETE"):
@@ -91,8 +92,7 @@ def check(
     if timeout_milliseconds is not None and timeout_milliseconds <= 0:
         raise InvalidRequest(
             f"timeout_milliseconds must be greater than 0, not {timeout_milliseconds}",
-            "It is the total time of an attempt in milliseconds. "
-            "NULL stands for the setting timeout_milliseconds.",
+            "It is the total time of an attempt in milliseconds. NULL stands for the default.",
         )
     if secrets is not None and "{" in url:
         complete = _canonical_secret_url(url, secrets)
@@ -142,6 +142,23 @@ _OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
     "max_redirects": (0, 30),
     "priority": (-32768, 32767),
 }
+# What is asked of net.http_request otherwise.
+_ARGUMENTS = frozenset(
+    (
+        "method",
+        "url",
+        "body",
+        "params",
+        "headers",
+        "timeout_milliseconds",
+        "body_text",
+        "body_form",
+        "body_bytes",
+        "retry",
+        "max_attempts",
+        "context",
+    )
+)
 # What a row's options hold besides: arguments of net.http_request, which has checked them.
 _STORED_OPTIONS = {**_OPTIONS, "max_attempts": (1, 1000), "retry": None}
 
@@ -159,11 +176,20 @@ def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
     known = _STORED_OPTIONS if stored else _OPTIONS
     for name, value in _json_object("options", text).items():
         if name not in known:
-            names = ", ".join(sorted(known))
-            raise InvalidRequest(f'unknown option "{_printable(name)}"; known: {names}')
+            raise _unknown_option(name, known)
         if value is not None:
             options[name] = _option(name, value, known[name])
     return options
+
+
+def _unknown_option(name: str, known: Iterable[str]) -> InvalidRequest:
+    names = ", ".join(sorted(known))
+    if name in _ARGUMENTS:
+        return InvalidRequest(
+            f'unknown option "{name}": it is an argument of net.http_request; known: {names}',
+            f"Give it beside options, not in it: {name} => value.",
+        )
+    return InvalidRequest(f'unknown option "{_printable(name)}"; known: {names}')
 
 
 def _option(name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | None) -> Any:
@@ -343,6 +369,7 @@ _HINT_SECRET = (
     "net.secret_url(name) gives the URL that stands for a secret one. "
     "A brace that means itself is written %7B."
 )
+_HINT_IPV4 = "An IPv4 address is four numbers up to 255. The last label of a name is no number."
 _HINT_IPV6 = "Write an IPv6 address in brackets: http://[2001:db8::1]/"
 _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
 
@@ -436,7 +463,8 @@ def _canonical_host(url: str, host: str, hint: str | None) -> str:
     host = host.lower()
     if re.fullmatch(_HOST, host) is not None and len(host.rstrip(".")) <= 253:
         if is_number(host) and not _is_ipv4(host):
-            raise _invalid_url(url, "its host ends in a number and is not an IPv4 address")
+            reason = "its host ends in a number and is not an IPv4 address"
+            raise _invalid_url(url, reason, _HINT_IPV4)
         return host
     illegal = re.search(_ILLEGAL_IN_HOST, host)
     if illegal is not None:
@@ -711,7 +739,10 @@ def _header_value(name: str, value: object, secret_value: SecretValue | None) ->
     illegal = re.search(_ILLEGAL_IN_VALUE, value)
     if illegal is not None:
         if illegal[0] in "\r\n":
-            raise InvalidRequest(f'header "{name}" contains a carriage return or line feed')
+            raise InvalidRequest(
+                f'header "{name}" contains a carriage return or line feed',
+                "A header's value is one line. Does one end it that is not meant?",
+            )
         raise InvalidRequest(f'header "{name}" contains {_described(illegal[0])}')
     return value.strip(" \t")
 
@@ -733,8 +764,21 @@ def _invalid_header_name(name: str) -> InvalidRequest:
 
 def _require_json(pairs: list[tuple[str, str]]) -> None:
     types = [value for name, value in pairs if len(name) == 12 and name.lower() == "content-type"]
-    if types and types != ["application/json"]:
-        raise InvalidRequest('Content-Type header must be "application/json"')
+    if types and types != ["application/json"] and not _is_json_type(types[0]):
+        raise InvalidRequest(
+            'Content-Type header must be "application/json"',
+            "Parameters may follow; a charset must be utf-8, which is what is sent. "
+            "For another type there is net.http_request.",
+        )
+
+
+def _is_json_type(value: str) -> bool:
+    """Whether a Content-Type is JSON's, with whatever parameters, but for a charset not UTF-8."""
+    media_type, _, parameters = value.partition(";")
+    charset = re.search(r";[ \t]*charset=\"?([^\";\s]*)", f";{parameters}", re.IGNORECASE)
+    return media_type.strip().lower() == "application/json" and (
+        charset is None or charset[1].lower() in ("utf-8", "utf8", "us-ascii")
+    )
 
 
 # --- Errors ---------------------------------------------------------------------------------------
