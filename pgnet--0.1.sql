@@ -110,6 +110,112 @@ create type net.outcome as (
 comment on type net.outcome is
     'How a request stands or ended: content is the body as text, content_bytes where it is no text; attempts made so far; context as given with the request.';
 
+-- ======== extension/15_roles.sql ========
+
+-- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
+
+-- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
+create function net._caller()
+    returns regrole language sql stable parallel safe cost 1
+as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
+comment on function net._caller() is 'The current role, as a regrole.';
+
+create function net._is_operator()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+$$;
+comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+-- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
+create function net._require_owner()
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not net._is_operator() then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" is not the owner of pgnet', current_user),
+            hint = format('The owner is "%s": set role to it, or to a member of it.',
+                (select n.nspowner::regrole from pg_namespace n where n.nspname = 'net'));
+    end if;
+end
+$$;
+comment on function net._require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+
+-- The role with this name, which need not be quoted.
+create function net._role(name text)
+    returns regrole
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
+begin
+    if found_role is null then
+        raise exception using
+            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
+            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
+    end if;
+    return found_role;
+end
+$$;
+comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+
+create table net.worker_role (
+    role regrole primary key
+);
+comment on table net.worker_role is
+    'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
+select pg_catalog.pg_extension_config_dump('net.worker_role', '');
+
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
+-- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
+-- has left its number behind in the table: nobody is a member of it.
+create function net._require_worker(
+    -- the registration that the caller says it is; NULL: it does not say
+    worker_id bigint default null
+)
+    returns void
+    language plpgsql stable parallel restricted security definer cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    registered record;
+begin
+    if not pg_has_role(session_user, current_user, 'member')
+        and not exists (select from net.worker_role w where pg_has_role(session_user, w.role, 'member'))
+    then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" may not run workers', session_user),
+            hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
+    end if;
+    if worker_id is null then
+        return;
+    end if;
+    select w.pid, w.ended into registered from net.worker w where w.id = worker_id;
+    if registered.pid is null or registered.ended is not null then
+        raise exception using
+            errcode = 'connection_does_not_exist',
+            message = format('worker %s is not registered', worker_id),
+            hint = 'A worker that registers again goes on under another number.';
+    elsif registered.pid <> pg_backend_pid() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the worker''s session has changed under it',
+            detail = 'Something between the worker and the server, such as a transaction pooler, gives its statements to several sessions.',
+            hint = 'Let the worker connect to the server directly. Callers may go through a pooler.';
+    end if;
+end
+$$;
+comment on function net._require_worker(bigint) is
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+
 -- ======== extension/20_settings.sql ========
 
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
@@ -247,6 +353,7 @@ create function net._configuration_changed()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform net._require_owner();
     update net.configuration set revision = revision + 1;
     perform net._signal_workers('reload');
 end
@@ -334,7 +441,8 @@ revoke all on net.egress_rule from public;
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
-    from net.egress_rule r;
+    from net.egress_rule r
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
 grant select on net.egress to public;
@@ -515,33 +623,16 @@ create table net.secret_grant (
 );
 comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
-revoke all on net.secret, net.secret_grant from public;
--- The default privileges of who creates the extension may have given them to further roles.
-do $$
-declare
-    given record;
-begin
-    for given in
-        select c.oid::pg_catalog.regclass as relation, a.grantee::pg_catalog.regrole as grantee
-        from pg_catalog.pg_class c
-        cross join lateral pg_catalog.aclexplode(c.relacl) a
-        where c.oid operator(pg_catalog.=) any (array['net.secret', 'net.secret_grant']::pg_catalog.regclass[])
-            and a.grantee operator(pg_catalog.<>) all (array[c.relowner, 0::pg_catalog.oid])
-    loop
-        execute pg_catalog.format('revoke all on %s from %s', given.relation, given.grantee);
-    end loop;
-end
-$$;
-
--- A role that was dropped has left its number behind: it is no grantee, and no member of one.
+-- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
+-- behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
     from net.secret s
-    where pg_catalog.has_table_privilege(current_user, 'net.secret'::pg_catalog.regclass, 'select')
+    where net._is_operator()
         or exists (
             select from net.secret_grant g
-            join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) g.role
-            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'));
+            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
 grant select on net.secrets to public;
@@ -582,7 +673,7 @@ begin
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if has_table_privilege(current_user, 'net.secret', 'select') then
+    if net._is_operator() then
         raise exception using
             errcode = 'undefined_object',
             message = format('secret "%s" does not exist', name),
@@ -716,26 +807,6 @@ $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
 
--- The role with this name, which need not be quoted.
-create function net._role(name text)
-    returns regrole
-    language plpgsql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
-begin
-    if found_role is null then
-        raise exception using
-            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
-            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
-    end if;
-    return found_role;
-end
-$$;
-comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
-revoke all on function net._role(text) from public;
-
 create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
     language plpgsql volatile parallel unsafe
@@ -809,15 +880,16 @@ create function net._secrets(
 as $$
 #variable_conflict use_column
 begin
+    perform net._require_worker();
     return query
     with asked as materialized (
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
             (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
             jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
-            has_table_privilege(q.requested_by, 'net.secret'::regclass, 'select') or exists (
+            -- In here the current role is the owner.
+            pg_has_role(q.requested_by, current_user, 'usage') or exists (
                 select from net.secret_grant g
-                join pg_roles r on r.oid = g.role
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (
@@ -939,7 +1011,8 @@ select pg_catalog.pg_extension_config_dump('net.host', '');
 revoke all on net.host from public;
 
 create view net.hosts as
-    select h.pattern, h.settings from net.host h;
+    select h.pattern, h.settings from net.host h
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
 grant select on net.hosts to public;
 
@@ -1288,12 +1361,6 @@ revoke all on function net._retry_policies() from public;
 
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
 
--- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
-create function net._caller()
-    returns regrole language sql stable parallel safe cost 1
-as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
-comment on function net._caller() is 'The current role, as a regrole.';
-
 -- The host and port of a URL: hosts take turns. No column of the queue: computed for the index alone.
 create function net._host(url text)
     returns text language sql immutable parallel safe cost 1
@@ -1313,7 +1380,7 @@ create table net.http_request_queue (
     timeout_milliseconds integer,
     -- pgnet's
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
-    created timestamptz not null default pg_catalog.now(),
+    created timestamptz not null default current_timestamp,
     priority smallint not null default 0,
     context jsonb,
     options jsonb,
@@ -1349,19 +1416,46 @@ create index http_request_queue_turn on net.http_request_queue ((net._host(url) 
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
--- requested_by and created are not the caller's to say: the defaults are.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
-alter table net.http_request_queue enable row level security;
-create policy own_requests on net.http_request_queue
-    using (requested_by operator(pg_catalog.=) (select net._caller()))
-    with check (true);
+-- What net.http_get and its kin insert into. It shows nothing, and takes what describes a request and nothing else, whoever is
+-- granted what: whose a request is, when it was made and its number are never the caller's to say. The insert is made with the
+-- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
+-- can be returned and cannot be given.
+create view net._new_request as
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
+    from net.http_request_queue q
+    where false;
+comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
-create view net._queue as
+-- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one, or one that replication brings.
+create function net._was_numbered_here(request_id bigint)
+    returns boolean
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return request_id = currval('net.http_request_queue_id_seq');
+exception when object_not_in_prerequisite_state then
+    return false;
+end
+$$;
+comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
+
+-- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
+create policy own_requests on net.http_request_queue for select
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy delete_own_requests on net.http_request_queue for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy insert_own_requests on net.http_request_queue for insert
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        and due is null and waits_since is null and origin is null and retry_of is null
+        and net._was_numbered_here(id));
+
+create view net._queue with (security_invoker) as
     select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
-revoke all on net._queue from public;
 
 create table net.worker (
     id bigint generated always as identity primary key,
@@ -1379,7 +1473,6 @@ create table net.worker (
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table net.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
-revoke all on net.worker from public;
 
 create table net.claim (
     id bigint primary key,
@@ -1395,8 +1488,8 @@ create table net.claim (
 comment on table net.claim is
     'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
 comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
-revoke all on net.claim from public;
-grant select (id, attempt, claimed) on net.claim to public;
+create policy own_claims on net.claim for select
+    using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
 create table net.attempt (
     request_id bigint not null,
@@ -1414,10 +1507,7 @@ create table net.attempt (
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
 comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
 create index attempt_ended on net.attempt (ended);
-revoke all on net.attempt from public;
-grant select on net.attempt to public;
-alter table net.attempt enable row level security;
-create policy own_attempts on net.attempt
+create policy own_attempts on net.attempt for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net._http_response (
@@ -1485,11 +1575,10 @@ comment on column net._http_response.first_byte_ms is 'Milliseconds from the sta
 comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
 comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
-
-alter table net._http_response enable row level security;
-create policy own_responses on net._http_response
+create policy own_responses on net._http_response for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-grant select, delete on net._http_response to public;
+create policy delete_own_responses on net._http_response for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net.failed (
     id bigint primary key,
@@ -1513,10 +1602,10 @@ create table net.failed (
 comment on table net.failed is
     'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
 create index failed_failed on net.failed (failed);
-alter table net.failed enable row level security;
-create policy own_failures on net.failed
+create policy own_failures on net.failed for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-grant select, delete on net.failed to public;
+create policy delete_own_failures on net.failed for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 -- ======== extension/35_copies.sql ========
 
@@ -1550,7 +1639,7 @@ revoke all on net.database from public;
 
 create function net._copy_fault()
     returns text
-    language sql stable parallel restricted security definer cost 100
+    language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select case
@@ -1576,8 +1665,10 @@ create function net._refuse_copy()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    fault text := net._copy_fault();
+    fault text;
 begin
+    perform net._require_worker();
+    fault := net._copy_fault();
     if fault is not null then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
@@ -1597,7 +1688,7 @@ revoke all on function net._refuse_copy() from public;
 -- from there, so these are read as they are.
 create function net._mode_sources()
     returns table (source text, said text, mode text)
-    language sql volatile parallel unsafe security definer cost 10000 rows 3
+    language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
     select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
@@ -1624,7 +1715,7 @@ revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
-    language sql volatile parallel unsafe security definer cost 10000
+    language sql volatile parallel unsafe cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
@@ -1637,7 +1728,7 @@ revoke all on function net._mode() from public;
 
 create function net._subscription()
     returns text
-    language sql stable parallel restricted security definer cost 100
+    language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select s.subname::text
@@ -1690,21 +1781,21 @@ $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
 revoke all on function net._is_known(name, bigint, integer) from public;
 
--- A session with session_replication_role = replica may be another replication tool's, which brings a number along, or a
--- caller's, whose request has just been given one.
-create function net._was_numbered_here(request_id bigint)
-    returns boolean
-    language plpgsql volatile parallel unsafe
+-- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
+create function net._refuse_other_tables(table_schema name)
+    returns void
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return request_id = currval('net.http_request_queue_id_seq');
-exception when object_not_in_prerequisite_state then
-    return false;
+    if table_schema <> 'net' then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'this trigger function is for the tables of pgnet only';
+    end if;
 end
 $$;
-comment on function net._was_numbered_here(bigint) is 'Whether this session has given this number last: a request of its own.';
-revoke all on function net._was_numbered_here(bigint) from public;
+comment on function net._refuse_other_tables(name) is 'Raises 42501 for a table that is not in the schema net.';
 
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
@@ -1718,6 +1809,7 @@ declare
     request_id bigint;
     attempt integer;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
@@ -1758,6 +1850,7 @@ create function net._keep_own()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
         if tg_table_name = 'database' and tg_op <> 'DELETE' then
             update net.database set publisher_key_namespace = new.key_namespace;
@@ -1804,6 +1897,7 @@ declare
     highest bigint;
     subscriptions text;
 begin
+    perform net._require_owner();
     lock table net.database in share row exclusive mode;
     select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
     from pg_subscription s
@@ -1905,6 +1999,37 @@ end
 $$;
 comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
 
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
+-- is told by the arguments: options are NULL in pg_net's three.
+create function net._refuse_altered(method text, options jsonb)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own_function text := 'http_' || lower(method collate "C");
+    called text[] := case
+        when options is null then array[own_function]
+        when method in ('PUT', 'PATCH', 'HEAD') then array['http_request', own_function]
+        else array['http_request'] end;
+    altered regprocedure;
+begin
+    select p.oid into altered
+    from pg_proc p
+    where p.pronamespace = to_regnamespace('net') and p.prosecdef
+        and p.proname = any (called || array['_second_look', '_check_secret', '_secret_prefix']);
+    if found then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('%s was altered to SECURITY DEFINER: no request that it makes can name a secret', altered),
+            detail = 'Its requests are those of its owner, whoever calls it: every role could use every secret.',
+            hint = format('alter function %s security invoker;', altered);
+    end if;
+end
+$$;
+comment on function net._refuse_altered(text, jsonb) is
+    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
+
 create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpgsql volatile parallel unsafe
@@ -1918,6 +2043,9 @@ begin
     if found.message is not null then
         perform net._raise(found.sqlstate, found.message, found.hint);
     end if;
+    if found.secrets <> '{}' then
+        perform net._refuse_altered(method, options);
+    end if;
     foreach secret in array found.secrets loop
         perform net._check_secret(secret, found.complete_url);
     end loop;
@@ -1926,30 +2054,6 @@ end
 $$;
 comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
-
--- Queues what has had its second look. Not for the rest: each setting of a function costs every call.
-create function net._queue_request(
-    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer,
-    priority smallint default 0, context jsonb default null, options jsonb default null
-)
-    returns bigint
-    language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-    -- Where it is off, PostgreSQL refuses each statement on a table with row security.
-    set row_security = on
-as $$
-#variable_conflict use_variable
-declare
-    request_id bigint;
-begin
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
-    values (method, url, headers, body, timeout_milliseconds, priority, context, options)
-    returning id into request_id;
-    return request_id;
-end
-$$;
-comment on function net._queue_request(text, text, jsonb, bytea, integer, smallint, jsonb, jsonb) is
-    'Queues a request that net._second_look has judged, and gives its id.';
 
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
@@ -1989,9 +2093,8 @@ declare
 begin
     if target is null then
         target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
-        return net._queue_request('GET', target, http_get.headers, null, http_get.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -2025,9 +2128,8 @@ declare
 begin
     if target is null then
         target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
-        return net._queue_request('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -2061,9 +2163,8 @@ declare
 begin
     if target is null then
         target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
-        return net._queue_request('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -2162,7 +2263,6 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
-    judged_twice boolean;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -2195,8 +2295,7 @@ begin
         perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
     target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
-    judged_twice := target is null;
-    if judged_twice then
+    if target is null then
         target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
@@ -2214,12 +2313,7 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    if judged_twice then
-        return net._queue_request(token, target, typed_headers, content, total,
-            coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-            case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end);
-    end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
         case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
@@ -2417,6 +2511,7 @@ create function net._wake_next(slot integer)
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 sql_v1.wake_next(slot)
 $$;
 comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
@@ -2427,6 +2522,7 @@ create function net._wake_up_fault()
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
 comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
@@ -2443,6 +2539,7 @@ create procedure net._wait(
     language plpython3u
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure net._wait(double precision, text, integer) is
@@ -2622,6 +2719,7 @@ as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
+    perform net._require_worker();
     perform net._refuse_copy();
     update net.worker w
     set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
@@ -2694,6 +2792,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
 begin
+    perform net._require_worker(worker_id);
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         update net.http_request_queue q set due = null, waits_since = null
         where q.id = any (array(
@@ -2797,7 +2896,7 @@ comment on function net._claim(bigint, integer, integer, integer, text[], bigint
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
 create function net._store(outcomes json, size integer)
     returns bigint[]
-    language plpgsql volatile parallel unsafe security definer cost 1000
+    language plpgsql volatile parallel unsafe cost 1000
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -2904,27 +3003,30 @@ declare
     size integer := json_array_length(outcomes);
     fault text;
 begin
-    return net._store(outcomes, size);
-exception
-    when transaction_rollback or insufficient_resources or operator_intervention or system_error
-        or object_not_in_prerequisite_state or read_only_sql_transaction then
-        -- Not a row's fault: the worker keeps its outcomes and comes again.
-        raise;
-    when others then
-        if size > 1 then
-            return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
-        end if;
-        get stacked diagnostics fault = message_text;
-        begin
-            return net._store(json_build_array(json_build_object(
-                'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                'error_msg', 'The response could not be recorded: ' || fault)), 1);
-        exception when others then
-            raise warning using
-                message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
-                hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
-            return array[(outcomes -> 0 ->> 'id')::bigint];
-        end;
+    perform net._require_worker();
+    begin
+        return net._store(outcomes, size);
+    exception
+        when transaction_rollback or insufficient_resources or operator_intervention or system_error
+            or object_not_in_prerequisite_state or read_only_sql_transaction then
+            -- Not a row's fault: the worker keeps its outcomes and comes again.
+            raise;
+        when others then
+            if size > 1 then
+                return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
+            end if;
+            get stacked diagnostics fault = message_text;
+            begin
+                return net._store(json_build_array(json_build_object(
+                    'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
+                    'error_msg', 'The response could not be recorded: ' || fault)), 1);
+            exception when others then
+                raise warning using
+                    message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
+                    hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
+                return array[(outcomes -> 0 ->> 'id')::bigint];
+            end;
+    end;
 end
 $$;
 comment on function net._record(json) is
@@ -2964,6 +3066,7 @@ declare
             select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
         ) c);
 begin
+    perform net._require_worker();
     if reason is null then
         delete from net.claim c where c.id = any (held);
     else
@@ -2988,6 +3091,7 @@ create function net._deregister(
     set jit = off
 as $$
 begin
+    perform net._require_worker();
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
     where w.id = worker_id and w.secret = worker_secret;
     if found then
@@ -3002,7 +3106,7 @@ comment on function net._deregister(bigint, uuid, integer) is 'Ends a registrati
 -- more fall free; NULL where none will.
 create function net._rescue()
     returns double precision
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -3078,7 +3182,7 @@ revoke all on function net._rescue() from public;
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
 create function net._expire()
     returns double precision
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -3160,6 +3264,7 @@ declare
     quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
+    perform net._require_worker();
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from net.configuration f;
     if exists (select from net.worker w where w.id = worker_id and w.pid <> pg_backend_pid()) then
@@ -3602,6 +3707,7 @@ declare
     in_flight integer;
     made integer;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     perform from net.http_request_queue q where q.id = old.id for update;
     if not found then
         return null;
@@ -3660,6 +3766,7 @@ declare
     key text;
     chosen jsonb;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     delete from net.failed f where f.id = old.id returning f.* into request;
     if not found then
         return null;
@@ -3791,6 +3898,7 @@ create procedure net._serve(
     language plpython3u
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
 comment on procedure net._serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
@@ -3856,24 +3964,15 @@ create function net._worker_routines()
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select r::regprocedure from (values
-        ('net._register(text, bigint, uuid, bigint[], text, text)'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean)'),
-        ('net._record(json)'),
-        ('net._release(bigint[], uuid[], text)'),
-        ('net._secrets(bigint[], uuid[], text[])'),
-        ('net._deregister(bigint, uuid, integer)'),
-        ('net._tend(bigint, bigint[])'),
-        ('net._wait(double precision, text, integer)'),
-        ('net._wake_next(integer)'),
-        ('net._wake_up_fault()'),
-        ('net._refuse_copy()'),
-        ('net._serve(interval, boolean, boolean)'),
-        ('net.work(interval)'),
-        ('net.drain(interval)')) v (r)
+    select p.oid::regprocedure
+    from pg_proc p
+    where p.pronamespace = (select n.oid from pg_namespace n where n.nspname = 'net') and p.proname = any (array[
+        '_register', '_claim', '_record', '_release', '_secrets', '_deregister', '_tend', '_wait', '_wake_next', '_wake_up_fault',
+        '_refuse_copy', '_serve', 'work', 'drain',
+        -- what these call with the rights of the worker's role
+        '_require_worker', '_refuse_transaction_block', '_current_setting'])
 $$;
 comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
-revoke all on function net._worker_routines() from public;
 
 -- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
 -- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
@@ -3893,7 +3992,7 @@ end
 $$;
 
 create function net.grant_worker(
-    -- the role, by name
+    -- the role, by name; its members may run workers, too
     role text
 )
     returns void
@@ -3901,16 +4000,20 @@ create function net.grant_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    grantee regrole := net._role(role);
     routine regprocedure;
 begin
-    execute format('grant usage on schema net to %I', role);
+    perform net._configuration_changed();
+    delete from net.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
+    insert into net.worker_role values (grantee) on conflict do nothing;
+    execute format('grant usage on schema net to %s', grantee);
     for routine in select r from net._worker_routines() r loop
-        execute format('grant execute on routine %s to %I', routine, role);
+        execute format('grant execute on routine %s to %s', routine, grantee);
     end loop;
 end
 $$;
 comment on function net.grant_worker(text) is
-    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. Raises 42704 for a role that does not exist. Owner only.';
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create function net.revoke_worker(
     -- the role, by name
@@ -3921,24 +4024,20 @@ create function net.revoke_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    grantee regrole := net._role(role);
     routine regprocedure;
 begin
+    -- A worker that runs looks at once, and ends.
+    perform net._configuration_changed();
+    delete from net.worker_role w where w.role = grantee;
     for routine in select r from net._worker_routines() r loop
-        execute format('revoke execute on routine %s from %I', routine, role);
+        execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
 end
 $$;
-comment on function net.revoke_worker(text) is 'Takes back what net.grant_worker gave. Owner only.';
+comment on function net.revoke_worker(text) is
+    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
-
-create function net._is_operator()
-    returns boolean
-    language sql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
-$$;
-comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
 create view net.workers as
     select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
@@ -3948,7 +4047,8 @@ create view net.workers as
             else 'running' end as state,
         (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
-    from net.worker w;
+    from net.worker w
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 grant select on net.workers to public;
@@ -4087,6 +4187,86 @@ $$;
 comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
 revoke all on function net._python_check() from public;
 
+-- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
+-- REFERENCES and the sequences.
+create function net._right_faults()
+    -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
+    returns table (kind text, fault text, cure text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with object (class, oid, sub, kind, name, owner, acl, type) as (
+        select 'pg_namespace'::regclass, n.oid, 0, 'schema', 'net', n.nspowner, n.nspacl, 'n'
+        from pg_namespace n where n.nspname = 'net'
+        union all
+        select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
+            c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
+        from pg_class c where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v', 'S')
+        union all
+        select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
+            c.relowner, a.attacl, 'c'
+        from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = to_regnamespace('net') and a.attacl is not null
+        union all
+        select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
+        from pg_proc p where p.pronamespace = to_regnamespace('net')
+    ), held as (
+        select o.*, a.grantee, a.privilege_type as privilege
+        from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
+        where a.grantee <> o.owner
+    ), given as (
+        select o.*, a.grantee, a.privilege_type as privilege
+        from object o
+        join pg_init_privs i on i.classoid = o.class and i.objoid = o.oid and i.objsubid = o.sub
+        cross join lateral aclexplode(i.initprivs) a
+        where a.grantee = 0
+    ), worker as (
+        select w.role, r.oid as routine from net.worker_role w
+        join pg_roles g on g.oid = w.role
+        cross join net._worker_routines() r (oid)
+    ), beyond as (
+        select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        from held h
+        where not (h.kind = 'schema' and h.privilege = 'USAGE')
+            and not exists (select from given g
+                where g.class = h.class and g.oid = h.oid and g.sub in (0, h.sub) and g.privilege = h.privilege)
+            and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
+    ), caller as (
+        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
+        where p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+    ), missing as (
+        select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
+        from given g cross join caller c
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net\._')
+            and not exists (select from held h
+                where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
+                    and h.grantee in (0, c.grantee))
+    )
+    select 'beyond', format('%s has %s on %s', b.role, b.privilege,
+            case when count(*) <= 3 then string_agg(b.name, ', ' order by b.name)
+                else format('%s and %s more', min(b.name), count(*) - 1) end),
+        format('revoke %s%s from %s;', lower(b.privilege),
+            case b.kind when 'column' then ' ' else format(' on %s ', b.kind) end || string_agg(b.name, ', ' order by b.name), b.role)
+    from beyond b
+    group by b.role, b.privilege, b.kind, case b.kind when 'column' then b.name end
+    union all
+    select 'missing', format('%s has not %s on %s', m.role, m.privilege,
+            case when count(*) <= 3 then string_agg(m.name, ', ' order by m.name)
+                else format('%s and %s more', min(m.name), count(*) - 1) end),
+        format('grant %s%s to %s;', lower(m.privilege),
+            case m.kind when 'column' then ' ' else format(' on %s ', m.kind) end || string_agg(m.name, ', ' order by m.name), m.role)
+    from missing m
+    group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
+    union all
+    select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
+        format('select net.grant_worker(%L);', g.rolname)
+    from worker w join pg_roles g on g.oid = w.role
+    where not has_function_privilege(w.role, w.routine, 'execute') or not has_schema_privilege(w.role, 'net', 'usage')
+    group by w.role, g.rolname
+$$;
+comment on function net._right_faults() is
+    'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
+
 create function net.check()
     returns table (
         -- what was looked at
@@ -4098,12 +4278,17 @@ create function net.check()
         -- what to do where it is not
         hint text
     )
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
     python record;
+    beyond text;
+    lacking text;
+    cures text;
+    altered text;
+    lent text;
     standby boolean := pg_is_in_recovery();
     extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
     oldest interval;
@@ -4118,6 +4303,7 @@ declare
     unknown_modes text;
     replicated bigint;
 begin
+    perform net._require_owner();
     select * into python from net._python_check();
 
     return query select 'version', python.package_version = extension_version,
@@ -4175,10 +4361,38 @@ begin
         case when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 
-    return query select 'rights', true,
-        case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
-            else 'only roles with usage on the schema net may send requests' end,
-        null::text;
+    select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
+        string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
+        string_agg(f.cure, ' ' order by f.cure)
+    into beyond, lacking, cures
+    from net._right_faults() f;
+    return query select 'rights', cures is null,
+        concat_ws('. ', case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
+                else 'only roles with usage on the schema net may send requests' end,
+            'beyond what the extension gave: ' || beyond, 'missing: ' || lacking),
+        cures;
+    -- As the extension makes them, nothing that callers call is one.
+    select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
+        string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
+    into altered, cures
+    from pg_proc p
+    where p.pronamespace = to_regnamespace('net') and p.prosecdef
+        and (p.proname !~ '^_' or p.proname = any (array[
+            '_check', '_inspect', '_second_look', '_check_secret', '_refuse_secret', '_secret_prefix', '_look_up', '_await_response',
+            '_http_collect_response', '_refuse_to_wait', '_is_mine', '_caller', '_is_operator', '_require_owner']));
+    lent := (
+        select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
+        from pg_proc p
+        where p.prosecdef and p.pronamespace <> to_regnamespace('net')
+            and p.prosrc ~* '\mnet\s*\.\s*"?http_(get|post|delete|request|put|patch|head)\M'
+            and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+                or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
+    return query select 'definer functions', altered is null,
+        concat_ws('; ',
+            'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
+            'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
+            case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
+        cures;
     return query select 'egress', true,
         format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
@@ -4235,6 +4449,151 @@ $$;
 comment on function net.check() is
     'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
 revoke all on function net.check() from public;
+
+-- ======== extension/85_rights.sql ========
+
+-- Who may do what: the one place that says it, for all objects at once.
+
+-- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
+-- pass: that a trigger refuses.
+create function net._refuse_truncate()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform net._require_owner();
+    return null;
+end
+$$;
+comment on function net._refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+
+-- A trigger runs as whoever writes to the table: as a worker's owner, for example. So the right TRIGGER is worth all rights, and is
+-- part of an everyday "grant all on all tables".
+create function net._refuse_foreign_trigger()
+    returns event_trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    for made in
+        select t.tgname, c.oid::regclass as relation, c.relowner::regrole as owner
+        from pg_event_trigger_ddl_commands() d
+        join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid
+        join pg_class c on c.oid = t.tgrelid
+        where c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage')
+    loop
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" may not create triggers on %s', current_user, made.relation),
+            detail = 'Triggers on the tables of pgnet run as every role that sends requests, and as the owner.',
+            hint = format('The owner, "%s", creates them. Take back what was granted: revoke trigger on %s from %I;',
+                made.owner, made.relation, current_user);
+    end loop;
+end
+$$;
+comment on function net._refuse_foreign_trigger() is 'Raises 42501 where a role creates a trigger on a table or view of the extension that is neither the owner nor a member of it.';
+
+-- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
+-- to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what these gave is taken back first.
+do $$
+declare
+    given record;
+begin
+    for given in
+        with net as (
+            select n.oid, n.nspowner, n.nspacl from pg_catalog.pg_namespace n where n.nspname operator(pg_catalog.=) 'net'
+        ), object (name, owner, acl) as (
+            select 'schema net', n.nspowner, n.nspacl from net n
+            union all
+            select pg_catalog.format('%s %s', case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
+                c.relowner, c.relacl
+            from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
+            where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
+            union all
+            select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
+                p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
+            from pg_catalog.pg_proc p join net n on n.oid operator(pg_catalog.=) p.pronamespace
+            union all
+            select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
+                t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
+            from pg_catalog.pg_type t join net n on n.oid operator(pg_catalog.=) t.typnamespace
+            left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
+            where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
+        )
+        select distinct o.name,
+            case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
+                else a.grantee::pg_catalog.regrole::pg_catalog.text end as grantee
+        from object o
+        cross join lateral pg_catalog.aclexplode(o.acl) a
+        where a.grantee operator(pg_catalog.<>) o.owner
+    loop
+        execute pg_catalog.format('revoke all on %s from %s', given.name, given.grantee);
+    end loop;
+end
+$$;
+
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
+grant usage on schema net to public;
+grant usage on type
+    net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
+to public;
+
+-- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
+-- may delete may lock the table.
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
+grant select, delete on net._http_response to public;
+grant select, delete on net.failed to public;
+grant select on net.attempt to public;
+grant select (id, attempt, claimed) on net.claim to public;
+grant select on
+    net.requests, net.responses, net.failures, net.attempts, net.workers,
+    net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
+to public;
+grant select, delete on net._cancellable to public;
+grant select, update on net._retriable to public;
+
+-- What people call.
+grant execute on routine
+    net.http_get, net.http_post, net.http_delete,
+    net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
+    net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
+    net.wait, net.wait_all, net.fetch, net.cancel, net.retry,
+    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
+    net._urlencode_string, net._encode_url_with_params_array
+to public;
+-- What these, and the views, call with the caller's rights.
+grant execute on function
+    net._caller, net._is_operator, net._require_owner, net._require_worker, net._raise,
+    net._check, net._inspect, net._second_look, net._with_type, net._form, net._encode_form, net._require_utf8, net._multipart,
+    net._append_to_query, net._host, net._was_numbered_here,
+    net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
+    net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
+    net._waiting_state, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
+    net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
+to public;
+
+do $$
+declare
+    relation pg_catalog.regclass;
+begin
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('alter table %s enable row level security', relation);
+        execute pg_catalog.format(
+            'create trigger refuse_truncate before truncate on %s for each statement execute function net._refuse_truncate()', relation);
+    end loop;
+end
+$$;
+
+create event trigger pgnet_refuse_foreign_trigger on ddl_command_end when tag in ('CREATE TRIGGER')
+    execute function net._refuse_foreign_trigger();
+comment on event trigger pgnet_refuse_foreign_trigger is 'Keeps triggers of others from the tables of pgnet: they would run as every role that sends requests.';
 
 -- ======== extension/90_notice.sql ========
 

@@ -133,6 +133,7 @@ create function net._configuration_changed()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform net._require_owner();
     update net.configuration set revision = revision + 1;
     perform net._signal_workers('reload');
 end

@@ -13,7 +13,8 @@ revoke all on net.egress_rule from public;
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
-    from net.egress_rule r;
+    from net.egress_rule r
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
 grant select on net.egress to public;

@@ -22,33 +22,16 @@ create table net.secret_grant (
 );
 comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
-revoke all on net.secret, net.secret_grant from public;
--- The default privileges of who creates the extension may have given them to further roles.
-do $$
-declare
-    given record;
-begin
-    for given in
-        select c.oid::pg_catalog.regclass as relation, a.grantee::pg_catalog.regrole as grantee
-        from pg_catalog.pg_class c
-        cross join lateral pg_catalog.aclexplode(c.relacl) a
-        where c.oid operator(pg_catalog.=) any (array['net.secret', 'net.secret_grant']::pg_catalog.regclass[])
-            and a.grantee operator(pg_catalog.<>) all (array[c.relowner, 0::pg_catalog.oid])
-    loop
-        execute pg_catalog.format('revoke all on %s from %s', given.relation, given.grantee);
-    end loop;
-end
-$$;
-
--- A role that was dropped has left its number behind: it is no grantee, and no member of one.
+-- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
+-- behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
     from net.secret s
-    where pg_catalog.has_table_privilege(current_user, 'net.secret'::pg_catalog.regclass, 'select')
+    where net._is_operator()
         or exists (
             select from net.secret_grant g
-            join pg_catalog.pg_roles r on r.oid operator(pg_catalog.=) g.role
-            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'));
+            where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
 grant select on net.secrets to public;
@@ -89,7 +72,7 @@ begin
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if has_table_privilege(current_user, 'net.secret', 'select') then
+    if net._is_operator() then
         raise exception using
             errcode = 'undefined_object',
             message = format('secret "%s" does not exist', name),
@@ -223,26 +206,6 @@ $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
 
--- The role with this name, which need not be quoted.
-create function net._role(name text)
-    returns regrole
-    language plpgsql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
-begin
-    if found_role is null then
-        raise exception using
-            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
-            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
-    end if;
-    return found_role;
-end
-$$;
-comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
-revoke all on function net._role(text) from public;
-
 create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
     language plpgsql volatile parallel unsafe
@@ -316,15 +279,16 @@ create function net._secrets(
 as $$
 #variable_conflict use_column
 begin
+    perform net._require_worker();
     return query
     with asked as materialized (
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
             (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
             jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
-            has_table_privilege(q.requested_by, 'net.secret'::regclass, 'select') or exists (
+            -- In here the current role is the owner.
+            pg_has_role(q.requested_by, current_user, 'usage') or exists (
                 select from net.secret_grant g
-                join pg_roles r on r.oid = g.role
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (

@@ -90,7 +90,8 @@ select pg_catalog.pg_extension_config_dump('net.host', '');
 revoke all on net.host from public;
 
 create view net.hosts as
-    select h.pattern, h.settings from net.host h;
+    select h.pattern, h.settings from net.host h
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
 grant select on net.hosts to public;
 

@@ -1,11 +1,5 @@
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
 
--- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
-create function net._caller()
-    returns regrole language sql stable parallel safe cost 1
-as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
-comment on function net._caller() is 'The current role, as a regrole.';
-
 -- The host and port of a URL: hosts take turns. No column of the queue: computed for the index alone.
 create function net._host(url text)
     returns text language sql immutable parallel safe cost 1
@@ -25,7 +19,7 @@ create table net.http_request_queue (
     timeout_milliseconds integer,
     -- pgnet's
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
-    created timestamptz not null default pg_catalog.now(),
+    created timestamptz not null default current_timestamp,
     priority smallint not null default 0,
     context jsonb,
     options jsonb,
@@ -61,19 +55,46 @@ create index http_request_queue_turn on net.http_request_queue ((net._host(url) 
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
--- requested_by and created are not the caller's to say: the defaults are.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
-alter table net.http_request_queue enable row level security;
-create policy own_requests on net.http_request_queue
-    using (requested_by operator(pg_catalog.=) (select net._caller()))
-    with check (true);
+-- What net.http_get and its kin insert into. It shows nothing, and takes what describes a request and nothing else, whoever is
+-- granted what: whose a request is, when it was made and its number are never the caller's to say. The insert is made with the
+-- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
+-- can be returned and cannot be given.
+create view net._new_request as
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
+    from net.http_request_queue q
+    where false;
+comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
-create view net._queue as
+-- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one, or one that replication brings.
+create function net._was_numbered_here(request_id bigint)
+    returns boolean
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return request_id = currval('net.http_request_queue_id_seq');
+exception when object_not_in_prerequisite_state then
+    return false;
+end
+$$;
+comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
+
+-- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
+create policy own_requests on net.http_request_queue for select
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy delete_own_requests on net.http_request_queue for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy insert_own_requests on net.http_request_queue for insert
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        and due is null and waits_since is null and origin is null and retry_of is null
+        and net._was_numbered_here(id));
+
+create view net._queue with (security_invoker) as
     select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
-revoke all on net._queue from public;
 
 create table net.worker (
     id bigint generated always as identity primary key,
@@ -91,7 +112,6 @@ create table net.worker (
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table net.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
-revoke all on net.worker from public;
 
 create table net.claim (
     id bigint primary key,
@@ -107,8 +127,8 @@ create table net.claim (
 comment on table net.claim is
     'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
 comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
-revoke all on net.claim from public;
-grant select (id, attempt, claimed) on net.claim to public;
+create policy own_claims on net.claim for select
+    using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
 create table net.attempt (
     request_id bigint not null,
@@ -126,10 +146,7 @@ create table net.attempt (
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
 comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
 create index attempt_ended on net.attempt (ended);
-revoke all on net.attempt from public;
-grant select on net.attempt to public;
-alter table net.attempt enable row level security;
-create policy own_attempts on net.attempt
+create policy own_attempts on net.attempt for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net._http_response (
@@ -197,11 +214,10 @@ comment on column net._http_response.first_byte_ms is 'Milliseconds from the sta
 comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
 comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
-
-alter table net._http_response enable row level security;
-create policy own_responses on net._http_response
+create policy own_responses on net._http_response for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-grant select, delete on net._http_response to public;
+create policy delete_own_responses on net._http_response for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create table net.failed (
     id bigint primary key,
@@ -225,7 +241,7 @@ create table net.failed (
 comment on table net.failed is
     'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
 create index failed_failed on net.failed (failed);
-alter table net.failed enable row level security;
-create policy own_failures on net.failed
+create policy own_failures on net.failed for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-grant select, delete on net.failed to public;
+create policy delete_own_failures on net.failed for delete
+    using (requested_by operator(pg_catalog.=) (select net._caller()));

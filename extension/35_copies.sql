@@ -28,7 +28,7 @@ revoke all on net.database from public;
 
 create function net._copy_fault()
     returns text
-    language sql stable parallel restricted security definer cost 100
+    language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select case
@@ -54,8 +54,10 @@ create function net._refuse_copy()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    fault text := net._copy_fault();
+    fault text;
 begin
+    perform net._require_worker();
+    fault := net._copy_fault();
     if fault is not null then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
@@ -75,7 +77,7 @@ revoke all on function net._refuse_copy() from public;
 -- from there, so these are read as they are.
 create function net._mode_sources()
     returns table (source text, said text, mode text)
-    language sql volatile parallel unsafe security definer cost 10000 rows 3
+    language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
     select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
@@ -102,7 +104,7 @@ revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
-    language sql volatile parallel unsafe security definer cost 10000
+    language sql volatile parallel unsafe cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
@@ -115,7 +117,7 @@ revoke all on function net._mode() from public;
 
 create function net._subscription()
     returns text
-    language sql stable parallel restricted security definer cost 100
+    language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select s.subname::text
@@ -168,21 +170,21 @@ $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
 revoke all on function net._is_known(name, bigint, integer) from public;
 
--- A session with session_replication_role = replica may be another replication tool's, which brings a number along, or a
--- caller's, whose request has just been given one.
-create function net._was_numbered_here(request_id bigint)
-    returns boolean
-    language plpgsql volatile parallel unsafe
+-- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
+create function net._refuse_other_tables(table_schema name)
+    returns void
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    return request_id = currval('net.http_request_queue_id_seq');
-exception when object_not_in_prerequisite_state then
-    return false;
+    if table_schema <> 'net' then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'this trigger function is for the tables of pgnet only';
+    end if;
 end
 $$;
-comment on function net._was_numbered_here(bigint) is 'Whether this session has given this number last: a request of its own.';
-revoke all on function net._was_numbered_here(bigint) from public;
+comment on function net._refuse_other_tables(name) is 'Raises 42501 for a table that is not in the schema net.';
 
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
 create function net._take_replicated()
@@ -196,6 +198,7 @@ declare
     request_id bigint;
     attempt integer;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
@@ -236,6 +239,7 @@ create function net._keep_own()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
         if tg_table_name = 'database' and tg_op <> 'DELETE' then
             update net.database set publisher_key_namespace = new.key_namespace;
@@ -282,6 +286,7 @@ declare
     highest bigint;
     subscriptions text;
 begin
+    perform net._require_owner();
     lock table net.database in share row exclusive mode;
     select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
     from pg_subscription s

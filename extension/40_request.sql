@@ -44,6 +44,37 @@ end
 $$;
 comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
 
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
+-- is told by the arguments: options are NULL in pg_net's three.
+create function net._refuse_altered(method text, options jsonb)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    own_function text := 'http_' || lower(method collate "C");
+    called text[] := case
+        when options is null then array[own_function]
+        when method in ('PUT', 'PATCH', 'HEAD') then array['http_request', own_function]
+        else array['http_request'] end;
+    altered regprocedure;
+begin
+    select p.oid into altered
+    from pg_proc p
+    where p.pronamespace = to_regnamespace('net') and p.prosecdef
+        and p.proname = any (called || array['_second_look', '_check_secret', '_secret_prefix']);
+    if found then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('%s was altered to SECURITY DEFINER: no request that it makes can name a secret', altered),
+            detail = 'Its requests are those of its owner, whoever calls it: every role could use every secret.',
+            hint = format('alter function %s security invoker;', altered);
+    end if;
+end
+$$;
+comment on function net._refuse_altered(text, jsonb) is
+    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
+
 create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpgsql volatile parallel unsafe
@@ -57,6 +88,9 @@ begin
     if found.message is not null then
         perform net._raise(found.sqlstate, found.message, found.hint);
     end if;
+    if found.secrets <> '{}' then
+        perform net._refuse_altered(method, options);
+    end if;
     foreach secret in array found.secrets loop
         perform net._check_secret(secret, found.complete_url);
     end loop;
@@ -65,30 +99,6 @@ end
 $$;
 comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
-
--- Queues what has had its second look. Not for the rest: each setting of a function costs every call.
-create function net._queue_request(
-    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer,
-    priority smallint default 0, context jsonb default null, options jsonb default null
-)
-    returns bigint
-    language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-    -- Where it is off, PostgreSQL refuses each statement on a table with row security.
-    set row_security = on
-as $$
-#variable_conflict use_variable
-declare
-    request_id bigint;
-begin
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
-    values (method, url, headers, body, timeout_milliseconds, priority, context, options)
-    returning id into request_id;
-    return request_id;
-end
-$$;
-comment on function net._queue_request(text, text, jsonb, bytea, integer, smallint, jsonb, jsonb) is
-    'Queues a request that net._second_look has judged, and gives its id.';
 
 -- Headers with a Content-Type where none is given in any case.
 create function net._with_type(headers jsonb, content_type text)
@@ -128,9 +138,8 @@ declare
 begin
     if target is null then
         target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
-        return net._queue_request('GET', target, http_get.headers, null, http_get.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -164,9 +173,8 @@ declare
 begin
     if target is null then
         target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
-        return net._queue_request('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -200,9 +208,8 @@ declare
 begin
     if target is null then
         target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
-        return net._queue_request('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds);
     end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
     returning id into request_id;
     return request_id;
@@ -301,7 +308,6 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
-    judged_twice boolean;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -334,8 +340,7 @@ begin
         perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
     target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
-    judged_twice := target is null;
-    if judged_twice then
+    if target is null then
         target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
@@ -353,12 +358,7 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    if judged_twice then
-        return net._queue_request(token, target, typed_headers, content, total,
-            coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-            case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end);
-    end if;
-    insert into net.http_request_queue (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
         case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)

@@ -34,6 +34,7 @@ create function net._wake_next(slot integer)
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 sql_v1.wake_next(slot)
 $$;
 comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
@@ -44,6 +45,7 @@ create function net._wake_up_fault()
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
 comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
@@ -60,6 +62,7 @@ create procedure net._wait(
     language plpython3u
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure net._wait(double precision, text, integer) is

@@ -169,6 +169,7 @@ as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
+    perform net._require_worker();
     perform net._refuse_copy();
     update net.worker w
     set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
@@ -241,6 +242,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
 begin
+    perform net._require_worker(worker_id);
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         update net.http_request_queue q set due = null, waits_since = null
         where q.id = any (array(
@@ -344,7 +346,7 @@ comment on function net._claim(bigint, integer, integer, integer, text[], bigint
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
 create function net._store(outcomes json, size integer)
     returns bigint[]
-    language plpgsql volatile parallel unsafe security definer cost 1000
+    language plpgsql volatile parallel unsafe cost 1000
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -451,27 +453,30 @@ declare
     size integer := json_array_length(outcomes);
     fault text;
 begin
-    return net._store(outcomes, size);
-exception
-    when transaction_rollback or insufficient_resources or operator_intervention or system_error
-        or object_not_in_prerequisite_state or read_only_sql_transaction then
-        -- Not a row's fault: the worker keeps its outcomes and comes again.
-        raise;
-    when others then
-        if size > 1 then
-            return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
-        end if;
-        get stacked diagnostics fault = message_text;
-        begin
-            return net._store(json_build_array(json_build_object(
-                'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                'error_msg', 'The response could not be recorded: ' || fault)), 1);
-        exception when others then
-            raise warning using
-                message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
-                hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
-            return array[(outcomes -> 0 ->> 'id')::bigint];
-        end;
+    perform net._require_worker();
+    begin
+        return net._store(outcomes, size);
+    exception
+        when transaction_rollback or insufficient_resources or operator_intervention or system_error
+            or object_not_in_prerequisite_state or read_only_sql_transaction then
+            -- Not a row's fault: the worker keeps its outcomes and comes again.
+            raise;
+        when others then
+            if size > 1 then
+                return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
+            end if;
+            get stacked diagnostics fault = message_text;
+            begin
+                return net._store(json_build_array(json_build_object(
+                    'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
+                    'error_msg', 'The response could not be recorded: ' || fault)), 1);
+            exception when others then
+                raise warning using
+                    message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
+                    hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
+                return array[(outcomes -> 0 ->> 'id')::bigint];
+            end;
+    end;
 end
 $$;
 comment on function net._record(json) is
@@ -511,6 +516,7 @@ declare
             select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
         ) c);
 begin
+    perform net._require_worker();
     if reason is null then
         delete from net.claim c where c.id = any (held);
     else
@@ -535,6 +541,7 @@ create function net._deregister(
     set jit = off
 as $$
 begin
+    perform net._require_worker();
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
     where w.id = worker_id and w.secret = worker_secret;
     if found then
@@ -549,7 +556,7 @@ comment on function net._deregister(bigint, uuid, integer) is 'Ends a registrati
 -- more fall free; NULL where none will.
 create function net._rescue()
     returns double precision
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -625,7 +632,7 @@ revoke all on function net._rescue() from public;
 -- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
 create function net._expire()
     returns double precision
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -707,6 +714,7 @@ declare
     quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
+    perform net._require_worker();
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from net.configuration f;
     if exists (select from net.worker w where w.id = worker_id and w.pid <> pg_backend_pid()) then

@@ -350,6 +350,7 @@ declare
     in_flight integer;
     made integer;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     perform from net.http_request_queue q where q.id = old.id for update;
     if not found then
         return null;
@@ -408,6 +409,7 @@ declare
     key text;
     chosen jsonb;
 begin
+    perform net._refuse_other_tables(tg_table_schema);
     delete from net.failed f where f.id = old.id returning f.* into request;
     if not found then
         return null;

@@ -9,6 +9,7 @@ create procedure net._serve(
     language plpython3u
 as $$
 from pgnet import sql_v1
+plpy.execute("select net._require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
 comment on procedure net._serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
@@ -74,24 +75,15 @@ create function net._worker_routines()
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
-    select r::regprocedure from (values
-        ('net._register(text, bigint, uuid, bigint[], text, text)'),
-        ('net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean)'),
-        ('net._record(json)'),
-        ('net._release(bigint[], uuid[], text)'),
-        ('net._secrets(bigint[], uuid[], text[])'),
-        ('net._deregister(bigint, uuid, integer)'),
-        ('net._tend(bigint, bigint[])'),
-        ('net._wait(double precision, text, integer)'),
-        ('net._wake_next(integer)'),
-        ('net._wake_up_fault()'),
-        ('net._refuse_copy()'),
-        ('net._serve(interval, boolean, boolean)'),
-        ('net.work(interval)'),
-        ('net.drain(interval)')) v (r)
+    select p.oid::regprocedure
+    from pg_proc p
+    where p.pronamespace = (select n.oid from pg_namespace n where n.nspname = 'net') and p.proname = any (array[
+        '_register', '_claim', '_record', '_release', '_secrets', '_deregister', '_tend', '_wait', '_wake_next', '_wake_up_fault',
+        '_refuse_copy', '_serve', 'work', 'drain',
+        -- what these call with the rights of the worker's role
+        '_require_worker', '_refuse_transaction_block', '_current_setting'])
 $$;
 comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
-revoke all on function net._worker_routines() from public;
 
 -- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
 -- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
@@ -111,7 +103,7 @@ end
 $$;
 
 create function net.grant_worker(
-    -- the role, by name
+    -- the role, by name; its members may run workers, too
     role text
 )
     returns void
@@ -119,16 +111,20 @@ create function net.grant_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    grantee regrole := net._role(role);
     routine regprocedure;
 begin
-    execute format('grant usage on schema net to %I', role);
+    perform net._configuration_changed();
+    delete from net.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
+    insert into net.worker_role values (grantee) on conflict do nothing;
+    execute format('grant usage on schema net to %s', grantee);
     for routine in select r from net._worker_routines() r loop
-        execute format('grant execute on routine %s to %I', routine, role);
+        execute format('grant execute on routine %s to %s', routine, grantee);
     end loop;
 end
 $$;
 comment on function net.grant_worker(text) is
-    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. Raises 42704 for a role that does not exist. Owner only.';
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create function net.revoke_worker(
     -- the role, by name
@@ -139,24 +135,20 @@ create function net.revoke_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    grantee regrole := net._role(role);
     routine regprocedure;
 begin
+    -- A worker that runs looks at once, and ends.
+    perform net._configuration_changed();
+    delete from net.worker_role w where w.role = grantee;
     for routine in select r from net._worker_routines() r loop
-        execute format('revoke execute on routine %s from %I', routine, role);
+        execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
 end
 $$;
-comment on function net.revoke_worker(text) is 'Takes back what net.grant_worker gave. Owner only.';
+comment on function net.revoke_worker(text) is
+    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
-
-create function net._is_operator()
-    returns boolean
-    language sql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
-$$;
-comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
 create view net.workers as
     select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
@@ -166,7 +158,8 @@ create view net.workers as
             else 'running' end as state,
         (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
-    from net.worker w;
+    from net.worker w
+    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 grant select on net.workers to public;

@@ -11,6 +11,86 @@ $$;
 comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
 revoke all on function net._python_check() from public;
 
+-- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
+-- REFERENCES and the sequences.
+create function net._right_faults()
+    -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
+    returns table (kind text, fault text, cure text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+as $$
+    with object (class, oid, sub, kind, name, owner, acl, type) as (
+        select 'pg_namespace'::regclass, n.oid, 0, 'schema', 'net', n.nspowner, n.nspacl, 'n'
+        from pg_namespace n where n.nspname = 'net'
+        union all
+        select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
+            c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
+        from pg_class c where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v', 'S')
+        union all
+        select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
+            c.relowner, a.attacl, 'c'
+        from pg_class c join pg_attribute a on a.attrelid = c.oid
+        where c.relnamespace = to_regnamespace('net') and a.attacl is not null
+        union all
+        select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
+        from pg_proc p where p.pronamespace = to_regnamespace('net')
+    ), held as (
+        select o.*, a.grantee, a.privilege_type as privilege
+        from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
+        where a.grantee <> o.owner
+    ), given as (
+        select o.*, a.grantee, a.privilege_type as privilege
+        from object o
+        join pg_init_privs i on i.classoid = o.class and i.objoid = o.oid and i.objsubid = o.sub
+        cross join lateral aclexplode(i.initprivs) a
+        where a.grantee = 0
+    ), worker as (
+        select w.role, r.oid as routine from net.worker_role w
+        join pg_roles g on g.oid = w.role
+        cross join net._worker_routines() r (oid)
+    ), beyond as (
+        select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        from held h
+        where not (h.kind = 'schema' and h.privilege = 'USAGE')
+            and not exists (select from given g
+                where g.class = h.class and g.oid = h.oid and g.sub in (0, h.sub) and g.privilege = h.privilege)
+            and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
+    ), caller as (
+        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
+        where p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+    ), missing as (
+        select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
+        from given g cross join caller c
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net\._')
+            and not exists (select from held h
+                where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
+                    and h.grantee in (0, c.grantee))
+    )
+    select 'beyond', format('%s has %s on %s', b.role, b.privilege,
+            case when count(*) <= 3 then string_agg(b.name, ', ' order by b.name)
+                else format('%s and %s more', min(b.name), count(*) - 1) end),
+        format('revoke %s%s from %s;', lower(b.privilege),
+            case b.kind when 'column' then ' ' else format(' on %s ', b.kind) end || string_agg(b.name, ', ' order by b.name), b.role)
+    from beyond b
+    group by b.role, b.privilege, b.kind, case b.kind when 'column' then b.name end
+    union all
+    select 'missing', format('%s has not %s on %s', m.role, m.privilege,
+            case when count(*) <= 3 then string_agg(m.name, ', ' order by m.name)
+                else format('%s and %s more', min(m.name), count(*) - 1) end),
+        format('grant %s%s to %s;', lower(m.privilege),
+            case m.kind when 'column' then ' ' else format(' on %s ', m.kind) end || string_agg(m.name, ', ' order by m.name), m.role)
+    from missing m
+    group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
+    union all
+    select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
+        format('select net.grant_worker(%L);', g.rolname)
+    from worker w join pg_roles g on g.oid = w.role
+    where not has_function_privilege(w.role, w.routine, 'execute') or not has_schema_privilege(w.role, 'net', 'usage')
+    group by w.role, g.rolname
+$$;
+comment on function net._right_faults() is
+    'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
+
 create function net.check()
     returns table (
         -- what was looked at
@@ -22,12 +102,17 @@ create function net.check()
         -- what to do where it is not
         hint text
     )
-    language plpgsql volatile parallel unsafe security definer
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
     python record;
+    beyond text;
+    lacking text;
+    cures text;
+    altered text;
+    lent text;
     standby boolean := pg_is_in_recovery();
     extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
     oldest interval;
@@ -42,6 +127,7 @@ declare
     unknown_modes text;
     replicated bigint;
 begin
+    perform net._require_owner();
     select * into python from net._python_check();
 
     return query select 'version', python.package_version = extension_version,
@@ -99,10 +185,38 @@ begin
         case when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 
-    return query select 'rights', true,
-        case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
-            else 'only roles with usage on the schema net may send requests' end,
-        null::text;
+    select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
+        string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
+        string_agg(f.cure, ' ' order by f.cure)
+    into beyond, lacking, cures
+    from net._right_faults() f;
+    return query select 'rights', cures is null,
+        concat_ws('. ', case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
+                else 'only roles with usage on the schema net may send requests' end,
+            'beyond what the extension gave: ' || beyond, 'missing: ' || lacking),
+        cures;
+    -- As the extension makes them, nothing that callers call is one.
+    select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
+        string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
+    into altered, cures
+    from pg_proc p
+    where p.pronamespace = to_regnamespace('net') and p.prosecdef
+        and (p.proname !~ '^_' or p.proname = any (array[
+            '_check', '_inspect', '_second_look', '_check_secret', '_refuse_secret', '_secret_prefix', '_look_up', '_await_response',
+            '_http_collect_response', '_refuse_to_wait', '_is_mine', '_caller', '_is_operator', '_require_owner']));
+    lent := (
+        select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
+        from pg_proc p
+        where p.prosecdef and p.pronamespace <> to_regnamespace('net')
+            and p.prosrc ~* '\mnet\s*\.\s*"?http_(get|post|delete|request|put|patch|head)\M'
+            and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+                or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
+    return query select 'definer functions', altered is null,
+        concat_ws('; ',
+            'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
+            'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
+            case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
+        cures;
     return query select 'egress', true,
         format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),

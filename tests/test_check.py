@@ -21,6 +21,7 @@ ITEMS = [
     "worker",
     "queue",
     "rights",
+    "definer functions",
     "egress",
     "hosts",
     "secrets",

@@ -19,17 +19,6 @@ def database_oid() -> int:
     return ctypes.c_uint32.in_dll(ctypes.PyDLL(None), "MyDatabaseId").value
 
 
-def row_security_flag() -> ctypes.c_bool:
-    """The server's setting row_security: its ``value`` is false where it is off.
-
-    One that is always true outside of a server.
-    """
-    try:
-        return ctypes.c_bool.in_dll(ctypes.PyDLL(None), "row_security")
-    except ValueError:
-        return ctypes.c_bool(True)
-
-
 def interrupt_flag() -> ctypes.c_int:
     """The server's InterruptPending: its ``value`` is true once a cancel or a stop has come.
 

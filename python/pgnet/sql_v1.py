@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pgnet
-from pgnet import backend, commit_hook, request
+from pgnet import commit_hook, request
 
 if TYPE_CHECKING:
     from pgnet.wake_up import Listener
@@ -20,8 +20,6 @@ _POLLS = "the setting wake_up is poll"
 
 # plpy is a module that exists in a server only.
 Plpy = Any
-
-_row_security = backend.row_security_flag()
 
 
 def check(
@@ -38,8 +36,6 @@ def check(
         commit_hook.arm("wake")
     else:
         arm(plpy, "wake")
-    if not _row_security.value:
-        return None  # what queues it then has it on
     try:
         # A request with a secret is refused here: whether it may be used is for SQL to say.
         return request.check(method, url, params, headers, timeout_milliseconds, options)

@@ -183,11 +183,29 @@ class LibpqOutbox:
             return self._in_pool(function, *arguments)
         except psycopg.errors.ObjectNotInPrerequisiteState as error:
             raise OutboxRefused(_refusal(error)) from error
+        except psycopg.errors.InsufficientPrivilege as error:
+            self._require_worker()
+            raise OutboxLost(_message(error)) from error
+        except psycopg.Error as error:
+            raise OutboxLost(_message(error)) from error
+
+    def _require_worker(self) -> None:
+        """Ask whether this role may run workers at all. Raises OutboxRefused where it may not."""
+        try:
+            self._in_pool(self._query, "select net._require_worker()", {})
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise OutboxRefused(_refusal(error)) from error
         except psycopg.Error as error:
             raise OutboxLost(_message(error)) from error
 
     def connect(self, holding: Sequence[int]) -> None:
-        self._call(self._connect, holding)
+        try:
+            self._call(self._connect, holding)
+        except OutboxRefused as refusal:
+            if not isinstance(refusal.__cause__, psycopg.errors.InsufficientPrivilege):
+                raise
+            # It may be granted in a moment: a worker is started first, or the extension is new.
+            raise OutboxLost(str(refusal)) from refusal
 
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         parameters: dict[str, Any] = {}

@@ -38,6 +38,7 @@ _CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "b
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
+_INSUFFICIENT_PRIVILEGE = "42501"
 # A request that crashes the server would take its claim along, and be tried for ever: for so many
 # seconds a new worker's claims are on disk before anything is sent.
 _CAUTION = 10.0
@@ -61,7 +62,13 @@ class SpiOutbox:
         plan = self._plans.get(sql)
         if plan is None:
             plan = self._plans[sql] = self._plpy.prepare(sql, list(types))
-        return self._plpy.execute(plan, list(arguments))
+        try:
+            return self._plpy.execute(plan, list(arguments))
+        except self._plpy.SPIError as error:
+            if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
+                # Where this role may not run workers any more, that is what is said.
+                self._plpy.execute("select net._require_worker()")
+            raise
 
     def connect(self, holding: Sequence[int]) -> None:
         row = self._call(

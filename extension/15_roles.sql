@@ -1,0 +1,103 @@
+-- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
+
+-- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
+create function net._caller()
+    returns regrole language sql stable parallel safe cost 1
+as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
+comment on function net._caller() is 'The current role, as a regrole.';
+
+create function net._is_operator()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
+$$;
+comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+
+-- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
+create function net._require_owner()
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if not net._is_operator() then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" is not the owner of pgnet', current_user),
+            hint = format('The owner is "%s": set role to it, or to a member of it.',
+                (select n.nspowner::regrole from pg_namespace n where n.nspname = 'net'));
+    end if;
+end
+$$;
+comment on function net._require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+
+-- The role with this name, which need not be quoted.
+create function net._role(name text)
+    returns regrole
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_role regrole := (select r.oid from pg_roles r where r.rolname = name);
+begin
+    if found_role is null then
+        raise exception using
+            errcode = case when name is null then 'invalid_parameter_value' else 'undefined_object' end,
+            message = case when name is null then 'role must not be NULL' else format('role "%s" does not exist', name) end;
+    end if;
+    return found_role;
+end
+$$;
+comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+
+create table net.worker_role (
+    role regrole primary key
+);
+comment on table net.worker_role is
+    'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
+select pg_catalog.pg_extension_config_dump('net.worker_role', '');
+
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
+-- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
+-- has left its number behind in the table: nobody is a member of it.
+create function net._require_worker(
+    -- the registration that the caller says it is; NULL: it does not say
+    worker_id bigint default null
+)
+    returns void
+    language plpgsql stable parallel restricted security definer cost 10
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    registered record;
+begin
+    if not pg_has_role(session_user, current_user, 'member')
+        and not exists (select from net.worker_role w where pg_has_role(session_user, w.role, 'member'))
+    then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" may not run workers', session_user),
+            hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
+    end if;
+    if worker_id is null then
+        return;
+    end if;
+    select w.pid, w.ended into registered from net.worker w where w.id = worker_id;
+    if registered.pid is null or registered.ended is not null then
+        raise exception using
+            errcode = 'connection_does_not_exist',
+            message = format('worker %s is not registered', worker_id),
+            hint = 'A worker that registers again goes on under another number.';
+    elsif registered.pid <> pg_backend_pid() then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'the worker''s session has changed under it',
+            detail = 'Something between the worker and the server, such as a transaction pooler, gives its statements to several sessions.',
+            hint = 'Let the worker connect to the server directly. Callers may go through a pooler.';
+    end if;
+end
+$$;
+comment on function net._require_worker(bigint) is
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';

@@ -1,0 +1,142 @@
+-- Who may do what: the one place that says it, for all objects at once.
+
+-- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
+-- pass: that a trigger refuses.
+create function net._refuse_truncate()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform net._require_owner();
+    return null;
+end
+$$;
+comment on function net._refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+
+-- A trigger runs as whoever writes to the table: as a worker's owner, for example. So the right TRIGGER is worth all rights, and is
+-- part of an everyday "grant all on all tables".
+create function net._refuse_foreign_trigger()
+    returns event_trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    for made in
+        select t.tgname, c.oid::regclass as relation, c.relowner::regrole as owner
+        from pg_event_trigger_ddl_commands() d
+        join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid
+        join pg_class c on c.oid = t.tgrelid
+        where c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage')
+    loop
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" may not create triggers on %s', current_user, made.relation),
+            detail = 'Triggers on the tables of pgnet run as every role that sends requests, and as the owner.',
+            hint = format('The owner, "%s", creates them. Take back what was granted: revoke trigger on %s from %I;',
+                made.owner, made.relation, current_user);
+    end loop;
+end
+$$;
+comment on function net._refuse_foreign_trigger() is 'Raises 42501 where a role creates a trigger on a table or view of the extension that is neither the owner nor a member of it.';
+
+-- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
+-- to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what these gave is taken back first.
+do $$
+declare
+    given record;
+begin
+    for given in
+        with net as (
+            select n.oid, n.nspowner, n.nspacl from pg_catalog.pg_namespace n where n.nspname operator(pg_catalog.=) 'net'
+        ), object (name, owner, acl) as (
+            select 'schema net', n.nspowner, n.nspacl from net n
+            union all
+            select pg_catalog.format('%s %s', case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
+                c.relowner, c.relacl
+            from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
+            where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
+            union all
+            select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
+                p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
+            from pg_catalog.pg_proc p join net n on n.oid operator(pg_catalog.=) p.pronamespace
+            union all
+            select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
+                t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
+            from pg_catalog.pg_type t join net n on n.oid operator(pg_catalog.=) t.typnamespace
+            left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
+            where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
+        )
+        select distinct o.name,
+            case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
+                else a.grantee::pg_catalog.regrole::pg_catalog.text end as grantee
+        from object o
+        cross join lateral pg_catalog.aclexplode(o.acl) a
+        where a.grantee operator(pg_catalog.<>) o.owner
+    loop
+        execute pg_catalog.format('revoke all on %s from %s', given.name, given.grantee);
+    end loop;
+end
+$$;
+
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
+grant usage on schema net to public;
+grant usage on type
+    net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
+to public;
+
+-- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
+-- may delete may lock the table.
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
+grant select, delete on net._http_response to public;
+grant select, delete on net.failed to public;
+grant select on net.attempt to public;
+grant select (id, attempt, claimed) on net.claim to public;
+grant select on
+    net.requests, net.responses, net.failures, net.attempts, net.workers,
+    net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
+to public;
+grant select, delete on net._cancellable to public;
+grant select, update on net._retriable to public;
+
+-- What people call.
+grant execute on routine
+    net.http_get, net.http_post, net.http_delete,
+    net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
+    net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
+    net.wait, net.wait_all, net.fetch, net.cancel, net.retry,
+    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
+    net._urlencode_string, net._encode_url_with_params_array
+to public;
+-- What these, and the views, call with the caller's rights.
+grant execute on function
+    net._caller, net._is_operator, net._require_owner, net._require_worker, net._raise,
+    net._check, net._inspect, net._second_look, net._with_type, net._form, net._encode_form, net._require_utf8, net._multipart,
+    net._append_to_query, net._host, net._was_numbered_here,
+    net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
+    net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
+    net._waiting_state, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
+    net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
+to public;
+
+do $$
+declare
+    relation pg_catalog.regclass;
+begin
+    for relation in
+        select c.oid from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('alter table %s enable row level security', relation);
+        execute pg_catalog.format(
+            'create trigger refuse_truncate before truncate on %s for each statement execute function net._refuse_truncate()', relation);
+    end loop;
+end
+$$;
+
+create event trigger pgnet_refuse_foreign_trigger on ddl_command_end when tag in ('CREATE TRIGGER')
+    execute function net._refuse_foreign_trigger();
+comment on event trigger pgnet_refuse_foreign_trigger is 'Keeps triggers of others from the tables of pgnet: they would run as every role that sends requests.';
