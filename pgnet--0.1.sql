@@ -4237,7 +4237,7 @@ as $$
     ), missing as (
         select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
         from given g cross join caller c
-        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net\._')
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net[.]_')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
@@ -4384,7 +4384,7 @@ begin
         select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
         from pg_proc p
         where p.prosecdef and p.pronamespace <> to_regnamespace('net')
-            and p.prosrc ~* '\mnet\s*\.\s*"?http_(get|post|delete|request|put|patch|head)\M'
+            and p.prosrc ~* '[[:<:]]net[[:space:]]*[.][[:space:]]*"?http_(get|post|delete|request|put|patch|head)[[:>:]]'
             and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
                 or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
     return query select 'definer functions', altered is null,
@@ -4508,7 +4508,7 @@ begin
         ), object (name, owner, acl) as (
             select 'schema net', n.nspowner, n.nspacl from net n
             union all
-            select pg_catalog.format('%s %s', case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
+            select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
                 c.relowner, c.relacl
             from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
             where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])

@@ -61,7 +61,7 @@ as $$
     ), missing as (
         select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
         from given g cross join caller c
-        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net\._')
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net[.]_')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
@@ -208,7 +208,7 @@ begin
         select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
         from pg_proc p
         where p.prosecdef and p.pronamespace <> to_regnamespace('net')
-            and p.prosrc ~* '\mnet\s*\.\s*"?http_(get|post|delete|request|put|patch|head)\M'
+            and p.prosrc ~* '[[:<:]]net[[:space:]]*[.][[:space:]]*"?http_(get|post|delete|request|put|patch|head)[[:>:]]'
             and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
                 or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
     return query select 'definer functions', altered is null,

@@ -54,7 +54,7 @@ begin
         ), object (name, owner, acl) as (
             select 'schema net', n.nspowner, n.nspacl from net n
             union all
-            select pg_catalog.format('%s %s', case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
+            select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
                 c.relowner, c.relacl
             from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
             where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
 
 from cluster import Cluster, Database
 
@@ -191,7 +192,7 @@ def test_writing(granted: Database, visitor: psycopg.Connection[Any]) -> None:
             f"merge into net.{name} t using (values (1)) v on true when matched then delete",
         ]
         for statement in statements:
-            arguments = [psycopg.types.json.Jsonb(row)] if "%s" in statement else []
+            arguments = [Jsonb(row)] if "%s" in statement else []
             done = attempt(visitor, statement, *arguments)
             assert isinstance(done, psycopg.Error) or done in (0, []), (statement, done)
             assert CANARY not in str(done), statement
