@@ -21,9 +21,9 @@ from nginx import Nginx
 
 COLLECTORS = ("net.http_get_result", "net.http_collect_response", "net._http_collect_response")
 TIMEOUT = re.compile(
-    r"Timeout of (?P<limit>\d+) ms reached\. Total time: (?P<total>\d+\.\d{6}) ms "
-    r"\(DNS time: (?P<dns>\d+\.\d{6}) ms, TCP/SSL handshake time: (?P<connect>\d+\.\d{6}) ms, "
-    r"HTTP Request/Response time: (?P<http>\d+\.\d{6}) ms\)"
+    r"Timeout of (?P<limit>\d+) ms reached\. Total time: (?P<total>\d+) ms "
+    r"\(DNS time: (?P<dns>\d+) ms, TCP/SSL handshake time: (?P<connect>\d+) ms, "
+    r"HTTP Request/Response time: (?P<http>\d+) ms\)"
 )
 
 

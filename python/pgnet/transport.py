@@ -287,33 +287,46 @@ class Transport:
         kind: Kind = "timeout"
         if time.monotonic() < transfer.deadline - 0.05:
             limit, what, kind = transfer.connect_timeout, "Connect timeout", "connect"
-        rest = max(total - name - handshake, 0.0)
-        return WireError(
-            f"{what} of {round(limit * 1000)} ms reached. Total time: {total * 1000:.6f} ms "
-            f"(DNS time: {name * 1000:.6f} ms, "
-            f"TCP/SSL handshake time: {handshake * 1000:.6f} ms, "
-            f"HTTP Request/Response time: {rest * 1000:.6f} ms)",
+        error = WireError(
+            _timeout_words(what, limit, total, name, handshake),
             kind=kind,
             timed_out=True,
             possibly_sent=sent,
             code=pycurl.E_OPERATION_TIMEDOUT,
         )
+        if kind == "connect":
+            of_host = transfer.route.settings.connect_timeout is not None
+            error.explain(
+                "It is the connect_timeout_milliseconds of the host: net.configure_host sets it"
+                if of_host
+                else "It is the setting connect_timeout_milliseconds: net.configure sets it, and "
+                "net.configure_host that of a host"
+            )
+        return error
 
     def _unresolved(self, transfer: Transfer, error: ResolveError) -> WireError:
         if error.timed_out:
             total = time.monotonic() - transfer.started
-            name = transfer.name_seconds
             return WireError(
-                f"Timeout of {round(transfer.timeout * 1000)} ms reached. "
-                f"Total time: {total * 1000:.6f} ms (DNS time: {name * 1000:.6f} ms, "
-                f"TCP/SSL handshake time: {0:.6f} ms, "
-                f"HTTP Request/Response time: {max(total - name, 0.0) * 1000:.6f} ms)",
+                _timeout_words("Timeout", transfer.timeout, total, transfer.name_seconds, 0.0),
                 timed_out=True,
                 code=pycurl.E_OPERATION_TIMEDOUT,
             )
         direct = transfer.route.connection.proxy is None
         code = pycurl.E_COULDNT_RESOLVE_HOST if direct else pycurl.E_COULDNT_RESOLVE_PROXY
         return WireError(words(code), code=code, detail=str(error))
+
+
+def _timeout_words(what: str, limit: float, total: float, name: float, handshake: float) -> str:
+    """The message of a deadline in pg_net's form: where the time went, to the millisecond."""
+    limit, total, name, handshake, rest = (
+        round(seconds * 1000)
+        for seconds in (limit, total, name, handshake, max(total - name - handshake, 0.0))
+    )
+    return (
+        f"{what} of {limit} ms reached. Total time: {total} ms (DNS time: {name} ms, "
+        f"TCP/SSL handshake time: {handshake} ms, HTTP Request/Response time: {rest} ms)"
+    )
 
 
 def _tls_code(code: int, text: str) -> int:

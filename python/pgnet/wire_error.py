@@ -127,6 +127,11 @@ class WireError(requests.RequestException):
         self.code = code
         self.detail = detail
 
+    def explain(self, sentence: str) -> None:
+        """Add a sentence to the message: what to do about it."""
+        self.message = f"{self.message}. {sentence}"
+        self.args = (self.message,)
+
 
 def refused(refusal: Exception) -> WireError:
     """What was refused here, in the words of the refusal."""

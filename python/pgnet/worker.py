@@ -66,6 +66,14 @@ _ALONE_WAIT, _ALONE_TURN = 10.0, 1.0
 # Seconds that a worker which stops takes to record what ended at the last moment, and that it waits
 # at least for a database that is out of reach.
 _RECORDING, _RECONNECTING = 0.5, 5.0
+# Whose time it was that ran out, and what to do about it.
+_TIMEOUTS = {
+    "request": "It is the request's own timeout_milliseconds",
+    "setting": "It is the setting timeout_milliseconds, since the request gave none: "
+    "timeout_milliseconds => 5000 in the call, or "
+    "select net.configure('timeout_milliseconds', '5000')",
+    "ceiling": "It is the setting max_timeout: the request asked for more",
+}
 # Seconds past its deadline after which a flight is not believed any more.
 _OVERDUE = 60.0
 
@@ -481,6 +489,10 @@ class Worker:
         if self._flights.get(claim.id) is not flight:
             return
         self._land(flight)
+        if isinstance(answer, Answer) and answer.error is not None:
+            whose = _TIMEOUTS.get(claim.timeout_from)
+            if whose and answer.error.timed_out and answer.error.kind == "timeout":
+                answer.error.explain(whose)
         if not self._answers and not self._outcomes:
             self._first_answer = time.monotonic()
         self._answers.append((flight, answer))
