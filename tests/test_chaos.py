@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psycopg
 import pytest
 
-from chaos import faults, server
+from chaos import crash, faults, server
 from chaos.checker import Attempt, Evidence, Response, Sent, Sighting, check
+from cluster import Cluster, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 URL = "http://witness/"
@@ -315,6 +320,44 @@ def chaos(seconds: float, *options: str) -> tuple[str, dict[str, float]]:
         for count, name in re.findall(r"^ *([0-9.]+)  (.*)$", finished.stdout, re.MULTILINE)
     }
     return finished.stdout, figures
+
+
+CRASHES = """
+create extension if not exists plpython3u;
+create function crash_in_python() returns void language plpython3u as $$
+import ctypes
+ctypes.string_at(0)
+$$;
+"""
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["PostgreSQL's", "ours"])
+def test_whose_crash_it_was(own: bool, tmp_path: Path) -> None:
+    """By the stack of its core."""
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    if shutil.which("gdb") is None or not pattern.startswith("core"):
+        pytest.skip("no gdb here, or cores go elsewhere")
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    crash.allow_cores()
+    cluster = Cluster()
+    try:
+        with cluster, cluster.connect() as session:
+            session.execute(CRASHES)
+            if own:
+                os.kill(session.info.backend_pid, signal.SIGSEGV)
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("select crash_in_python()")
+            cores = wait_until(lambda: list(cluster.data.glob("core*")))
+
+            def collected() -> bool:
+                crash.collect(cluster.data, tmp_path / "cores")
+                return not any(core.exists() for core in cores)
+
+            wait_until(collected)
+            (stack,) = crash.stacks(tmp_path / "cores", cluster.bindir / "postgres")
+            assert crash.is_postgresqls_own(stack) is own, stack
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 @pytest.mark.usefixtures("installed")

@@ -137,7 +137,7 @@ class Run:
             worker.stop()
             evidence.findings += worker.findings
         evidence.findings += plan.findings + self.server.findings
-        evidence.findings += self._crashes()
+        evidence.findings += self.server.crashes()
         return evidence
 
     def _drain(self) -> float:
@@ -206,10 +206,6 @@ class Run:
             evidence.queued = {id for (id,) in rows("select id from net.http_request_queue")}
             evidence.claimed = {id for (id,) in rows("select id from net.claim")}
         return evidence
-
-    def _crashes(self) -> list[str]:
-        log = self.server.cluster.log.read_text(errors="replace").splitlines()
-        return [line for line in log if "terminated by signal 11" in line or "TRAP:" in line]
 
     def keep(self) -> None:
         """Copy what a person needs to find out."""

@@ -22,7 +22,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
-from chaos import orders
+from chaos import crash, orders
 from chaos.tally import Tally
 from cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
 
@@ -32,6 +32,8 @@ CLIENT, WORKER = "client", "worker"
 MAX_CONNECTIONS = 60
 RESERVED = 8
 _DISK_MB = 1024
+# Dynamic shared memory, mostly of statistics, and some room.
+_SHARED_MB = 64
 
 # Points at which a backend is killed, at the end of a transaction that did this.
 POINTS = tuple(
@@ -239,8 +241,8 @@ class Server:
             min_wal_size="64MB",
             checkpoint_timeout="30s",
             shared_buffers="64MB",
-            # What a killed server leaves goes with its directory.
-            dynamic_shared_memory_type="mmap",
+            # Not in files of the data directory: where the disk is full, statistics crash.
+            dynamic_shared_memory_type="posix",
             log_checkpoints="off",
             log_statement="none",
         )
@@ -254,6 +256,18 @@ class Server:
 
     def start(self) -> None:
         cluster = self.cluster
+        if self.disk:
+            # Of this process alone, too: what a killed server leaves goes with it.
+            command = ["mount", "-t", "tmpfs", "-o", f"size={_SHARED_MB * 4}m", "none", "/dev/shm"]
+            subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+        free = os.statvfs("/dev/shm")
+        megabytes = free.f_bavail * free.f_frsize >> 20
+        if megabytes < _SHARED_MB:
+            self.notes.append(
+                f"/dev/shm has {megabytes} MB, and PostgreSQL needs up to {_SHARED_MB} there: "
+                "crashes of its statistics are for want of them"
+            )
+        crash.allow_cores()
         cluster.create()
         with (cluster.data / "pg_hba.conf").open("a") as rules:
             rules.writelines(f"host all all {address}/24 trust\n" for address in self._addresses)
@@ -336,6 +350,7 @@ class Server:
         while not self._ended.wait(0.02):
             with self._lock:
                 process = self.cluster.process
+                crash.collect(self.cluster.data, self.cores)
                 if self.cluster.running:
                     continue
                 if process is not None:
@@ -346,6 +361,24 @@ class Server:
                     # The disk is full, or a process of the last one is still about.
                     self.tally.add("PostgreSQL did not start, and was started again")
                     self.cluster.process = None
+
+    @property
+    def cores(self) -> Path:
+        return self.cluster.directory / "cores"
+
+    def crashes(self) -> list[str]:
+        """Crashes to account for; what is PostgreSQL's own, by its stack, is counted and noted."""
+        crash.collect(self.cluster.data, self.cores)
+        log = self.cluster.log.read_text(errors="replace").splitlines()
+        lines = [line for line in log if "terminated by signal 11" in line or "TRAP:" in line]
+        for stack in crash.stacks(self.cores, self.cluster.bindir / "postgres"):
+            if crash.is_postgresqls_own(stack):
+                lines = lines[1:]
+                self.tally.add("PostgreSQL crashed where nothing of pgnet runs")
+                self.notes.append(f"a crash of PostgreSQL's own:\n{stack}")
+            else:
+                self.notes.append(f"a crash:\n{stack}")
+        return lines
 
     def backends(self, where: str) -> list[int]:
         """Process ids of sessions by a condition on pg_stat_activity; none while it is down."""
