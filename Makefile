@@ -57,13 +57,13 @@ demo: ## see it work, from nothing: dependencies, a throwaway cluster, requests,
 	@$(MAKE) --no-print-directory run-demo
 
 psql: ## a sandbox to play in: a throwaway cluster, a worker, an echo server, and psql
-	@tools/deps run demo
+	@tools/deps run
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-psql
 
 ##@ Prove
 
-test: ## run everything: verify, lint, pg_regress, isolation specs, pytest
+test: ## run everything: verify, lint, pg_regress, isolation specs, pytest; about 20 minutes
 	@tools/deps run demo test
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-test
@@ -87,11 +87,12 @@ mutants: ## break the product on purpose, and see that the tests notice: make mu
 	@$(VENV)/bin/python tools/mutants.py $(NAMES)
 
 lint: $(VENV)/stamp ## ruff, mypy, pgspot, shellcheck
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	tools/spot $(SCRIPT)
-	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS); fi
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@tools/spot $(SCRIPT)
+	@if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS) && echo "shellcheck: $(SHELL_SCRIPTS)"; \
+	  else echo "shellcheck is not installed: left out"; fi
 
 verify: ## check that what is generated or said twice agrees, and that forbidden words are not there
 	@tools/verify
@@ -126,7 +127,7 @@ clean-here:
 	rm -rf build results regression.diffs regression.out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-SHELL_SCRIPTS = $(shell grep -lE '^\#!/bin/(ba)?sh' tools/* .ci/run)
+SHELL_SCRIPTS = $(shell grep -lE -d skip '^\#!/bin/(ba)?sh' tools/* .ci/run)
 
 # The time stamp of a part says nothing after a checkout: the script is only written when its content changes.
 $(SCRIPT): $(PARTS) tools/join
@@ -167,10 +168,12 @@ build/regress build/isolation:
 	mkdir -p $@
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv --system-site-packages $(VENV)
+	@echo "making $(VENV), for the tools of the tests"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
 
 $(VENV)/stamp: tests/requirements.txt | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
+	@echo "installing $$(grep -c '^[^#]' $<) packages into $(VENV) by pip: half a minute or so, without a word"
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
 	@touch $@
 
 run-demo: need-python
@@ -180,7 +183,7 @@ run-psql: need-python
 	@$(CLUSTER) --worker --echo-server --allow loopback psql
 
 run-regress: need-python
-	@$(CLUSTER) --bare $(MAKE) --no-print-directory installcheck || \
+	@$(CLUSTER) --bare $(MAKE) --no-print-directory --silent installcheck || \
 	  { cat build/regress/regression.diffs 2>/dev/null; exit 1; }
 
 # Sessions step by step against each other, in a throwaway cluster that can prepare transactions; its environment names it.
@@ -196,20 +199,8 @@ isolation-specs:
 	  $(if $(findstring --expecteddir,$(shell $(isolation_regress) --help)),--expecteddir=tests/isolation) \
 	  --use-existing --dbname=$$PGDATABASE $(SPECS)
 
-# What mostly waits, for the next minute of a schedule or for a standby, waits beside the others.
-BESIDE = tests/test_copies.py tests/test_cron.py tests/test_retries.py
-
-# pytest comes last, whatever failed before it: its closing lines end the output of a good run.
 run-test: $(VENV)/stamp
-	@mkdir -p build; failed=; \
-	for part in verify lint run-regress run-isolation; do \
-	  $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; \
-	done; \
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) -p no:cacheprovider $(BESIDE) >build/beside.log 2>&1 & beside=$$!; \
-	$(VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(addprefix --ignore=,$(BESIDE)) || failed="$$failed pytest"; \
-	wait $$beside || { cat build/beside.log; failed="$$failed pytest (beside)"; }; \
-	echo "beside these:"; tail -n 1 build/beside.log; \
-	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+	@MAKE="$(MAKE)" PYTEST_OPTIONS="$(PYTEST_OPTIONS)" tools/run-test
 
 CASES ?= 100000
 run-fuzz: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
