@@ -25,10 +25,11 @@ from pgnet.secret import Mask, sensitive, within
 from pgnet.wire_error import WireError
 
 # Ten times the input; what is linear needs ten times the time, what is quadratic a hundred.
-MOST = 25.0
+MOST = 35.0
 URL = "http://localhost/"
 PREFIX = "https://h.example/v1/"
-SECRET = Secret("s", "sk_live_0123456789abcdef", PREFIX, None)
+VALUE = "sk_live_0123456789abcdef"
+KEYS = {"s": Secret("s", VALUE, PREFIX, None)}
 
 
 def headers(value: object) -> Callable[[], object]:
@@ -106,6 +107,11 @@ def rules(count: int) -> Callable[[], object]:
     return check
 
 
+def escaped(count: int) -> str:
+    """Escapes one within another, and white space, and nearly the value."""
+    return "%2525&amp;amp;#9;\\\\\\u0073 k_live%5F\\n0=31\r\n" * count
+
+
 CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
     "header values": (lambda n: headers({"X-A": ["v"] * n}), 3_000),
     "header names": (lambda n: headers({f"x{i}": "v" for i in range(n)}), 3_000),
@@ -141,7 +147,7 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
         3_000,
     ),
     "a request whose headers name a secret": (
-        lambda n: lambda: assemble(claim(PREFIX + "x" * n, references(n)), {"s": SECRET}, None),
+        lambda n: lambda: assemble(claim(PREFIX + "x" * 20 * n, references(n)), KEYS, None),
         500,
     ),
     "the secrets that a row names": (
@@ -155,6 +161,17 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
     "a length of zeros": (lambda n: lambda: message.framing([("Content-Length", "0" * n)]), 20_000),
     "repeated fields": (lambda n: lambda: message.combine_headers([("X", "v" * 20)] * n), 4_000),
     "header lines": (lambda n: lambda: message.encode_headers([("X-A", "v")] * n), 3_000),
+    "an answer to be masked": (lambda n: masked(VALUE, '{"a": "b", "c": "\\u00e9"}\n' * n), 3_000),
+    "an answer of escapes": (lambda n: masked(VALUE, escaped(n)), 500),
+    "an answer of backslashes": (lambda n: masked(VALUE, "\\" * n + "u0073"), 20_000),
+    "an answer of zeros": (lambda n: masked(VALUE, "&#" + "0" * n), 20_000),
+    "an answer of percent signs": (lambda n: masked(VALUE, "%25" * n + "73"), 9_000),
+    "an answer of the secret": (lambda n: masked(VALUE, VALUE * n), 300),
+    "an answer of the secret in escapes": (
+        lambda n: masked(VALUE, VALUE.replace("k", "%6b") * n),
+        300,
+    ),
+    "an answer of the secret in lines": (lambda n: masked(VALUE, "\n".join(VALUE) * n), 100),
     "settings of hosts": (hosts, 300),
     "egress rules": (rules, 300),
 }  # fmt: skip

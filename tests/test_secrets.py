@@ -1422,6 +1422,28 @@ def test_a_redirect_that_repeats_it(scene: Scene, to: str) -> None:
         assert scene.foreign.received == []
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        f"sk_{CANARY}".replace("y", "%79"),
+        f"sk_{CANARY}".replace("C", "%2543"),
+        f"sk_{CANARY}".replace("C", "%5Cu0043"),
+        f"sk_{CANARY}".replace("C", "%26%2367%3B"),
+        f"SK_{CANARY.lower()}",
+        "%0A".join(f"sk_{CANARY}"),
+        base64.b64encode(f"sk_{CANARY}".encode()).decode().replace("=", "").swapcase(),
+        "%20".join(f"sk_{CANARY}".encode().hex()),
+    ],
+)
+def test_a_redirect_that_repeats_it_in_another_form(scene: Scene, form: str) -> None:
+    name = scene.secret(f"sk_{CANARY}")
+    scene.home.to = f"{scene.foreign.url}/v1/json?x={form}"
+    row = scene.ask(f"{scene.home.url}/v1/to/302", {"A": {"secret": name}})
+    assert "repeats a secret" in row["error_msg"]
+    assert scene.foreign.received == []
+    assert form not in str(row)
+
+
 def test_a_redirect_that_repeats_it_within_the_prefix(scene: Scene) -> None:
     """There it belongs."""
     scene.home.to = f"{scene.home.url}/v1/x"

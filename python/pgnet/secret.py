@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bisect
 import errno
 import functools
-import html
+import html.entities
 import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from urllib.parse import parse_qsl, unquote, unquote_to_bytes
 
 from pgnet.request import InvalidRequest, canonical_url, split_secret_url
@@ -32,6 +33,12 @@ MAX_LENGTH = 65_536
 MASK = "***"
 # Steps that the search through one text may take: a second or two.
 _MOST_STEPS = 1_000_000
+# Escapes that are undone in one text, which takes about as long.
+_MOST_ESCAPES = 3_000_000
+# So often may one escape stand within another.
+_MOST_ROUNDS = 8
+# Parts of a URL that are looked for by themselves: each costs a search through every answer.
+_MOST_PARTS = 50
 # How often a segment of a path may be percent-encoded.
 _LAYERS = 5
 
@@ -124,7 +131,7 @@ def _segments(url: str) -> list[str]:
 def _is_plain(segment: str) -> bool:
     """Whether every server takes this for one segment of a path that leads downwards."""
     if "%" not in segment:
-        return segment.partition(";")[0] not in (".", "..")
+        return not _leads_elsewhere(segment)
     text, decoded = "", segment
     for _layer in range(_LAYERS):
         if decoded == text:
@@ -140,8 +147,16 @@ def _is_plain(segment: str) -> bool:
     text = unicodedata.normalize("NFKC", text)
     if re.search(r"[/\\]|%[uU]|[\x00-\x1f\x7f-\x9f\u2028\u2029]", text):
         return False
-    printed = "".join([c for c in text if c.isprintable() and c != " "])
-    return printed.partition(";")[0] not in (".", "..")
+    return not _leads_elsewhere("".join([c for c in text if c.isprintable() and c != " "]))
+
+
+def _leads_elsewhere(segment: str) -> bool:
+    """Whether a server may take a segment for a dot segment.
+
+    Some cut it at a semicolon, others at whatever they cannot read: nothing that begins with two
+    dots is worth the risk.
+    """
+    return segment.startswith("..") or segment.partition(";")[0] == "."
 
 
 # --- How it gets into a request -------------------------------------------------------------------
@@ -341,7 +356,8 @@ def sensitive(value: str, prefix: str | None) -> list[str]:
     credentials = _credentials(value)
     if credentials:
         parts |= {credentials, credentials.partition(":")[2]}
-    return sorted(part for part in parts if part == value or len(part) >= MIN_LENGTH)
+    parts = {part for part in parts - {value} if len(part) >= MIN_LENGTH}
+    return sorted([value, *sorted(parts, key=len)[-_MOST_PARTS:]])
 
 
 def _behind_prefix(url: str, prefix: str) -> str:
@@ -364,27 +380,58 @@ class Mask:
     """Replaces values wherever they occur in what a server sent, in each of their usual forms.
 
     As they are; percent-encoded, once or more often; escaped as in JSON, and JSON in JSON; escaped
-    as in HTML; in base64, alone or within other text; in hexadecimal; in UTF-16. What a server
-    turns into anything else (encrypted, reversed, in pieces) is not found. A text that is made to
-    keep the search busy is replaced as a whole.
+    as in HTML; in base64, alone or within other text; in hexadecimal; in UTF-16. Then again in what
+    is left when every escape is undone and white space is taken out, in upper and lower case: so
+    they are found where single characters are escaped, each in another way, and broken into lines.
+    What a server turns into anything else (encrypted, reversed, in pieces) is not found. A text
+    that is made to keep the search busy is replaced as a whole.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_bare", "_values")
 
     def __init__(self, values: Iterable[str]) -> None:
         found = {value for value in values if value}
         # Many servers take the UTF-8 of a header for Latin-1 before they do anything with it.
         found |= {value.encode().decode("latin-1") for value in found if not value.isascii()}
         self._values = [_Masked(value) for value in found]
+        self._bare: dict[str, bytes] | None = None
 
     def text(self, text: str) -> str:
         """Return the text with *** in place of the values."""
         search = _Search(text)
         try:
             spans = [span for value in self._values for span in value.spans(search)]
+            text = _cut(text, spans) if spans else text
+            return self._bare_text(text) if len(text) >= MIN_LENGTH else text
         except _TooMuch:
             return MASK
-        return _cut(text, spans) if spans else text
+
+    def _bare_text(self, text: str) -> str:
+        """Return the text with *** in place of what is a value when all escapes are undone."""
+        if self._bare is None:
+            forms = {bare for value in self._values for bare in value.bare_forms()}
+            self._bare = {form: _anchor(form).encode("latin-1") for form in forms}
+        encoded = text.encode("utf-8", "surrogatepass")
+        if not self._bare or not _is_suspicious(encoded, self._bare):
+            return text
+        # As bytes, whose lower case is as long.
+        plain: bool = text.isascii()
+        data = text if plain else encoded.decode("latin-1")
+        masked = data
+        for quoted_printable in (False, True):
+            if quoted_printable and _QUOTED_PRINTABLE.search(masked) is None:
+                break
+            bare = _bare(masked, quoted_printable)
+            found = [form for form in self._bare if form in bare]
+            if not found:
+                continue
+            masked = _cut(masked, _bare_spans(masked, found, quoted_printable))
+            bare = _bare(masked, quoted_printable)
+            if any(form in bare for form in found):
+                return MASK
+        if masked is data:
+            return text
+        return masked if plain else masked.encode("latin-1").decode("utf-8", "replace")
 
     def bytes(self, data: bytes) -> bytes:
         """Return the bytes with *** in place of the values, in UTF-8, Latin-1 or UTF-16."""
@@ -446,10 +493,18 @@ class _Masked:
 
     def __init__(self, value: str) -> None:
         self._value = value
-        self._anchor = max(re.findall(r"[A-Za-z0-9]*", value), key=len)
+        self._anchor = _anchor(value)
         # What is shorter may be part of anything.
         self._whole = {form for form in _whole_forms(value) if len(form) >= MIN_LENGTH}
         self._pieces: tuple[list[_Piece], list[_Piece]] | None = None
+
+    def bare_forms(self) -> Iterator[str]:
+        """The value as it stands in a text whose escapes are undone."""
+        data = self._value.encode("utf-8", "surrogatepass").decode("latin-1")
+        for form in (data, *_base64_forms(self._value), self._value.encode().hex()):
+            bare = _bare(form, False)
+            if len(bare) >= MIN_LENGTH:
+                yield bare
 
     def spans(self, search: _Search) -> Iterator[tuple[int, int]]:
         """Where the value stands in a text; spans may overlap."""
@@ -489,15 +544,16 @@ class _Masked:
         return min(starts), max(ends)
 
 
+def _anchor(value: str) -> str:
+    """The longest run of letters and digits."""
+    runs: list[str] = re.findall(r"[A-Za-z0-9]*", value)
+    return max(runs, key=len)
+
+
 def _whole_forms(value: str) -> Iterator[str]:
     """The forms in which each character is written in the same way, or none for itself."""
     data = value.encode("utf-8", "surrogatepass")
-    for alphabet in (None, b"-_"):
-        yield base64.b64encode(data, alphabet).decode().rstrip("=")
-        # Within other text: what its neighbours have no part in.
-        for offset in range(3):
-            encoded = base64.b64encode(bytes(offset) + data, alphabet).decode()
-            yield encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6]
+    yield from _base64_forms(value)
     for digits in (data.hex(), data.hex().upper()):
         pairs = re.findall("..", digits)
         yield digits
@@ -509,6 +565,16 @@ def _whole_forms(value: str) -> Iterator[str]:
     yield "".join([f"&#{ord(character)};" for character in value])
     for encoding in ("utf-16-le", "utf-16-be"):
         yield value.encode(encoding, "surrogatepass").decode("latin-1")
+
+
+def _base64_forms(value: str) -> Iterator[str]:
+    data = value.encode("utf-8", "surrogatepass")
+    for alphabet in (None, b"-_"):
+        yield base64.b64encode(data, alphabet).decode().rstrip("=")
+        # Within other text: what its neighbours have no part in.
+        for offset in range(3):
+            encoded = base64.b64encode(bytes(offset) + data, alphabet).decode()
+            yield encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6]
 
 
 # What encoders leave as it is.
@@ -601,3 +667,191 @@ def _character_forms(character: str) -> Iterator[str]:
 
 
 _ENTITIES = {"'": "apos;", "\xa0": "nbsp;"}
+
+
+# --- A text without its escapes -------------------------------------------------------------------
+
+# Of ASCII only: what is beyond is found in its usual forms. A run of backslashes is one by then.
+_ESCAPE = re.compile(
+    r"%(?:25)*(?:[uU]00)?([2-7][0-9A-Fa-f]|0[0-9A-Da-d])"
+    r"|\\(?:[uU](?:0000)?00|[uU]\{0{0,6}|[xX]\{?)([2-7][0-9A-Fa-f]|0[0-9A-Da-d])\}?"
+    r"|\\([01][0-7][0-7])"
+    r"|\\([^0-9A-Za-z])"
+    r"|\\[bfnrtv]"
+    r"|&(?:amp;)*#0{0,9}([1-9][0-9]{1,2})(?![0-9]);?"
+    r"|&(?:amp;)*#[xX]0{0,9}([1-9A-Fa-f]|[2-7][0-9A-Fa-f])(?![0-9A-Fa-f]);?"
+    r"|&(?:amp;)*([A-Za-z]{2,10});"
+)
+# What there is in a text where a letter or digit is escaped, or white space or what begins an
+# escape. Few texts have any of it.
+_ALNUM = rb"(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa])"
+_HINT = re.compile(
+    rb"[%\\#&](?:"
+    rb"(?<=%)(?:25)*(?:(?:[uU]00)?" + _ALNUM + rb"|0[9ADad]|5[Cc](?:[uU]00|[xX])|23[0-9xX])"
+    rb"|(?<=\\)(?:[uU](?:0000)?00|[uU]\{0{0,6}|[xX]\{?)(?:" + _ALNUM + rb"|2[35]|5[Cc]|0[9ADad])"
+    rb"|(?<=\\)[01][0-7][0-7]"
+    rb"|(?<=#)0{0,9}(?:9|1[03]|3[57]|4[89]|5[0-7]|6[5-9]|[78][0-9]|9[0257-9]|1[01][0-9]|12[0-2])"
+    rb"(?![0-9])"
+    rb"|(?<=#)[xX]0{0,9}(?:" + _ALNUM + rb"|2[35]|5[Cc]|[9ADad])(?![0-9A-Fa-f])"
+    rb"|(?<=&)(?:amp;)*(?:percnt|bsol|num|nbsp|Tab|NewLine);)"
+)
+_QUOTED_ALNUM = re.compile(rb"=(?:[ \t]*(?:\\r|\r)?(?:\\n|\n)|3[0-9]|[46][1-9A-F]|[57][0-9A])")
+_LOWER = bytes(range(256)).lower()
+_BACKSLASHES = re.compile(r"\\{2,}")
+# str.split takes the same for white space.
+_SPACES = re.compile(r"\s+")
+_NULS = re.compile(r"\0+")
+_QUOTED_PRINTABLE = re.compile(r"=(?:[ \t]*(?:\\r|\r)?(?:\\n|\n)|([2-7][0-9A-F]))")
+
+
+def _is_suspicious(data: bytes, forms: Mapping[str, bytes]) -> bool:
+    """Whether a bare text may have one of the forms, told soon for most texts.
+
+    forms: and the longest run of letters and digits of each. Where none of these is escaped, it
+    stands there when white space is taken out.
+    """
+    data = data.replace(b"\0", b"")  # as in UTF-16
+    if _HINT.search(data) is not None or _has_any(data, forms.values()):
+        return True
+    if _QUOTED_ALNUM.search(data) is None:
+        return False
+    unquoted = _QUOTED_ALNUM.sub(lambda found: _unquoted_bytes(found[0]), data)
+    return _has_any(unquoted, forms.values())
+
+
+def _has_any(data: bytes, anchors: Iterable[bytes]) -> bool:
+    if b"\\" in data:
+        data = data.replace(b"\\n", b"").replace(b"\\r", b"").replace(b"\\t", b"")
+    if b"%20" in data:
+        data = data.replace(b"%20", b"")
+    data = data.translate(_LOWER, b" \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\\")
+    return any(anchor in data for anchor in anchors)
+
+
+def _unquoted_bytes(found: bytes) -> bytes:
+    return bytes([int(found[1:], 16)]) if found[1:2].isdigit() else b""
+
+
+def _bare(text: str, quoted_printable: bool) -> str:
+    """Return a text of bytes with its escapes undone, without white space, in lower case.
+
+    Raises _TooMuch.
+    """
+    text = text.replace("\0", "")
+    if quoted_printable:
+        text = _QUOTED_PRINTABLE.sub(_unquoted, text)
+    left = _MOST_ESCAPES
+    for _round in range(_MOST_ROUNDS):
+        before = text
+        if "\\\\" in text:
+            text = _BACKSLASHES.sub(r"\\", text)
+        text, count = _ESCAPE.subn(_undone, text)
+        left -= count
+        if left < 0:
+            raise _TooMuch
+        text = "".join(text.split())
+        if text == before:
+            break
+    return text.lower()
+
+
+def _bare_spans(text: str, forms: Iterable[str], quoted_printable: bool) -> list[tuple[int, int]]:
+    """Where the forms, which its bare text has, stand in a text.
+
+    The same steps again, and each remembers where its characters come from.
+
+    Raises _TooMuch.
+    """
+    views = [_View(text)]
+    views.append(views[0].without(_NULS, lambda _run: ""))
+    if quoted_printable:
+        views.append(views[-1].without(_QUOTED_PRINTABLE, _unquoted))
+    for _round in range(_MOST_ROUNDS):
+        before = views[-1].text
+        views.append(views[-1].without(_BACKSLASHES, lambda _run: "\\"))
+        views.append(views[-1].without(_ESCAPE, _undone))
+        views.append(views[-1].without(_SPACES, lambda _run: ""))
+        if views[-1].text == before:
+            break
+    search = _Search(views[-1].text.lower())
+    spans = [(at, at + len(form)) for form in forms for at in search.places(form)]
+    for view in reversed(views[1:]):
+        spans = [(view.begin(start), view.end(stop)) for start, stop in spans]
+    return spans
+
+
+class _View:
+    """A text in which something was replaced, and where its characters were before.
+
+    text: as it is now.
+    """
+
+    __slots__ = ("_ends", "_places", "_sources", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        # Behind each replacement: its place now, and before; and where the long ones ended.
+        self._places = [0]
+        self._sources = [0]
+        self._ends: dict[int, int] = {}
+
+    def without(self, pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str]) -> _View:
+        """Return the view with everything replaced that a pattern matches."""
+        pieces, end, length = [], 0, 0
+        view = _View("")
+        for found in pattern.finditer(self.text):
+            start, stop = found.span()
+            new = replace(found)
+            pieces += [self.text[end:start], new]
+            length += start - end + len(new)
+            end = stop
+            view._places.append(length)
+            view._sources.append(stop)
+            if new:
+                view._ends[start] = stop
+            if len(pieces) > 2 * _MOST_ESCAPES:
+                raise _TooMuch
+        view.text = "".join([*pieces, self.text[end:]])
+        return view
+
+    def begin(self, place: int) -> int:
+        """Where the character at a place began before."""
+        at = bisect.bisect_right(self._places, place) - 1
+        return self._sources[at] + place - self._places[at]
+
+    def end(self, place: int) -> int:
+        """Where the character before a place ended before."""
+        last = self.begin(place - 1)
+        return self._ends.get(last, last + 1)
+
+
+def _undone(escape: re.Match[str]) -> str:
+    return _character(escape[0])
+
+
+def _unquoted(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _character(escape: str) -> str:
+    """What an escape stands for; nothing for white space."""
+    found = _ESCAPE.fullmatch(escape)
+    assert found is not None
+    percent, code, octal, itself, decimal, hexadecimal, name = found.groups()
+    if itself is not None:
+        return itself
+    if name is not None:
+        return _NAMED.get(name, escape)
+    digits = percent or code or hexadecimal
+    number = int(digits, 16) if digits else int(octal, 8) if octal else int(decimal or 0)
+    if number <= 0x20:
+        return ""
+    return chr(number) if number < 0x7F else escape
+
+
+_NAMED = {
+    name.removesuffix(";"): character
+    for name, character in html.entities.html5.items()
+    if name.endswith(";") and len(character) == 1 and "!" <= character <= "~"
+} | {"nbsp": "", "Tab": "", "NewLine": ""}
