@@ -30,6 +30,16 @@ class ResolveError(Exception):
 
 Found = Callable[[tuple[str, ...], ResolveError | None], None]
 
+# RFC 6761, section 6.3: what these names mean is no matter of name servers, nor of /etc/hosts,
+# which on many machines has one of the two families only.
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
+def is_localhost(host: str) -> bool:
+    """Whether a name, in lower case, is localhost or below it."""
+    name = host.rstrip(".")
+    return name == "localhost" or name.endswith(".localhost")
+
 
 class Lookup:
     """Somebody who waits for a name; `cancel()` makes them stop waiting."""
@@ -106,6 +116,8 @@ class Resolver:
         literal = literal_address(host)
         if literal is not None:
             return (literal,)
+        if is_localhost(host):
+            return _LOOPBACK
         entry = self._cache.get(host)
         if entry is None:
             return None
@@ -116,7 +128,7 @@ class Resolver:
 
     def good_until(self, host: str) -> float:
         """Until when (time.monotonic) the cached addresses of `host` may be used."""
-        if literal_address(host) is not None:
+        if literal_address(host) is not None or is_localhost(host):
             return time.monotonic() + self._max_age
         entry = self._cache.get(host)
         return entry[0] if entry is not None else 0.0

@@ -322,7 +322,7 @@ def assert_timed_out(answer: Answer, milliseconds: int) -> tuple[float, ...]:
     limit, total, *parts = (float(text) for text in match.groups())
     assert limit == milliseconds
     assert milliseconds - 5 <= total <= milliseconds + 250
-    assert sum(parts) == pytest.approx(total, abs=0.01)
+    assert sum(parts) == pytest.approx(total, abs=2)
     return tuple(parts)
 
 

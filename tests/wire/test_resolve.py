@@ -101,3 +101,13 @@ def test_etc_hosts_is_read(name_server: NameServer) -> None:
     assert "127.0.0.1" in look_up(resolver, "localhost")
     assert name_server.asked == []
     resolver.close()
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost.", "a.localhost", "a.b.localhost."])
+def test_localhost_is_this_host_whatever_name_servers_say(name: str) -> None:
+    """RFC 6761, 6.3: both families, and nobody is asked."""
+    resolver = Resolver(servers=["127.0.0.1"], port=1)
+    assert resolver.cached(name) == ("127.0.0.1", "::1")
+    assert resolver.good_until(name) > time.monotonic()
+    assert resolver.cached("localhost.example") is None
+    resolver.close()
