@@ -1394,7 +1394,7 @@ create table net.http_request_queue (
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
 comment on table net.http_request_queue is
-    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees and may delete its own.';
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
@@ -1421,7 +1421,7 @@ create index http_request_queue_waits on net.http_request_queue (waits_since) wh
 -- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.retry_of
     from net.http_request_queue q
     where false;
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
@@ -1448,11 +1448,12 @@ create policy delete_own_requests on net.http_request_queue for delete
 create policy insert_own_requests on net.http_request_queue for insert
     with check (
         requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
-        and due is null and waits_since is null and origin is null and retry_of is null
+        and due is null and waits_since is null and origin is null
         and net._was_numbered_here(id));
 
 create view net._queue with (security_invoker) as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
+        net._host(q.url) collate "C" as host
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
@@ -1546,7 +1547,7 @@ create table net._http_response (
     autovacuum_vacuum_insert_scale_factor = 0.2
 );
 comment on table net._http_response is
-    'One row for each request that has ended, kept for the setting ttl. A role sees and may delete those of its own requests.';
+    'One row for each request that has ended, kept for the setting ttl. A role sees those of its own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
 comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
 comment on column net._http_response.content_type is 'The Content-Type as sent; NULL where there was none.';
@@ -1597,15 +1598,47 @@ create table net.failed (
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,
-    error_msg text
+    error_msg text,
+    idempotency_key text
 );
 comment on table net.failed is
-    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
+    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
+comment on column net.failed.idempotency_key is
+    'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method needs none.';
 create index failed_failed on net.failed (failed);
 create policy own_failures on net.failed for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy delete_own_failures on net.failed for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
+
+-- What is to be done with a request. The calling role inserts the row itself, with its own rights, and a worker does it later, in
+-- the worker's session: so nothing runs with the owner's rights in the session of whoever calls net.cancel. INSERT and SELECT
+-- are all that PUBLIC has, here as on the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table.
+-- The key begins with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
+create table net.mark (
+    request_id bigint not null,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    action text not null constraint mark_action check (action operator(pg_catalog.=) any (array['cancel', 'forget', 'retry'])),
+    marked timestamptz not null default pg_catalog.now(),
+    retry_at timestamptz,
+    done boolean not null default false,
+    primary key (requested_by, request_id, action)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+comment on table net.mark is
+    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts only for a request of the role that stands in it. A role sees its own, and inserts them by these functions.';
+comment on column net.mark.request_id is 'The request''s id.';
+comment on column net.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
+comment on column net.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in net.failed.';
+comment on column net.mark.marked is 'When the transaction that marked it began.';
+comment on column net.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+comment on column net.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
+create index mark_done on net.mark (request_id) where done;
+create policy own_marks on net.mark for select
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy insert_own_marks on net.mark for insert
+    with check (requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done);
 
 -- ======== extension/35_copies.sql ========
 
@@ -2610,11 +2643,12 @@ begin
     if state in ('failed', 'unknown') then
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, error_msg)
+            retry_of, state, attempts, error_msg, idempotency_key)
         values (
             request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
             request.requested_by, request.created, request.priority, request.context, request.options,
-            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg);
+            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
+            net._idempotency_key(request.id, request.created, request.method, request.options));
     end if;
 end
 $$;
@@ -2841,6 +2875,9 @@ begin
             from net._queue q
             where q.host = h.name
                 and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from net.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
             order by q.priority, q.id
             limit quota
             for update of q skip locked
@@ -2857,6 +2894,9 @@ begin
             from net.http_request_queue q
             where alone and q.id = any (suspects)
                 and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from net.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
             for update of q skip locked
         ) l
     ), bounded as (
@@ -2956,10 +2996,11 @@ begin
     ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, status_code, error_msg
+            retry_of, state, attempts, status_code, error_msg, idempotency_key
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
+            net._idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
         where h.locked and h.state in ('failed', 'unknown', 'cancelled')
     ), recorded as (
@@ -3058,7 +3099,7 @@ create function net._release(
     set jit = off
 as $$
 declare
-    -- What somebody cancels just now is none of the worker's any more.
+    -- What is being cancelled just now is no longer the worker's.
     held bigint[] := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
@@ -3247,7 +3288,8 @@ create function net._tend(
     holding bigint[] default null
 )
     -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
-    -- something waits to be attempted alone, and next_look: after how many seconds to come again
+    -- something waits to be attempted alone, which requests of those that it holds are no longer the worker's (dropped), and
+    -- next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -3261,6 +3303,7 @@ declare
     next_rescue double precision;
     next_expiry double precision;
     next_due double precision;
+    next_mark double precision;
     quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
@@ -3286,6 +3329,7 @@ begin
             'The worker lost track of it.', 'lost');
     end if;
     next_rescue := net._rescue();
+    next_mark := net._act_on_marks();
     next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
@@ -3313,7 +3357,7 @@ begin
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_expiry, next_rescue, next_due, greatest(1, extract(epoch from least(
+        'next_look', least(next_look, next_expiry, next_rescue, next_mark, next_due, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
@@ -3327,6 +3371,7 @@ begin
         'policies', net._retry_policies(),
         'mode', net._mode(),
         'quarantined', quarantined,
+        'dropped', to_jsonb(net._dropped(worker_id, holding)),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),
@@ -3342,7 +3387,7 @@ begin
 end
 $$;
 comment on function net._tend(bigint, bigint[]) is
-    'What a worker does each time it looks: says what it holds, rescues, expires; gives its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
+    'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[], text, text),
@@ -3353,27 +3398,250 @@ revoke all on function
     net._tend(bigint, bigint[])
 from public;
 
+-- ======== extension/55_marks.sql ========
+
+-- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves nothing, one that was sent again is no
+-- longer a failure. It happens in a worker's session: the caller has only inserted a row.
+
+-- What is known of a cancelled request.
+create function net._cancellation(in_flight boolean, attempts integer)
+    returns text language sql immutable parallel safe
+as $$
+    select case when in_flight then 'The request was cancelled while it was in flight: it may have been received.'
+        when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
+        else 'The request was cancelled before it was sent.' end
+$$;
+comment on function net._cancellation(boolean, integer) is 'The error message of a cancelled request.';
+
+-- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
+-- role's request finds nothing: both the id and the role are looked for, each time.
+create function net._carry_out(marks net.mark[])
+    -- how many requests in flight were taken from their workers
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    taken bigint;
+begin
+    with marked as materialized (
+        select m.request_id, m.requested_by, m.action, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
+            c.attempt as in_flight,
+            (select count(*)::integer from net.attempt a where a.request_id = q.id) as attempts,
+            r.id as response_id, f.id as failed_id,
+            -- What is seen and could not be locked is somebody else's at this moment.
+            (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
+                and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
+        from unnest(marks) m
+        left join lateral (
+            select q.* from net.http_request_queue q
+            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
+            for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q
+            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
+        ) v on true
+        left join lateral (
+            select c.attempt from net.claim c where c.id = q.id for update of c skip locked
+        ) c on true
+        left join lateral (
+            select true as seen from net.claim c where c.id = q.id
+        ) d on true
+        left join lateral (
+            select r.id from net._http_response r
+            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget'
+            for update of r skip locked
+        ) r on true
+        left join lateral (
+            select true as seen from net._http_response r
+            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget'
+        ) s on true
+        left join lateral (
+            select f.id from net.failed f
+            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
+            for update of f skip locked
+        ) f on true
+        left join lateral (
+            select true as seen from net.failed f
+            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
+        ) g on true
+    ), dequeued as (
+        delete from net.http_request_queue q
+        where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
+    ), unclaimed as (
+        delete from net.claim c
+        where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select m.request_id, 'cancelled', false, net._cancellation(m.in_flight is not null, m.attempts),
+            coalesce(m.in_flight, m.attempts), m.context, m.method, m.url, m.requested_by, m.created, m.retry_of
+        from marked m
+        where m.free and m.locked and m.action = 'cancel'
+            and not exists (
+                select from net.mark f
+                where f.requested_by = m.requested_by and f.request_id = m.request_id and f.action = 'forget' offset 0)
+    ), forgotten as (
+        delete from net._http_response r
+        where r.id = any (array(select m.response_id from marked m where m.free and m.response_id is not null))
+    ), failures as (
+        delete from net.failed f
+        where f.id = any (array(select m.failed_id from marked m where m.free and m.failed_id is not null))
+    ), attempts as (
+        delete from net.attempt a using marked m
+        where m.free and m.action = 'forget' and a.request_id = m.request_id and a.requested_by = m.requested_by
+    ), unmarked as (
+        delete from net.mark k using marked m
+        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
+            and m.action <> 'retry'
+    ), kept as (
+        update net.mark k set done = true
+        from marked m
+        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
+            and m.action = 'retry'
+    )
+    select count(*) into taken from marked m where m.free and m.in_flight is not null;
+    return taken;
+end
+$$;
+comment on function net._carry_out(net.mark[]) is
+    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
+
+-- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later.
+create function net._carry_out_each(marks net.mark[])
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    size integer := cardinality(marks);
+begin
+    return net._carry_out(marks);
+exception
+    when transaction_rollback or insufficient_resources or operator_intervention or system_error
+        or object_not_in_prerequisite_state or read_only_sql_transaction then
+        raise;
+    when others then
+        if size > 1 then
+            return net._carry_out_each(marks[:size / 2]) + net._carry_out_each(marks[size / 2 + 1:]);
+        end if;
+        update net.mark m set retry_at = clock_timestamp() + interval '1 minute'
+        where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
+        raise warning using
+            message = format('the %s of request %s cannot be carried out: %s', marks[1].action, marks[1].request_id, sqlerrm),
+            hint = 'Is there a trigger or a constraint on net._http_response or net.failed? The worker tries again in a minute.';
+        return 0;
+end
+$$;
+comment on function net._carry_out_each(net.mark[]) is
+    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later.';
+
+create function net._act_on_marks()
+    -- the seconds until more is to be done; NULL where no mark is left
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    -- Of each role: roles take turns, however many marks one of them makes.
+    most integer := 1000;
+    marks net.mark[];
+begin
+    if not exists (select from net.mark m) then
+        return null;
+    end if;
+    -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
+    delete from net.mark m
+    where (m.requested_by, m.request_id, m.action) in (
+        select d.requested_by, d.request_id, d.action from net.mark d
+        where d.done and age(d.xmin) > (select coalesce(max(age(a.backend_xmin)), 0) from pg_stat_get_activity(null) a)
+        order by d.request_id limit 5000 for update skip locked);
+    with recursive roles (role) as (
+        (select m.requested_by from net.mark m order by m.requested_by limit 1)
+        union all
+        select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+        from roles r where r.role is not null
+    )
+    select array_agg(t.m) into marks
+    from roles r
+    cross join lateral (
+        select m from net.mark m
+        where m.requested_by = r.role and not m.done and coalesce(m.retry_at, '-infinity') <= present
+        order by m.request_id limit most for update skip locked
+    ) t;
+    if net._carry_out_each(marks) > 0 and exists (
+        select from net.worker w where w.ended is null and w.pid <> pg_backend_pid())
+    then
+        -- The worker that has them in flight learns it when it looks.
+        perform net._signal_workers('reload');
+    end if;
+    if cardinality(marks) >= most then
+        return 0;
+    end if;
+    return (
+        select greatest(extract(epoch from min(coalesce(m.retry_at, present)) - present), 0.1)
+        from net.mark m where not m.done
+        having count(*) > 0);
+end
+$$;
+comment on function net._act_on_marks() is
+    'Cancels and forgets what is marked so, and takes out of net.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+
+create function net._dropped(worker_id bigint, holding bigint[])
+    returns bigint[]
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+as $$
+    select array(
+        select h.id from unnest(holding) h (id)
+        where not exists (select from net.claim c where c.id = h.id and c.worker = worker_id offset 0)
+            or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
+$$;
+comment on function net._dropped(bigint, bigint[]) is
+    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';
+
 -- ======== extension/60_outcome.sql ========
 
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
 -- The state of a request that has not ended.
-create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
+create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
     -- Each a constant of the type: to cast text to it would be stable only.
-    select case when claimed then 'in_flight'::net.request_state when due is null then 'ready'::net.request_state
+    select case when claimed then 'in_flight'::net.request_state when cancelled then 'cancelled'::net.request_state
+        when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
-comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
+comment on function net._waiting_state(integer, boolean, timestamptz, boolean) is
+    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
-        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due) as state,
-        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code, a.error_msg,
+        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
+        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
-        case when c.id is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
-        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        q.created as requested, case when c.id is null then k.marked end as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
         q.retry_of
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
@@ -3384,30 +3652,53 @@ create view net.requests with (security_invoker) as
         select t.attempt, t.status_code, t.error_msg from net.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
+    left join lateral (
+        select k.marked from net.mark k
+        where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
+            and k.action operator(pg_catalog.=) 'cancel' offset 0
+    ) k on true
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) q.requested_by and m.request_id operator(pg_catalog.=) q.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
         r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
-    from net._http_response r;
+    from net._http_response r
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
     'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
 grant select on net.requests to public;
 
 create view net.attempts with (security_invoker) as
-    select a.request_id, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out, a.error_msg, a.retry_in
-    from net.attempt a
-    union all
-    select r.id, r.attempts, r.state::pg_catalog.text,
-        r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
-        r.created, r.status_code, r.timed_out, r.error_msg, null
-    from net._http_response r
-    where r.attempts operator(pg_catalog.>) 0
-        and not exists (
-            select from net.attempt a
-            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
-    union all
-    select c.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-    from net.claim c
-    where exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0);
+    select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
+    from (
+        select a.request_id, a.requested_by, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out,
+            a.error_msg, a.retry_in
+        from net.attempt a
+        union all
+        select r.id, r.requested_by, r.attempts, r.state::pg_catalog.text,
+            r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
+            r.created, r.status_code, r.timed_out, r.error_msg, null
+        from net._http_response r
+        where r.attempts operator(pg_catalog.>) 0
+            and not exists (
+                select from net.attempt a
+                where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
+        union all
+        select q.id, q.requested_by, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+        from net.claim c
+        cross join lateral (
+            select q.id, q.requested_by from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0
+        ) q
+    ) t
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
 grant select on net.attempts to public;
@@ -3432,7 +3723,11 @@ create view net.responses with (security_invoker) as
         r.created operator(pg_catalog.-) r.requested as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
-    from net._http_response r;
+    from net._http_response r
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
 grant select on net.responses to public;
@@ -3440,7 +3735,11 @@ grant select on net.responses to public;
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
-    from net.failed f;
+    from net.failed f
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
+            and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 grant select on net.failures to public;
@@ -3471,18 +3770,23 @@ create function net._look_up(request_id bigint)
 as $$
     select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
     from (
-        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
-        from net._http_response r where r.id = request_id
+        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
+            r.requested_by, 1 as place
+        from net._http_response r where r.id = _look_up.request_id
         union all
-        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due),
-            null, null, null, null, null, coalesce(c.attempt, a.attempt, 0), q.context, 2
+        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+            null, null, null, null,
+            case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) end,
+            coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
         left join net.claim c on c.id = q.id
         left join lateral (
             select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true
-        where q.id = request_id
+        left join net.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
+        where q.id = _look_up.request_id
     ) o
+    where not exists (select from net.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
     order by o.place
     limit 1
 $$;
@@ -3634,30 +3938,25 @@ create function net.http_get_result(
     set jit = off
 as $$
 declare
-    response record;
+    outcome record;
 begin
     if not async then
         perform net._await_response(request_id);
     end if;
-    select * into response from net._http_response r where r.id = request_id;
-    if not found then
-        if not exists (select from net.http_request_queue q where q.id = request_id) then
-            -- It may have ended between the two looks.
-            select * into response from net._http_response r where r.id = request_id;
-            if not found then
-                return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
-            end if;
-        elsif net._worker_is_up() then
+    select * into outcome from net._look_up(request_id);
+    if outcome.state is null then
+        return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
+    elsif outcome.state < 'succeeded' then
+        if net._worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
-        else
-            return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
-                'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
         end if;
+        return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
+            'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
     end if;
-    if response.error_msg is not null then
-        return ('ERROR', response.error_msg, null)::net.http_response_result;
+    if outcome.error_msg is not null then
+        return ('ERROR', outcome.error_msg, null)::net.http_response_result;
     end if;
-    return ('SUCCESS', 'ok', (response.status_code, response.headers, response.content)::net.http_response)::net.http_response_result;
+    return ('SUCCESS', 'ok', (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
 end
 $$;
 comment on function net.http_get_result(bigint, boolean) is
@@ -3687,46 +3986,27 @@ create function net._http_collect_response(
 as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
--- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
-create view net._cancellable with (security_barrier) as
-    select q.id
-    from net.http_request_queue q
-    where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
-        or pg_catalog.pg_has_role(current_user,
-            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.http_request_queue'::pg_catalog.regclass),
-            'usage');
-comment on view net._cancellable is 'The queued requests that the current role may cancel: its own, and all for the extension''s owner.';
-grant select, delete on net._cancellable to public;
-
-create function net._cancel()
-    returns trigger
-    language plpgsql volatile security definer
+-- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
+create function net._mark(request_id bigint, requested_by regrole, action text)
+    -- whether it was not marked so before
+    returns boolean
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
-declare
-    in_flight integer;
-    made integer;
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    perform from net.http_request_queue q where q.id = old.id for update;
-    if not found then
-        return null;
+    if requested_by = net._caller() then
+        insert into net.mark (request_id, action) values (_mark.request_id, _mark.action) on conflict do nothing;
+    else
+        -- The right to say whose request it is the owner has alone.
+        insert into net.mark (request_id, requested_by, action)
+        values (_mark.request_id, _mark.requested_by, _mark.action) on conflict do nothing;
     end if;
-    -- The queue's row is locked: what claims and attempts say of it is what counts.
-    in_flight := (select c.attempt from net.claim c where c.id = old.id for update);
-    made := (select count(*) from net.attempt a where a.request_id = old.id);
-    perform net._end(old.id, 'cancelled',
-        case when in_flight is not null then 'The request was cancelled while it was in flight: it may have been received.'
-            when made = 0 then 'The request was cancelled before it was sent.'
-            else 'The request was cancelled before another attempt.' end,
-        coalesce(in_flight, made));
-    return old;
+    return found;
 end
 $$;
-comment on function net._cancel() is 'Behind net.cancel: ends a queued request as cancelled.';
-revoke all on function net._cancel() from public;
-create trigger cancel instead of delete on net._cancellable
-    for each row execute function net._cancel();
+comment on function net._mark(bigint, regrole, text) is
+    'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
 
 create function net.cancel(
     -- the request's id
@@ -3736,59 +4016,64 @@ create function net.cancel(
     returns boolean
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
+declare
+    requester regrole := (
+        select q.requested_by from net.http_request_queue q
+        where q.id = cancel.id and (q.requested_by = net._caller() or net._is_operator())
+            and not exists (
+                select from net.mark m
+                where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    delete from net._cancellable c where c.id = cancel.id;
-    return found;
+    if requester is null or not net._mark(id, requester, 'cancel') then
+        return false;
+    end if;
+    perform net._reload();
+    return true;
 end
 $$;
 comment on function net.cancel(bigint) is
-    'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and where it is in flight, its connection is closed and it may have been received. False where it has ended already, is not there, or is another role''s. NULL gives false.';
 
--- Sending again works like cancelling: an update of this view, by the trigger with the owner's rights on just these.
-create view net._retriable with (security_barrier) as
-    select f.id, f.state, false as new_key, null::bigint as retried_as
-    from net.failed f
-    where f.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
-        or pg_catalog.pg_has_role(current_user,
-            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.failed'::pg_catalog.regclass),
-            'usage');
-comment on view net._retriable is 'The dead letters that the current role may send again: its own, and all for the extension''s owner.';
-grant select, update on net._retriable to public;
-
-create function net._retry()
-    returns trigger
-    language plpgsql volatile security definer
+create function net.forget(
+    -- the request's id
+    id bigint
+)
+    -- whether there was something to forget
+    returns boolean
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
-    request record;
-    key text;
-    chosen jsonb;
+    requester regrole := (
+        select o.requested_by
+        from (
+            select q.requested_by from net.http_request_queue q where q.id = forget.id
+            union all
+            select r.requested_by from net._http_response r where r.id = forget.id
+            union all
+            select f.requested_by from net.failed f where f.id = forget.id
+        ) o
+        where o.requested_by = net._caller() or net._is_operator()
+        limit 1);
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    delete from net.failed f where f.id = old.id returning f.* into request;
-    if not found then
-        return null;
+    if requester is null or not net._mark(id, requester, 'forget') then
+        return false;
     end if;
-    key := case when new.new_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
-        else net._idempotency_key(request.id, request.created, request.method, request.options) end;
-    chosen := nullif(
-        coalesce(request.options, '{}') - 'idempotency_key'
-            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    insert into net.http_request_queue (
-        method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-    values (
-        request.method, request.url, request.headers, request.body, request.timeout_milliseconds, request.requested_by,
-        request.priority, request.context, chosen, request.id)
-    returning id into new.retried_as;
-    return new;
+    perform net._reload();
+    return true;
 end
 $$;
-comment on function net._retry() is 'Behind net.retry: makes a new request of a dead letter.';
-revoke all on function net._retry() from public;
-create trigger retry instead of update on net._retriable
-    for each row execute function net._retry();
+comment on function net.forget(bigint) is
+    'Removes what there is of a request, and true: from the queue without a response, its response, its failure, its attempts. From the commit on it is not sent (again); a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -3802,39 +4087,69 @@ create function net.retry(
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
 as $$
 declare
+    requester regrole;
     found_state text;
+    request net.failed;
+    key text;
+    chosen jsonb;
     request_id bigint;
 begin
     if id is null then
         return null;
     end if;
-    select r.state into found_state from net._retriable r where r.id = retry.id;
+    select f.requested_by, f.state into requester, found_state from net.failed f
+    where f.id = retry.id and (f.requested_by = net._caller() or net._is_operator())
+        and not exists (
+            select from net.mark m
+            where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel');
     if found_state = 'unknown' and even_unknown is not true then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    update net._retriable r set new_key = coalesce(new_idempotency_key, false)
-    where r.id = retry.id
-    returning r.retried_as into request_id;
-    if request_id is null then
+    -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
+    if requester is not null and net._mark(id, requester, 'retry') then
+        select * into request from net.failed f where f.id = retry.id and f.requested_by = requester;
+    end if;
+    if request.id is null then
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+    end if;
+    key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
+        else request.idempotency_key end;
+    chosen := nullif(
+        coalesce(request.options, '{}') - 'idempotency_key'
+            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
+    if requester = net._caller() then
+        insert into net._new_request (
+            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
+        values (
+            request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
+            request.priority, request.context, chosen, request.id)
+        returning _new_request.id into request_id;
+    else
+        insert into net.http_request_queue (
+            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+        values (
+            request.method, request.url, request.headers, request.body, request.timeout_milliseconds, requester,
+            request.priority, request.context, chosen, request.id)
+        returning http_request_queue.id into request_id;
     end if;
     perform net.wake();
     return request_id;
 end
 $$;
 comment on function net.retry(bigint, boolean, boolean) is
-    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method
@@ -4542,26 +4857,24 @@ grant usage on type
 to public;
 
 -- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
--- may delete may lock the table.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
-grant select, delete on net._http_response to public;
-grant select, delete on net.failed to public;
+-- may UPDATE, DELETE or TRUNCATE may lock the table.
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select (id) on net._new_request to public;
+grant insert (request_id, action), select on net.mark to public;
+grant select on net._http_response, net.failed to public;
 grant select on net.attempt to public;
 grant select (id, attempt, claimed) on net.claim to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
-grant select, delete on net._cancellable to public;
-grant select, update on net._retriable to public;
 
 -- What people call.
 grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.fetch, net.cancel, net.retry,
+    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -4572,7 +4885,7 @@ grant execute on function
     net._append_to_query, net._host, net._was_numbered_here,
     net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
     net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
-    net._waiting_state, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
+    net._waiting_state, net._cancellation, net._mark, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
     net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
 to public;
 

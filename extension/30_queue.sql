@@ -33,7 +33,7 @@ create table net.http_request_queue (
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
 comment on table net.http_request_queue is
-    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees and may delete its own.';
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
 comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
@@ -60,7 +60,7 @@ create index http_request_queue_waits on net.http_request_queue (waits_since) wh
 -- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.retry_of
     from net.http_request_queue q
     where false;
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
@@ -87,11 +87,12 @@ create policy delete_own_requests on net.http_request_queue for delete
 create policy insert_own_requests on net.http_request_queue for insert
     with check (
         requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
-        and due is null and waits_since is null and origin is null and retry_of is null
+        and due is null and waits_since is null and origin is null
         and net._was_numbered_here(id));
 
 create view net._queue with (security_invoker) as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, net._host(q.url) collate "C" as host
+    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
+        net._host(q.url) collate "C" as host
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
@@ -185,7 +186,7 @@ create table net._http_response (
     autovacuum_vacuum_insert_scale_factor = 0.2
 );
 comment on table net._http_response is
-    'One row for each request that has ended, kept for the setting ttl. A role sees and may delete those of its own requests.';
+    'One row for each request that has ended, kept for the setting ttl. A role sees those of its own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
 comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
 comment on column net._http_response.content_type is 'The Content-Type as sent; NULL where there was none.';
@@ -236,12 +237,44 @@ create table net.failed (
     failed timestamptz not null default pg_catalog.now(),
     attempts integer not null,
     status_code integer,
-    error_msg text
+    error_msg text,
+    idempotency_key text
 );
 comment on table net.failed is
-    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees and may delete its own.';
+    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
+comment on column net.failed.idempotency_key is
+    'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method needs none.';
 create index failed_failed on net.failed (failed);
 create policy own_failures on net.failed for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy delete_own_failures on net.failed for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
+
+-- What is to be done with a request. The calling role inserts the row itself, with its own rights, and a worker does it later, in
+-- the worker's session: so nothing runs with the owner's rights in the session of whoever calls net.cancel. INSERT and SELECT
+-- are all that PUBLIC has, here as on the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table.
+-- The key begins with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
+create table net.mark (
+    request_id bigint not null,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    action text not null constraint mark_action check (action operator(pg_catalog.=) any (array['cancel', 'forget', 'retry'])),
+    marked timestamptz not null default pg_catalog.now(),
+    retry_at timestamptz,
+    done boolean not null default false,
+    primary key (requested_by, request_id, action)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+comment on table net.mark is
+    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts only for a request of the role that stands in it. A role sees its own, and inserts them by these functions.';
+comment on column net.mark.request_id is 'The request''s id.';
+comment on column net.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
+comment on column net.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in net.failed.';
+comment on column net.mark.marked is 'When the transaction that marked it began.';
+comment on column net.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+comment on column net.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
+create index mark_done on net.mark (request_id) where done;
+create policy own_marks on net.mark for select
+    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create policy insert_own_marks on net.mark for insert
+    with check (requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done);

@@ -60,11 +60,12 @@ begin
     if state in ('failed', 'unknown') then
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, error_msg)
+            retry_of, state, attempts, error_msg, idempotency_key)
         values (
             request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
             request.requested_by, request.created, request.priority, request.context, request.options,
-            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg);
+            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
+            net._idempotency_key(request.id, request.created, request.method, request.options));
     end if;
 end
 $$;
@@ -291,6 +292,9 @@ begin
             from net._queue q
             where q.host = h.name
                 and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from net.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
             order by q.priority, q.id
             limit quota
             for update of q skip locked
@@ -307,6 +311,9 @@ begin
             from net.http_request_queue q
             where alone and q.id = any (suspects)
                 and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from net.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
             for update of q skip locked
         ) l
     ), bounded as (
@@ -406,10 +413,11 @@ begin
     ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, status_code, error_msg
+            retry_of, state, attempts, status_code, error_msg, idempotency_key
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
-            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg
+            h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
+            net._idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
         where h.locked and h.state in ('failed', 'unknown', 'cancelled')
     ), recorded as (
@@ -508,7 +516,7 @@ create function net._release(
     set jit = off
 as $$
 declare
-    -- What somebody cancels just now is none of the worker's any more.
+    -- What is being cancelled just now is no longer the worker's.
     held bigint[] := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
@@ -697,7 +705,8 @@ create function net._tend(
     holding bigint[] default null
 )
     -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
-    -- something waits to be attempted alone, and next_look: after how many seconds to come again
+    -- something waits to be attempted alone, which requests of those that it holds are no longer the worker's (dropped), and
+    -- next_look: after how many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -711,6 +720,7 @@ declare
     next_rescue double precision;
     next_expiry double precision;
     next_due double precision;
+    next_mark double precision;
     quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
@@ -736,6 +746,7 @@ begin
             'The worker lost track of it.', 'lost');
     end if;
     next_rescue := net._rescue();
+    next_mark := net._act_on_marks();
     next_expiry := net._expire();
     if net._current_setting('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
@@ -763,7 +774,7 @@ begin
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_expiry, next_rescue, next_due, greatest(1, extract(epoch from least(
+        'next_look', least(next_look, next_expiry, next_rescue, next_mark, next_due, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
@@ -777,6 +788,7 @@ begin
         'policies', net._retry_policies(),
         'mode', net._mode(),
         'quarantined', quarantined,
+        'dropped', to_jsonb(net._dropped(worker_id, holding)),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),
@@ -792,7 +804,7 @@ begin
 end
 $$;
 comment on function net._tend(bigint, bigint[]) is
-    'What a worker does each time it looks: says what it holds, rescues, expires; gives its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
+    'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[], text, text),

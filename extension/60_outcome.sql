@@ -1,22 +1,25 @@
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
 -- The state of a request that has not ended.
-create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz)
+create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
     -- Each a constant of the type: to cast text to it would be stable only.
-    select case when claimed then 'in_flight'::net.request_state when due is null then 'ready'::net.request_state
+    select case when claimed then 'in_flight'::net.request_state when cancelled then 'cancelled'::net.request_state
+        when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
-comment on function net._waiting_state(integer, boolean, timestamptz) is 'The state of a request that has not ended.';
+comment on function net._waiting_state(integer, boolean, timestamptz, boolean) is
+    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
-        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due) as state,
-        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code, a.error_msg,
+        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
+        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
-        case when c.id is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
-        q.created as requested, null::pg_catalog.timestamptz as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        q.created as requested, case when c.id is null then k.marked end as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
         q.retry_of
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
@@ -27,30 +30,53 @@ create view net.requests with (security_invoker) as
         select t.attempt, t.status_code, t.error_msg from net.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
+    left join lateral (
+        select k.marked from net.mark k
+        where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
+            and k.action operator(pg_catalog.=) 'cancel' offset 0
+    ) k on true
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) q.requested_by and m.request_id operator(pg_catalog.=) q.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
         r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
-    from net._http_response r;
+    from net._http_response r
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
     'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
 grant select on net.requests to public;
 
 create view net.attempts with (security_invoker) as
-    select a.request_id, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out, a.error_msg, a.retry_in
-    from net.attempt a
-    union all
-    select r.id, r.attempts, r.state::pg_catalog.text,
-        r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
-        r.created, r.status_code, r.timed_out, r.error_msg, null
-    from net._http_response r
-    where r.attempts operator(pg_catalog.>) 0
-        and not exists (
-            select from net.attempt a
-            where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
-    union all
-    select c.id, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-    from net.claim c
-    where exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0);
+    select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
+    from (
+        select a.request_id, a.requested_by, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out,
+            a.error_msg, a.retry_in
+        from net.attempt a
+        union all
+        select r.id, r.requested_by, r.attempts, r.state::pg_catalog.text,
+            r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
+            r.created, r.status_code, r.timed_out, r.error_msg, null
+        from net._http_response r
+        where r.attempts operator(pg_catalog.>) 0
+            and not exists (
+                select from net.attempt a
+                where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
+        union all
+        select q.id, q.requested_by, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
+        from net.claim c
+        cross join lateral (
+            select q.id, q.requested_by from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0
+        ) q
+    ) t
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
 grant select on net.attempts to public;
@@ -75,7 +101,11 @@ create view net.responses with (security_invoker) as
         r.created operator(pg_catalog.-) r.requested as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
-    from net._http_response r;
+    from net._http_response r
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
 grant select on net.responses to public;
@@ -83,7 +113,11 @@ grant select on net.responses to public;
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
-    from net.failed f;
+    from net.failed f
+    where not exists (
+        select from net.mark m
+        where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
+            and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 grant select on net.failures to public;
@@ -114,18 +148,23 @@ create function net._look_up(request_id bigint)
 as $$
     select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
     from (
-        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context, 1 as place
-        from net._http_response r where r.id = request_id
+        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
+            r.requested_by, 1 as place
+        from net._http_response r where r.id = _look_up.request_id
         union all
-        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due),
-            null, null, null, null, null, coalesce(c.attempt, a.attempt, 0), q.context, 2
+        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+            null, null, null, null,
+            case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) end,
+            coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
         left join net.claim c on c.id = q.id
         left join lateral (
             select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true
-        where q.id = request_id
+        left join net.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
+        where q.id = _look_up.request_id
     ) o
+    where not exists (select from net.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
     order by o.place
     limit 1
 $$;
@@ -277,30 +316,25 @@ create function net.http_get_result(
     set jit = off
 as $$
 declare
-    response record;
+    outcome record;
 begin
     if not async then
         perform net._await_response(request_id);
     end if;
-    select * into response from net._http_response r where r.id = request_id;
-    if not found then
-        if not exists (select from net.http_request_queue q where q.id = request_id) then
-            -- It may have ended between the two looks.
-            select * into response from net._http_response r where r.id = request_id;
-            if not found then
-                return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
-            end if;
-        elsif net._worker_is_up() then
+    select * into outcome from net._look_up(request_id);
+    if outcome.state is null then
+        return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
+    elsif outcome.state < 'succeeded' then
+        if net._worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
-        else
-            return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
-                'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
         end if;
+        return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
+            'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
     end if;
-    if response.error_msg is not null then
-        return ('ERROR', response.error_msg, null)::net.http_response_result;
+    if outcome.error_msg is not null then
+        return ('ERROR', outcome.error_msg, null)::net.http_response_result;
     end if;
-    return ('SUCCESS', 'ok', (response.status_code, response.headers, response.content)::net.http_response)::net.http_response_result;
+    return ('SUCCESS', 'ok', (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
 end
 $$;
 comment on function net.http_get_result(bigint, boolean) is
@@ -330,46 +364,27 @@ create function net._http_collect_response(
 as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
--- Cancelling deletes from this view: it shows a caller its own requests, and the trigger acts with the owner's rights on just those.
-create view net._cancellable with (security_barrier) as
-    select q.id
-    from net.http_request_queue q
-    where q.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
-        or pg_catalog.pg_has_role(current_user,
-            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.http_request_queue'::pg_catalog.regclass),
-            'usage');
-comment on view net._cancellable is 'The queued requests that the current role may cancel: its own, and all for the extension''s owner.';
-grant select, delete on net._cancellable to public;
-
-create function net._cancel()
-    returns trigger
-    language plpgsql volatile security definer
+-- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
+create function net._mark(request_id bigint, requested_by regrole, action text)
+    -- whether it was not marked so before
+    returns boolean
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
 as $$
-declare
-    in_flight integer;
-    made integer;
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    perform from net.http_request_queue q where q.id = old.id for update;
-    if not found then
-        return null;
+    if requested_by = net._caller() then
+        insert into net.mark (request_id, action) values (_mark.request_id, _mark.action) on conflict do nothing;
+    else
+        -- The right to say whose request it is the owner has alone.
+        insert into net.mark (request_id, requested_by, action)
+        values (_mark.request_id, _mark.requested_by, _mark.action) on conflict do nothing;
     end if;
-    -- The queue's row is locked: what claims and attempts say of it is what counts.
-    in_flight := (select c.attempt from net.claim c where c.id = old.id for update);
-    made := (select count(*) from net.attempt a where a.request_id = old.id);
-    perform net._end(old.id, 'cancelled',
-        case when in_flight is not null then 'The request was cancelled while it was in flight: it may have been received.'
-            when made = 0 then 'The request was cancelled before it was sent.'
-            else 'The request was cancelled before another attempt.' end,
-        coalesce(in_flight, made));
-    return old;
+    return found;
 end
 $$;
-comment on function net._cancel() is 'Behind net.cancel: ends a queued request as cancelled.';
-revoke all on function net._cancel() from public;
-create trigger cancel instead of delete on net._cancellable
-    for each row execute function net._cancel();
+comment on function net._mark(bigint, regrole, text) is
+    'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
 
 create function net.cancel(
     -- the request's id
@@ -379,59 +394,64 @@ create function net.cancel(
     returns boolean
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
+declare
+    requester regrole := (
+        select q.requested_by from net.http_request_queue q
+        where q.id = cancel.id and (q.requested_by = net._caller() or net._is_operator())
+            and not exists (
+                select from net.mark m
+                where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    delete from net._cancellable c where c.id = cancel.id;
-    return found;
+    if requester is null or not net._mark(id, requester, 'cancel') then
+        return false;
+    end if;
+    perform net._reload();
+    return true;
 end
 $$;
 comment on function net.cancel(bigint) is
-    'Ends a queued request as cancelled, and true; false where it has ended already, is not there, or is another role''s. One that is in flight is not sent again, and its answer is dropped. NULL gives false.';
+    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and where it is in flight, its connection is closed and it may have been received. False where it has ended already, is not there, or is another role''s. NULL gives false.';
 
--- Sending again works like cancelling: an update of this view, by the trigger with the owner's rights on just these.
-create view net._retriable with (security_barrier) as
-    select f.id, f.state, false as new_key, null::bigint as retried_as
-    from net.failed f
-    where f.requested_by operator(pg_catalog.=) pg_catalog.quote_ident(current_user)::pg_catalog.regrole
-        or pg_catalog.pg_has_role(current_user,
-            (select c.relowner from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) 'net.failed'::pg_catalog.regclass),
-            'usage');
-comment on view net._retriable is 'The dead letters that the current role may send again: its own, and all for the extension''s owner.';
-grant select, update on net._retriable to public;
-
-create function net._retry()
-    returns trigger
-    language plpgsql volatile security definer
+create function net.forget(
+    -- the request's id
+    id bigint
+)
+    -- whether there was something to forget
+    returns boolean
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 declare
-    request record;
-    key text;
-    chosen jsonb;
+    requester regrole := (
+        select o.requested_by
+        from (
+            select q.requested_by from net.http_request_queue q where q.id = forget.id
+            union all
+            select r.requested_by from net._http_response r where r.id = forget.id
+            union all
+            select f.requested_by from net.failed f where f.id = forget.id
+        ) o
+        where o.requested_by = net._caller() or net._is_operator()
+        limit 1);
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    delete from net.failed f where f.id = old.id returning f.* into request;
-    if not found then
-        return null;
+    if requester is null or not net._mark(id, requester, 'forget') then
+        return false;
     end if;
-    key := case when new.new_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
-        else net._idempotency_key(request.id, request.created, request.method, request.options) end;
-    chosen := nullif(
-        coalesce(request.options, '{}') - 'idempotency_key'
-            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    insert into net.http_request_queue (
-        method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-    values (
-        request.method, request.url, request.headers, request.body, request.timeout_milliseconds, request.requested_by,
-        request.priority, request.context, chosen, request.id)
-    returning id into new.retried_as;
-    return new;
+    perform net._reload();
+    return true;
 end
 $$;
-comment on function net._retry() is 'Behind net.retry: makes a new request of a dead letter.';
-revoke all on function net._retry() from public;
-create trigger retry instead of update on net._retriable
-    for each row execute function net._retry();
+comment on function net.forget(bigint) is
+    'Removes what there is of a request, and true: from the queue without a response, its response, its failure, its attempts. From the commit on it is not sent (again); a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -445,39 +465,69 @@ create function net.retry(
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set row_security = on
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
 as $$
 declare
+    requester regrole;
     found_state text;
+    request net.failed;
+    key text;
+    chosen jsonb;
     request_id bigint;
 begin
     if id is null then
         return null;
     end if;
-    select r.state into found_state from net._retriable r where r.id = retry.id;
+    select f.requested_by, f.state into requester, found_state from net.failed f
+    where f.id = retry.id and (f.requested_by = net._caller() or net._is_operator())
+        and not exists (
+            select from net.mark m
+            where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel');
     if found_state = 'unknown' and even_unknown is not true then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    update net._retriable r set new_key = coalesce(new_idempotency_key, false)
-    where r.id = retry.id
-    returning r.retried_as into request_id;
-    if request_id is null then
+    -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
+    if requester is not null and net._mark(id, requester, 'retry') then
+        select * into request from net.failed f where f.id = retry.id and f.requested_by = requester;
+    end if;
+    if request.id is null then
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+    end if;
+    key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
+        else request.idempotency_key end;
+    chosen := nullif(
+        coalesce(request.options, '{}') - 'idempotency_key'
+            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
+    if requester = net._caller() then
+        insert into net._new_request (
+            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
+        values (
+            request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
+            request.priority, request.context, chosen, request.id)
+        returning _new_request.id into request_id;
+    else
+        insert into net.http_request_queue (
+            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+        values (
+            request.method, request.url, request.headers, request.body, request.timeout_milliseconds, requester,
+            request.priority, request.context, chosen, request.id)
+        returning http_request_queue.id into request_id;
     end if;
     perform net.wake();
     return request_id;
 end
 $$;
 comment on function net.retry(bigint, boolean, boolean) is
-    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method

@@ -88,26 +88,24 @@ grant usage on type
 to public;
 
 -- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
--- may delete may lock the table.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select, delete on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
-grant select, delete on net._http_response to public;
-grant select, delete on net.failed to public;
+-- may UPDATE, DELETE or TRUNCATE may lock the table.
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select (id) on net._new_request to public;
+grant insert (request_id, action), select on net.mark to public;
+grant select on net._http_response, net.failed to public;
 grant select on net.attempt to public;
 grant select (id, attempt, claimed) on net.claim to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
-grant select, delete on net._cancellable to public;
-grant select, update on net._retriable to public;
 
 -- What people call.
 grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.fetch, net.cancel, net.retry,
+    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -118,7 +116,7 @@ grant execute on function
     net._append_to_query, net._host, net._was_numbered_here,
     net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
     net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
-    net._waiting_state, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
+    net._waiting_state, net._cancellation, net._mark, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
     net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
 to public;
 

@@ -177,7 +177,12 @@ def send_again_what_succeeded(run: Evidence) -> None:
 
 
 def cancel_in_vain(run: Evidence) -> None:
-    run.cancelled.append(1)
+    run.cancelled.append(3)
+    run.responses[2] = replace(run.responses[2], attempts=0)
+
+
+def leave_a_mark(run: Evidence) -> None:
+    run.marked.add(1)
 
 
 def cancel_by_itself(run: Evidence) -> None:
@@ -276,6 +281,7 @@ def find(run: Evidence) -> None:
         (keep_what_succeeded, "wrong outcome"),
         (send_again_what_succeeded, "wrong outcome"),
         (cancel_in_vain, "wrong outcome"),
+        (leave_a_mark, "wrong outcome"),
         (cancel_by_itself, "wrong outcome"),
         (forget_the_key, "key"),
         (change_the_key, "key"),

@@ -764,6 +764,7 @@ def test_what_a_subscriber_takes_and_what_not(
 
         # ends: one by a worker, one cancelled, one that is deleted; changes and ends of its workers
         publisher.execute("select net.cancel(%s)", ids[0])
+        publisher.execute("select net._act_on_marks()")
         publisher.execute("delete from net.http_request_queue where id in (1, %s)", ids[1])
         publisher.execute("delete from net.claim")
         publisher.execute("update net.worker set gone_since = now()")
@@ -781,6 +782,7 @@ def test_what_a_subscriber_takes_and_what_not(
         later = [request(publisher, witness, f"/publisher/{n}") for n in range(3, 6)]
         caught_up()
         subscriber.execute("select net.cancel(%s)", later[0])
+        subscriber.execute("select net._act_on_marks()")
         subscriber.execute("delete from net.http_request_queue where id = %s", later[1])
         publisher.execute("call net.drain()")
         caught_up()

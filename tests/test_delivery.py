@@ -524,6 +524,10 @@ def test_cancelling_what_waits_for_another_attempt(database: Database) -> None:
         " from net.requests"
     ) == [("retrying", 1, 503, True)]
     assert database.value("select net.cancel(%s)", id) is True
+    cancelled = [("cancelled", 1, 503, None)]
+    standing = "select state::text, attempts, status_code, next_attempt from net.requests"
+    assert database.rows(standing) == cancelled
+    database.execute("select net._act_on_marks()")
     assert database.rows("select state::text, attempts, error_msg from net._http_response") == [
         ("cancelled", 1, "The request was cancelled before another attempt.")
     ]

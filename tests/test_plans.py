@@ -15,7 +15,9 @@ import pytest
 from cluster import Cluster, Database
 from nginx import Nginx
 
-TABLES = "net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed"
+TABLES = (
+    "net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark"
+)
 # Rows and index entries that the current transaction has read in the extension's tables.
 READ = """
     select sum(pg_stat_get_xact_tuples_returned(c.oid))

@@ -673,14 +673,37 @@ def test_fetch_refuses(served: Database, nginx: Nginx) -> None:
 def test_cancel_queued(unserved: Database, nginx: Nginx) -> None:
     request_id, kept = get(unserved, f"{nginx.url}/args?no"), get(unserved, f"{nginx.url}/args?yes")
     assert unserved.value("select net.cancel(%s)", request_id) is True
-    row = outcome(unserved, request_id)
-    assert row["state"] == "cancelled"
-    assert row["error_msg"] == "The request was cancelled before it was sent."
-    assert (row["status_code"], row["timed_out"], row["attempts"]) == (None, False, 0)
-    assert result(unserved, request_id)[:2] == ("ERROR", row["error_msg"])
     assert unserved.value("select net.cancel(%s)", request_id) is False
+    # No worker has looked, and all say the same of it as afterwards.
+    message = "The request was cancelled before it was sent."
+    standing = (
+        ("cancelled", None, message, 0),
+        ("cancelled", message, 0),
+        ("ERROR", message),
+        True,
+    )
+
+    def stands() -> tuple[Any, ...]:
+        return (
+            unserved.row(
+                "select state::text, status_code, error_msg, attempts from net.requests"
+                " where id = %s and ended is not null and next_attempt is null",
+                request_id,
+            ),
+            unserved.row("select state::text, error_msg, attempts from net.wait(%s)", request_id),
+            result(unserved, request_id)[:2],
+            unserved.value("select net._await_response(%s)", request_id),
+        )
+
+    assert stands() == standing
+    assert unserved.value("select count(*) from net._http_response") == 0
     with unserved.worker():
         outcome(unserved, kept)
+        row = outcome(unserved, request_id)
+    assert (row["state"], row["error_msg"]) == ("cancelled", message)
+    assert (row["status_code"], row["timed_out"], row["attempts"]) == (None, False, 0)
+    assert stands() == standing
+    assert unserved.value("select net.cancel(%s)", request_id) is False
     wait_until(nginx.requests, description="nginx's record")
     assert [seen.uri for seen in nginx.requests()] == ["/args?yes"]
 
@@ -742,6 +765,7 @@ def test_cancel_another_roles_request(unserved: Database) -> None:
         assert unserved.value("select state::text from net.requests where id = %s", request_id) == (
             "ready"
         )
+        unserved.execute("call net.drain()")
         assert unserved.value(
             "select requested_by::text from net._http_response where id = %s", third[0]
         ) == ("cancelling")

@@ -444,7 +444,7 @@ def test_requests_that_wait_are_seen(served: Database, server: Scripted) -> None
     assert attempts(served, id) == [(1, "answered", 503)]
     assert served.value("select net.cancel(%s)", id) is True
     assert ended(served, id)[0] == "cancelled"
-    message = served.value("select error_msg from net._http_response where id = %s", id)
+    message = served.value("select error_msg from net.requests where id = %s", id)
     assert message == "The request was cancelled before another attempt."
     assert len(server.seen(url)) == 1
 

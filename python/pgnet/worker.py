@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,9 @@ _LONGEST_SLEEP = 60.0
 _YOUTH = 0.25
 # How often the window is judged while requests wait for it, in seconds.
 _WINDOW_INTERVAL = 0.01
+# A heartbeat that a signal asks for comes no sooner after the last one, in seconds: any role may
+# send such a signal, with each of its commits.
+_HEARTBEAT_PAUSE = 0.05
 # A worker whose slots are full wakes the next one this often, in seconds.
 _HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
@@ -161,6 +164,7 @@ class Worker:
         # that a wake-up that comes meanwhile is not lost.
         self._look = True
         self._next_look = 0.0
+        self._last_look = 0.0
         self._signals: set[str] = set()
         self._event = Event()
 
@@ -226,8 +230,7 @@ class Worker:
             if self._due.rings(now):
                 self._look = True
             try:
-                if now >= self._next_look or signals & {"reload", "prepared"}:
-                    self._tend()
+                self._tend_if_due(signals)
                 if self._restart:
                     return "restart"
                 if self._step():
@@ -357,7 +360,8 @@ class Worker:
             self._held_pause = _HELD_UP_RETRY[0]
         if any(claim.revision != self._revision for claim in turn.claims):
             # Settings or rules were changed before these were committed: they are meant for them.
-            self._tend(turn.claims)
+            dropped = self._tend(turn.claims)
+            turn.claims = [claim for claim in turn.claims if claim.id not in dropped]
             if self._mode == "off":
                 self._outbox.release(turn.claims, None)
                 return
@@ -514,22 +518,46 @@ class Worker:
         if handle is not None:
             handle.cancel()
 
-    def _tend(self, claims: Sequence[Claim] = ()) -> None:
-        """Look after everything. ``claims``: what was claimed and is not in flight yet."""
+    def _tend_if_due(self, signals: Set[str]) -> None:
+        if signals & {"reload", "prepared"}:
+            self._next_look = min(self._next_look, self._last_look + _HEARTBEAT_PAUSE)
+        if time.monotonic() >= self._next_look:
+            self._tend()
+
+    def _tend(self, claims: Sequence[Claim] = ()) -> Set[int]:
+        """Look after everything; the ids of requests that are no longer this worker's.
+
+        claims: what was claimed and is not in flight yet.
+        """
         now = time.monotonic()
         overdue = [f for f in self._flights.values() if now > f.deadline + _OVERDUE]
         for flight in overdue:
             log.error("request %s: no end, long after its time", flight.claim.id)
         self._give_up(overdue, "The worker lost track of it.")
         tending = self._outbox.tend(self._holding() + [claim.id for claim in claims])
+        dropped = frozenset(tending.dropped)
+        self._drop(dropped)
         self._apply(tending)
         if tending.quarantined and not self._alone_until:
             self._alone_from = now + _ALONE_WAIT
             self._alone_until = float("inf")
         polling = self._outbox.wake_up_fault is not None
         next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
-        self._next_look = time.monotonic() + next_look
+        self._last_look = time.monotonic()
+        self._next_look = self._last_look + next_look
         self._look = True
+        return dropped
+
+    def _drop(self, ids: Set[int]) -> None:
+        """Stop requests that were cancelled or deleted: their slots, connections and answers go."""
+        if not ids:
+            return
+        for id in ids & self._flights.keys():
+            self._land(self._flights[id])
+        self._answers = deque(entry for entry in self._answers if entry[0].claim.id not in ids)
+        self._unrecorded = sum(_size(answer) for _flight, answer in self._answers)
+        self._outcomes = [outcome for outcome in self._outcomes if outcome.id not in ids]
+        self._held_up = [outcome for outcome in self._held_up if outcome.id not in ids]
 
     def _apply(self, tending: Tending) -> None:
         settings = tending.settings
@@ -608,13 +636,16 @@ class Worker:
             if now >= (deadline if self._flights else at_most):
                 break
             try:
+                # What is cancelled now is not waited for. Nothing is claimed, whatever there is.
+                self._tend_if_due(signals)
+                self._look, self._alone_until = False, 0.0
                 if self._step(claim=False):
                     continue
             except OutboxLost as error:
                 log.warning("the database is out of reach: %s", error)
                 self._connect(until=at_most)
                 continue
-            self._sleep(deadline if self._flights else at_most)
+            self._sleep(min(deadline if self._flights else at_most, self._next_look))
         # A stop that came during a restart is still one.
         self._signals |= later - {"interrupt"}
         self._give_back()

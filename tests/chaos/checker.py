@@ -81,8 +81,10 @@ class Evidence:
     attempts: list[Attempt] = field(default_factory=list)
     # those that net.failures shows
     failed: set[int] = field(default_factory=set)
-    # those that net.cancel has ended
+    # those that net.cancel said true of
     cancelled: list[int] = field(default_factory=list)
+    # those whose mark no worker has acted on
+    marked: set[int] = field(default_factory=set)
     queued: set[int] = field(default_factory=set)
     claimed: set[int] = field(default_factory=set)
     # keys that the server told a client of: committed, and rolled back
@@ -193,9 +195,17 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
         if state != "cancelled" and kept != (id in evidence.failed):
             detail = f"{state}, and {'' if id in evidence.failed else 'not '}among the failures"
             yield Violation("wrong outcome", str(id), detail)
-        if (state == "cancelled") != (id in evidence.cancelled):
-            detail = f"{state}, and it was {'' if id in evidence.cancelled else 'not '}cancelled"
-            yield Violation("wrong outcome", str(id), detail)
+        if state == "cancelled" and id not in evidence.cancelled:
+            yield Violation("wrong outcome", str(id), "cancelled, and nobody has cancelled it")
+    # An attempt that ended before a worker saw the cancel keeps its outcome. Without an attempt
+    # there is no outcome to keep.
+    for response in evidence.responses:
+        cancelled = response.id in evidence.cancelled
+        if cancelled and response.state != "cancelled" and response.attempts == 0:
+            detail = f"{response.state} without an attempt, and it was cancelled"
+            yield Violation("wrong outcome", str(response.id), detail)
+    for id in evidence.marked:
+        yield Violation("wrong outcome", str(id), "what it was marked for was not done")
     for id, count in former.items():
         if count > 1:
             yield Violation("double outcome", str(id), f"sent again {count} times")

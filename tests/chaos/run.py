@@ -147,9 +147,10 @@ class Run:
             with contextlib.suppress(psycopg.Error), self.server.connect() as connection:
                 found = connection.execute(
                     "select (select count(*) from net.http_request_queue),"
-                    " (select count(*) from net.claim), (select count(*) from pg_prepared_xacts)"
+                    " (select count(*) from net.claim), (select count(*) from pg_prepared_xacts),"
+                    " (select count(*) from net.mark where not done)"
                 ).fetchone()
-                if found == (0, 0, 0):
+                if found == (0, 0, 0, 0):
                     break
             time.sleep(0.2)
         return time.monotonic() - started
@@ -202,7 +203,10 @@ class Run:
                     "select operation, id, state::text from app.outcome order by number"
                 )
             ]
-            evidence.failed = {id for (id,) in rows("select id from net.failed")}
+            evidence.failed = {id for (id,) in rows("select id from net.failures")}
+            evidence.marked = {
+                id for (id,) in rows("select request_id from net.mark where not done")
+            }
             evidence.queued = {id for (id,) in rows("select id from net.http_request_queue")}
             evidence.claimed = {id for (id,) in rows("select id from net.claim")}
         return evidence

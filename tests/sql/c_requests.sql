@@ -63,13 +63,18 @@ select (net.wait(1, '0 s')).*;
 select id, state from net.wait_all('{1,2}', '1 ms');
 select net._await_response(1000000);
 
--- Cancelled, deleted.
+-- Cancelled, forgotten: at once to whoever looks, and done by the next worker.
 select net.cancel(1), net.cancel(1), net.cancel(1000000);
+select status, message, response from net.http_get_result(1);
+select state, error_msg from net.wait(1);
+select net.forget(2), net.forget(2), net.forget(1000000);
+select * from net.http_get_result(2);
+call net.drain();
 select status_code, content_type, headers, content, timed_out, error_msg, state, attempts
 from net._http_response where id = 1 \gx
 select status, message, response from net.http_get_result(1);
-delete from net.http_request_queue where id = 2;
 select * from net.http_get_result(2);
+select count(*) from net.mark;
 
 -- An answer, as a worker records it.
 insert into net._http_response (

@@ -165,7 +165,9 @@ class Tending:
     settings: by name; egress: the rules as the guard reads them; hosts: what is said of hosts, by
     pattern; policies: of retrying, by name; revision: of all four; generation:
     a worker that began under another one is to start anew; mode: on, record or off; quarantined:
-    whether a request waits to be attempted alone; next_look: seconds until it should look again.
+    whether a request waits to be attempted alone; dropped: which requests of those that the worker
+    said it holds are no longer its own, because they were cancelled, forgotten or deleted, or freed
+    for others; next_look: seconds until it should look again.
     """
 
     settings: dict[str, Any]
@@ -176,6 +178,7 @@ class Tending:
     generation: int
     mode: str
     quarantined: bool
+    dropped: Sequence[int]
     next_look: float
 
 

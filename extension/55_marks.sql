@@ -1,0 +1,217 @@
+-- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves nothing, one that was sent again is no
+-- longer a failure. It happens in a worker's session: the caller has only inserted a row.
+
+-- What is known of a cancelled request.
+create function net._cancellation(in_flight boolean, attempts integer)
+    returns text language sql immutable parallel safe
+as $$
+    select case when in_flight then 'The request was cancelled while it was in flight: it may have been received.'
+        when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
+        else 'The request was cancelled before it was sent.' end
+$$;
+comment on function net._cancellation(boolean, integer) is 'The error message of a cancelled request.';
+
+-- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
+-- role's request finds nothing: both the id and the role are looked for, each time.
+create function net._carry_out(marks net.mark[])
+    -- how many requests in flight were taken from their workers
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    taken bigint;
+begin
+    with marked as materialized (
+        select m.request_id, m.requested_by, m.action, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
+            c.attempt as in_flight,
+            (select count(*)::integer from net.attempt a where a.request_id = q.id) as attempts,
+            r.id as response_id, f.id as failed_id,
+            -- What is seen and could not be locked is somebody else's at this moment.
+            (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
+                and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
+        from unnest(marks) m
+        left join lateral (
+            select q.* from net.http_request_queue q
+            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
+            for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q
+            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
+        ) v on true
+        left join lateral (
+            select c.attempt from net.claim c where c.id = q.id for update of c skip locked
+        ) c on true
+        left join lateral (
+            select true as seen from net.claim c where c.id = q.id
+        ) d on true
+        left join lateral (
+            select r.id from net._http_response r
+            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget'
+            for update of r skip locked
+        ) r on true
+        left join lateral (
+            select true as seen from net._http_response r
+            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget'
+        ) s on true
+        left join lateral (
+            select f.id from net.failed f
+            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
+            for update of f skip locked
+        ) f on true
+        left join lateral (
+            select true as seen from net.failed f
+            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
+        ) g on true
+    ), dequeued as (
+        delete from net.http_request_queue q
+        where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
+    ), unclaimed as (
+        delete from net.claim c
+        where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select m.request_id, 'cancelled', false, net._cancellation(m.in_flight is not null, m.attempts),
+            coalesce(m.in_flight, m.attempts), m.context, m.method, m.url, m.requested_by, m.created, m.retry_of
+        from marked m
+        where m.free and m.locked and m.action = 'cancel'
+            and not exists (
+                select from net.mark f
+                where f.requested_by = m.requested_by and f.request_id = m.request_id and f.action = 'forget' offset 0)
+    ), forgotten as (
+        delete from net._http_response r
+        where r.id = any (array(select m.response_id from marked m where m.free and m.response_id is not null))
+    ), failures as (
+        delete from net.failed f
+        where f.id = any (array(select m.failed_id from marked m where m.free and m.failed_id is not null))
+    ), attempts as (
+        delete from net.attempt a using marked m
+        where m.free and m.action = 'forget' and a.request_id = m.request_id and a.requested_by = m.requested_by
+    ), unmarked as (
+        delete from net.mark k using marked m
+        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
+            and m.action <> 'retry'
+    ), kept as (
+        update net.mark k set done = true
+        from marked m
+        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
+            and m.action = 'retry'
+    )
+    select count(*) into taken from marked m where m.free and m.in_flight is not null;
+    return taken;
+end
+$$;
+comment on function net._carry_out(net.mark[]) is
+    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
+
+-- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later.
+create function net._carry_out_each(marks net.mark[])
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    size integer := cardinality(marks);
+begin
+    return net._carry_out(marks);
+exception
+    when transaction_rollback or insufficient_resources or operator_intervention or system_error
+        or object_not_in_prerequisite_state or read_only_sql_transaction then
+        raise;
+    when others then
+        if size > 1 then
+            return net._carry_out_each(marks[:size / 2]) + net._carry_out_each(marks[size / 2 + 1:]);
+        end if;
+        update net.mark m set retry_at = clock_timestamp() + interval '1 minute'
+        where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
+        raise warning using
+            message = format('the %s of request %s cannot be carried out: %s', marks[1].action, marks[1].request_id, sqlerrm),
+            hint = 'Is there a trigger or a constraint on net._http_response or net.failed? The worker tries again in a minute.';
+        return 0;
+end
+$$;
+comment on function net._carry_out_each(net.mark[]) is
+    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later.';
+
+create function net._act_on_marks()
+    -- the seconds until more is to be done; NULL where no mark is left
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    -- Of each role: roles take turns, however many marks one of them makes.
+    most integer := 1000;
+    marks net.mark[];
+begin
+    if not exists (select from net.mark m) then
+        return null;
+    end if;
+    -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
+    delete from net.mark m
+    where (m.requested_by, m.request_id, m.action) in (
+        select d.requested_by, d.request_id, d.action from net.mark d
+        where d.done and age(d.xmin) > (select coalesce(max(age(a.backend_xmin)), 0) from pg_stat_get_activity(null) a)
+        order by d.request_id limit 5000 for update skip locked);
+    with recursive roles (role) as (
+        (select m.requested_by from net.mark m order by m.requested_by limit 1)
+        union all
+        select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+        from roles r where r.role is not null
+    )
+    select array_agg(t.m) into marks
+    from roles r
+    cross join lateral (
+        select m from net.mark m
+        where m.requested_by = r.role and not m.done and coalesce(m.retry_at, '-infinity') <= present
+        order by m.request_id limit most for update skip locked
+    ) t;
+    if net._carry_out_each(marks) > 0 and exists (
+        select from net.worker w where w.ended is null and w.pid <> pg_backend_pid())
+    then
+        -- The worker that has them in flight learns it when it looks.
+        perform net._signal_workers('reload');
+    end if;
+    if cardinality(marks) >= most then
+        return 0;
+    end if;
+    return (
+        select greatest(extract(epoch from min(coalesce(m.retry_at, present)) - present), 0.1)
+        from net.mark m where not m.done
+        having count(*) > 0);
+end
+$$;
+comment on function net._act_on_marks() is
+    'Cancels and forgets what is marked so, and takes out of net.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+
+create function net._dropped(worker_id bigint, holding bigint[])
+    returns bigint[]
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+as $$
+    select array(
+        select h.id from unnest(holding) h (id)
+        where not exists (select from net.claim c where c.id = h.id and c.worker = worker_id offset 0)
+            or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
+$$;
+comment on function net._dropped(bigint, bigint[]) is
+    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';
