@@ -3413,6 +3413,8 @@ as $$
 $$;
 comment on function net._cancellation(boolean, integer) is 'The error message of a cancelled request.';
 
+-- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may become one with all of a table,
+-- where the statistics say that it is empty.
 -- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
 -- role's request finds nothing: both the id and the role are looked for, each time.
 create function net._carry_out(marks net.mark[])
@@ -3433,7 +3435,7 @@ declare
     taken bigint;
 begin
     with marked as materialized (
-        select m.request_id, m.requested_by, m.action, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
+        select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
             c.attempt as in_flight,
             (select count(*)::integer from net.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
@@ -3441,6 +3443,10 @@ begin
             (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
                 and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
         from unnest(marks) m
+        cross join lateral (
+            select k.ctid as place from net.mark k
+            where k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action offset 0
+        ) k
         left join lateral (
             select q.* from net.http_request_queue q
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
@@ -3448,13 +3454,13 @@ begin
         ) q on true
         left join lateral (
             select true as seen from net.http_request_queue q
-            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry'
+            where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
             select c.attempt from net.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
-            select true as seen from net.claim c where c.id = q.id
+            select true as seen from net.claim c where c.id = q.id offset 0
         ) d on true
         left join lateral (
             select r.id from net._http_response r
@@ -3463,7 +3469,7 @@ begin
         ) r on true
         left join lateral (
             select true as seen from net._http_response r
-            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget'
+            where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget' offset 0
         ) s on true
         left join lateral (
             select f.id from net.failed f
@@ -3472,7 +3478,7 @@ begin
         ) f on true
         left join lateral (
             select true as seen from net.failed f
-            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
+            where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel' offset 0
         ) g on true
     ), dequeued as (
         delete from net.http_request_queue q
@@ -3498,17 +3504,16 @@ begin
         delete from net.failed f
         where f.id = any (array(select m.failed_id from marked m where m.free and m.failed_id is not null))
     ), attempts as (
-        delete from net.attempt a using marked m
-        where m.free and m.action = 'forget' and a.request_id = m.request_id and a.requested_by = m.requested_by
+        delete from net.attempt a
+        where a.request_id = any (array(
+            select m.request_id from marked m
+            where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
     ), unmarked as (
-        delete from net.mark k using marked m
-        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
-            and m.action <> 'retry'
+        delete from net.mark k
+        where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
     ), kept as (
         update net.mark k set done = true
-        from marked m
-        where m.free and k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action
-            and m.action = 'retry'
+        where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
     select count(*) into taken from marked m where m.free and m.in_flight is not null;
     return taken;

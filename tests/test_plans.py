@@ -15,9 +15,7 @@ import pytest
 from cluster import Cluster, Database
 from nginx import Nginx
 
-TABLES = (
-    "net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark"
-)
+TABLES = "net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark"
 # Rows and index entries that the current transaction has read in the extension's tables.
 READ = """
     select sum(pg_stat_get_xact_tuples_returned(c.oid))
@@ -177,6 +175,17 @@ def test_a_plan_reads_what_it_needs(
         (len(in_flight),)
     ]
     read["a row of net.attempts"] = session.read / len(in_flight)
+    marked = 2000
+    session.query(
+        "select count(net.cancel(r.id)) from (select id from net.http_request_queue"
+        " where id not in (select id from net.claim) order by id desc limit %s) r",
+        marked,
+    )
+    read["a mark"] = session.read / marked
+    # 1,000 at a time, and the claims beside those that are left.
+    session.query("select net._tend(%s::bigint, %s)", session.worker, in_flight)
+    read["a mark that is acted on"] = session.read / 1000
+    assert database.value("select count(*) from net.mark") == marked - 1000
     # The session's worker is lost, and what it holds is free again.
     database.execute("update net.claim set worker = 0")
     session.query("select net._tend(%s::bigint)", session.worker)
