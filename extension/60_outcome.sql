@@ -473,7 +473,8 @@ as $$
 declare
     requester regrole;
     found_state text;
-    request net.failed;
+    request record;
+    marked boolean;
     key text;
     chosen jsonb;
     request_id bigint;
@@ -493,9 +494,8 @@ begin
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
     -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
-    if requester is not null and net._mark(id, requester, 'retry') then
-        select * into request from net.failed f where f.id = retry.id and f.requested_by = requester;
-    end if;
+    marked := requester is not null and net._mark(id, requester, 'retry');
+    select * into request from net.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
         raise exception using
             errcode = 'no_data_found',

@@ -161,11 +161,10 @@ def test_the_worker_that_does_not_have_it_tells_the_one_that_does(
         ids = [get(own.connection, hanging.url) for _ in range(10)]
         wait_until(lambda: len(hanging.received) == 10, description="ten requests received")
         with own.worker("--grace", "0"):
-            for number in ids:
+            for at, number in enumerate(ids):
                 started = time.monotonic()
-                closed = hanging.closed
                 assert own.value("select net.cancel(%s)", number) is True
-                wait_until(lambda c=closed: hanging.closed > c, description="one closed")
+                wait_until(lambda: hanging.closed, at.__lt__, "its connection closed")
                 assert time.monotonic() - started < 0.9, "before the next look of each second"
 
 
@@ -418,7 +417,7 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
         own.execute("grant create on schema public to public")
         connection = own.connect("marks_alice")
         said: list[str] = []
-        connection.add_notice_handler(lambda notice, said=said: said.append(notice.sqlstate or ""))
+        connection.add_notice_handler(said_in(said))
         try:
             connection.execute(statement)
         except (errors.InsufficientPrivilege, errors.WrongObjectType):
@@ -428,6 +427,10 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
             assert said, statement
         connection.close()
     assert own.value("select count(*) from net.requests where id = %s", number) == 1
+
+
+def said_in(said: list[str]) -> Callable[[psycopg.errors.Diagnostic], None]:
+    return lambda notice: said.append(notice.sqlstate or "")
 
 
 def test_open_and_prepared_marks_stop_nobody(
