@@ -1421,7 +1421,7 @@ create index http_request_queue_waits on net.http_request_queue (waits_since) wh
 -- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.retry_of
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
     from net.http_request_queue q
     where false;
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
@@ -1440,16 +1440,10 @@ end
 $$;
 comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
 
--- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
 create policy own_requests on net.http_request_queue for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy insert_own_requests on net.http_request_queue for insert
-    with check (
-        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
-        and due is null and waits_since is null and origin is null
-        and net._was_numbered_here(id));
 
 create view net._queue with (security_invoker) as
     select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
@@ -1638,7 +1632,23 @@ create index mark_done on net.mark (request_id) where done;
 create policy own_marks on net.mark for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy insert_own_marks on net.mark for insert
-    with check (requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done);
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done
+        and (action operator(pg_catalog.<>) 'retry' or exists (
+            select from net.failed f
+            where f.id operator(pg_catalog.=) request_id and f.requested_by operator(pg_catalog.=) mark.requested_by)));
+
+-- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
+create policy insert_own_requests on net.http_request_queue for insert
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        and due is null and waits_since is null and origin is null
+        and net._was_numbered_here(id)
+        -- net.retry marks the failure first.
+        and (retry_of is null or exists (
+            select from net.mark m
+            where m.requested_by operator(pg_catalog.=) http_request_queue.requested_by
+                and m.request_id operator(pg_catalog.=) retry_of and m.action operator(pg_catalog.=) 'retry')));
 
 -- ======== extension/35_copies.sql ========
 
@@ -4135,12 +4145,12 @@ begin
         coalesce(request.options, '{}') - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
     if requester = net._caller() then
-        insert into net._new_request (
+        insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
         values (
             request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
             request.priority, request.context, chosen, request.id)
-        returning _new_request.id into request_id;
+        returning http_request_queue.id into request_id;
     else
         insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
@@ -4864,7 +4874,7 @@ to public;
 -- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
 -- may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on net.mark to public;
 grant select on net._http_response, net.failed to public;
 grant select on net.attempt to public;

@@ -60,7 +60,7 @@ create index http_request_queue_waits on net.http_request_queue (waits_since) wh
 -- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.retry_of
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
     from net.http_request_queue q
     where false;
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
@@ -79,16 +79,10 @@ end
 $$;
 comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
 
--- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
 create policy own_requests on net.http_request_queue for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy insert_own_requests on net.http_request_queue for insert
-    with check (
-        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
-        and due is null and waits_since is null and origin is null
-        and net._was_numbered_here(id));
 
 create view net._queue with (security_invoker) as
     select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
@@ -277,4 +271,20 @@ create index mark_done on net.mark (request_id) where done;
 create policy own_marks on net.mark for select
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 create policy insert_own_marks on net.mark for insert
-    with check (requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done);
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done
+        and (action operator(pg_catalog.<>) 'retry' or exists (
+            select from net.failed f
+            where f.id operator(pg_catalog.=) request_id and f.requested_by operator(pg_catalog.=) mark.requested_by)));
+
+-- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
+create policy insert_own_requests on net.http_request_queue for insert
+    with check (
+        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        and due is null and waits_since is null and origin is null
+        and net._was_numbered_here(id)
+        -- net.retry marks the failure first.
+        and (retry_of is null or exists (
+            select from net.mark m
+            where m.requested_by operator(pg_catalog.=) http_request_queue.requested_by
+                and m.request_id operator(pg_catalog.=) retry_of and m.action operator(pg_catalog.=) 'retry')));

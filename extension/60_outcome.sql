@@ -508,12 +508,12 @@ begin
         coalesce(request.options, '{}') - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
     if requester = net._caller() then
-        insert into net._new_request (
+        insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
         values (
             request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
             request.priority, request.context, chosen, request.id)
-        returning _new_request.id into request_id;
+        returning http_request_queue.id into request_id;
     else
         insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)

@@ -90,7 +90,7 @@ to public;
 -- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
 -- may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on net.mark to public;
 grant select on net._http_response, net.failed to public;
 grant select on net.attempt to public;

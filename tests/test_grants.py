@@ -92,6 +92,8 @@ def populate(database: Database) -> None:
         "insert into net.attempt"
         " (request_id, attempt, requested_by, ending, started, ended, error_msg)"
         " values (1000, 1, %(victim)s, 'answered', now(), now(), %(canary)s)",
+        "insert into net.mark (request_id, requested_by, action)"
+        " values (1001, %(victim)s, 'cancel')",
         "insert into net.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
         "insert into net.claim (id, host, worker, token, attempt, deadline)"

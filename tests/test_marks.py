@@ -263,7 +263,7 @@ def test_a_mark_that_is_inserted_by_hand(own: Database) -> None:
     fail(own, failed)
     bob.execute(
         "insert into net.mark (request_id, action) select n, a from unnest(%s::bigint[]) n,"
-        " unnest(array['cancel', 'forget', 'retry']) a",
+        " unnest(array['cancel', 'forget']) a",
         ([queued, failed, -1, 2**62],),
     )
     for view, count in (("requests", 2), ("failures", 1), ("responses", 1)):
@@ -275,6 +275,14 @@ def test_a_mark_that_is_inserted_by_hand(own: Database) -> None:
     assert own.value("select count(*) from net.mark") == 0
     with pytest.raises(errors.CheckViolation):
         bob.execute("insert into net.mark (request_id, action) values (1, 'send')")
+    for number in (queued, failed, -1):
+        with pytest.raises(errors.InsufficientPrivilege):
+            bob.execute("insert into net.mark (request_id, action) values (%s, 'retry')", (number,))
+        with pytest.raises(errors.InsufficientPrivilege):
+            bob.execute(
+                "insert into net.http_request_queue (method, url, retry_of) values ('GET', %s, %s)",
+                (URL, number),
+            )
 
 
 def test_rights_on_all_tables_mark_nothing_of_others(own: Database) -> None:

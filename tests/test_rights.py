@@ -180,7 +180,6 @@ RELATIONS = {
         "INSERT(priority)",
         "INSERT(context)",
         "INSERT(options)",
-        "INSERT(retry_of)",
     },
     "worker_role": set(),
     "_http_response": {"SELECT"},
