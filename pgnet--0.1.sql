@@ -4340,6 +4340,7 @@ begin
     for routine in select r from net._worker_routines() r loop
         execute format('grant execute on routine %s to %s', routine, grantee);
     end loop;
+    raise notice using message = format('role "%s" may run workers in this database', role);
 end
 $$;
 comment on function net.grant_worker(text) is
@@ -4363,6 +4364,7 @@ begin
     for routine in select r from net._worker_routines() r loop
         execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
+    raise notice using message = format('role "%s" may run no workers in this database', role);
 end
 $$;
 comment on function net.revoke_worker(text) is

@@ -39,6 +39,8 @@ RAISING = {
     "net.allow_host(?::text)": INVALID,
     "net.deny_host(?::text)": INVALID,
     "net.forget_host(?::text)": INVALID,
+    "net.grant_worker(?::text)": INVALID,
+    "net.revoke_worker(?::text)": INVALID,
 }
 NULL = {
     "net._urlencode_string(?::text)",
