@@ -264,6 +264,28 @@ def test_a_rule_holds_for_what_is_committed_after_it(guarded: Database, nginx: N
     guarded.execute("select net.configure('batch_size', null)")
 
 
+def test_nobody_learns_the_address_of_a_name(guarded: Database, nginx: Nginx) -> None:
+    """Neither from an error nor from the answer; who names the address is told it."""
+    port = urlsplit(nginx.url).port
+    assert "127." not in refused(guarded, f"http://localhost:{port}/")
+    guarded.execute("select net.allow_network('loopback')")
+    for url, address in (
+        (f"http://localhost:{port}/", None),
+        (f"http://127.0.0.1:{port}/", "127.0.0.1"),
+        (f"http://127.1:{port}/", "127.0.0.1"),
+        ("http://localhost:1026/", None),
+    ):
+        request_id = guarded.value("select net.http_get(%s)", url)
+        guarded.execute("select net.wait(%s)", request_id)
+        row = guarded.row(
+            "select host(address), coalesce(error_msg, '') from net._http_response where id = %s",
+            request_id,
+        )
+        assert row is not None
+        assert row[0] == address, url
+        assert "127." not in row[1]
+
+
 def test_a_redirect_goes_through_the_guard(guarded: Database, httpd: str) -> None:
     guarded.execute("select net.allow_network('127.0.0.1')")
     error = refused(guarded, f"{httpd}/redirect/302?to=http://127.0.0.2:1025/")

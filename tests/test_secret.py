@@ -29,6 +29,7 @@ from pgnet.secret import (
     MAX_LENGTH,
     Directory,
     Mask,
+    UnsafeFile,
     canonical_prefix,
     check_value,
     covers,
@@ -447,6 +448,86 @@ def test_what_a_directory_does_not_give(tmp_path: Path) -> None:
         assert CANARY not in f"{caught.value.message} {caught.value.hint}"
     with pytest.raises(OSError, match="No such file"):
         Directory(str(tmp_path / "missing"))
+
+
+@pytest.fixture
+def secrets_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "secrets"
+    path.mkdir(mode=0o755)
+    (path / "key").write_text("value")
+    return path
+
+
+def test_how_containers_mount_secrets(secrets_dir: Path) -> None:
+    """By links to a directory that is exchanged; all may write, but for the sticky bit."""
+    (secrets_dir / "key").unlink()
+    (secrets_dir / "..1").mkdir(mode=0o755)
+    (secrets_dir / "..1" / "key").write_text("value")
+    (secrets_dir / "..data").symlink_to("..1")
+    (secrets_dir / "key").symlink_to("..data/key")
+    secrets_dir.chmod(0o1777)
+    assert Directory(str(secrets_dir)).read("key") == "value"
+    # and by a link to the directory itself
+    (secrets_dir.parent / "link").symlink_to("secrets")
+    assert Directory(str(secrets_dir.parent / "link")).read("key") == "value"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_directory_that_others_may_write(secrets_dir: Path, mode: int) -> None:
+    for of in (secrets_dir, secrets_dir.parent):
+        before = of.stat().st_mode
+        directory = Directory(str(secrets_dir))
+        of.chmod(mode)
+        with pytest.raises(UnsafeFile, match=f"chmod go-w {of}$"):
+            Directory(str(secrets_dir))
+        # It was changed under a worker that runs: what requesters are told names no path.
+        with pytest.raises(InvalidRequest, match="not used, since others may write it") as caught:
+            directory.read("key")
+        assert str(of) not in caught.value.message
+        of.chmod(before)
+        assert directory.read("key") == "value"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o660, 0o602])
+def test_a_file_that_others_may_write(secrets_dir: Path, mode: int) -> None:
+    (secrets_dir / "key").chmod(mode)
+    with pytest.raises(UnsafeFile, match=f"chmod go-w {secrets_dir}/key$"):
+        Directory(str(secrets_dir))
+    # where a link leads to it, too
+    (secrets_dir / "key").rename(secrets_dir.parent / "elsewhere")
+    (secrets_dir / "key").symlink_to("../elsewhere")
+    with pytest.raises(UnsafeFile, match=f"chmod go-w {secrets_dir.parent}/elsewhere$"):
+        Directory(str(secrets_dir))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+def test_a_file_of_another_user(secrets_dir: Path) -> None:
+    key = secrets_dir / "key"
+    os.chown(key, 65534, 65534)
+    with pytest.raises(UnsafeFile, match=f"belongs to user 65534.*chown.* 0 {key}$"):
+        Directory(str(secrets_dir))
+    # A link of somebody else's, in a directory that is like /tmp, to a file that is well.
+    secrets_dir.chmod(0o1777)
+    key.unlink()
+    (secrets_dir.parent / "other").write_text("value")
+    key.symlink_to(secrets_dir.parent / "other")
+    assert Directory(str(secrets_dir)).read("key") == "value"
+    os.lchown(key, 65534, 65534)
+    with pytest.raises(UnsafeFile, match="belongs to user 65534"):
+        Directory(str(secrets_dir))
+    # The whole directory may be another user's: then its files are.
+    secrets_dir.chmod(0o755)
+    key.unlink()
+    key.write_text("value")
+    for path in (secrets_dir, key):
+        os.chown(path, 65534, 65534)
+    assert Directory(str(secrets_dir)).read("key") == "value"
+
+
+def test_links_without_end(secrets_dir: Path) -> None:
+    (secrets_dir / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        Directory(str(secrets_dir))
 
 
 def test_the_line_break() -> None:

@@ -69,7 +69,7 @@ def _worker(options: argparse.Namespace) -> int:
 
     from pgnet.outbox import OutboxRefused
     from pgnet.outbox.libpq import LibpqOutbox
-    from pgnet.secret import Directory
+    from pgnet.secret import Directory, UnsafeFile
     from pgnet.worker import Worker, raise_file_limit
 
     logging.basicConfig(
@@ -84,6 +84,9 @@ def _worker(options: argparse.Namespace) -> int:
         except OSError as error:
             said = error.strerror
             print(f"pgnet worker: --secrets-dir cannot be read: {said}", file=sys.stderr)
+            return 2
+        except UnsafeFile as fault:
+            print(f"pgnet worker: --secrets-dir is not safe: {fault}", file=sys.stderr)
             return 2
     raise_file_limit()
     try:

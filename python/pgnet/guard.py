@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -15,6 +17,8 @@ import requests
 
 from pgnet.host import literal_address, patterns_of, plain_host
 from pgnet.request import is_number
+
+log = logging.getLogger("pgnet.guard")
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -83,6 +87,10 @@ _COMPATIBLE = IPv6Network("::/96")
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
 # What stands before it in the interface identifier of ISATAP (RFC 5214), in any network.
 _ISATAP = (0x00005EFE, 0x02005EFE)
+# What net.allow_network calls these: a single network would tell more of an address.
+_WORDS_OF_SQL = {"a private address": "private", "a loopback address": "loopback"}
+# Names that are logged at most, until the rules change.
+_LOGGED_NAMES = 1000
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 _LEADING_ZEROS = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
@@ -206,10 +214,15 @@ class _Networks:
 
 
 class Guard:
-    """Decides by the egress rules; knows nothing of requests or connections."""
+    """Decides by the egress rules; knows nothing of requests or connections.
+
+    What is said of a name tells nobody its address: whoever may send a request could map the inner
+    network with it. The log has the address, once a name.
+    """
 
     def __init__(self, rules: EgressRules) -> None:
         self.rules = rules
+        self._logged: set[str] = set()
         self._allowed = _Networks(rules.allow_networks)
         self._denied = _Networks(rules.deny_networks)
 
@@ -284,6 +297,8 @@ class Guard:
         judged: list[Address] = [address, *embedded_addresses(address)]
         # To connect to no address at all is to connect to this host.
         judged += [_LOOPBACK[a.version] for a in judged if a.is_unspecified]
+        # Whoever wrote the address knows it, in whatever spelling.
+        told = literal_address(host) is not None
         name = "" if host in (ip, f"[{ip}]") else f"{host}: "
         for candidate in judged:
             # All of 127.0.0.0/8 leads to whoever listens on every address.
@@ -291,13 +306,21 @@ class Guard:
             if (str(own), port) in rules.deny_endpoints or (
                 port == rules.own_port and _is_of_this_host(candidate)
             ):
-                raise EgressRefused(f"{name}{candidate} port {port} is this database server's own")
+                refusal = f"{name}{candidate} port {port} is this database server's own"
+                if not told:
+                    self._log(host, refusal)
+                    refusal = f"{host}: port {port} of its address is this database server's own"
+                raise EgressRefused(refusal)
             network = self._denied.find(candidate)
             if network is not None:
-                raise EgressRefused(
+                refusal = (
                     f"{name}{candidate} is in a denied network: "
                     f"select net.forget_network({_quoted(str(network))})"
                 )
+                if not told:
+                    self._log(host, refusal)
+                    refusal = f"{host}: its address is in a denied network: see net.egress"
+                raise EgressRefused(refusal)
         allowed = [self._allowed.find(candidate) is not None for candidate in judged]
         for candidate, is_allowed in zip(judged, allowed, strict=True):
             if is_allowed:
@@ -305,12 +328,23 @@ class Guard:
             special = _special(candidate)
             if special is not None:
                 cidr, words = special
-                raise EgressRefused(
-                    f"{name}{candidate} is {words} and not allowed: "
-                    f"select net.allow_network({_quoted(cidr)})"
-                )
+                advice = f"select net.allow_network({_quoted(cidr)})"
+                refusal = f"{name}{candidate} is {words} and not allowed: {advice}"
+                if not told:
+                    self._log(host, refusal)
+                    if words in _WORDS_OF_SQL:
+                        advice = f"select net.allow_network({_quoted(_WORDS_OF_SQL[words])})"
+                    elif cidr.endswith("/128"):
+                        advice = "the worker's log has the statement that allows it"
+                    refusal = f"{host}: its address is {words} and not allowed: {advice}"
+                raise EgressRefused(refusal)
         if rules.listed and not allowed[0] and not _matches(host, rules.allow_hosts):
             raise self._not_listed(host)
+
+    def _log(self, host: str, refusal: str) -> None:
+        if host not in self._logged and len(self._logged) < _LOGGED_NAMES:
+            self._logged.add(host)
+            log.warning("refused: %s", refusal)
 
     @staticmethod
     def _not_listed(host: str) -> EgressRefused:
@@ -335,6 +369,13 @@ def _is_of_this_host(address: Address) -> bool:
     except OSError as error:
         return error.errno != errno.EADDRNOTAVAIL
     return True
+
+
+@lru_cache(4096)
+def is_public(ip: str) -> bool:
+    """Whether an address is one of the public internet, and leads to no other one."""
+    address = ipaddress.ip_address(ip)
+    return all(_special(one) is None for one in (address, *embedded_addresses(address)))
 
 
 def _special(address: Address) -> tuple[str, str] | None:

@@ -7,9 +7,12 @@ import codecs
 import re
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from pgnet.assemble import Assembled
 from pgnet.exchange import Answer
+from pgnet.guard import is_public
+from pgnet.host import literal_address
 from pgnet.outbox import Claim, Outcome
 from pgnet.retry import NONE, Policy
 from pgnet.secret import Mask
@@ -48,7 +51,7 @@ def outcome_of(
     timings = answer.timings
     measured: dict[str, Any] = {
         "redirects": answer.redirects,
-        "address": answer.address,
+        "address": _told_address(answer),
         "name_ms": timings.name * 1000,
         "connect_ms": timings.connect * 1000,
         "tls_ms": timings.tls * 1000,
@@ -92,6 +95,18 @@ def outcome_of(
 
 def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3]) + "/"
+
+
+def _told_address(answer: Answer) -> str | None:
+    """The address of an answer, but for one of the inner network that the URL does not name.
+
+    A role that may send requests to a name, or by a proxy, does not learn from it where that is.
+    """
+    address = answer.address
+    if address is None or is_public(address):
+        return address
+    host = urlsplit(answer.url).hostname or ""
+    return address if literal_address(host) == address else None
 
 
 def is_plain(text: str) -> bool:

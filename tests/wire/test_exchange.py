@@ -481,7 +481,7 @@ def test_rebinding_has_no_second_look(
     ok(client(f"http://re.example:{server.port}/x"))
     name_server.answers["re.example"] = ["127.0.0.2"]
     error = failed(client(f"http://re.example:{other.port}/x"))
-    assert "127.0.0.2 is a loopback address" in error.message
+    assert "re.example: its address is a loopback address" in error.message
     assert other.record() == []
 
 

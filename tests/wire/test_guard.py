@@ -114,8 +114,38 @@ def test_the_refusal_names_the_statement_that_allows_it(ip: str, message: str) -
     rules(allow_networks=[statement]).check_address(ip, ip, 80)
 
 
-def test_a_name_stands_before_its_address() -> None:
-    assert refusal(PUBLIC, "10.0.0.1", "inner.example").startswith("inner.example: 10.0.0.1 is ")
+@pytest.mark.parametrize(
+    ("ip", "said"),
+    [
+        ("10.20.30.40", "a private address and not allowed: select net.allow_network('private')"),
+        ("172.16.30.40", "a private address and not allowed: select net.allow_network('private')"),
+        ("fd00:20::40", "a private address and not allowed: select net.allow_network('private')"),
+        (
+            "127.20.30.40",
+            "a loopback address and not allowed: select net.allow_network('loopback')",
+        ),
+        ("100.64.30.40", "select net.allow_network('100.64.0.0/10')"),
+        ("64:ff9b::10.20.30.40", "select net.allow_network("),
+        ("4000:20::40", "not allowed: the worker's log has the statement that allows it"),
+        ("2001:1::40", "not allowed: the worker's log has the statement that allows it"),
+        ("8.20.30.40", "inner.example: its address is in a denied network: see net.egress"),
+        ("9.20.30.40", "inner.example: port 5432 of its address is this database server's own"),
+    ],
+)
+def test_nobody_learns_the_address_of_a_name(
+    ip: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may send requests does not map the inner network by them; the log tells it once."""
+    guard = rules(deny_networks=["8.20.0.0/16"], deny_endpoints=["9.20.30.40:5432"])
+    for _again in range(2):
+        message = refusal(guard, ip, "inner.example", port=5432)
+        assert message.startswith("inner.example: ")
+        assert said in message
+        assert ".30" not in message
+        assert str(ipaddress.ip_address(ip)) not in message
+        assert "/16" not in message
+    assert len(caplog.records) == 1
+    assert str(ipaddress.ip_address(ip)) in caplog.text
 
 
 def test_deny_wins() -> None:
@@ -262,7 +292,7 @@ def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
         ("a.0x7f", "ends in a number"),
         ("4294967297", "ends in a number"),
         ("localhost.", "a loopback address"),
-        ("localhost", "localhost: 127.0.0.1 is a loopback address"),
+        ("localhost", "localhost: its address is a loopback address"),
         ("x.LocalHost.", "a loopback address"),
     ):
         assert said in (behind(guard, host) or ""), host

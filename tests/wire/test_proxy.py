@@ -369,8 +369,8 @@ def test_the_proxys_address_is_judged(
     client = make_client(EgressRules(), hosts=HostTable(table), resolver=name_server.resolver())
     for scheme in ("http", "https"):
         for name, message in (
-            ("a", "proxy proxy.example: 10.0.0.9 is a private address and not allowed: "
-             "select net.allow_network('10.0.0.0/8')"),
+            ("a", "proxy proxy.example: its address is a private address and not allowed: "
+             "select net.allow_network('private')"),
             ("b", "proxy 169.254.169.254 is a link-local address and not allowed: "
              "select net.allow_network('169.254.0.0/16')"),
             ("c", "proxy 127.1: 127.0.0.1 is a loopback address and not allowed: "
