@@ -4526,6 +4526,8 @@ create function net._right_faults()
     returns table (kind text, fault text, cure text)
     language sql stable
     set search_path = pg_catalog, pg_temp
+    -- The catalogs fit in it, also where a database allows no temporary file.
+    set work_mem = '16MB'
 as $$
     with object (class, oid, sub, kind, name, owner, acl, type) as (
         select 'pg_namespace'::regclass, n.oid, 0, 'schema', 'net', n.nspowner, n.nspacl, 'n'
