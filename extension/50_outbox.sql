@@ -374,7 +374,7 @@ begin
             q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
-            content text, content_base64 text, timed_out boolean, error_msg text,
+            content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
             retry_in double precision
@@ -426,7 +426,8 @@ begin
             context, method, url, requested_by, requested, header_list, final_url, redirects, http_version, address,
             name_ms, connect_ms, tls_ms, first_byte_ms, total_ms, retry_of
         )
-        select h.id, h.status_code, h.content_type, h.headers, h.content, h.timed_out, h.error_msg, h.state,
+        select h.id, h.status_code, h.content_type, h.headers,
+            coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
             decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
             h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
@@ -449,7 +450,7 @@ revoke all on function net._store(json, integer) from public;
 
 create function net._record(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
-    -- content_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt
+    -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it

@@ -81,22 +81,51 @@ comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
 grant select on net.attempts to public;
 
-create function net._json_or_null(content text)
+-- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
+-- parsing it twice, and from PostgreSQL 16 on.
+create function net._json_or_null(
+    -- a body that is text
+    content text,
+    -- one that is none, such as JSON with characters that the database's encoding has not
+    content_bytes bytea default null
+)
     returns jsonb
-    language plpgsql immutable parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    json text := content;
+    length bigint := coalesce(octet_length(content), 0);
 begin
-    return content::jsonb;
-exception when data_exception or program_limit_exceeded then
+    if json is null then
+        json := convert_from(
+            case when substr(content_bytes, 1, 3) = decode('efbbbf', 'hex') then substr(content_bytes, 4) else content_bytes end, 'UTF8');
+    end if;
+    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number: 1e131071 has 131072. It goes to
+    -- the client beside the body. Shorter ones cannot get there.
+    length := length + 2 * octet_length(json);
+    if octet_length(json) > 50000 and length + 131072::bigint * regexp_count(json, '[0-9][eE][+-]?[0-9]') > 1000000000 then
+        -- Without strings, each exponent for what it is; a larger one than these is no number of PostgreSQL's.
+        length := length + (
+            select coalesce(sum(least(right('0000000' || x.found[1], 7)::bigint, 131072)), 0)
+            from regexp_matches(regexp_replace(json, '"(?:[^"[.backslash.]]|[[.backslash.]].)*"', '', 'g'), '[eE][+-]?0*([0-9]{1,7})', 'g') x (found));
+        if length > 1000000000 then
+            return null;
+        end if;
+    end if;
+    return json::jsonb;
+exception when others then
+    -- Whatever it is, one response must not keep the others from being read.
     return null;
 end
 $$;
-comment on function net._json_or_null(text) is 'The text as jsonb; NULL where it is no JSON.';
+comment on function net._json_or_null(text, bytea) is
+    'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its text as jsonb are beyond 1 GB together.';
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
-        case when r.content_type operator(pg_catalog.~*) '^[^;]*[/+]json' then net._json_or_null(r.content) end as content_json,
+        case when r.content_type operator(pg_catalog.~*) '^[^;]*json' then net._json_or_null(r.content, r.content_bytes) end
+            as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         r.created operator(pg_catalog.-) r.requested as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
@@ -107,7 +136,7 @@ create view net.responses with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
-    'Responses beside their requests; content_json where the body is JSON, content_bytes where it is no text. A role sees its own.';
+    'Responses beside their requests; content_json where Content-Type and body are JSON, content_bytes where the body is no text. A role sees its own.';
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
@@ -331,14 +360,15 @@ begin
         return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
             'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
     end if;
-    if outcome.error_msg is not null then
+    if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
     end if;
-    return ('SUCCESS', 'ok', (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
+    -- There was an answer. What was amiss with it, such as a body that is not whole, is said.
+    return ('SUCCESS', coalesce(outcome.error_msg, 'ok'), (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
 end
 $$;
 comment on function net.http_get_result(bigint, boolean) is
-    'The result of a request: SUCCESS with the response, ERROR with the message, PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
+    'The result of a request: SUCCESS with the response, whose message is "ok" where all of it came and else what is amiss; ERROR with the message where there was no answer; PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
 
 create function net.http_collect_response(
     -- the request's id

@@ -17,7 +17,7 @@ import pytest
 
 import misbehaviour
 from cluster import Cluster, Database, wait_until
-from misbehaviour import LATE, WAYS, Limits, Running, Way, several
+from misbehaviour import WAYS, Limits, Running, Way, several
 from nginx import Nginx
 from test_worker_backend import serving
 
@@ -120,7 +120,7 @@ def ask(database: Database, servers: Running, ways: list[Way]) -> list[Asked]:
     with database.connect(autocommit=False) as session, session.pipeline():
         cursors = []
         for way in ways:
-            timeout = SHORT if way.outcome is LATE else LONG
+            timeout = SHORT if way.outcome.timed_out else LONG
             body = None if way.size < 0 else bytes(min(way.size, MIB))
             cursors.append(
                 session.execute(
@@ -131,7 +131,7 @@ def ask(database: Database, servers: Running, ways: list[Way]) -> list[Asked]:
         for way, cursor in zip(ways, cursors, strict=True):
             row = cursor.fetchone()
             assert row is not None
-            asked.append(Asked(row[0], way, SHORT if way.outcome is LATE else LONG))
+            asked.append(Asked(row[0], way, SHORT if way.outcome.timed_out else LONG))
     return asked
 
 
@@ -157,7 +157,7 @@ def assert_outcomes(database: Database, asked: list[Asked], limits: Limits) -> N
     wrong = []
     for each in asked:
         code, content, error, timed_out, total = rows[each.id]
-        fits = each.way.outcome.fits(code, content, error, bool(timed_out), limits)
+        fits = each.way.outcome.fits(code, content, error, bool(timed_out), limits, busy=True)
         if not fits or total > each.timeout + LATENESS:
             wrong.append((each.way.name, code, (content or "")[:30], error, timed_out, total))
     assert wrong == []
@@ -318,7 +318,7 @@ def test_one_at_a_time(
 ) -> None:
     """None costs more than twice what it may bring, whatever it would like to be."""
     database = prepared
-    ways = [way for way in WAYS.values() if "exceed" in way.outcome.text]
+    ways = [way for way in WAYS.values() if "exceed" in way.outcome.messages]
     assert len(ways) > 30
     grown = {}
     with as_process(database) as pid:

@@ -102,8 +102,9 @@ class CurlAdapter(BaseAdapter):
         except BaseException:
             self._transport.cancel(transfer)
             raise
-        if transfer.error is not None:
-            raise _requests_error(transfer.error, request) from transfer.error
+        fault = transfer.error or transfer.note
+        if fault is not None:
+            raise _requests_error(fault, request) from fault
         seconds = time.monotonic() - started
         return build_response(request, url, transfer.head, transfer.content, seconds)
 

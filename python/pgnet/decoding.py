@@ -3,12 +3,17 @@
 libcurl could do it, but it tells neither that an encoded body was cut short nor how much has come
 before it was decoded. Nothing here makes more bytes at once than `_PIECE`, however small what they
 are made of.
+
+A body whose coding cannot be undone is no reason to lose it: it is kept as it came where the label
+is wrong, and up to the fault where the coding is broken.
 """
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import functools
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -17,6 +22,7 @@ from typing import Any, Protocol
 _MOST = 5
 _PIECE = 65536
 CODINGS = ("gzip", "deflate", "br")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 class DecodingError(ValueError):
@@ -44,44 +50,106 @@ class Decoder:
     content_encoding: the field's value; repeats joined by commas.
     limit: how many bytes may come out, of each coding.
 
-    Raises DecodingError for a coding that is not known, and for too many of them.
+    fault: why the body is not decoded, or not all of it; None as long as all is well.
+    as_it_came: whether the body is given as it came, encoded or not.
     """
+
+    __slots__ = ("_began", "_given", "_limit", "_made", "_seen", "_stages", "as_it_came", "fault")
 
     def __init__(self, content_encoding: str, limit: int) -> None:
         names = [name.strip().lower() for name in content_encoding.split(",")]
         names = [name for name in names if name not in ("", "identity")]
-        if len(names) > _MOST:
-            raise DecodingError("too many content codings")
+        self.fault: str | None = None
+        self.as_it_came = False
         self._limit = limit
-        self._stages = [_stage(name) for name in reversed(names)]
+        self._stages: list[_Stage] = []
+        try:
+            if len(names) > _MOST:
+                raise DecodingError("too many content codings")
+            self._stages = [_stage(name) for name in reversed(names)]
+        except DecodingError as error:
+            self.fault = str(error)
+            self.as_it_came = True
+        # How many bytes each stage has made, and how many were given away as they came.
         self._made = [0] * len(self._stages)
+        self._given = 0
+        # What has come so far, as long as it is little: perhaps it was never encoded.
+        self._seen: bytearray | None = bytearray()
         self._began = False
 
-    def decode(self, data: bytes) -> Iterator[bytes]:
+    def decode(self, data: bytes) -> Iterator[bytes | None]:
         """The decoded bytes that some more bytes give, piece by piece.
 
-        Raises DecodingError and BodyTooLarge.
+        None among them says: forget all pieces so far, the body follows as it came.
+        Raises BodyTooLarge, behind the last piece that there is room for.
         """
         self._began = self._began or bool(data)
-        return self._through(0, data)
+        if self.as_it_came:
+            yield from self._as_it_came(data)
+            return
+        if self.fault is not None:
+            return
+        if self._seen is not None:
+            self._seen += data
+            if len(self._seen) > _PIECE:
+                self._seen = None
+        try:
+            yield from self._through(0, data)
+        except DecodingError as error:
+            self.fault = str(error)
+            if self._seen is not None and (not self._made[-1] or _is_text(self._seen)):
+                # Nothing was decoded, or nonsense: no encoded body is a text.
+                self.as_it_came = True
+                yield None
+                yield from self._as_it_came(bytes(self._seen))
+        if self.fault is not None:
+            self._seen = None
+            # They hold buffers.
+            self._stages = []
+
+    def _as_it_came(self, data: bytes) -> Iterator[bytes]:
+        room = self._limit - self._given
+        self._given += len(data)
+        if room > 0:
+            yield data[:room]
+        if len(data) > room:
+            raise BodyTooLarge
 
     def _through(self, number: int, data: bytes) -> Iterator[bytes]:
         if number == len(self._stages):
             yield data
             return
         for piece in self._stages[number].decode(data):
+            room = self._limit - self._made[number]
             self._made[number] += len(piece)
-            if self._made[number] > self._limit:
+            if len(piece) > room:
+                yield from self._through(number + 1, piece[:room])
                 raise BodyTooLarge
             yield from self._through(number + 1, piece)
 
-    def finish(self) -> None:
-        """Say that no more comes. Raises DecodingError where more should have come.
+    def finish(self) -> bytes | None:
+        """Say that no more comes: `fault` says where more should have come.
 
+        Returns the body as it came where that was never encoded: instead of all pieces so far.
         An empty body is one in any coding: so answers to HEAD are.
         """
         if self._began and not all(stage.finished for stage in self._stages):
-            raise DecodingError("the encoded body is cut short")
+            self.fault = "the encoded body is cut short"
+            seen, self._seen = self._seen, None
+            nothing = not self._made[-1]
+            if seen is not None and len(seen) <= self._limit and (nothing or _is_text(seen)):
+                self.as_it_came = True
+                return bytes(seen)
+        return None
+
+
+def _is_text(data: bytearray) -> bool:
+    """Whether these bytes are the beginning of a text in UTF-8, without control characters."""
+    try:
+        text, _length = codecs.utf_8_decode(data, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and _CONTROL.search(text) is None
 
 
 def _stage(name: str) -> _Stage:
@@ -98,13 +166,33 @@ def _inflate(inflater: Any, data: bytes) -> Iterator[bytes]:
     piece = b""
     # Without input too, as long as it holds back what one piece had no room for.
     while not inflater.eof and (data or piece):
+        before = inflater.copy()
         try:
             piece = inflater.decompress(data, _PIECE)
         except zlib.error:
+            yield from _salvage(before, data)
             raise DecodingError("a bad compressed body") from None
         if piece:
             yield piece
         data = inflater.unconsumed_tail
+
+
+def _salvage(inflater: Any, data: bytes) -> Iterator[bytes]:
+    """What the bytes before a fault give: of the call that meets it, zlib gives nothing."""
+    while data and not inflater.eof:
+        part = data[: (len(data) + 1) // 2]
+        before = inflater.copy()
+        try:
+            piece = inflater.decompress(part, _PIECE)
+        except zlib.error:
+            if len(part) == 1:
+                return
+            # The fault is in this half.
+            inflater, data = before, part
+            continue
+        if piece:
+            yield piece
+        data = inflater.unconsumed_tail + data[len(part) :]
 
 
 class _Gzip:

@@ -37,7 +37,9 @@ class Delivery:
 
         elapsed: seconds since the request was claimed.
         """
-        error = answer.error
+        # Where the status is what became of the request, it decides, whatever else is amiss.
+        status = answer.status_code if answer.is_final else None
+        error = answer.error if status is None else None
         never_sent = error is not None and not error.possibly_sent
         if self.once and not never_sent:
             if error is None:
@@ -51,7 +53,7 @@ class Delivery:
             age=claim.age + elapsed,
             method=claim.method,
             has_key=self.has_key,
-            status=answer.status_code,
+            status=status,
             error_kind=None if error is None else error.kind,
             never_sent=never_sent,
             retry_after=answer.header("Retry-After"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pycurl
 
 from pgnet.connection import ConnectionSettings
-from pgnet.decoding import BodyTooLarge, Decoder, DecodingError
+from pgnet.decoding import BodyTooLarge, Decoder
 from pgnet.guard import EgressRefused
 from pgnet.host import literal_address
 from pgnet.message import framing, parse_fields, parse_head
@@ -307,18 +307,30 @@ class Easy:
             raise WireError(words(_WEIRD_REPLY), possibly_sent=True, code=_WEIRD_REPLY)
         if head.status < 200:
             return
-        said = framing(head.fields)
+        # Before anything is made of it: a status that came is never lost.
         transfer.head = head
+        said = framing(head.fields)
         self.final = True
         if transfer.method == "HEAD" or head.status in (204, 304):
             return
         self.length = said.length
         if said.codings:
-            try:
-                self.decoder = Decoder(said.codings, transfer.max_response_bytes)
-            except DecodingError:
-                code = pycurl.E_BAD_CONTENT_ENCODING
-                raise WireError(words(code), possibly_sent=True, code=code) from None
+            self.decoder = Decoder(said.codings, transfer.max_response_bytes)
+
+    def _keep_broken_head(self, transfer: Transfer) -> None:
+        """Of a header section that was broken off, keep the status and the fields that are whole.
+
+        RFC 9112, section 8: such a status may mean less than it says, but it is all that will come.
+        """
+        if transfer.head.status or self._in_tunnel(transfer):
+            return
+        lines = bytes(self.section[: transfer.max_header_bytes])
+        try:
+            head = parse_head(lines[: lines.rfind(b"\n") + 1])
+        except WireError:
+            return
+        if head.status >= 200:
+            transfer.head = head
 
     def _in_tunnel(self, transfer: Transfer) -> bool:
         """Whether it is still the proxy that speaks."""
@@ -334,24 +346,39 @@ class Easy:
         if transfer is None:
             return 0
         size = len(chunk)
+        room = min(transfer.max_response_bytes, transfer.max_wire_bytes) - self.wire_bytes
         self.wire_bytes += size
-        decoder = self.decoder
-        if decoder is None:
-            if self.wire_bytes > transfer.max_response_bytes:
-                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
-            if self.wire_bytes <= transfer.max_wire_bytes:
+        try:
+            if self.decoder is not None:
+                return self._decode(transfer, self.decoder, chunk)
+            if size <= room:
                 transfer.take(chunk)
                 return None
-        elif self.wire_bytes <= transfer.max_wire_bytes:
-            try:
-                for piece in decoder.decode(chunk):
-                    transfer.take(piece)
-            except BodyTooLarge:
-                return self._abort(f"response body exceeds {transfer.max_response_bytes} bytes")
-            except DecodingError:
-                return self._abort(words(pycurl.E_BAD_CONTENT_ENCODING))
-            return None
+            if room > 0:
+                transfer.take(chunk[:room])
+        except MemoryError:
+            transfer.drop_body()
+            return self._abort("there is no memory for the response body")
+        if self.wire_bytes > transfer.max_response_bytes:
+            return self._abort(self.too_long(transfer))
         return self._abort(self.too_long_on_the_wire(transfer))
+
+    def _decode(self, transfer: Transfer, decoder: Decoder, chunk: bytes) -> int | None:
+        """Take an encoded piece of the body, as far as it may be that long."""
+        over = self.wire_bytes - transfer.max_wire_bytes
+        try:
+            for piece in decoder.decode(chunk[:-over] if over > 0 else chunk):
+                if piece is None:
+                    transfer.drop_body()
+                else:
+                    transfer.take(piece)
+        except BodyTooLarge:
+            return self._abort(self.too_long(transfer))
+        return self._abort(self.too_long_on_the_wire(transfer)) if over > 0 else None
+
+    @staticmethod
+    def too_long(transfer: Transfer) -> str:
+        return f"response body exceeds {transfer.max_response_bytes} bytes"
 
     @staticmethod
     def too_long_on_the_wire(transfer: Transfer) -> str:
@@ -362,6 +389,8 @@ class Easy:
         transfer = self.transfer
         sent = transfer is None or not self._in_tunnel(transfer)
         self.fault = WireError(message, kind="response", possibly_sent=sent)
+        if transfer is not None and self.decoder is not None:
+            transfer.as_it_came = self.decoder.as_it_came
         # Until libcurl hands the transfer back, it would hold its buffers.
         self.decoder = None
         return 0
@@ -379,9 +408,17 @@ class Easy:
             if self.final:
                 transfer.route.version = transfer.head.version
         if code == 0:
-            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
             code = self._whole(transfer)
-            return Failure(code, "", True, None) if code else None
+            if not code:
+                transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+                return None
+            text = ""
+        if self.section:
+            self._keep_broken_head(transfer)
+        if transfer.head.status:
+            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+            if self.decoder is not None:
+                transfer.as_it_came = self.decoder.as_it_came
         sent = info(pycurl.REQUEST_SIZE) > 0
         proxy = self.connection.proxy
         if proxy is not None and secure:
@@ -416,13 +453,25 @@ class Easy:
         if not self.final or (self.length is not None and self.length != self.wire_bytes):
             return int(pycurl.E_PARTIAL_FILE)
         if self.decoder is not None:
-            try:
-                self.decoder.finish()
-            except DecodingError:
-                return int(pycurl.E_BAD_CONTENT_ENCODING)
+            self._note_coding(transfer, self.decoder)
         if self.section:
             transfer.head.fields.extend(parse_fields(bytes(self.section)))
         return 0
+
+    @staticmethod
+    def _note_coding(transfer: Transfer, decoder: Decoder) -> None:
+        """Say of a whole body what could not be decoded of it."""
+        body = decoder.finish()
+        if decoder.fault is None:
+            return
+        if body is not None:
+            transfer.drop_body()
+            transfer.take(body)
+        transfer.as_it_came = decoder.as_it_came
+        code = pycurl.E_BAD_CONTENT_ENCODING
+        kept = "as it came" if decoder.as_it_came else "up to the fault"
+        message = f"{words(code)}: the body is kept {kept}"
+        transfer.note = WireError(message, possibly_sent=True, code=code, detail=decoder.fault)
 
     def _on_open(self, purpose: int, where: Any) -> _Descriptor | int:
         """Make the socket, after one more look at the address that it will be connected to."""

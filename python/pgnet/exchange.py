@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
+from urllib import parse
 from urllib.parse import quote, urljoin
 
 import gevent
@@ -17,6 +18,7 @@ from pgnet.connection import Origin
 from pgnet.guard import Guard
 from pgnet.host import HostSettings, HostTable
 from pgnet.message import (
+    Head,
     WireRequest,
     WireResponse,
     build_response,
@@ -25,7 +27,7 @@ from pgnet.message import (
 )
 from pgnet.request import canonical_url
 from pgnet.resolve import Resolver
-from pgnet.secret import within
+from pgnet.secret import MASK, within
 from pgnet.transport import Route, Transfer, Transport
 from pgnet.wire_error import WireError, words
 
@@ -33,6 +35,10 @@ __all__ = ["Answer", "Exchange", "Handle", "Limits", "Timings", "WireError", "pr
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _TOO_MANY_REDIRECTS = 47
+# The longest body of a redirect that is kept while it is followed.
+_REDIRECT_BODY = 65536
+# urllib.parse keeps the last hundred URLs; those that are longer than this are not to stay there.
+_LONG_URL = 4096
 # What a caller's header may tell another server: nothing about the caller.
 _HARMLESS = frozenset(("accept", "accept-encoding", "accept-language", "user-agent"))
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -77,28 +83,35 @@ class Timings(NamedTuple):
 
 
 class Answer:
-    """The one outcome of a request: a response, or an error.
+    """The one outcome of a request: a response, an error, or what came of a response and an error.
 
-    error: what went wrong; None where there is a response.
-    status_code: None on an error.
-    header_list: the response's fields in order, repeats kept; empty on an error.
-    content: the decoded body; empty on an error.
-    http_version: "1.0", "1.1", "2"; empty without a response.
+    error: what went wrong; None where a whole response came.
+    status_code: of the last response whose status came; None where none did.
+    is_final: whether the status is what became of the request. Not where there is none, and not
+    where a redirect was followed and the next server gave no answer: then the error is.
+    header_list: the response's fields in order, repeats kept; empty without a status.
+    content: the decoded body, or what came of it; empty without a status.
+    is_whole: whether all of the body came. as_it_came: whether it has a coding that was not undone.
+    http_version: "1.0", "1.1", "2"; empty without a status.
     address: the IP address last connected to, or tried.
-    url: where the answer comes from after all redirects, without fragment; on an error, where the
-    last attempt went.
+    url: where the answer comes from after all redirects, without fragment; without an answer, where
+    the last attempt went.
     redirects: how many were followed.
     timings: where the time went.
     """
 
     __slots__ = (
+        "_head",
         "_request",
         "_response",
         "_transfer",
         "address",
+        "as_it_came",
         "error",
         "header_list",
         "http_version",
+        "is_final",
+        "is_whole",
         "redirects",
         "status_code",
         "timings",
@@ -121,19 +134,50 @@ class Answer:
         self.status_code: int | None = None
         self.address = None if transfer is None else transfer.address
         self.url = (request.url or "").partition("#")[0] if transfer is None else transfer.url
-        self._transfer = transfer
+        self.is_final = self.as_it_came = False
+        self.is_whole = error is None
+        self._transfer: Transfer | _Redirect | None = None
         self._request = request
         self._response: WireResponse | None = None
-        if error is None and transfer is not None:
-            head = transfer.head
-            self.http_version, self.status_code = head.version, head.status
-            self.header_list = head.fields
+        self._head: Head | None = None
+        if transfer is not None and transfer.head.status:
+            self.is_final = True
+            broken_coding = transfer.note is not None and not transfer.as_it_came
+            self.is_whole = transfer.error is None and not broken_coding
+            self.as_it_came = transfer.as_it_came
+            self._take(transfer)
+
+    def _take(self, answered: Transfer | _Redirect) -> None:
+        self._transfer = answered
+        self._head = head = answered.head
+        self.http_version, self.status_code = head.version, head.status
+        self.header_list = head.fields
+
+    def fall_back(self, redirect: _Redirect, is_final: bool, was_followed: bool) -> None:
+        """The last answer is this redirect, behind which none came.
+
+        is_final: whether it is what became of the request. was_followed: whether anything was sent
+        to where it points.
+        """
+        self._take(redirect)
+        self.is_final = is_final
+        if not was_followed:
+            self.url, self.address = redirect.url, redirect.address
+            self.redirects -= 1
+
+    @property
+    def size(self) -> int:
+        """How many bytes the content has."""
+        return 0 if self._transfer is None else self._transfer.size
 
     @property
     def content(self) -> bytes:
-        if self.error is not None or self._transfer is None:
-            return b""
-        return self._transfer.content
+        return b"" if self._transfer is None else self._transfer.content
+
+    def forget_content(self) -> None:
+        """Go on without the body, and say that it is not whole."""
+        self._transfer = None
+        self.is_whole = False
 
     def header(self, name: str) -> str | None:
         """A field's value, repeats joined by commas (RFC 9110, section 5.3); None without one."""
@@ -144,16 +188,34 @@ class Answer:
     @property
     def response(self) -> requests.Response | None:
         """The same as requests' own response, made when it is asked for; None on an error."""
-        if self._response is None and self.error is None and self._transfer is not None:
-            transfer = self._transfer
+        if self._response is None and self.error is None and self._head is not None:
             self._response = build_response(
-                self._request,
-                self.url,
-                transfer.head,
-                transfer.content,
-                self.timings.total,
+                self._request, self.url, self._head, self.content, self.timings.total
             )
         return self._response
+
+
+class _Redirect:
+    """A redirect that is being followed: what is left to tell where nothing comes of it."""
+
+    __slots__ = ("address", "content", "first_byte", "head", "url")
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.head = transfer.head
+        self.url = transfer.url
+        self.address = transfer.address
+        self.first_byte = _first_byte(transfer)
+        # It waits beside the answer that is to come, and that may take all the room there is.
+        self.content = transfer.content if transfer.size <= _REDIRECT_BODY else b""
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+
+def _first_byte(transfer: Transfer) -> float:
+    """Seconds from the start to the first byte of an answer."""
+    return transfer.hop_started - transfer.started + transfer.first_byte
 
 
 Done = Callable[[Answer], None]
@@ -182,6 +244,7 @@ class Handle:
     """A request on its way."""
 
     __slots__ = (
+        "_answered",
         "_bound",
         "_connect",
         "_done",
@@ -189,6 +252,7 @@ class Handle:
         "_max_redirects",
         "_may_follow",
         "_once",
+        "_redirect",
         "_redirects",
         "_request",
         "_tls",
@@ -212,6 +276,10 @@ class Handle:
         self._once = once
         self._max_redirects = 0
         self._redirects = 0
+        # The redirect that is being followed, and whether one of them has answered the request:
+        # what follows it only fetches what it points to.
+        self._redirect: _Redirect | None = None
+        self._answered = False
         self._connect = self._tls = 0.0
         self._transfer: Transfer | None = None
 
@@ -418,10 +486,11 @@ class Exchange:
         ]
         # What is left out here stays out, also when a later hop comes back.
         handle._request = WireRequest(method, url, kept, body)
-        handle._redirects += 1
         route = self._transport.route(url, once=handle._once)
-        if transfer.deadline <= time.monotonic():
-            raise self._transport.timeout_error(transfer, True)
+        handle._redirects += 1
+        handle._redirect = _Redirect(transfer)
+        # RFC 9110, section 15.4.4: it has done what was asked, and says where to see it.
+        handle._answered = handle._answered or method != transfer.method
         transfer.again(
             method,
             url,
@@ -431,6 +500,8 @@ class Exchange:
             self._connect_timeout(route.settings),
             handle._hop_ended,
         )
+        if transfer.deadline <= time.monotonic():
+            raise self._transport.timeout_error(transfer, True)
         self._transport.start(transfer)
         return True
 
@@ -452,12 +523,14 @@ class Exchange:
         self._handles.discard(handle)
         transfer = handle._transfer
         timings = _NO_TIME
-        if error is not None and handle._redirects:
-            error.possibly_sent = True
         if transfer is not None:
             first_byte = 0.0
-            if error is None:
-                first_byte = transfer.hop_started - transfer.started + transfer.first_byte
+            if error is not None and (handle._redirects or transfer.head.status):
+                error.possibly_sent = True
+            if transfer.head.status:
+                first_byte = _first_byte(transfer)
+            elif handle._redirect is not None:
+                first_byte = handle._redirect.first_byte
             timings = Timings(
                 transfer.name_seconds,
                 handle._connect,
@@ -465,7 +538,14 @@ class Exchange:
                 first_byte,
                 time.monotonic() - transfer.started,
             )
+            if error is None:
+                error = transfer.note
         answer = Answer(transfer, handle._request, error, timings, handle._redirects)
+        if answer.status_code is None and handle._redirect is not None and error is not None:
+            refused = error.kind == "request"
+            answer.fall_back(handle._redirect, handle._answered or refused, not refused)
+        if handle._may_follow is not None and answer.status_code in _REDIRECTS:
+            _hide_target(answer, handle._may_follow)
         # Who keeps the handle does not keep the answer.
         done, handle._done, handle._transfer = handle._done, _nobody, None
         try:
@@ -473,6 +553,29 @@ class Exchange:
         except Exception as failure:
             # Whose callback fails has got its answer; the loop goes on for everybody else.
             self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+
+
+def _hide_target(answer: Answer, may_follow: Callable[[str], bool]) -> None:
+    """Hide where a redirect points that is the answer, where that repeats a secret.
+
+    It may do so in a form that only shows once it is read as a URL.
+    """
+    for location in [v for name, v in answer.header_list if name.lower() == "location"]:
+        try:
+            target = _resolve(answer.url, location)
+        except ValueError:
+            target = location
+        if not may_follow(target):
+            answer.header_list = [
+                (name, MASK if name.lower() == "location" else value)
+                for name, value in answer.header_list
+            ]
+            # It mostly says the same once more.
+            answer.forget_content()
+            if answer.error is None:
+                words = "the redirect repeats a secret beyond its URL prefix and is not shown"
+                answer.error = WireError(words, possibly_sent=True)
+            return
 
 
 def _fields_of(request: requests.PreparedRequest) -> list[tuple[str, str]]:
@@ -494,7 +597,10 @@ def _resolve(base: str, location: str) -> str:
     rest = _STRAY_PERCENT.sub("%25", quote(rest, safe=_PATH_SAFE))
     # urljoin would take `http://` for "here".
     absolute = _ABSOLUTE.match(reference) is not None
-    return canonical_url(prefix + rest if absolute else urljoin(base, prefix + rest))
+    url = prefix + rest if absolute else urljoin(base, prefix + rest)
+    if not absolute and len(base) + len(url) > _LONG_URL:
+        cast(Any, parse).clear_cache()
+    return canonical_url(url)
 
 
 def _same_origin(before: Origin, after: Origin) -> bool:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import base64
 import codecs
-import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from pgnet.assemble import Assembled
+from pgnet.charset import read_text
 from pgnet.exchange import Answer
 from pgnet.guard import is_public
 from pgnet.host import literal_address
 from pgnet.outbox import Claim, Outcome
 from pgnet.retry import NONE, Policy
-from pgnet.secret import Mask
+from pgnet.secret import MASK, Mask
 
-# Python's codecs that transform text but are no charsets of the web.
-_NO_CHARSETS = frozenset(
-    (
-        *("idna", "punycode", "undefined", "mbcs", "oem", "utf-7"),
-        *("unicode-escape", "unicode_escape", "raw-unicode-escape", "raw_unicode_escape"),
-    )
-)
-_CHARSET = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE)
+# Of a text of more bytes than this it is seen how long it is as JSON, in which it goes into the
+# database. What that makes longer than base64 does goes in base64.
+_LARGE = 1 << 20
+# What JSON escapes by two characters, and by six.
+_ESCAPED, _CONTROLS = b'"\\\b\t\n\f\r', bytes(c for c in range(32) if c not in b"\b\t\n\f\r")
 
 
 def outcome_of(
@@ -61,34 +58,30 @@ def outcome_of(
         # Of a secret URL's redirect nobody knows how much of the secret it repeats.
         secret_url = assembled is not None and assembled.secret_url
         measured["final_url"] = _origin(answer.url) if secret_url else text_of(answer.url)
-    if answer.error is not None:
-        return Outcome(
-            claim.id,
-            claim.token,
-            "failed",
-            timed_out=answer.error.timed_out,
-            error_msg=text_of(answer.error.message),
-            **measured,
-        )
+    error = answer.error
     status = answer.status_code
-    assert status is not None
+    if error is not None:
+        measured |= {"timed_out": error.timed_out, "error_msg": text_of(error.message)}
+    if status is None:
+        return Outcome(claim.id, claim.token, "failed", **measured)
     content_type = answer.header("Content-Type")
-    text, encoded = storable.content(answer.content, content_type, masks)
     header_list = answer.header_list
+    if assembled is not None and assembled.secret_url:
+        # Nor where it points, if it was not followed.
+        header_list = [(n, MASK if n.lower() == "location" else v) for n, v in header_list]
     if masks or not is_plain("".join([name + value for name, value in header_list])):
         header_list = [(text_of(name), text_of(value)) for name, value in header_list]
     return Outcome(
         claim.id,
         claim.token,
-        "succeeded" if policy.accepts(status) else "failed",
+        "succeeded" if answer.is_final and policy.accepts(status) else "failed",
         status_code=status,
         content_type=None if content_type is None else text_of(content_type),
         headers=dict(header_list),
         header_list=header_list,
-        content=text,
-        content_base64=encoded,
         http_version=answer.http_version,
         first_byte_ms=timings.first_byte * 1000,
+        **storable.content(answer, content_type, masks),
         **measured,
     )
 
@@ -135,27 +128,52 @@ class Storable:
         return text.replace("\0", "?").encode(self._encoding, "replace").decode(self._encoding)
 
     def content(
-        self, body: bytes | None, content_type: str | None, masks: Sequence[Mask] = ()
-    ) -> tuple[str | None, str | None]:
-        """A body as text; in base64 where it is none in its declared charset (UTF-8 if none).
+        self, answer: Answer, content_type: str | None, masks: Sequence[Mask] = ()
+    ) -> dict[str, Any]:
+        """An answer's body as fields of an Outcome: text, or in base64 what is none.
 
         masks: hide what they do in either.
         """
+        body = answer.content
         if not body:
-            return None, None
-        declared = _CHARSET.search(content_type) if content_type else None
+            return {}
+        # A part of a secret is not found: nothing of what may be one stays at an end that was cut.
+        hidden = 0 if answer.is_whole else max((mask.longest for mask in masks), default=0)
         try:
-            charset = codecs.lookup(declared.group(1)).name if declared else "utf-8"
-            if charset not in _NO_CHARSETS:
-                text = body.decode(charset)
-                for mask in masks:
-                    text = mask.text(text)
-                if not text.isascii():
-                    text.encode(self._encoding)
-                if "\0" not in text:
-                    return text, None
+            text = read_text(body, content_type, is_whole=answer.is_whole)
+            for mask in masks:
+                text = mask.text(text)
+            if hidden:
+                text = text[:-hidden]
+            if not text.isascii():
+                text.encode(self._encoding)
+            if "\0" not in text:
+                return _as_fields(text, body)
         except (LookupError, ValueError):
             pass  # no text, no charset, or nothing that the database's encoding has
+        if masks and answer.as_it_came:
+            # Whoever undoes the coding would read what the masks have not found.
+            return {}
         for mask in masks:
             body = mask.bytes(body)
-        return None, base64.b64encode(body).decode("ascii")
+        if hidden:
+            body = body[:-hidden]
+        return {"content_base64": _base64(body)} if body else {}
+
+
+def _as_fields(text: str, body: bytes) -> dict[str, Any]:
+    """A text as one of the two fields that it may have in an Outcome, whichever is shorter."""
+    if len(body) > _LARGE:
+        # The body, which the text was made of, says nearly the same, and is soon searched.
+        more = _count(body, _ESCAPED) + 5 * _count(body, _CONTROLS)
+        if more > len(body) / 3:
+            return {"text_base64": _base64(text.encode())}
+    return {"content": text} if text else {}
+
+
+def _count(body: bytes, characters: bytes) -> int:
+    return len(body) - len(body.translate(None, characters))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -464,10 +464,12 @@ class Mask:
     that is made to keep the search busy is replaced as a whole.
     """
 
-    __slots__ = ("_bare", "_values")
+    __slots__ = ("_bare", "_values", "longest")
 
     def __init__(self, values: Iterable[str]) -> None:
         found = {value for value in values if value}
+        # How many characters a value may have in an answer: of one, no usual form has more than 16.
+        self.longest = 16 * max(map(len, found), default=0)
         # Many servers take the UTF-8 of a header for Latin-1 before they do anything with it.
         found |= {value.encode().decode("latin-1") for value in found if not value.isascii()}
         self._values = [_Masked(value) for value in found]

@@ -33,6 +33,7 @@ class Transfer:
         "address",
         "addresses",
         "appconnect",
+        "as_it_came",
         "body",
         "connect",
         "connect_timeout",
@@ -51,6 +52,7 @@ class Transfer:
         "method",
         "multi",
         "name_seconds",
+        "note",
         "repeated",
         "route",
         "sent",
@@ -90,6 +92,10 @@ class Transfer:
         self.done: Callable[[Transfer], None] | None = done
         self.head = _NO_HEAD
         self.error: WireError | None = None
+        # What is wrong with the body of an answer that came whole.
+        self.note: WireError | None = None
+        # Whether the body has a coding that was not undone.
+        self.as_it_came = False
         self.address: str | None = None
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._body: bytes | bytearray = b""
@@ -107,6 +113,15 @@ class Transfer:
         if not isinstance(self._body, bytes):
             self._body = bytes(self._body)
         return self._body
+
+    @property
+    def size(self) -> int:
+        """How many bytes of the body have come, decoded."""
+        return len(self._body)
+
+    def drop_body(self) -> None:
+        """Forget what has come of the body."""
+        self._body = b""
 
     def take(self, piece: bytes) -> None:
         """Another piece of the decoded body has come."""
@@ -133,18 +148,29 @@ class Transfer:
         self.method, self.url, self.route = method, url, route
         self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
         self.hop_started = time.monotonic()
-        self.head = _NO_HEAD
+        self.forget_answer()
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
-        self._body, self.addresses = b"", ()
+        self.addresses = ()
         self.repeated = self.sent = False
         self.done = done
 
+    def forget_answer(self) -> None:
+        """Whatever has come, the answer is another one."""
+        self.head = _NO_HEAD
+        self.note = None
+        self.as_it_came = False
+        self._body = b""
+
     def fail(self, error: WireError) -> None:
-        """End with an error, unless it has ended; what has come so far is nobody's."""
+        """End with an error, unless it has ended.
+
+        What has come of an answer stays: its status tells what the server has done.
+        """
         error.possibly_sent = error.possibly_sent or self.sent
         self.error = error
-        self._body = b""
+        if not self.head.status:
+            self._body = b""
         self.finish()
 
     def finish(self) -> None:

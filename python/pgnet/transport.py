@@ -203,6 +203,7 @@ class Transport:
 
     def _connect_to(self, transfer: Transfer, address: str | None) -> None:
         """Begin a transfer anew, whose former attempt has failed."""
+        transfer.forget_answer()
         transfer.address = address
         try:
             self._add(transfer, address or "")

@@ -343,7 +343,11 @@ class Worker:
         if demand is not None and not demand.alone:
             self._look = False
         started = time.monotonic()
-        turn = self._outbox.turn(batch, demand)
+        try:
+            turn = self._outbox.turn(batch, demand)
+        except MemoryError:
+            self._lighten(batch)
+            return
         now = time.monotonic()
         self._linger = min(now - started, 0.05)
         del self._outcomes[: len(batch)]
@@ -399,6 +403,19 @@ class Worker:
             count += 1
         return self._outcomes[:count]
 
+    def _lighten(self, batch: Sequence[Outcome]) -> None:
+        """There is no memory to record these: the largest goes without its body.
+
+        It is written into several buffers, one after another. Without an outcome it would be
+        attempted again, and bring down the next worker.
+        """
+        largest = max(batch, key=lambda outcome: outcome.size, default=None)
+        if largest is None or not largest.size:
+            raise MemoryError
+        log.error("request %s: no memory to record %d bytes", largest.id, largest.size)
+        self._outcomes[self._outcomes.index(largest)] = largest.without_content
+        self._look = True
+
     def _secrets(self, claims: Sequence[Claim]) -> dict[int, dict[str, Secret]]:
         """What claims refer to, by their ids and the secrets' names; few refer to any."""
         wanted = [(claim, name) for claim in claims for name in names_of_secrets(claim)]
@@ -409,21 +426,31 @@ class Worker:
         return found
 
     def _outcome(self, flight: _Flight, answer: Answer | str) -> Outcome:
-        claim, delivery = flight.claim, flight.delivery
+        claim = flight.claim
         if isinstance(answer, _Unsent):
             return Outcome(claim.id, claim.token, "cancelled", error_msg=answer)
         try:
-            policy = delivery.policy
-            outcome = outcome_of(claim, answer, self._storable, flight.assembled, policy)
-            if outcome.state == "failed" and not isinstance(answer, str):
-                elapsed = time.monotonic() - flight.began
-                outcome = delivery.settle(outcome, claim, answer, elapsed)
-            return outcome
+            return self._read(flight, answer)
+        except MemoryError:
+            log.error("request %s: no memory for %s bytes of an answer", claim.id, _size(answer))
+            # All of it but the body is small.
+            if not isinstance(answer, str):
+                answer.forget_content()
+            return self._read(flight, answer).without_content
         except Exception as error:
             # Nor must an answer that cannot be read.
             log.error("request %s: %s while it was read", claim.id, type(error).__name__)
             message = f"internal error of the worker ({type(error).__name__})"
             return Outcome(claim.id, claim.token, "failed", error_msg=message)
+
+    def _read(self, flight: _Flight, answer: Answer | str) -> Outcome:
+        claim, delivery = flight.claim, flight.delivery
+        policy = delivery.policy
+        outcome = outcome_of(claim, answer, self._storable, flight.assembled, policy)
+        if outcome.state == "failed" and not isinstance(answer, str):
+            elapsed = time.monotonic() - flight.began
+            outcome = delivery.settle(outcome, claim, answer, elapsed)
+        return outcome
 
     def _wake_next(self) -> None:
         """Have another worker take what this one has no room for, if there is one."""
@@ -682,7 +709,7 @@ class Worker:
 
 
 def _size(answer: Answer | str) -> int:
-    return 0 if isinstance(answer, str) else len(answer.content)
+    return 0 if isinstance(answer, str) else answer.size
 
 
 def _file_slots() -> int:

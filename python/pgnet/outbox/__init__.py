@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 # What a worker's session needs, whatever its database or role has set: it writes, and sees what
@@ -90,10 +90,10 @@ def secrets_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secre
 class Outcome:
     """How a request ended, to be recorded under the token of its claim.
 
-    content is the body as text; content_base64 the body that is no text, in base64; headers the
-    answer's as an object, header_list in their order; final_url where redirects led to, None
-    where there were none; the times are in ms; retry_in is in seconds, and given with the state
-    retrying alone, which is no end.
+    content is the body as text, or text_base64 the same in base64 where that is shorter;
+    content_base64 the body that is no text; headers the answer's as an object, header_list in their
+    order; final_url where redirects led to, None where there were none; the times are in ms;
+    retry_in is in seconds, and given with the state retrying alone, which is no end.
     """
 
     id: int
@@ -103,6 +103,7 @@ class Outcome:
     content_type: str | None = None
     headers: dict[str, str] | None = None
     content: str | None = None
+    text_base64: str | None = None
     content_base64: str | None = None
     timed_out: bool = False
     error_msg: str | None = None
@@ -121,7 +122,20 @@ class Outcome:
     @property
     def size(self) -> int:
         """About how many bytes its recording takes."""
-        return len(self.content or "") + len(self.content_base64 or "")
+        texts = (self.content, self.text_base64, self.content_base64)
+        return sum(len(text) for text in texts if text is not None)
+
+    @property
+    def without_content(self) -> Outcome:
+        """The same, without the body, of which it says why."""
+        said = "" if self.error_msg is None else f"{self.error_msg}. "
+        return replace(
+            self,
+            content=None,
+            text_base64=None,
+            content_base64=None,
+            error_msg=f"{said}The body could not be kept: there is no memory for it.",
+        )
 
 
 # Not ASCII alone: escapes would make six times as many bytes of some texts.
