@@ -12,6 +12,7 @@ as $$
         ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
         ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
+        ('host_header', 'authority', null, null, 'the name, or name:port, that the server is asked for, as Host and in TLS, instead of the URL''s host'),
         ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
@@ -51,6 +52,12 @@ begin
         when 'line' then
             if plain is null or plain collate "C" !~ '^[ -~]+$' or length(plain) > 500 then
                 return 'must be a string of 1 to 500 printable ASCII characters';
+            end if;
+        when 'authority' then
+            -- What ends in a number is an address: the URL has one already.
+            if plain is null or length(plain) > 259 or plain ~* '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?(:|$)'
+                or plain !~ '^([A-Za-z0-9_-]{1,63}[.])*[A-Za-z0-9_-]{1,63}[.]?(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$' then
+                return 'must be a host name, or name:port, such as shop.example';
             end if;
         when 'proxy' then
             if plain is null or plain !~ '^(direct|https?://([A-Za-z0-9_.-]{1,253}|[[][0-9A-Fa-f:.]+[]]):[0-9]{1,5}/?)$' then
@@ -172,6 +179,11 @@ begin
         raise exception using errcode = 'invalid_parameter_value',
             message = format('client_certificate and client_key of host "%s" go together', host_pattern),
             hint = 'Give both, or null for both.';
+    end if;
+    if merged ? 'host_header' and host_pattern like '*%' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = 'host_header is set for single hosts only, by their name or address',
+            hint = 'Otherwise many servers would be asked for one name.';
     end if;
     if merged -> 'verify' = 'false' then
         if host_pattern like '*%' then

@@ -111,6 +111,8 @@ def test_merged_and_reset(hosts: Database) -> None:
         {"proxy": {"secret": "a-proxy"}},
         {"proxy": "direct"},
         {"retry": "safe"},
+        {"host_header": "shop.example"},
+        {"host_header": "A_b-c.example.:65535"},
         {"ca": PEM},
         {"client_certificate": PEM, "client_key": {"secret": "a-key"}},
         {"verify": True},
@@ -141,6 +143,38 @@ def test_good_settings(hosts: Database, settings: dict[str, Any]) -> None:
         ({"proxy": "socks5://proxy.example:1080"}, "must be http://host:port"),
         ({"proxy": "http://u:hunter2@proxy.example:3128"}, "given as"),
         ({"proxy": {"secret": "nobody-made-it"}}, 'secret "nobody-made-it", which does not exist'),
+        *[
+            ({"host_header": name}, "must be a host name, or name:port")
+            for name in (
+                *(
+                    "",
+                    " ",
+                    "a b",
+                    "a\r\nX: y",
+                    "a\n",
+                    "a/b",
+                    "a,b",
+                    "u@a",
+                    "a:0",
+                    "a:65536",
+                    "a:",
+                    ":80",
+                ),
+                *(
+                    "10.0.0.1",
+                    "a.1",
+                    "0x7f.1:80",
+                    "[::1]",
+                    "*",
+                    "*.a",
+                    "a..b",
+                    "{a}",
+                    "é",
+                    "x" * 64,
+                ),
+                *(5, ["a"], {"secret": "a-key"}),
+            )
+        ],
         ({"ca": "hunter2"}, "certificates in PEM"),
         ({"ca": PEM + KEY}, "must not hold a private key"),
         ({"client_key": KEY}, "as|secret"),
@@ -212,6 +246,23 @@ def test_workers_follow(database: Database, nginx: Nginx) -> None:
         assert agent() == "one/1"
         configure(database, "127.0.0.1", None)
         assert agent() == "all/1"
+
+
+def test_the_host_header(database: Database, nginx: Nginx) -> None:
+    """An ingress that is reached by its address, and asked for a name."""
+    for pattern in ("*", "*.example"):
+        with pytest.raises(errors.InvalidParameterValue, match="single hosts only"):
+            configure(database, pattern, {"host_header": "shop.example"})
+    with pytest.raises(errors.InvalidParameterValue) as caught:
+        database.execute("select net.http_get('http://10.0.0.5/', headers => '{\"host\": \"a\"}')")
+    assert "host_header" in str(caught.value.diag.message_hint)
+    configure(database, "127.0.0.1", {"host_header": "shop.example"})
+    request_id = database.value("select net.http_get(%s)", f"{nginx.url}/headers")
+    database.execute("call net.drain()")
+    content = database.value("select content from net.wait(%s)", request_id)
+    assert [line for line in content.splitlines() if line[:5].lower() == "host:"] == [
+        "Host: shop.example"
+    ]
 
 
 def test_a_secret_that_is_missing_stops_requests_to_that_host_only(

@@ -149,9 +149,10 @@ class Easy:
         self.opened = self.tunneled = self.final = self.repeats = False
         if transfer.repeated:
             set_option(pycurl.FRESH_CONNECT, 1)
-        if transfer.url != self.url:
-            set_option(pycurl.URL, transfer.url)
-            self.url = transfer.url
+        url = transfer.url if route.asked_for is None else route.url_for(transfer.url)
+        if url != self.url:
+            set_option(pycurl.URL, url)
+            self.url = url
         if (route.port, address) != self.peer:
             self._set_peer(route, address)
 

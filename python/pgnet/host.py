@@ -45,6 +45,8 @@ class HostSettings:
     max_redirects: hops that a request to this host may be led on.
     http_version: "1.1", or "2" for HTTP/2 where TLS offers it, which is also the general rule.
     user_agent: instead of pgnet's own, where the caller gives none.
+    host_header: the name, perhaps with a port, that the server is asked for instead of the URL's
+    host: as Host, and in TLS. What is connected to is still the URL's host.
     proxy: `http://host:port` or `https://host:port`, perhaps with `user:password@`.
     ca: the authorities that are trusted instead of the default bundle, as PEM.
     client_certificate, client_key: what this side shows of itself, as PEM.
@@ -57,6 +59,7 @@ class HostSettings:
     max_redirects: int | None = None
     http_version: str | None = None
     user_agent: str | None = None
+    host_header: str | None = None
     # It may hold a password.
     proxy: str | None = field(default=None, repr=False)
     ca: str | None = field(default=None, repr=False)

@@ -658,6 +658,10 @@ _CLIENTS_OWN = frozenset(
 # Of two of these each server believes another one (RFC 9110, 5.3).
 _SINGLE = frozenset(("authorization", "content-type", "user-agent"))
 _HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
+_HINT_HOST = (
+    "It is the host of the URL. For a server that is asked for another name the owner sets it: "
+    """select net.configure_host(host, '{"host_header": "shop.example"}')"""
+)
 _HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
 
 
@@ -699,7 +703,8 @@ def flatten_headers(
             raise _invalid_header_name(name)
         lower = name.lower()
         if is_clients_own(lower):
-            raise InvalidRequest(f'header "{name}" is not allowed', _HINT_REFUSED)
+            hint = _HINT_HOST if lower == "host" else _HINT_REFUSED
+            raise InvalidRequest(f'header "{name}" is not allowed', hint)
         before = len(pairs)
         if type(value) is str and value.isprintable():  # as most are
             pairs.append((name, value.strip(" \t")))

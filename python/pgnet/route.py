@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from pgnet.connection import ConnectionSettings, Origin, Proxy, Tls
 from pgnet.host import HostSettings, HostTable
 from pgnet.message import encode_headers
+from pgnet.wire_error import WireError
 
 
 class Route:
@@ -13,6 +16,8 @@ class Route:
     settings: what is special about the host.
     headers: the lines of a request that has none of its own.
     peer, port: what is connected to, the origin's host or a proxy.
+    asked_for: scheme and authority of the URLs that libcurl is given, None where they are the
+    origin's. So Host, HTTP/2's :authority and TLS go by that name; it is not looked up.
     addresses: of the peer, all allowed by the guard, and good until `until` (time.monotonic).
     version: of HTTP, that the last answer came by; empty before the first.
     once: a request goes out once at most, whatever it asks for: over HTTP/1.1, and over a
@@ -21,6 +26,7 @@ class Route:
 
     __slots__ = (
         "addresses",
+        "asked_for",
         "connection",
         "headers",
         "host_header",
@@ -59,6 +65,19 @@ class Route:
         )
         # In a URL for a proxy libcurl spells an address its own way, and the field must agree.
         self.host_header = origin.host_header if secure or proxy is None else None
+        self.asked_for: str | None = None
+        if settings.host_header is not None:
+            if proxy is not None:
+                # It is told where to connect to by that name, or puts its own Host in its place.
+                raise WireError(
+                    f"host_header of {origin.host} goes by no proxy: "
+                    f"""select net.configure_host('{origin.host}', '{{"proxy": "direct"}}')"""
+                )
+            self.asked_for = f"{origin.scheme}://{settings.host_header.lower()}"
+            if set(settings.host_header) & set("/?#"):
+                raise WireError("the host_header of this host is no host name")
+            Origin.of(self.asked_for)
+            self.host_header = None
         self.addresses: tuple[str, ...] = ()
         self.until = 0.0
         self.version = ""
@@ -71,6 +90,13 @@ class Route:
             and self.connection.http_version == "2"
             and self.version in ("", "2")
         )
+
+    def url_for(self, url: str) -> str:
+        """The URL that libcurl is given for one of this origin."""
+        if self.asked_for is None:
+            return url
+        end = re.compile("[/?]").search(url, len(self.origin.scheme) + 3)
+        return self.asked_for + (url[end.start() :] if end is not None else "/")
 
     def avoid(self, address: str) -> None:
         """Whoever comes next begins with another address."""

@@ -9,7 +9,7 @@ import pytest
 import httpd
 import pgnet
 from pgnet.exchange import Limits
-from pgnet.guard import Guard
+from pgnet.guard import EgressRules, Guard
 from pgnet.host import HostSettings, HostTable
 from wire.support import LOOPBACK, Client
 
@@ -120,6 +120,68 @@ def test_a_user_agent_is_of_its_host_on_each_hop(
     # what the caller says goes along
     client(f"{server.url}/redirect/302?to={back}", "GET", [("User-Agent", "mine")])
     assert [user_agents(entry) for entry in other.record()] == [["for the other"], ["mine"]]
+
+
+def hosts_of(entry: dict[str, Any]) -> list[str]:
+    return [value for name, value in entry["headers"] if name.lower() == "host"]
+
+
+@pytest.mark.parametrize("name", ["shop.example", "Shop.Example", "shop.example:8443", "a_b"])
+def test_another_name_is_asked_for(
+    make_client: MakeClient, server: httpd.Running, name: str
+) -> None:
+    """It is not looked up, and the URL stays that of the request."""
+    client = make_client(hosts=HostTable({"127.0.0.1": HostSettings(host_header=name)}))
+    for rest in ("/echo", "/echo?to=http://b/&c", "/echo/../%2e?"):
+        for method, body in (("GET", None), ("POST", b"x")):
+            answer = client(server.url + rest, method, [("X-A", "b")], body)
+            seen = json.loads(answer.content)
+            assert hosts_of(seen) == [name.lower()]
+            assert seen["target"] == rest
+            assert (answer.url, answer.address) == (server.url + rest, "127.0.0.1")
+    # one address, two hosts: another spelling is the same one, another name is not
+    assert hosts_of(json.loads(client(f"http://127.1:{server.port}/echo").content)) == [
+        name.lower()
+    ]
+    own = f"localhost:{server.port}"
+    assert hosts_of(json.loads(client(f"http://{own}/echo").content)) == [own]
+    # the caller has no say in it
+    answer = client(server.url + "/echo", "GET", [("Host", "x")])
+    assert "Host" in str(answer.error)
+
+
+def test_another_name_is_of_its_host_on_each_hop(
+    make_client: MakeClient, server: httpd.Running, other: httpd.Running
+) -> None:
+    client = make_client(hosts=HostTable({"127.0.0.1": HostSettings(host_header="shop.example")}))
+    server.reset()
+    other.reset()
+    client(f"{server.url}/redirect/302?to=/redirect/302?to={other.url}/redirect/302?to=/echo")
+    assert [hosts_of(entry) for entry in server.record()] == [["shop.example"]] * 2
+    own = other.url.partition("://")[2]
+    assert [hosts_of(entry) for entry in other.record()] == [[own]] * 2
+
+
+def test_another_name_changes_nothing_about_where_a_request_may_go(
+    make_client: MakeClient, server: httpd.Running
+) -> None:
+    hosts = HostTable({"127.0.0.1": HostSettings(host_header="shop.example")})
+    server.reset()
+    client = make_client(EgressRules(), hosts=hosts)
+    assert "a loopback address and not allowed" in str(client(server.url).error)
+    client = make_client(
+        EgressRules.from_json({"allow_networks": ["127.0.0.0/8"], "deny_hosts": ["127.0.0.1"]}),
+        hosts=hosts,
+    )
+    assert "a denied host" in str(client(server.url).error)
+    for name in ("a b", "a\r\nX: y", "a/b", "u@a", "a:99999", "", "a?b", "a#b"):
+        client = make_client(hosts=HostTable({"127.0.0.1": HostSettings(host_header=name)}))
+        assert client(server.url).error is not None
+    for proxy in (server.url, "https://127.0.0.1:1"):
+        hosts = HostTable({"*": HostSettings(host_header="shop.example", proxy=proxy)})
+        said = str(make_client(hosts=hosts)(server.url).error)
+        assert "select net.configure_host('127.0.0.1', '{\"proxy\": \"direct\"}')" in said
+    assert server.record() == []
 
 
 def test_redirects_by_host_and_by_request(

@@ -127,6 +127,12 @@ def test_what_is_sent_is_what_was_asked(client: Client, nginx: Nginx) -> None:
         assert ok(client(nginx.tls_url + target)).decode() == target
 
 
+def test_another_name_is_asked_for(trusting: Callable[..., Client], nginx: Nginx) -> None:
+    answer = trusting(host_header="localhost")(nginx.tls_url + "/sent")
+    assert ok(answer).decode().split("|")[:2] == ["GET", "localhost"]
+    assert (answer.http_version, answer.address) == ("2", "127.0.0.1")
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_methods(client: Client, nginx: Nginx, method: str) -> None:
     for _ in range(2):

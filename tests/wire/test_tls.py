@@ -133,6 +133,24 @@ def test_a_good_certificate(trusting: Client, servers: dict[str, httpd.Running],
     assert (timings.connect, timings.tls) == (0, 0)
 
 
+def test_the_name_that_is_asked_for_is_verified(
+    make_client: MakeClient, authorities: Authorities, servers: dict[str, httpd.Running]
+) -> None:
+    """An address stands in no certificate but the one that is asked for by name does."""
+
+    def error(kind: str, name: str) -> str | None:
+        settings = HostSettings(ca=authorities.ca, host_header=name)
+        client = make_client(hosts=HostTable({"127.0.0.1": settings}))
+        answer = client(f"https://127.0.0.1:{servers[kind].port}/x")
+        return None if answer.error is None else str(answer.error)
+
+    assert error("wrong-name", "elsewhere.example") is None
+    assert error("good", "one.example:8443") is None
+    # neither is the name in that one, nor is its address looked at
+    for kind, name in (("good", "elsewhere.example"), ("wrong-name", "127.0.0.1")):
+        assert "certificate" in (error(kind, name) or "")
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_certificate(trusting: Client, servers: dict[str, httpd.Running], kind: str) -> None:
     server = servers[kind]
