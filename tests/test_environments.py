@@ -21,22 +21,25 @@ from cluster import Cluster, Database, wait_until
 # What a caller has to take back for itself: it writes.
 WRITES = {"default_transaction_read_only": "off"}
 
+# In few sets, since each is a database, an extension and two workers.
 ENVIRONMENTS: dict[str, dict[str, str]] = {
-    "plain": {},
     "old strings": {
         "standard_conforming_strings": "off",
         "escape_string_warning": "on",
         "backslash_quote": "off",
     },
-    "no row security": {"row_security": "off"},
-    "read only": {"default_transaction_read_only": "on"},
+    "no row security": {
+        "row_security": "off",
+    },
+    "read only": {
+        "default_transaction_read_only": "on",
+    },
     "serializable": {
         "default_transaction_isolation": "serializable",
         "default_transaction_deferrable": "on",
+        "enable_seqscan": "off",
+        "enable_mergejoin": "off",
     },
-    "repeatable read": {"default_transaction_isolation": "repeatable read"},
-    "generic plans": {"plan_cache_mode": "force_generic_plan"},
-    "custom plans": {"plan_cache_mode": "force_custom_plan"},
     "timeouts": {
         "statement_timeout": "20s",
         "lock_timeout": "1ms",
@@ -44,7 +47,7 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "idle_session_timeout": "30s",
         "transaction_timeout": "20s",
     },
-    "formats": {
+    "formats, generic plans": {
         "bytea_output": "escape",
         "DateStyle": "SQL, DMY",
         "IntervalStyle": "sql_standard",
@@ -52,16 +55,23 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "extra_float_digits": "-15",
         "xmloption": "document",
         "xmlbinary": "hex",
+        "plan_cache_mode": "force_generic_plan",
+        "password_encryption": "md5",
     },
-    "other formats": {
+    "other formats, custom plans": {
         "DateStyle": "German",
         "IntervalStyle": "iso_8601",
         "TimeZone": "America/Caracas",
         "array_nulls": "off",
         "transform_null_equals": "on",
         "quote_all_identifiers": "on",
+        "plan_cache_mode": "force_custom_plan",
+        "check_function_bodies": "off",
     },
-    "jit": {"jit": "on", "jit_above_cost": "0"},
+    "jit": {
+        "jit": "on",
+        "jit_above_cost": "0",
+    },
     "planner": {
         "enable_indexscan": "off",
         "enable_indexonlyscan": "off",
@@ -74,7 +84,6 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "join_collapse_limit": "1",
         "constraint_exclusion": "on",
     },
-    "no sequential scans": {"enable_seqscan": "off", "enable_mergejoin": "off"},
     "forced parallel": {
         "force_parallel_mode": "on",
         "debug_parallel_query": "on",
@@ -90,10 +99,25 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "logical_decoding_work_mem": "64kB",
         "max_stack_depth": "100kB",
     },
-    "LATIN1": {"client_encoding": "LATIN1"},
-    "SQL_ASCII": {"client_encoding": "SQL_ASCII"},
-    "silent": {"client_min_messages": "error", "log_min_messages": "panic"},
-    "talkative": {
+    "LATIN1, no path": {
+        "client_encoding": "LATIN1",
+        "search_path": "''",
+    },
+    "SQL_ASCII, a path": {
+        "client_encoding": "SQL_ASCII",
+        "search_path": "nowhere, strange, pg_catalog",
+    },
+    "silent, uncounted, repeatable read": {
+        "client_min_messages": "error",
+        "log_min_messages": "panic",
+        "track_activities": "off",
+        "track_counts": "off",
+        "stats_fetch_consistency": "snapshot",
+        "compute_query_id": "off",
+        "plpgsql.variable_conflict": "use_variable",
+        "default_transaction_isolation": "repeatable read",
+    },
+    "talkative, explained": {
         "client_min_messages": "debug1",
         "log_min_messages": "debug1",
         "log_statement": "all",
@@ -102,32 +126,20 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
         "log_error_verbosity": "verbose",
         "log_parser_stats": "on",
         "debug_print_plan": "on",
+        "session_preload_libraries": "auto_explain",
     },
-    "not durable": {"synchronous_commit": "off", "commit_delay": "100"},
-    "storage": {
+    "not durable, storage, plpgsql": {
+        "synchronous_commit": "off",
+        "commit_delay": "100",
         "default_tablespace": "pg_default",
         "default_table_access_method": "heap",
         "default_toast_compression": "pglz",
         "temp_tablespaces": "pg_default",
-    },
-    "passwords": {"password_encryption": "md5"},
-    "plpgsql": {
         "plpgsql.variable_conflict": "use_column",
         "plpgsql.extra_errors": "all",
         "plpgsql.extra_warnings": "all",
         "plpgsql.print_strict_params": "on",
     },
-    "plpgsql, the other way": {"plpgsql.variable_conflict": "use_variable"},
-    "unchecked bodies": {"check_function_bodies": "off"},
-    "nobody counts": {
-        "track_activities": "off",
-        "track_counts": "off",
-        "stats_fetch_consistency": "snapshot",
-        "compute_query_id": "off",
-    },
-    "explained": {"session_preload_libraries": "auto_explain"},
-    "path": {"search_path": "nowhere, strange, pg_catalog"},
-    "no path": {"search_path": "''"},
 }
 
 
