@@ -933,7 +933,7 @@ as $$
         ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
         ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
         ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
-        ('host_header', 'authority', null, null, 'the name, or name:port, that the server is asked for, as Host and in TLS, instead of the URL''s host'),
+        ('host_header', 'authority', null, null, 'The name, or name:port, that the server is asked for, as Host and in TLS, instead of the host of the URL.'),
         ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
