@@ -24,6 +24,7 @@ TIMEOUT = re.compile(
     r"Timeout of (?P<limit>\d+) ms reached\. Total time: (?P<total>\d+) ms "
     r"\(DNS time: (?P<dns>\d+) ms, TCP/SSL handshake time: (?P<connect>\d+) ms, "
     r"HTTP Request/Response time: (?P<http>\d+) ms\)"
+    r"\. That is (?P<whose>.*)"
 )
 
 
@@ -347,9 +348,10 @@ def test_timeout(served: Database, httpd: str, path: str) -> None:
     said = TIMEOUT.fullmatch(row["error_msg"])
     assert said, row["error_msg"]
     assert int(said["limit"]) == 300
+    assert said["whose"] == "the timeout_milliseconds of the request"
     assert 300 <= float(said["total"]) <= 550
     parts = sum(float(said[name]) for name in ("dns", "connect", "http"))
-    assert parts == pytest.approx(float(said["total"]), abs=1)
+    assert parts == pytest.approx(float(said["total"]), abs=2)
     assert took >= 0.3
     assert result(served, request_id)[:3] == (
         "ERROR" if status is None else "SUCCESS", row["error_msg"], status
@@ -358,7 +360,35 @@ def test_timeout(served: Database, httpd: str, path: str) -> None:
 
 def test_the_timeout_is_the_setting_unless_given(served: Database, httpd: str) -> None:
     row = outcome(served, get(served, f"{httpd}/hang"))
-    assert row["error_msg"].startswith("Timeout of 1000 ms reached. Total time: 1")
+    said = TIMEOUT.fullmatch(row["error_msg"])
+    assert said, row["error_msg"]
+    assert said["limit"] == "1000"
+    assert said["whose"].startswith("the setting timeout_milliseconds, for requests that give no")
+    assert "net.configure('timeout_milliseconds', '5000')" in said["whose"]
+
+
+def test_whose_time_to_connect_it_was(database: Database, worker: Worker) -> None:
+    """The setting's, or the host's: behind where the time went."""
+    with socket.socket() as full:
+        # Its backlog is taken: another connection is not answered.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/"
+        taken = [socket.socket() for _ in range(4)]
+        for one in taken:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        database.execute("select net.configure('connect_timeout_milliseconds', '300')")
+        message = outcome(database, get(database, url, timeout_milliseconds=5000))["error_msg"]
+        assert message.startswith("Connect timeout of 300 ms reached. Total time: 3"), message
+        assert "the setting connect_timeout_milliseconds: net.configure sets it" in message
+        host = "select net.configure_host('127.0.0.1', '{\"connect_timeout_milliseconds\": 400}')"
+        database.execute(host)
+        message = outcome(database, get(database, url, timeout_milliseconds=5000))["error_msg"]
+        assert message.startswith("Connect timeout of 400 ms reached. Total time: 4"), message
+        assert "connect_timeout_milliseconds of the host: net.configure_host" in message
+        for one in taken:
+            one.close()
 
 
 # ---- collecting

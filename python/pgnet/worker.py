@@ -69,14 +69,6 @@ _ALONE_WAIT, _ALONE_TURN = 10.0, 1.0
 # Seconds that a worker which stops takes to record what ended at the last moment, and that it waits
 # at least for a database that is out of reach.
 _RECORDING, _RECONNECTING = 0.5, 5.0
-# Whose time it was that ran out, and what to do about it.
-_TIMEOUTS = {
-    "request": "It is the request's own timeout_milliseconds",
-    "setting": "It is the setting timeout_milliseconds, since the request gave none: "
-    "timeout_milliseconds => 5000 in the call, or "
-    "select net.configure('timeout_milliseconds', '5000')",
-    "ceiling": "It is the setting max_timeout: the request asked for more",
-}
 # Seconds past its deadline after which a flight is not believed any more.
 _OVERDUE = 60.0
 
@@ -136,6 +128,8 @@ class Worker:
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
         self._own_concurrency = concurrency
         self._window = Window(1)
+        self._default_timeout = 0
+        self._ceiling = 0.0
         self._batch_size = 1
         self._storable = Storable("UTF8")
         self._exchange: Exchange | None = None
@@ -520,15 +514,26 @@ class Worker:
         if self._flights.get(claim.id) is not flight:
             return
         self._land(flight)
-        if isinstance(answer, Answer) and answer.error is not None:
-            whose = _TIMEOUTS.get(claim.timeout_from)
-            if whose and answer.error.timed_out and answer.error.kind == "timeout":
-                answer.error.explain(whose)
+        error = answer.error if isinstance(answer, Answer) else None
+        if error is not None and error.timed_out and error.kind == "timeout":
+            error.explain(self._whose_time(claim.timeout_milliseconds))
         if not self._answers and not self._outcomes:
             self._first_answer = time.monotonic()
         self._answers.append((flight, answer))
         self._unrecorded += _size(answer)
         self._event.set()
+
+    def _whose_time(self, milliseconds: int) -> str:
+        """Where the total time of an attempt comes from, and how to have another."""
+        if milliseconds == self._ceiling:
+            return "That is the setting max_timeout, the most that any request has"
+        if milliseconds == self._default_timeout:
+            return (
+                "That is the setting timeout_milliseconds, for requests that give no time: give "
+                "timeout_milliseconds => 5000, or select net.configure("
+                "'timeout_milliseconds', '5000')"
+            )
+        return "That is the timeout_milliseconds of the request"
 
     def _land(self, flight: _Flight) -> None:
         host = flight.claim.host
@@ -599,6 +604,9 @@ class Worker:
             max_redirects=settings["max_redirects"],
             connect_timeout=settings["connect_timeout_milliseconds"] / 1000,
         )
+        self._default_timeout = settings["timeout_milliseconds"]
+        # In seconds, as every interval among them.
+        self._ceiling = settings.get("max_timeout", 0) * 1000
         self._batch_size = settings["batch_size"]
         self._mode = tending.mode
         if self._own_grace is None:

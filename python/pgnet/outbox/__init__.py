@@ -40,8 +40,7 @@ class Claim:
 
     token fences the recording of its outcome; attempt counts from 1; lost is how many attempts
     before ended without anybody's knowing how; headers and options are JSON
-    objects as text or None; timeout_milliseconds is the total time of the attempt,
-    and timeout_from whose it is: the request's, the setting's, or the ceiling's; revision is
+    objects as text or None; timeout_milliseconds is the total time of the attempt; revision is
     that of the settings, egress rules, hosts and retry policies when it was claimed; age is the
     seconds since the request was made; idempotency_key the one that was asked for, or of a method
     that is not idempotent one for a policy that may send it twice.
@@ -61,7 +60,6 @@ class Claim:
     revision: int
     age: float
     idempotency_key: str | None
-    timeout_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
