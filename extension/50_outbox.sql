@@ -171,6 +171,9 @@ declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
     perform net._require_worker();
+    -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
+    -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
+    execute 'unlisten pgnet';
     perform net._refuse_copy();
     update net.worker w
     set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
@@ -725,16 +728,9 @@ declare
     quarantined boolean := false;
     next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
-    perform net._require_worker();
+    perform net._require_worker(worker_id);
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from net.configuration f;
-    if exists (select from net.worker w where w.id = worker_id and w.pid <> pg_backend_pid()) then
-        raise exception using
-            errcode = 'object_not_in_prerequisite_state',
-            message = 'the worker''s session has changed under it',
-            detail = 'Something between the worker and the server, such as a transaction pooler, gives its statements to several sessions.',
-            hint = 'Let the worker connect to the server directly. Callers may go through a pooler.';
-    end if;
     update net.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if holding is not null then
         -- It is well, and its word on what it works on counts, whatever the clock says.
@@ -805,7 +801,7 @@ begin
 end
 $$;
 comment on function net._tend(bigint, bigint[]) is
-    'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 55000 where its session has changed.';
+    'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[], text, text),

@@ -407,7 +407,7 @@ def test_a_rescued_claim_is_fenced(database: Database, recorder: Recorder) -> No
     stale = recorder.claim()
     database.execute("update net.claim set deadline = clock_timestamp()")
     database.execute("update net.worker set stalled_since = clock_timestamp() - interval '6 s'")
-    database.execute("select net._tend(0)")
+    database.execute("select net._tend(worker_id) from net._register('process')")
     other = Recorder(database)
     fresh = other.claim()
     assert fresh.keys() == stale.keys() == set(ids)

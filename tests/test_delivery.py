@@ -398,7 +398,7 @@ def test_a_clock_put_back_strands_nothing(database: Database) -> None:
         " waits_since = clock_timestamp() + interval '1 hour' where id = %s",
         quarantined,
     )
-    tending = database.value("select net._tend(0)")
+    tending = database.value("select net._tend(worker_id) from net._register('process')")
     assert tending["next_look"] <= 3.1
     assert tending["quarantined"]
     assert database.value(

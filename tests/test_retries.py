@@ -1006,7 +1006,11 @@ def test_a_hundred_thousand_that_wait_cost_nothing(database: Database) -> None:
             took.append(time.monotonic() - started)
         return min(took)
 
-    calls = ("count(*) from net._claim(0, 1, 1, 1, '{}', 1, '')", "net._tend(0)")
+    worker = database.value("select worker_id from net._register('process')")
+    calls = (
+        f"count(*) from net._claim({worker}, 1, 1, 1, '{{}}', 1, '')",
+        f"net._tend({worker})",
+    )
     before = [least(call) for call in calls]
     database.execute(
         "insert into net.http_request_queue (method, url, due, waits_since)"
