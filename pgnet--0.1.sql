@@ -4354,8 +4354,7 @@ begin
         where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
     loop
         execute pg_catalog.format(
-            'alter function %s set session_replication_role = origin set row_security = on set temp_file_limit = -1 '
-            'set extra_float_digits = 1 set intervalstyle = postgres set standard_conforming_strings = on', routine);
+            'alter function %s set session_replication_role = origin set temp_file_limit = -1 set extra_float_digits = 1', routine);
     end loop;
 end
 $$;
