@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from cluster import Cluster, Database, wait_until
+from cluster import CLEAN_ENVIRONMENT, Cluster, Database, server_python, wait_until
 
 # What a caller has to take back for itself: it writes.
 WRITES = {"default_transaction_read_only": "off"}
@@ -442,3 +442,34 @@ def test_a_role_that_becomes_another(database: Database, nginx: Any) -> None:
     finally:
         database.close()
         database.execute("drop role in_person, in_office")
+
+
+def test_the_command_for_secrets(cluster: Cluster) -> None:
+    """pgnet secret writes where a database is read only by default, in whatever encoding."""
+    database = cluster.create_database()
+    try:
+        apply(
+            database,
+            {
+                "default_transaction_read_only": "on",
+                "default_transaction_isolation": "serializable",
+                "client_encoding": "LATIN1",
+                "row_security": "off",
+                "DateStyle": "German",
+                "search_path": "''",
+            },
+        )
+
+        def command(*arguments: str, given: str = "") -> str:
+            return subprocess.run(
+                [server_python(), "-m", "pgnet", "secret", *arguments, "--dsn", database.dsn()],
+                cwd="/", env=CLEAN_ENVIRONMENT, input=given, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True,
+            ).stdout  # fmt: skip
+
+        assert "is set" in command("set", "key", "--url-prefix", "http://x/", given="0123456789")
+        assert "http://x/" in command("list")
+        command("drop", "key")
+        assert "key" not in command("list")
+    finally:
+        database.drop()

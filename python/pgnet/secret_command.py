@@ -116,6 +116,8 @@ def _set(options: argparse.Namespace) -> None:
         raise _Failure(f"this is no name of a secret. {secret.HINT_NAME}")
     value = _value(options.name)
     with _connect(options) as connection:
+        # Whatever default_transaction_read_only says.
+        connection.read_only = False
         _silence(connection)
         connection.execute(
             "select net.set_secret(%s, %s, %s)", (options.name, value, options.url_prefix)
@@ -209,6 +211,7 @@ def _list(options: argparse.Namespace) -> None:
 
 def _drop(options: argparse.Namespace) -> None:
     with _connect(options) as connection:
+        connection.read_only = False
         row = connection.execute("select net.drop_secret(%s)", (options.name,)).fetchone()
     if row is None or not row[0]:
         raise _Failure(f'secret "{options.name}" does not exist')
