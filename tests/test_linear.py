@@ -113,13 +113,13 @@ def escaped(count: int) -> str:
 
 
 CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
-    "header values": (lambda n: headers({"X-A": ["v"] * n}), 3_000),
-    "header names": (lambda n: headers({f"x{i}": "v" for i in range(n)}), 3_000),
+    "header values": (lambda n: headers({"X-A": ["v"] * n}), 1_000),
+    "header names": (lambda n: headers({f"x{i}": "v" for i in range(n)}), 1_000),
     "spellings of one header": (
         lambda n: headers({**{f"x{i}": "v" for i in range(10 * n)}, **spellings(n)}),
         300,
     ),
-    "headers that name a secret": (lambda n: headers({"X-A": [{"secret": "s"}] * n}), 3_000),
+    "headers that name a secret": (lambda n: headers({"X-A": [{"secret": "s"}] * n}), 1_000),
     "a long header": (lambda n: headers({"X-A": "\u00e9" * n}), 15_000),
     "a header with a bad end": (lambda n: headers({"X-A": " " * n + "\n"}), 30_000),
     "params": (lambda n: params({f"x{i}": "v" for i in range(n)}), 3_000),
@@ -212,6 +212,13 @@ def test_json_is_bounded_before_it_is_read(argument: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         request.check("GET", URL, given["params"], given["headers"], None, given["options"])
     assert caught.value.message == f"{argument} is longer than 2500000 characters as JSON"
+
+
+def test_the_number_of_headers_is_bounded() -> None:
+    for values in (["v"] * 10_001, ["v"] * 80_000):
+        with pytest.raises(InvalidRequest, match="there are more than 10000 headers"):
+            request.parse_headers(json.dumps({"X": values}))
+    assert len(request.parse_headers(json.dumps({"X": [*["v"] * 10_000, None]}))) == 10_000
 
 
 def test_what_fits_is_not_too_long_as_json() -> None:
