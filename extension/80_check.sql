@@ -32,7 +32,9 @@ as $$
         select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
             c.relowner, a.attacl, 'c'
         from pg_class c join pg_attribute a on a.attrelid = c.oid
-        where c.relnamespace = to_regnamespace('net') and a.attacl is not null
+        where c.relnamespace = to_regnamespace('net') and (a.attacl is not null or exists (
+            select from pg_init_privs i
+            where i.classoid = 'pg_class'::regclass and i.objoid = c.oid and i.objsubid = a.attnum))
         union all
         select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
         from pg_proc p where p.pronamespace = to_regnamespace('net')

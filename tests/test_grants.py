@@ -422,3 +422,98 @@ def test_default_privileges_change_nothing(
         assert rights(database) == plain_rights
     finally:
         database.drop()
+
+
+# ---- the doctor
+
+
+def doctor(database: Database) -> tuple[bool, str, str | None]:
+    row = database.row("select ok, detail, hint from net.check() where item = 'rights'")
+    assert row is not None
+    return row
+
+
+MORE = {
+    **AFTERWARDS,
+    "schema": ("grant all on schema net to {role}",),
+    "columns": ("grant select (value), update (value) on net.secret to {role}",),
+    "delete": ("grant delete on net._http_response to {role}",),
+}
+
+
+@pytest.mark.parametrize("role", [VISITOR, "public"])
+@pytest.mark.parametrize("name", MORE)
+def test_the_doctor_takes_back_what_was_granted(
+    cluster: Cluster, plain_rights: list[tuple[Any, ...]], name: str, role: str
+) -> None:
+    """Its hint is the statements that do; REVOKE on a table takes rights on columns along."""
+    database = cluster.create_database()
+    try:
+        assert doctor(database) == (True, "every role may send requests", None)
+        for statement in MORE[name]:
+            database.execute(statement.format(role=role))
+        ok, detail, hint = doctor(database)
+        assert not ok
+        assert f"{role} has " in detail
+        assert hint is not None
+        database.execute(hint)
+        if "missing" in doctor(database)[1]:
+            database.execute(doctor(database)[2] or "")
+        assert doctor(database) == (True, "every role may send requests", None)
+        of_public = [row for row in rights(database) if row[1] == "-"]
+        assert of_public == plain_rights
+        # What is left to a role is what PUBLIC has.
+        left = {(row[0], row[2]) for row in rights(database) if row[1] != "-"}
+        assert left <= {(row[0], row[2]) for row in plain_rights}
+    finally:
+        database.drop()
+
+
+def test_the_doctor_knows_what_is_well(cluster: Cluster, roles: None) -> None:
+    """What the documentation tells administrators to do is no fault."""
+    database = cluster.create_database()
+    try:
+        database.execute("select net.grant_worker(%s)", WORKER)
+        database.execute("grant usage on schema net to grants_victim")
+        database.execute("grant execute on function net.http_get to grants_victim")
+        assert doctor(database)[0]
+        database.execute("revoke usage on schema net from public")
+        assert doctor(database) == (
+            True,
+            "only roles with usage on the schema net may send requests",
+            None,
+        )
+        database.execute("revoke execute on function net.http_post from public")
+        assert doctor(database)[0]
+    finally:
+        database.drop()
+
+
+def test_the_doctor_names_what_is_missing(cluster: Cluster, roles: None) -> None:
+    database = cluster.create_database()
+    try:
+        database.execute("select net.grant_worker(%s)", WORKER)
+        database.execute("revoke execute on function net._check, net._claim from public")
+        database.execute("revoke execute on function net._claim from grants_worker")
+        database.execute("revoke insert (url) on net._new_request from public")
+        ok, detail, hint = doctor(database)
+        assert not ok
+        assert "public has not EXECUTE on net._check(" in detail
+        assert "public has not INSERT on (url) on net._new_request" in detail
+        assert "the worker role grants_worker may not execute net._claim(" in detail
+        assert hint is not None
+        database.execute(hint)
+        assert doctor(database)[0]
+        # One role may call, and PUBLIC nothing at all: it needs what the calls need.
+        database.execute("revoke all on all routines in schema net from public")
+        database.execute("revoke all on all tables in schema net from public")
+        database.execute("grant execute on function net.http_get to grants_victim")
+        ok, detail, hint = doctor(database)
+        assert not ok
+        assert "grants_victim has not EXECUTE on" in detail
+        assert hint is not None
+        database.execute(hint)
+        assert doctor(database)[0]
+        database.connect(VICTIM).execute("select net.http_get('http://localhost/')")
+    finally:
+        database.drop()
