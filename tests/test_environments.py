@@ -34,6 +34,9 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
     "read only": {
         "default_transaction_read_only": "on",
     },
+    "replica": {
+        "session_replication_role": "replica",
+    },
     "serializable": {
         "default_transaction_isolation": "serializable",
         "default_transaction_deferrable": "on",
@@ -200,6 +203,7 @@ def smoke(database: Database, url: str, writes: str = "") -> None:
     owner.execute("select net.allow_network('LOOPBACK')")
     owner.execute("select net.grant_worker('environment_worker')")
     owner.execute("select net.configure('ttl', '7 hours'), net.configure('max_grace', '2 s')")
+    owner.execute("select net.configure('timeout_milliseconds', '20000')")
     owner.execute("select net.deny_host('*.INTERNAL.Example'), net.configure('egress', 'public')")
     owner.execute("select net.configure_host('API.Example.org', %s)", ('{"user_agent": "a / b"}',))
     owner.execute("select net.configure_retry('twice', '{\"max_attempts\": 2}')")
@@ -395,6 +399,7 @@ def test_a_turkish_database_by_the_systems_locale(installed: None, nginx: Any) -
 
 
 def speaks_as_elsewhere(database: Database, nginx: Any) -> None:
+    database.execute("select net.configure('timeout_milliseconds', '20000')")
     database.execute("select net.allow_network('PRIVATE'), net.allow_network('LOOPBACK')")
     database.execute("select net.deny_host('API.INTERNAL.EXAMPLE')")
     database.execute("select net.configure_host('*.INTERNAL.EXAMPLE', '{\"max_redirects\": 1}')")
