@@ -730,7 +730,7 @@ BREAKS = [
     "\t",
     "\\u000a",
 ]
-PLAIN_VALUES = st.text(string.ascii_letters + string.digits + "_-", min_size=12, max_size=40)
+PLAIN_VALUES = st.text(string.ascii_letters + string.digits + "_-", min_size=16, max_size=40)
 
 
 @settings(max_examples=500, deadline=None)
@@ -801,6 +801,14 @@ def test_quoted_printable(encode: Callable[[Any], Any]) -> None:
         hidden = Mask([KEY]).text(text)
         assert "***" in hidden
         assert whole[9:30] not in quopri.decodestring(hidden.encode()).decode()
+
+
+def test_a_word_in_another_case_is_another_word() -> None:
+    """A segment of a secret URL may be one: headers and headings are not to be lost for it."""
+    mask = Mask(["location", "Subscribe"])
+    for text in ("Location: x", "LOCATION", "subscribe to it"):
+        assert mask.text(text) is text
+    assert mask.text("loc%61tion lo\ncation Subscr&#105;be") == "*** *** ***"
 
 
 def test_another_case() -> None:

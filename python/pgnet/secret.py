@@ -489,7 +489,7 @@ class Mask:
         """Return the text with *** in place of what is a value when all escapes are undone."""
         if self._bare is None:
             forms = {bare for value in self._values for bare in value.bare_forms()}
-            self._bare = {form: _anchor(form).encode("latin-1") for form in forms}
+            self._bare = {form: _anchor(form.lower()).encode("latin-1") for form in forms}
         encoded = text.encode("utf-8", "surrogatepass")
         if not self._bare or not _is_suspicious(encoded, self._bare):
             return text
@@ -500,13 +500,11 @@ class Mask:
         for quoted_printable in (False, True):
             if quoted_printable and _QUOTED_PRINTABLE.search(masked) is None:
                 break
-            bare = _bare(masked, quoted_printable)
-            found = [form for form in self._bare if form in bare]
+            found = _standing(self._bare, _bare(masked, quoted_printable))
             if not found:
                 continue
             masked = _cut(masked, _bare_spans(masked, found, quoted_printable))
-            bare = _bare(masked, quoted_printable)
-            if any(form in bare for form in found):
+            if _standing(found, _bare(masked, quoted_printable)):
                 return MASK
         if masked is data:
             return text
@@ -580,10 +578,10 @@ class _Masked:
     def bare_forms(self) -> Iterator[str]:
         """The value as it stands in a text whose escapes are undone."""
         data = self._value.encode("utf-8", "surrogatepass").decode("latin-1")
-        for form in (data, *_base64_forms(self._value), self._value.encode().hex()):
+        for form in (data, *_base64_forms(self._value), data.encode("latin-1").hex()):
             bare = _bare(form, False)
             if len(bare) >= MIN_LENGTH:
-                yield bare
+                yield bare.lower() if _is_distinct(bare) else bare
 
     def spans(self, search: _Search) -> Iterator[tuple[int, int]]:
         """Where the value stands in a text; spans may overlap."""
@@ -812,7 +810,7 @@ def _unquoted_bytes(found: bytes) -> bytes:
 
 
 def _bare(text: str, quoted_printable: bool) -> str:
-    """Return a text of bytes with its escapes undone, without white space, in lower case.
+    """Return a text of bytes with its escapes undone, and without white space.
 
     Raises _TooMuch.
     """
@@ -831,7 +829,18 @@ def _bare(text: str, quoted_printable: bool) -> str:
         text = "".join(text.split())
         if text == before:
             break
-    return text.lower()
+    return text
+
+
+def _is_distinct(form: str) -> bool:
+    """Whether it is hardly a word, which another case would make of a heading or a name."""
+    return len(form) >= 16 or re.search("[0-9]", form) is not None
+
+
+def _standing(forms: Iterable[str], bare: str) -> list[str]:
+    """The forms that stand in a bare text; distinct ones, in lower case, in any case."""
+    lower = bare.lower()
+    return [form for form in forms if form in (lower if _is_distinct(form) else bare)]
 
 
 def _bare_spans(text: str, forms: Iterable[str], quoted_printable: bool) -> list[tuple[int, int]]:
@@ -852,8 +861,13 @@ def _bare_spans(text: str, forms: Iterable[str], quoted_printable: bool) -> list
         views.append(views[-1].without(_SPACES, lambda _run: ""))
         if views[-1].text == before:
             break
-    search = _Search(views[-1].text.lower())
-    spans = [(at, at + len(form)) for form in forms for at in search.places(form)]
+    bare = views[-1].text
+    folded, exact = _Search(bare.lower()), _Search(bare)
+    spans = [
+        (at, at + len(form))
+        for form in forms
+        for at in (folded if _is_distinct(form) else exact).places(form)
+    ]
     for view in reversed(views[1:]):
         spans = [(view.begin(start), view.end(stop)) for start, stop in spans]
     return spans
