@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
-from gevent.resolver.cares import channel
+from gevent.resolver import cares
 
 from pgnet.host import literal_address
 
-_RESOLV_CONF = "/etc/resolv.conf"
+# Seconds in which one channel of c-ares is asked. From 1.31 on a channel remembers answers for as
+# long as their records say, and gevent has no option against it: a new channel remembers nothing.
+_CHANNEL_AGE = 1.0
 # What c-ares' own status codes say when no server answered in time, or none could be asked.
 _TIMED_OUT = 12
 
@@ -80,6 +81,20 @@ class Lookup:
                 self._resolver.hub.handle_error(self, type(failure), failure, None)
 
 
+class _Channel:
+    """c-ares' sockets, and what it remembers.
+
+    until: when (time.monotonic) it is asked nothing more. asked: questions without an answer.
+    """
+
+    __slots__ = ("ares", "asked", "until")
+
+    def __init__(self, ares: Any, until: float) -> None:
+        self.ares = ares
+        self.until = until
+        self.asked = 0
+
+
 class Resolver:
     """Looks names up, in /etc/hosts and by DNS, many at a time, and remembers them for a while.
 
@@ -105,9 +120,9 @@ class Resolver:
         self._options: dict[str, Any] = {"timeout": server_timeout, "tries": tries}
         if servers is not None:
             self._options |= {"servers": list(servers), "udp_port": port, "tcp_port": port}
-        self._channel: Any = None
-        self._channel_stamp: int | None = None
-        self._asked = 0
+        self._channel: _Channel | None = None
+        # Those that are asked nothing more, and have questions without an answer.
+        self._former: set[_Channel] = set()
         self._cache: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._waiting: dict[str, list[Lookup]] = {}
 
@@ -156,6 +171,7 @@ class Resolver:
     def clear(self) -> None:
         """Forget every answer."""
         self._cache.clear()
+        self._retire_channel()
 
     def close(self) -> None:
         """End all lookups, unanswered."""
@@ -163,37 +179,51 @@ class Resolver:
         for lookups in waiting.values():
             for lookup in lookups:
                 lookup.cancel()
-        self._cache.clear()
-        if self._channel is not None:
-            self._channel.destroy()
-            self._channel = None
+        self.clear()
+        former, self._former = self._former, set()
+        for channel in former:
+            channel.ares.destroy()
 
     def _ask(self, host: str) -> None:
+        try:
+            channel = self._fresh_channel()
+        except Exception as error:
+            self._tell(host, (), ResolveError(f"Couldn't ask a name server: {error}"))
+            return
+
         def answered(result: Any) -> None:
-            self._asked -= 1
+            channel.asked -= 1
+            if channel in self._former and not channel.asked:
+                # c-ares must not lose its channel while it calls.
+                self._former.discard(channel)
+                self.hub.loop.run_callback(channel.ares.destroy)
             self._answered(host, result)
 
-        self._asked += 1
+        channel.asked += 1
         try:
-            ares = self._fresh_channel()
-            ares.getaddrinfo(answered, host.encode("ascii"), None, 0, 1, 6, 0)
+            channel.ares.getaddrinfo(answered, host.encode("ascii"), None, 0, 1, 6, 0)
         except Exception as error:
-            self._asked -= 1
+            channel.asked -= 1
             self._tell(host, (), ResolveError(f"Couldn't ask a name server: {error}"))
 
-    def _fresh_channel(self) -> Any:
-        """The channel; a new one after resolv.conf changed, which c-ares reads only once."""
-        try:
-            stamp = os.stat(_RESOLV_CONF).st_mtime_ns
-        except OSError:
-            stamp = 0
-        if self._channel is not None and stamp != self._channel_stamp and self._asked == 1:
-            self._channel.destroy()
-            self._channel = None
-        if self._channel is None:
-            self._channel = channel(self.hub.loop, **self._options)
-            self._channel_stamp = stamp
+    def _fresh_channel(self) -> _Channel:
+        """The channel, or a new one, which reads resolv.conf anew and remembers nothing."""
+        now = time.monotonic()
+        if self._channel is None or not self._channel.asked or now > self._channel.until:
+            self._retire_channel()
+            made = cares.channel(self.hub.loop, **self._options)
+            self._channel = _Channel(made, now + _CHANNEL_AGE)
         return self._channel
+
+    def _retire_channel(self) -> None:
+        """Ask the channel nothing more; it goes when all that it was asked is answered."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if channel.asked:
+            self._former.add(channel)
+        else:
+            channel.ares.destroy()
 
     def _answered(self, host: str, result: Any) -> None:
         if result.exception is not None:

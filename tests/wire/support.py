@@ -77,12 +77,13 @@ class NameServer:
     """A DNS server of ours, over UDP, in this process' loop.
 
     `answers` maps a name to its IPv4 addresses; a name that maps to None is never answered, and
-    others do not exist. `asked` is every question (name, type).
+    others do not exist. `asked` is every question (name, type). Records may be kept for `seconds`.
     """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | None] = {}
         self.asked: list[tuple[str, int]] = []
+        self.seconds = 60
         self.socket = gevent.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
@@ -107,7 +108,10 @@ class NameServer:
             return None
         question = query[12 : at + 5]
         records = b"".join(
-            b"\xc0\x0c\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04" + socket.inet_aton(address)
+            b"\xc0\x0c\x00\x01\x00\x01"
+            + self.seconds.to_bytes(4, "big")
+            + b"\x00\x04"
+            + socket.inet_aton(address)
             for address in known
             if kind == 1
         )

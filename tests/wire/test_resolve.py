@@ -7,6 +7,7 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
+from httpd import wait_until
 from pgnet.resolve import ResolveError, Resolver
 from wire.support import NameServer
 
@@ -38,6 +39,31 @@ def test_a_name_is_looked_up_once_and_remembered(name_server: NameServer) -> Non
     resolver.clear()
     look_up(resolver, "a.example")
     assert len(name_server.asked) > asked
+    resolver.close()
+
+
+def test_nothing_else_remembers_it(name_server: NameServer) -> None:
+    """c-ares does from 1.31 on, as long as the records may be kept: here for an hour."""
+    name_server.seconds = 3600
+    name_server.answers |= {"a.example": ["192.0.2.1"], "slow.example": None}
+    resolver = name_server.resolver(max_age=0.0)
+    assert look_up(resolver, "a.example") == ("192.0.2.1",)
+    name_server.answers["a.example"] = ["192.0.2.2"]
+    assert look_up(resolver, "a.example") == ("192.0.2.2",)
+    # while another name is waited for, all are asked of one channel, for a second
+    resolver.lookup("slow.example", 5.0, lambda *_: None)
+    look_up(resolver, "a.example")
+    name_server.answers["a.example"] = ["192.0.2.3"]
+    wait_until(
+        lambda: look_up(resolver, "a.example"),
+        lambda found: found == ("192.0.2.3",),
+        "the new address",
+        3,
+        gevent.sleep,
+    )
+    name_server.answers["a.example"] = ["192.0.2.4"]
+    resolver.clear()
+    assert look_up(resolver, "a.example") == ("192.0.2.4",)
     resolver.close()
 
 
