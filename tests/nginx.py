@@ -15,6 +15,7 @@
 | /sent | some of what was sent: method and headers |
 | /connection | protocol and number of the connection |
 | /long-headers | two headers of 1000 bytes each |
+| /through/PATH | what PATH is answered, by another server behind this one |
 
 With a certificate the same is there over TLS too, with HTTP/2.
 """
@@ -94,6 +95,7 @@ http {{
             add_header X-Long {long}; add_header X-Longer {long}; return 200 long;
         }}
         location /files/ {{ alias {directory}/files/; }}
+        location /through/ {{ proxy_pass http://127.0.0.1:{port}/; }}
 {statuses}
     }}
 }}

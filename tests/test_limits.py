@@ -120,7 +120,7 @@ def ask(database: Database, servers: Running, ways: list[Way]) -> list[Asked]:
     with database.connect(autocommit=False) as session, session.pipeline():
         cursors = []
         for way in ways:
-            timeout = SHORT if way.outcome.timed_out else LONG
+            timeout = SHORT if way.outcome.may_be_late else LONG
             body = None if way.size < 0 else bytes(min(way.size, MIB))
             cursors.append(
                 session.execute(
@@ -131,7 +131,7 @@ def ask(database: Database, servers: Running, ways: list[Way]) -> list[Asked]:
         for way, cursor in zip(ways, cursors, strict=True):
             row = cursor.fetchone()
             assert row is not None
-            asked.append(Asked(row[0], way, SHORT if way.outcome.timed_out else LONG))
+            asked.append(Asked(row[0], way, SHORT if way.outcome.may_be_late else LONG))
     return asked
 
 

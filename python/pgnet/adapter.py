@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pycurl
 import requests
 from gevent.event import AsyncResult
 from requests.adapters import BaseAdapter
@@ -17,7 +16,7 @@ from pgnet.guard import EgressRefused, EgressRules, Guard
 from pgnet.host import HostSettings
 from pgnet.message import build_response, check_method, encode_headers
 from pgnet.transport import Transfer, Transport
-from pgnet.wire_error import CERTIFICATE_CODES, WireError, words
+from pgnet.wire_error import CERTIFICATE_CODES, Code, WireError
 
 _DAY = 86400.0
 
@@ -117,18 +116,18 @@ def _settings(verify: bool | str, cert: Any, proxy: str | None) -> HostSettings:
     certificate, key = cert if isinstance(cert, tuple) else (cert, cert)
     return HostSettings(
         verify=bool(verify),
-        ca=_read(verify, 77) if isinstance(verify, str) else None,
-        client_certificate=_read(certificate, pycurl.E_SSL_CERTPROBLEM) if cert else None,
-        client_key=_read(key, pycurl.E_SSL_CERTPROBLEM) if cert else None,
+        ca=_read(verify, Code.SSL_CACERT_BADFILE) if isinstance(verify, str) else None,
+        client_certificate=_read(certificate, Code.SSL_CERTPROBLEM) if cert else None,
+        client_key=_read(key, Code.SSL_CERTPROBLEM) if cert else None,
         proxy=proxy,
     )
 
 
-def _read(path: str, code: int) -> str:
+def _read(path: str, code: Code) -> str:
     try:
         return Path(path).read_text()
     except (OSError, ValueError):
-        raise WireError(words(code), code=code) from None
+        raise WireError(code.words, code=code) from None
 
 
 def _requests_error(error: WireError, request: requests.PreparedRequest) -> Exception:
@@ -144,8 +143,8 @@ def _requests_error(error: WireError, request: requests.PreparedRequest) -> Exce
         )
     elif error.code in CERTIFICATE_CODES:
         kind = requests.exceptions.SSLError
-    elif error.code == pycurl.E_URL_MALFORMAT:
+    elif error.code == Code.URL_MALFORMAT:
         kind = requests.exceptions.InvalidURL
-    elif error.code == pycurl.E_UNSUPPORTED_PROTOCOL:
+    elif error.code == Code.UNSUPPORTED_PROTOCOL:
         kind = requests.exceptions.InvalidSchema
     return kind(error.message, request=request)

@@ -14,7 +14,7 @@ import pycurl
 import requests
 
 from pgnet.host import HostSettings, literal_address
-from pgnet.wire_error import WireError, words
+from pgnet.wire_error import Code, WireError
 
 _AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9._-]*)(?::([0-9]{0,5}))?"
 # Scheme, host, port; whatever else an authority may hold (user names, percent signs) is refused.
@@ -64,12 +64,12 @@ class Origin:
         match = match_origin(url)
         if match is None or not is_plain(url):
             supported = url[:8].lower().startswith(("http://", "https://"))
-            code = pycurl.E_URL_MALFORMAT if supported else pycurl.E_UNSUPPORTED_PROTOCOL
-            raise WireError(words(code), code=code)
+            code = Code.URL_MALFORMAT if supported else Code.UNSUPPORTED_PROTOCOL
+            raise WireError(code.words, code=code)
         scheme, host, port = match.groups()
         number = int(port) if port else _DEFAULT_PORTS[scheme]
         if not 0 < number < 65536:
-            raise WireError(words(pycurl.E_URL_MALFORMAT), code=pycurl.E_URL_MALFORMAT)
+            raise WireError(Code.URL_MALFORMAT.words, code=Code.URL_MALFORMAT)
         # libcurl would put 127.0.0.1 in place of 127.1: the server sees what was asked for.
         literal = literal_address(host)
         header = None

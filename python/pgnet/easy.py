@@ -18,17 +18,29 @@ from pgnet.host import literal_address
 from pgnet.message import framing, parse_fields, parse_head
 from pgnet.route import Route
 from pgnet.transfer import IDEMPOTENT, Failure, Transfer
-from pgnet.wire_error import WireError, refused, words
+from pgnet.wire_error import Code, When, WireError, refused, settle, words
 
 if TYPE_CHECKING:
     from pgnet.multi import Multi
     from pgnet.transport import Transport
 
-# libcurl's numbers that pycurl has no names for.
-_WEIRD_REPLY, _TOO_LARGE = 8, 100
 _TUNNEL_OPEN = re.compile(rb"HTTP/[0-9.]+ +2[0-9][0-9]", re.IGNORECASE).match
+# Not in the pycurl of Debian 12, whose libcurl sends a URL as it is.
+REQUEST_TARGET: int | None = getattr(pycurl, "REQUEST_TARGET", None)
 # What libcurl says before it sends a request once more.
 _REPEATS = b"Connection died, "
+# What it says of HTTP/2, from 7.88 to 8.23: the stream of a request; the last stream that the
+# server will process; that it has refused one; and why a stream or the connection has failed.
+_find_told = re.compile(
+    rb"(?:Using Stream ID: |\[HTTP/2\] \[)(?P<stream>[0-9]+)(?: \(|\] OPENED )"
+    rb"|rec\w*ved GOAWAY, error=[0-9]+, last_stream=(?P<goodbye>[0-9]+)"
+    rb"|HTTP/2 stream [0-9]+ (?P<refused>refused) by server"
+    rb"|stream [0-9]+ (?P<closed>closed)"
+    rb"|(?P<trouble>Failed (?:receiv|send)ing HTTP2 data|HTTP/2 stream [0-9]+ (?:was|reset)"
+    rb"|h2_process_pending_input)"
+).match
+_VERSION: int = pycurl.version_info()[2]
+_PROXY: tuple[When, ...] = ("proxy",)
 # libcurl takes no longer line of a header.
 _LONGEST_LINE = 102_400
 # A pooled handle gives back what it holds of a request body above this size.
@@ -58,6 +70,7 @@ class Easy:
     """
 
     __slots__ = (
+        "closed",
         "connection",
         "curl",
         "decoder",
@@ -73,14 +86,21 @@ class Easy:
         "once",
         "opened",
         "peer",
+        "perhaps_refused",
         "pool",
+        "port",
+        "progressed",
+        "refused",
         "repeats",
         "section",
         "shares",
         "socket",
+        "stream",
         "timeouts",
+        "told",
         "transfer",
         "transport",
+        "troubled",
         "tunneled",
         "url",
         "watched",
@@ -109,8 +129,17 @@ class Easy:
         # What aborted the transfer, where it was not libcurl.
         self.fault: WireError | None = None
         self.opened = self.tunneled = self.final = self.once = self.shares = False
-        # Whether libcurl tells what it does; whether it is about to repeat the request.
-        self.watched = self.repeats = False
+        # Whether libcurl tells what it does; whether a repeat is to be stopped, and comes now.
+        self.told = self.watched = self.repeats = False
+        # The request's stream in HTTP/2, and the local port of its connection; 0 while unknown.
+        self.stream = self.port = 0
+        # In which of libcurl's turns it last told how far the transfer is.
+        self.progressed = 0
+        # Whether the server has said that it does not process the request (RFC 9113, sections 6.8
+        # and 8.7), or may have said so; whether something else went wrong with the stream.
+        self.refused = self.perhaps_refused = self.troubled = False
+        # Whether the server has ended the stream in good order, before all of the request was sent.
+        self.closed = False
         self.socket = -1
         self.section = bytearray()
         self.length: int | None = None
@@ -147,11 +176,13 @@ class Easy:
         self.header_bytes = self.wire_bytes = 0
         self.most_header_bytes = transfer.max_header_bytes
         self.opened = self.tunneled = self.final = self.repeats = False
-        if transfer.repeated:
+        if transfer.fresh:
             set_option(pycurl.FRESH_CONNECT, 1)
         url = transfer.url if route.asked_for is None else route.url_for(transfer.url)
         if url != self.url:
             set_option(pycurl.URL, url)
+            if REQUEST_TARGET is not None:
+                set_option(REQUEST_TARGET, self._target(transfer.route.origin.scheme, url))
             self.url = url
         if (route.port, address) != self.peer:
             self._set_peer(route, address)
@@ -187,12 +218,36 @@ class Easy:
 
         if route.shares != self.shares:
             self.share(not self.shares)
-        watched = not (self.shares or self.multi.alone or method in IDEMPOTENT)
+        watched = not self.multi.alone and (transfer.repeated or method not in IDEMPOTENT)
         if watched != self.watched:
-            set_option(pycurl.VERBOSE, 1 if watched else 0)
             set_option(pycurl.NOPROGRESS, 0 if watched else 1)
             self.watched = watched
+        self.tell(watched or (self.shares and self.multi.has_unrepeatable))
+        if self.told:
+            self.stream = self.port = 0
+            self.refused = self.perhaps_refused = self.troubled = self.closed = False
         self.limit_time(transfer, more)
+
+    def _target(self, scheme: str, url: str) -> str:
+        """The request target (RFC 9112, section 3.2): to the letter what the URL says.
+
+        Newer libcurls leave an empty query out, and write the digits of `%2f` their own way.
+        """
+        rest = url.partition("#")[0].partition("://")[2]
+        authority, slash, path = rest.partition("/")
+        if not slash:
+            # Before a query without a path stands the root's.
+            authority, question, path = rest.partition("?")
+            path = question + path
+        if self.connection.proxy is not None and scheme == "http":
+            return f"{scheme}://{authority}/{path}"
+        return f"/{path}"
+
+    def tell(self, wanted: bool) -> None:
+        """Whether libcurl is to tell what it does, which takes a tenth of a request's time."""
+        if wanted != self.told:
+            self.curl.setopt(pycurl.VERBOSE, 1 if wanted else 0)
+            self.told = wanted
 
     def share(self, wanted: bool) -> None:
         """Whether to wait for a connection that is being made, and may turn out to be HTTP/2."""
@@ -234,7 +289,7 @@ class Easy:
         self.fault = self.decoder = self.length = None
         if self.section:
             self.section = bytearray()
-        if self.once or (transfer is not None and transfer.repeated):
+        if self.once or (transfer is not None and transfer.fresh):
             self.once = False
             if not self.multi.alone:
                 self.curl.setopt(pycurl.FRESH_CONNECT, 0)
@@ -258,16 +313,53 @@ class Easy:
         self.curl.setopt(pycurl.FRESH_CONNECT, 1)
 
     def _on_told(self, kind: int, text: bytes) -> None:
-        """libcurl repeats a request, and perhaps at once, before `only_once` could be called."""
-        if kind == pycurl.INFOTYPE_TEXT and text.startswith(_REPEATS):
-            self.repeats = True
+        """libcurl says what it does: of interest is what becomes of a stream of HTTP/2, and that
+        a request is about to be repeated, perhaps before `only_once` could be called."""
+        if kind != pycurl.INFOTYPE_TEXT:
+            return
+        if text.startswith(_REPEATS):
+            if self.watched:
+                self.repeats = True
+                self.refused = self.refused or self._is_refusal()
+                self.multi.on_repeat(self)
+            else:
+                self.stream = 0
+            return
+        told = _find_told(text)
+        if told is None:
+            return
+        if told["stream"] is not None:
+            self.stream, self.port = int(told["stream"]), 0
+            self.multi.on_stream(self)
+        elif told["goodbye"] is not None:
+            self.multi.on_goodbye(self, int(told["goodbye"]))
+        elif told["refused"] is not None:
+            self.refused = True
+        elif told["closed"] is not None:
+            self.closed = True
+        else:
+            self.troubled = True
+
+    def _is_refusal(self) -> bool:
+        """Whether libcurl repeats the request because its stream of HTTP/2 was refused.
+
+        It also repeats what a connection carried that has ended. False is also: nobody knows.
+        """
+        if not self.stream or self.troubled:
+            return False
+        if _VERSION < 0x080000:
+            # Only where the answer ends without an error it looks at the progress first.
+            return self.progressed != self.multi.turn
+        # Until 8.6 it says nothing of connections that have ended, from 8.19 on of refusals.
+        return 0x080700 <= _VERSION < 0x081300
 
     def _on_progress(self, *_: int) -> int:
         """Stop a repeat over another kept connection, for which no socket is opened."""
+        self.progressed = self.multi.turn
         return self._refuse_repeat() if self.repeats else 0
 
     def _refuse_repeat(self) -> int:
-        code = pycurl.E_GOT_NOTHING
+        code = Code.GOT_NOTHING
         self.fault = WireError(words(code), possibly_sent=True, code=code)
         return int(pycurl.SOCKET_BAD)
 
@@ -305,7 +397,7 @@ class Easy:
         head = parse_head(section)
         if head.status == 101:
             # Nobody has asked for another protocol.
-            raise WireError(words(_WEIRD_REPLY), possibly_sent=True, code=_WEIRD_REPLY)
+            raise WireError(Code.WEIRD_REPLY.words, possibly_sent=True, code=Code.WEIRD_REPLY)
         if head.status < 200:
             return
         # Before anything is made of it: a status that came is never lost.
@@ -408,6 +500,9 @@ class Easy:
                 self.multi.framed.add(self.socket)
             if self.final:
                 transfer.route.version = transfer.head.version
+        if code == Code.HTTP2_STREAM and self.closed and self.final:
+            # The answer is whole, and is not to be discarded (RFC 9113, section 8.1).
+            code = 0
         if code == 0:
             code = self._whole(transfer)
             if not code:
@@ -421,6 +516,8 @@ class Easy:
             if self.decoder is not None:
                 transfer.as_it_came = self.decoder.as_it_came
         sent = info(pycurl.REQUEST_SIZE) > 0
+        if self.watched and not self.final and (self.refused or (self.repeats and not sent)):
+            return Failure(code, text, False, None, refused=True)
         proxy = self.connection.proxy
         if proxy is not None and secure:
             # What was sent may only have asked the proxy for the tunnel.
@@ -430,29 +527,44 @@ class Easy:
             return Failure(code, text, sent, fault)
         if proxy is not None:
             message = None
+            said, _ = settle(code, text, _PROXY)
             if secure:
                 answered = info(pycurl.HTTP_CONNECTCODE)
                 if answered // 100 != 2 and self.opened:
-                    message = f"proxy {proxy.host}: {words(code)}"
+                    message = f"proxy {proxy.host}: {words(said)}"
                     if answered:
                         message = f"proxy {proxy.host} refused the tunnel with status {answered}"
             elif not sent:
-                message = f"proxy {proxy.host}: {words(code)}"
-            if message is not None and code != pycurl.E_OPERATION_TIMEDOUT:
+                message = f"proxy {proxy.host}: {words(said)}"
+            if message is not None and code != Code.OPERATION_TIMEDOUT:
                 # Nothing came of this connection, whatever went over one before it.
-                kind = WireError(message, code=code).kind
-                fault = WireError(message, kind=kind, possibly_sent=sent, code=code, detail=text)
-        elif code in (pycurl.E_OUT_OF_MEMORY, _TOO_LARGE) or "Out of memory in chunk" in text:
+                kind = WireError(message, code=said).kind
+                fault = WireError(message, kind=kind, possibly_sent=sent, code=said, detail=text)
+        elif code in (Code.OUT_OF_MEMORY, Code.TOO_LARGE) or "Out of memory in chunk" in text:
             # A line of a header is longer than libcurl takes.
             limit = min(transfer.max_header_bytes, _LONGEST_LINE)
             message = f"response headers exceed {limit} bytes"
             fault = WireError(message, kind="response", possibly_sent=sent)
-        return Failure(code, text, sent, fault, not self.opened and not self.header_bytes)
+        # Some libcurls have these for a stream that was refused.
+        if code in (Code.HTTP2, Code.HTTP2_STREAM):
+            unheard = not self.final and (code == Code.HTTP2 or "reset by curl" in text)
+        else:
+            unheard = not self.opened and not self.header_bytes
+        times: list[When] = []
+        if secure:
+            times.append("tls")
+            if self.opened and not sent and not transfer.appconnect:
+                times.append("handshake")
+        if sent:
+            times.append("sent")
+        if self.final:
+            times.append("answer")
+        return Failure(code, text, sent, fault, unheard, tuple(times))
 
     def _whole(self, transfer: Transfer) -> int:
         """0 where all of an answer has come, otherwise what libcurl should have said."""
         if not self.final or (self.length is not None and self.length != self.wire_bytes):
-            return int(pycurl.E_PARTIAL_FILE)
+            return Code.PARTIAL_FILE
         if self.decoder is not None:
             self._note_coding(transfer, self.decoder)
         if self.section:
@@ -469,7 +581,7 @@ class Easy:
             transfer.drop_body()
             transfer.take(body)
         transfer.as_it_came = decoder.as_it_came
-        code = pycurl.E_BAD_CONTENT_ENCODING
+        code = Code.BAD_CONTENT_ENCODING
         kept = "as it came" if decoder.as_it_came else "up to the fault"
         message = f"{words(code)}: the body is kept {kept}"
         transfer.note = WireError(message, possibly_sent=True, code=code, detail=decoder.fault)

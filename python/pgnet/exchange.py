@@ -29,12 +29,11 @@ from pgnet.request import canonical_url
 from pgnet.resolve import Resolver
 from pgnet.secret import MASK, within
 from pgnet.transport import Route, Transfer, Transport
-from pgnet.wire_error import WireError, words
+from pgnet.wire_error import Code, WireError
 
 __all__ = ["Answer", "Exchange", "Handle", "Limits", "Timings", "WireError", "prepare"]
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_TOO_MANY_REDIRECTS = 47
 # The longest body of a redirect that is kept while it is followed.
 _REDIRECT_BODY = 65536
 # urllib.parse keeps the last hundred URLs; those that are longer than this are not to stay there.
@@ -442,7 +441,9 @@ class Exchange:
             return False
         if handle._redirects >= handle._max_redirects:
             raise WireError(
-                words(_TOO_MANY_REDIRECTS), possibly_sent=True, code=_TOO_MANY_REDIRECTS
+                Code.TOO_MANY_REDIRECTS.words,
+                possibly_sent=True,
+                code=Code.TOO_MANY_REDIRECTS,
             )
         before = transfer.route.origin
         try:

@@ -24,9 +24,14 @@ def literal_address(host: str) -> str | None:
         host = host[1:-1]
     if ":" in host:
         try:
-            return IPv6Address(host).compressed if "%" not in host else None
+            address = IPv6Address(host) if "%" not in host else None
         except ValueError:
             return None
+        if address is None:
+            return None
+        # As Python has it from 3.13 on.
+        mapped = address.ipv4_mapped
+        return address.compressed if mapped is None else f"::ffff:{mapped}"
     host = host.removesuffix(".")
     # inet_aton stops reading at white space: such a text is no address here.
     if not host[:1].isdigit() or not host.isascii() or any(c.isspace() for c in host):

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import pycurl
 import requests
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
@@ -18,7 +17,7 @@ from requests.utils import get_encoding_from_headers
 
 import pgnet
 from pgnet.request import is_clients_own, is_token
-from pgnet.wire_error import WireError, words
+from pgnet.wire_error import Code, WireError
 
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # From the beginning of a line only: a line without a colon would be read once for each character.
@@ -27,7 +26,6 @@ _STATUS_LINE = re.compile(
     r"HTTP/([0-9](?:\.[0-9])?) +([0-9]{3})((?:[ \t\r].*)?)", re.IGNORECASE | re.DOTALL
 )
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_WEIRD_REPLY = 8
 # An empty value takes libcurl's own header away: nobody asked for these.
 _UNASKED = (b"Accept:", b"Content-Type:", b"Expect:")
 _UNASKED_NAMES = ("accept", "content-type", "expect")
@@ -104,7 +102,7 @@ def parse_head(section: bytes) -> Head:
     line, _, rest = _as_text(section).partition("\n")
     status = _STATUS_LINE.fullmatch(line)
     if status is None:
-        raise WireError(words(pycurl.E_UNSUPPORTED_PROTOCOL), possibly_sent=True)
+        raise WireError(Code.UNSUPPORTED_PROTOCOL.words, possibly_sent=True)
     return Head(status[1], int(status[2]), status[3].strip(), _fields(rest))
 
 
@@ -182,7 +180,7 @@ def framing(fields: list[tuple[str, str]]) -> Framing:
     if transfer_codings:
         if ",".join(transfer_codings).lower() != "chunked":
             # Nobody has asked for others (RFC 9110, section 10.1.4).
-            raise WireError(words(pycurl.E_BAD_CONTENT_ENCODING), possibly_sent=True)
+            raise WireError(Code.BAD_CONTENT_ENCODING.words, possibly_sent=True)
         lengths = []
     return Framing(_length(lengths) if lengths else None, ", ".join(codings))
 
@@ -195,7 +193,7 @@ def _length(values: list[str]) -> int:
     # Leading zeros, which int would take its time for, say nothing.
     numbers = {text.lstrip("0") or text[-1:] for text in texts}
     if not all(map(_LENGTH.fullmatch, numbers)) or len(numbers) != 1:
-        raise WireError(words(_WEIRD_REPLY), possibly_sent=True)
+        raise WireError(Code.WEIRD_REPLY.words, possibly_sent=True)
     return int(numbers.pop())
 
 

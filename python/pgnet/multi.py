@@ -22,7 +22,7 @@ from pgnet.connection import ConnectionSettings
 from pgnet.easy import Easy
 from pgnet.transfer import IDEMPOTENT, Transfer
 from pgnet.unpatched import epoll
-from pgnet.wire_error import WireError, words
+from pgnet.wire_error import Code, WireError
 
 if TYPE_CHECKING:
     from pgnet.transport import Transport
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 # What ends a connection of HTTP/2 with all its streams: RFC 9113, section 5.4.1.
 _BROKEN = frozenset(
     (
-        pycurl.E_UNSUPPORTED_PROTOCOL,
-        16,
-        pycurl.E_PARTIAL_FILE,
-        pycurl.E_GOT_NOTHING,
-        pycurl.E_SEND_ERROR,
-        pycurl.E_RECV_ERROR,
+        Code.UNSUPPORTED_PROTOCOL,
+        Code.HTTP2,
+        Code.PARTIAL_FILE,
+        Code.GOT_NOTHING,
+        Code.SEND_ERROR,
+        Code.RECV_ERROR,
     )
 )
-# That the other side has ended a connection.
-_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+# That the other side says something, or ends the connection.
+_SAYS = select.EPOLLIN | select.EPOLLRDHUP
 # A turn of the loop hands libcurl this many sockets at most: others get their turn too.
 _EVENTS_PER_TURN = 256
 # Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
@@ -91,6 +91,16 @@ def _ends_of(curl: pycurl.Curl) -> _Ends:
     return info(pycurl.LOCAL_PORT), info(pycurl.PRIMARY_IP), info(pycurl.PRIMARY_PORT)
 
 
+def _uses(easy: Easy, fd: int, ends: _Ends) -> bool:
+    """Whether a transfer goes over a connection: a socket, and its ends.
+
+    Newer libcurls do not tell the ends before the connection is made, with its handshakes.
+    """
+    if easy.curl.getinfo(pycurl.LOCAL_PORT) > 0:
+        return _ends_of(easy.curl) == ends
+    return easy.opened and easy.socket == fd
+
+
 class Multi:
     """One libcurl multi handle with its connections, in gevent's loop.
 
@@ -123,6 +133,8 @@ class Multi:
         self._free: dict[ConnectionSettings, list[Easy]] = {}
         self._free_count = 0
         self._acting = False
+        # How often libcurl has had its turn.
+        self.turn = 0
         self._again = self._loop.timer(0.0)
         # Sockets that had something to say when a turn was over.
         self._late: set[int] = set()
@@ -135,7 +147,13 @@ class Multi:
         # Requests to be sent once only, which have not begun yet.
         self._once: list[Easy] = []
         # Requests on connections that others may use too, and that libcurl must not repeat.
-        self._delicate: set[Easy] = set()
+        self._unrepeatable: set[Easy] = set()
+        # What was told since libcurl's turn began. Requests that have a stream of HTTP/2 now;
+        # GOAWAY frames, each with its reader, its connection's local port if known, and the last
+        # stream that is processed; requests that libcurl is about to repeat.
+        self._begun: list[Easy] = []
+        self._goodbyes: list[tuple[Easy, int, int]] = []
+        self._repeating: list[Easy] = []
         # Those that may wait for another one's connection: when they began, and those that do.
         self._sharing: list[Easy] = []
         self._pending: list[_Pending] = []
@@ -178,8 +196,8 @@ class Multi:
                 self._nudge_later()
         if easy.shares:
             self._sharing.append(easy)
-            if transfer.method not in IDEMPOTENT:
-                self._delicate.add(easy)
+            if easy.watched:
+                self._add_unrepeatable(easy)
         elif self.alone or transfer.method not in IDEMPOTENT:
             self._once.append(easy)
         try:
@@ -253,8 +271,8 @@ class Multi:
         easy.release()
         if self._nested:
             self._nested.discard(easy)
-        if self._delicate:
-            self._delicate.discard(easy)
+        if self._unrepeatable:
+            self._unrepeatable.discard(easy)
         if self._retired:
             easy.curl.close()
             self._loop.run_callback(self._close_when_idle)
@@ -284,14 +302,18 @@ class Multi:
         """libcurl tells which readiness of a socket it waits for.
 
         A socket that nobody waits for stays in the set until it says something: a kept
-        connection is so used again and again without a system call for it.
+        connection is so used again and again without a system call for it. That it can be written
+        to says nothing, and is not to be told: newer libcurls send and read in one go, and may
+        never have waited for an answer.
         """
         if what == pycurl.POLL_REMOVE:
             self._wanted.pop(fd, None)
             if self._heavy:
                 self._heavy.pop(fd, None)
+            if self._registered.get(fd, 0) & select.EPOLLOUT:
+                self._listen(fd)
             return
-        mask = (select.EPOLLIN | select.EPOLLRDHUP if what & pycurl.POLL_IN else 0) | (
+        mask = (_SAYS if what & pycurl.POLL_IN else 0) | (
             select.EPOLLOUT if what & pycurl.POLL_OUT else 0
         )
         self._wanted[fd] = mask
@@ -308,6 +330,15 @@ class Multi:
         except FileNotFoundError:
             self._epoll.register(fd, mask)
         self._registered[fd] = mask
+
+    def _listen(self, fd: int) -> None:
+        """Wait for what the other side says, and not until a socket can be written to."""
+        try:
+            self._epoll.modify(fd, _SAYS)
+        except OSError:
+            self._registered.pop(fd, None)
+        else:
+            self._registered[fd] = _SAYS
 
     def _on_timer(self, milliseconds: int) -> None:
         if milliseconds < 0:
@@ -394,7 +425,7 @@ class Multi:
             if each.until > now:
                 self._pending.append(each)
             elif transfer.deadline <= now:
-                self._ended(easy.curl, pycurl.E_OPERATION_TIMEDOUT, "")
+                self._ended(easy.curl, Code.OPERATION_TIMEDOUT, "")
             else:
                 self._multi.remove_handle(easy.curl)
                 easy.share(False)
@@ -438,26 +469,65 @@ class Multi:
                     mask |= pycurl.CSELECT_OUT
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
-                if event & _ENDED and self._delicate:
-                    self._spare(fd)
                 if self._act(fd, mask) > end:
                     self._late = {fd for fd, _ in events[at + 1 :]}
                     break
         finally:
             self._reap()
 
-    def _spare(self, fd: int) -> None:
-        """A connection has ended: what may not be done twice is not to be sent once more.
+    @property
+    def has_unrepeatable(self) -> bool:
+        """Whether there are requests that share connections and must not be repeated."""
+        return bool(self._unrepeatable)
 
-        libcurl repeats what was sent over a connection that had been used before. It may do so as
-        long as the connection stands, when a stream of HTTP/2 was refused.
+    def _add_unrepeatable(self, easy: Easy) -> None:
+        """From now on all that share connections tell what they read: it may concern this one."""
+        if not self._unrepeatable:
+            for other in self._busy.values():
+                if other.shares and not other.told:
+                    other.tell(True)
+                    other.stream, other.port = 0, other.curl.getinfo(pycurl.LOCAL_PORT)
+        self._unrepeatable.add(easy)
+
+    def on_stream(self, easy: Easy) -> None:
+        """A request has a stream of HTTP/2 now: on which connection cannot be asked yet."""
+        self._begun.append(easy)
+
+    def on_goodbye(self, easy: Easy, last: int) -> None:
+        """GOAWAY was read: no stream above `last` of its connection is processed."""
+        self._goodbyes.append((easy, easy.port, last))
+
+    def on_repeat(self, easy: Easy) -> None:
+        """libcurl is about to send a request once more."""
+        self._repeating.append(easy)
+
+    def _settle_streams(self) -> None:
+        """Find out which requests their servers have not processed: these alone are sent again.
+
+        libcurl repeats what was refused, and also what was sent over a connection that has then
+        ended. It does not tell the one from the other, so what it was told itself has to.
         """
-        with suppress(OSError), self._borrowed(fd) as ended:
-            # Of a connection that was reset, this is all that is left.
-            port = ended.getsockname()[1]
-            for easy in self._delicate:
-                if easy.curl.getinfo(pycurl.LOCAL_PORT) == port:
+        for easy in self._begun:
+            if easy.stream and not easy.repeats and easy.transfer is not None:
+                easy.port = easy.curl.getinfo(pycurl.LOCAL_PORT)
+                if easy.watched:
                     easy.only_once()
+        self._begun.clear()
+        for reader, port, last in self._goodbyes:
+            for easy in self._unrepeatable:
+                if easy.stream > last and easy.peer == reader.peer:
+                    if easy is reader or (port and port == easy.port):
+                        easy.refused = True
+                    elif not port or not easy.port:
+                        # One of both began in this turn, and is over.
+                        easy.perhaps_refused = True
+        self._goodbyes.clear()
+        repeating, self._repeating = self._repeating, []
+        for easy in repeating:
+            if easy.stream and not easy.refused and not easy.troubled:
+                easy.refused = easy.perhaps_refused
+        for easy in repeating:
+            self._ended(easy.curl, Code.GOT_NOTHING, "")
 
     def _forget(self, fd: int) -> None:
         """A kept connection has something to say, or has ended: it is not to be used again.
@@ -479,6 +549,7 @@ class Multi:
         """Have libcurl work; returns when (time.perf_counter) it was done."""
         began = time.perf_counter()
         self._acting = True
+        self.turn += 1
         try:
             self._multi.socket_action(fd, mask)
         except pycurl.error:
@@ -487,6 +558,8 @@ class Multi:
             self._forget(fd)
         finally:
             self._acting = False
+        if self._begun or self._goodbyes or self._repeating:
+            self._settle_streams()
         ended = time.perf_counter()
         if ended - began > _LONG:
             # What libcurl did on its own, it mostly did for those that were heavy before.
@@ -510,7 +583,7 @@ class Multi:
                 ends = _ends(connection)
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
                 (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
-                handles = [easy for easy in self._busy.values() if _ends_of(easy.curl) == ends]
+                handles = [easy for easy in self._busy.values() if _uses(easy, fd, ends)]
                 transfers = [easy.transfer for easy in handles if easy.transfer is not None]
                 unseen = received - sum(easy.header_bytes + easy.wire_bytes for easy in handles)
                 # For a while there comes what belongs to answers that were broken off.
@@ -530,12 +603,12 @@ class Multi:
         for easy, transfer in zip(handles, transfers, strict=True):
             sent = easy.curl.getinfo(pycurl.REQUEST_SIZE) > 0
             # Before a request is sent there is only the handshake.
-            code = pycurl.E_SSL_CONNECT_ERROR
+            code = Code.SSL_CONNECT_ERROR
             if sent:
                 easy.fault = WireError(easy.too_long_on_the_wire(transfer), possibly_sent=True)
             else:
-                easy.fault = WireError(words(code), code=code)
-            self._ended(easy.curl, pycurl.E_WRITE_ERROR, "")
+                easy.fault = WireError(code.words, code=code)
+            self._ended(easy.curl, Code.WRITE_ERROR, "")
 
     def _reap(self) -> None:
         """Hand out what has ended."""
@@ -562,7 +635,8 @@ class Multi:
                 # libcurl tells one transfer only that a connection has failed, and gives what is
                 # left of a header section to another one.
                 broken = code in _BROKEN or (failure.fault is not None and not easy.final)
-                if broken or failure.fault or code == pycurl.E_OPERATION_TIMEDOUT:
+                spared = failure.refused or easy.repeats
+                if not spared and (broken or failure.fault or code == Code.OPERATION_TIMEDOUT):
                     self._break_off(easy, broken)
             self._put_back(easy)
             if failure is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pycurl
+
 from pgnet.connection import ConnectionSettings, Origin, Proxy, Tls
 from pgnet.host import HostSettings, HostTable
 from pgnet.message import encode_headers
@@ -63,8 +65,9 @@ class Route:
             proxy,
             proxy_tls,
         )
-        # In a URL for a proxy libcurl spells an address its own way, and the field must agree.
-        self.host_header = origin.host_header if secure or proxy is None else None
+        # Where libcurl itself spells an address in a URL for a proxy, the field must agree.
+        as_stored = secure or proxy is None or hasattr(pycurl, "REQUEST_TARGET")
+        self.host_header = origin.host_header if as_stored else None
         self.asked_for: str | None = None
         if settings.host_header is not None:
             if proxy is not None:

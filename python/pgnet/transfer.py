@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pgnet.message import Head
 from pgnet.resolve import Lookup
 from pgnet.route import Route
-from pgnet.wire_error import WireError
+from pgnet.wire_error import When, WireError
 
 if TYPE_CHECKING:
     from pgnet.easy import Easy
@@ -42,6 +42,7 @@ class Transfer:
         "easy",
         "error",
         "first_byte",
+        "fresh",
         "head",
         "headers",
         "hop_started",
@@ -53,6 +54,7 @@ class Transfer:
         "multi",
         "name_seconds",
         "note",
+        "refusals",
         "repeated",
         "route",
         "sent",
@@ -99,7 +101,10 @@ class Transfer:
         self.address: str | None = None
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._body: bytes | bytearray = b""
-        self.repeated = False
+        # Whether libcurl is to make a connection of its own for it.
+        self.repeated = self.fresh = False
+        # How often a server has said that it does not process the request.
+        self.refusals = 0
         # Whether an attempt before this one may have been seen.
         self.sent = False
         self.addresses: tuple[str, ...] = ()
@@ -152,7 +157,8 @@ class Transfer:
         self.error = None
         self.connect = self.appconnect = self.first_byte = 0.0
         self.addresses = ()
-        self.repeated = self.sent = False
+        self.repeated = self.fresh = self.sent = False
+        self.refusals = 0
         self.done = done
 
     def forget_answer(self) -> None:
@@ -188,6 +194,8 @@ class Failure:
     sent: the server may have seen the request.
     fault: what to say of it, where we know better than libcurl.
     unheard: it went over a kept connection, and not a byte came back.
+    times: when it happened, for `settle`.
+    refused: the server has not processed it, and says so, or has got nothing of it.
     """
 
     code: int
@@ -195,3 +203,5 @@ class Failure:
     sent: bool
     fault: WireError | None
     unheard: bool = False
+    times: tuple[When, ...] = ()
+    refused: bool = False

@@ -15,15 +15,16 @@ from pgnet.multi import Multi
 from pgnet.resolve import ResolveError, Resolver
 from pgnet.route import Route
 from pgnet.transfer import IDEMPOTENT, Failure, Transfer
-from pgnet.wire_error import Kind, WireError, refused, words
+from pgnet.wire_error import Code, Kind, WireError, refused, settle, words
 
 __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
-# What libcurl has for some sizes of chunks, among other things; pycurl has no name for it.
-_BAD_FUNCTION_ARGUMENT = 43
 # How a kept connection ends that its server has closed.
-_ENDS = (pycurl.E_GOT_NOTHING, pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR)
+_ENDS = (Code.GOT_NOTHING, Code.SEND_ERROR, Code.RECV_ERROR, Code.HTTP2, Code.HTTP2_STREAM)
 _MOST_ROUTES = 10_000
+# How often a request that a server says it does not process is sent again, and after how many
+# times over a connection of its own, whose first stream it is.
+_MOST_REFUSALS, _SHARED_REFUSALS = 20, 10
 
 
 class Transport:
@@ -221,31 +222,25 @@ class Transport:
     def failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer ended with one of libcurl's errors: say so, or try the next address."""
         transfer.sent = transfer.sent or failure.sent
+        if failure.refused and self._send_again(transfer):
+            return
         if failure.fault is not None:
             transfer.fail(failure.fault)
             return
         code, sent = failure.code, failure.sent
-        died = code == pycurl.E_SEND_ERROR and "Connection died" in failure.text
+        died = code == Code.SEND_ERROR and "Connection died" in failure.text
         # Servers end kept connections just when the next request comes. libcurl knows it, but not
         # over TLS, and it counts how often it met one with all the transfers of a handle.
         ended = died or (failure.unheard and code in _ENDS)
         may_repeat = transfer.method in IDEMPOTENT and not transfer.route.once
         if ended and may_repeat and not transfer.repeated:
-            transfer.repeated = True
+            transfer.repeated = transfer.fresh = True
             self._connect_to(transfer, transfer.address)
             return
-        kind: Kind | None = None
-        if died:
-            code = pycurl.E_GOT_NOTHING
-        elif code == _BAD_FUNCTION_ARGUMENT and sent:
-            # So it calls some sizes of chunks.
-            code, kind = pycurl.E_RECV_ERROR, "response"
-        elif code == pycurl.E_RECV_ERROR and sent and "chunk" in failure.text:
-            kind = "response"
-        timed_out = code == pycurl.E_OPERATION_TIMEDOUT
+        timed_out = code == Code.OPERATION_TIMEDOUT
         connecting = not sent and transfer.appconnect == 0
         if (
-            (code == pycurl.E_COULDNT_CONNECT or (timed_out and connecting))
+            (code == Code.COULDNT_CONNECT or (timed_out and connecting))
             and transfer.addresses
             and not (transfer.sent and transfer.route.once)
             and transfer.deadline - time.monotonic() > 0.001
@@ -259,11 +254,22 @@ class Transport:
         if timed_out:
             transfer.fail(self.timeout_error(transfer, sent))
             return
-        if transfer.route.origin.scheme == "https":
-            code = _tls_code(code, failure.text)
+        code, kind = settle(code, failure.text, failure.times)
+        # An attempt before this one may have come further.
+        sent = transfer.sent
         transfer.fail(
             WireError(words(code), kind=kind, possibly_sent=sent, code=code, detail=failure.text)
         )
+
+    def _send_again(self, transfer: Transfer) -> bool:
+        """Have a request sent again that was not processed, whatever its method; whether it is."""
+        transfer.refusals += 1
+        left = transfer.deadline - time.monotonic()
+        if transfer.refusals > _MOST_REFUSALS or left < 0.001:
+            return False
+        transfer.fresh = transfer.refusals > _SHARED_REFUSALS
+        self._connect_to(transfer, transfer.address)
+        return True
 
     def _failure(self, error: Exception) -> WireError:
         """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
@@ -293,7 +299,7 @@ class Transport:
             kind=kind,
             timed_out=True,
             possibly_sent=sent,
-            code=pycurl.E_OPERATION_TIMEDOUT,
+            code=Code.OPERATION_TIMEDOUT,
         )
         if kind == "connect":
             of_host = transfer.route.settings.connect_timeout is not None
@@ -311,10 +317,10 @@ class Transport:
             return WireError(
                 _timeout_words("Timeout", transfer.timeout, total, transfer.name_seconds, 0.0),
                 timed_out=True,
-                code=pycurl.E_OPERATION_TIMEDOUT,
+                code=Code.OPERATION_TIMEDOUT,
             )
         direct = transfer.route.connection.proxy is None
-        code = pycurl.E_COULDNT_RESOLVE_HOST if direct else pycurl.E_COULDNT_RESOLVE_PROXY
+        code = Code.COULDNT_RESOLVE_HOST if direct else Code.COULDNT_RESOLVE_PROXY
         return WireError(words(code), code=code, detail=str(error))
 
 
@@ -328,13 +334,3 @@ def _timeout_words(what: str, limit: float, total: float, name: float, handshake
         f"{what} of {limit} ms reached. Total time: {total} ms (DNS time: {name} ms, "
         f"TCP/SSL handshake time: {handshake} ms, HTTP Request/Response time: {rest} ms)"
     )
-
-
-def _tls_code(code: int, text: str) -> int:
-    """The number of what it really was, where GnuTLS' libcurl has a vaguer one."""
-    if code == pycurl.E_SSL_CONNECT_ERROR and "X.509 key or certificate" in text:
-        return int(pycurl.E_SSL_CERTPROBLEM)
-    if code in (pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR) and "alert" in text:
-        # In TLS 1.3 a server refuses the client's certificate when the handshake is over.
-        return int(pycurl.E_SSL_CONNECT_ERROR)
-    return code

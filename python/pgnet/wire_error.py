@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from enum import IntEnum
 from typing import Literal
 
-import pycurl
 import requests
-
-# libcurl's classic words: newer libcurls change them, users compare with them.
-_WORDS = {
-    pycurl.E_UNSUPPORTED_PROTOCOL: "Unsupported protocol",
-    pycurl.E_URL_MALFORMAT: "URL using bad/illegal format or missing URL",
-    pycurl.E_COULDNT_RESOLVE_PROXY: "Couldn't resolve proxy name",
-    pycurl.E_COULDNT_RESOLVE_HOST: "Couldn't resolve host name",
-    pycurl.E_COULDNT_CONNECT: "Couldn't connect to server",
-    8: "Weird server reply",
-    16: "Error in the HTTP2 framing layer",
-    pycurl.E_PARTIAL_FILE: "Transferred a partial file",
-    pycurl.E_WRITE_ERROR: "Failed writing received data to disk/application",
-    pycurl.E_READ_ERROR: "Failed to open/read local data from file/application",
-    pycurl.E_OUT_OF_MEMORY: "Out of memory",
-    pycurl.E_OPERATION_TIMEDOUT: "Timeout was reached",
-    pycurl.E_SSL_CONNECT_ERROR: "SSL connect error",
-    pycurl.E_TOO_MANY_REDIRECTS: "Number of redirects hit maximum amount",
-    pycurl.E_GOT_NOTHING: "Server returned nothing (no headers, no data)",
-    pycurl.E_SEND_ERROR: "Failed sending data to the peer",
-    pycurl.E_RECV_ERROR: "Failure when receiving data from the peer",
-    pycurl.E_SSL_CERTPROBLEM: "Problem with the local SSL certificate",
-    pycurl.E_SSL_CIPHER: "Couldn't use specified SSL cipher",
-    60: "SSL peer certificate or SSH remote key was not OK",
-    pycurl.E_BAD_CONTENT_ENCODING: "Unrecognized or bad HTTP Content or Transfer-Encoding",
-    pycurl.E_SEND_FAIL_REWIND: "Send failed since rewinding of the data stream failed",
-    77: "Problem with the SSL CA cert (path? access rights?)",
-    91: "SSL server certificate status verification FAILED",
-    92: "Stream error in the HTTP/2 framing layer",
-}
-CERTIFICATE_CODES = (51, 58, 60, 77, 83, 91)
 
 # What went wrong, as far as it matters for doing it again:
 #   name        the name has no address, or nobody could say
@@ -47,54 +18,120 @@ CERTIFICATE_CODES = (51, 58, 60, 77, 83, 91)
 #   request     it was refused here, whatever the server is like
 Kind = Literal["name", "connect", "tls", "timeout", "connection", "response", "request"]
 
-# By libcurl's numbers. A number that is not here is of a connection.
-_KINDS: dict[int, Kind] = {
+
+class Code(IntEnum):
+    """libcurl's result codes, which never change: each with words and a kind, which do not either.
+
+    The words are libcurl's of old: newer ones change theirs, and users compare with these.
+    A number that is not here is of a connection.
+    """
+
+    words: str
+    kind: Kind
+
+    def __new__(cls, number: int, kind: Kind, words: str = "") -> Code:
+        """A code with its kind and words; without words it is told by its number."""
+        made = int.__new__(cls, number)
+        made._value_ = number
+        made.kind = kind
+        made.words = words or f"Error {number} of the HTTP client"
+        return made
+
     # There is another reason for this one: see _kind_of.
-    pycurl.E_UNSUPPORTED_PROTOCOL: "request",
-    pycurl.E_FAILED_INIT: "request",
-    pycurl.E_URL_MALFORMAT: "request",
-    4: "request",  # not built in
-    pycurl.E_COULDNT_RESOLVE_PROXY: "name",
-    pycurl.E_COULDNT_RESOLVE_HOST: "name",
-    pycurl.E_COULDNT_CONNECT: "connect",
-    8: "response",  # weird server reply
-    16: "connection",  # HTTP/2 framing
-    pycurl.E_PARTIAL_FILE: "connection",
-    pycurl.E_WRITE_ERROR: "response",
-    pycurl.E_READ_ERROR: "request",
-    pycurl.E_OUT_OF_MEMORY: "request",
-    pycurl.E_OPERATION_TIMEDOUT: "timeout",
-    pycurl.E_SSL_CONNECT_ERROR: "tls",
-    43: "request",  # bad function argument
-    45: "connect",  # interface failed
-    pycurl.E_TOO_MANY_REDIRECTS: "response",
-    48: "request",  # unknown option
-    51: "tls",  # peer's certificate, in old libcurls
-    pycurl.E_GOT_NOTHING: "connection",
-    pycurl.E_SSL_ENGINE_NOTFOUND: "tls",
-    pycurl.E_SSL_ENGINE_SETFAILED: "tls",
-    pycurl.E_SEND_ERROR: "connection",
-    pycurl.E_RECV_ERROR: "connection",
-    pycurl.E_SSL_CERTPROBLEM: "tls",
-    pycurl.E_SSL_CIPHER: "tls",
-    60: "tls",  # peer's certificate
-    pycurl.E_BAD_CONTENT_ENCODING: "response",
-    63: "response",  # file size exceeded
-    pycurl.E_SEND_FAIL_REWIND: "connection",
-    66: "tls",  # engine initialisation failed
-    77: "tls",  # authorities' file
-    80: "tls",  # shutdown failed
-    82: "tls",  # revocation list
-    83: "tls",  # issuer
-    89: "connect",  # no connection available
-    90: "tls",  # pinned key
-    91: "tls",  # certificate's status
-    92: "connection",  # HTTP/2 stream
-    93: "request",  # recursive call
-    97: "connect",  # proxy handshake
-    98: "tls",  # client's certificate required
-    100: "response",  # too large
-}
+    UNSUPPORTED_PROTOCOL = 1, "request", "Unsupported protocol"
+    FAILED_INIT = 2, "request"
+    URL_MALFORMAT = 3, "request", "URL using bad/illegal format or missing URL"
+    NOT_BUILT_IN = 4, "request"
+    COULDNT_RESOLVE_PROXY = 5, "name", "Couldn't resolve proxy name"
+    COULDNT_RESOLVE_HOST = 6, "name", "Couldn't resolve host name"
+    COULDNT_CONNECT = 7, "connect", "Couldn't connect to server"
+    WEIRD_REPLY = 8, "response", "Weird server reply"
+    HTTP2 = 16, "connection", "Error in the HTTP2 framing layer"
+    PARTIAL_FILE = 18, "connection", "Transferred a partial file"
+    WRITE_ERROR = 23, "response", "Failed writing received data to disk/application"
+    READ_ERROR = 26, "request", "Failed to open/read local data from file/application"
+    OUT_OF_MEMORY = 27, "request", "Out of memory"
+    OPERATION_TIMEDOUT = 28, "timeout", "Timeout was reached"
+    SSL_CONNECT_ERROR = 35, "tls", "SSL connect error"
+    ABORTED_BY_CALLBACK = 42, "connection"
+    BAD_FUNCTION_ARGUMENT = 43, "request"
+    INTERFACE_FAILED = 45, "connect"
+    TOO_MANY_REDIRECTS = 47, "response", "Number of redirects hit maximum amount"
+    UNKNOWN_OPTION = 48, "request"
+    # What 60 was in old libcurls.
+    PEER_FAILED_VERIFICATION = 51, "tls"
+    GOT_NOTHING = 52, "connection", "Server returned nothing (no headers, no data)"
+    SSL_ENGINE_NOTFOUND = 53, "tls"
+    SSL_ENGINE_SETFAILED = 54, "tls"
+    SEND_ERROR = 55, "connection", "Failed sending data to the peer"
+    RECV_ERROR = 56, "connection", "Failure when receiving data from the peer"
+    SSL_CERTPROBLEM = 58, "tls", "Problem with the local SSL certificate"
+    SSL_CIPHER = 59, "tls", "Couldn't use specified SSL cipher"
+    SSL_PEER_CERTIFICATE = 60, "tls", "SSL peer certificate or SSH remote key was not OK"
+    BAD_CONTENT_ENCODING = 61, "response", "Unrecognized or bad HTTP Content or Transfer-Encoding"
+    FILESIZE_EXCEEDED = 63, "response"
+    SEND_FAIL_REWIND = 65, "connection", "Send failed since rewinding of the data stream failed"
+    SSL_ENGINE_INITFAILED = 66, "tls"
+    SSL_CACERT_BADFILE = 77, "tls", "Problem with the SSL CA cert (path? access rights?)"
+    SSL_SHUTDOWN_FAILED = 80, "tls"
+    SSL_CRL_BADFILE = 82, "tls"
+    SSL_ISSUER_ERROR = 83, "tls"
+    NO_CONNECTION_AVAILABLE = 89, "connect"
+    SSL_PINNEDPUBKEYNOTMATCH = 90, "tls"
+    SSL_INVALIDCERTSTATUS = 91, "tls", "SSL server certificate status verification FAILED"
+    HTTP2_STREAM = 92, "connection", "Stream error in the HTTP/2 framing layer"
+    RECURSIVE_API_CALL = 93, "request"
+    PROXY = 97, "connect"
+    SSL_CLIENTCERT = 98, "tls"
+    TOO_LARGE = 100, "response"
+
+
+CERTIFICATE_CODES = (
+    Code.PEER_FAILED_VERIFICATION,
+    Code.SSL_CERTPROBLEM,
+    Code.SSL_PEER_CERTIFICATE,
+    Code.SSL_CACERT_BADFILE,
+    Code.SSL_ISSUER_ERROR,
+    Code.SSL_INVALIDCERTSTATUS,
+)
+
+
+# Not all libcurls, with the TLS beneath them, have one number for one thing. It is found here by
+# the time when it happens, by a number, and by a part of the words that come with it.
+When = Literal["always", "proxy", "handshake", "tls", "sent", "answer"]
+_OTHERWISE: tuple[tuple[When, Code, str, Code, Kind | None], ...] = (
+    ("always", Code.SEND_ERROR, "Connection died", Code.GOT_NOTHING, None),
+    ("proxy", Code.WEIRD_REPLY, "", Code.RECV_ERROR, None),
+    ("handshake", Code.SEND_ERROR, "", Code.SSL_CONNECT_ERROR, None),
+    ("handshake", Code.RECV_ERROR, "", Code.SSL_CONNECT_ERROR, None),
+    ("handshake", Code.SSL_CONNECT_ERROR, "error reading X.509", Code.SSL_CERTPROBLEM, None),
+    ("handshake", Code.BAD_FUNCTION_ARGUMENT, "private key file", Code.SSL_CERTPROBLEM, None),
+    # In TLS 1.3 a server refuses the client's certificate when the handshake is over.
+    ("tls", Code.SEND_ERROR, "alert", Code.SSL_CONNECT_ERROR, None),
+    ("tls", Code.RECV_ERROR, "alert", Code.SSL_CONNECT_ERROR, None),
+    # Sizes of chunks, what stands between them, trailers.
+    ("answer", Code.WEIRD_REPLY, "", Code.RECV_ERROR, "response"),
+    ("sent", Code.BAD_FUNCTION_ARGUMENT, "", Code.RECV_ERROR, "response"),
+    ("sent", Code.RECV_ERROR, "chunk", Code.RECV_ERROR, "response"),
+    ("sent", Code.RECV_ERROR, "Invalid response header", Code.RECV_ERROR, "response"),
+    ("sent", Code.WEIRD_REPLY, "status line", Code.UNSUPPORTED_PROTOCOL, None),
+    ("sent", Code.WEIRD_REPLY, "[HTTP2]", Code.HTTP2_STREAM, None),
+)
+
+
+def settle(code: int, text: str, times: Collection[When]) -> tuple[int, Kind | None]:
+    """The number of what went wrong as it is here, and its kind where the number does not tell it.
+
+    code, text: libcurl's number, and its words.
+    times: when it happened. `proxy`: before the proxy let the request through. `handshake`: before
+    TLS was agreed on. `tls`: on a connection that speaks TLS. `sent`: after something of the
+    request was sent. `answer`: after the head of the answer.
+    """
+    for when, number, words_of_libcurl, ours, kind in _OTHERWISE:
+        happened = when == "always" or when in times
+        if happened and code == number and words_of_libcurl in text:
+            return ours, kind
+    return code, None
 
 
 class WireError(requests.RequestException):
@@ -141,15 +178,20 @@ def refused(refusal: Exception) -> WireError:
 
 
 def words(code: int) -> str:
-    """libcurl's words for one of its result codes."""
-    return _WORDS.get(code) or f"Error {code} of the HTTP client"
+    """The words for one of libcurl's result codes."""
+    known = _CODES.get(code)
+    return known.words if known is not None else f"Error {code} of the HTTP client"
+
+
+_CODES: dict[int, Code] = {code.value: code for code in Code}
 
 
 def _kind_of(code: int, possibly_sent: bool) -> Kind:
-    if code == 0 or code == pycurl.E_UNSUPPORTED_PROTOCOL:
+    if code == 0 or code == Code.UNSUPPORTED_PROTOCOL:
         # That code: a URL of another scheme, or an answer that is none of HTTP.
         return "response" if possibly_sent else "request"
-    kind = _KINDS.get(code, "connection")
+    known = _CODES.get(code)
+    kind = known.kind if known is not None else "connection"
     if kind == "connection" and not possibly_sent:
         # It broke before it carried anything.
         return "connect"

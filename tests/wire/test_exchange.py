@@ -678,7 +678,9 @@ def test_two_locations(client: Client, server: httpd.Running) -> None:
     server.reset()
     to = quote("/x\r\nLocation: /y")
     error = marred(client(f"{server.url}/redirect/302?to={to}"), 302)
-    assert error.message == "redirect to an invalid or unsupported URL"
+    # Newer libcurls refuse the answer itself.
+    words = ("redirect to an invalid or unsupported URL", "Weird server reply")
+    assert error.message in words
     assert len(server.record()) == 1
 
 

@@ -325,7 +325,8 @@ def test_loopback_in_any_spelling(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "address"),
-    [("0", "0.0.0.0"), ("[::1]", "::1"), ("[::ffff:7f00:1]", "::ffff:7f00:1"), ("a.example", None),
+    [("0", "0.0.0.0"), ("[::1]", "::1"), ("[::ffff:7f00:1]", "::ffff:127.0.0.1"),
+     ("a.example", None),
      ("1.example", None), ("", None), ("[fe80::1%25eth0]", None), ("256.1.1.1", None),
      ("127.0.0.1 x", None), ("[::g]", None), (".", None), ("127.0.0.1..", None)],
 )  # fmt: skip

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import socket
 import ssl
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.pool
 import gevent.server
 import gevent.ssl
 import pytest
@@ -16,6 +19,7 @@ from gevent.event import AsyncResult
 
 import httpd
 from httpd import wait_until
+from misbehaviour import OLD_LIBCURL
 from nginx import Nginx
 from pgnet.exchange import Answer, Limits
 from pgnet.host import HostSettings, HostTable
@@ -31,6 +35,7 @@ from wire.frames import (
     RST_STREAM,
     SETTINGS,
     STATUS_200,
+    WINDOW_UPDATE,
     field,
     fine,
     frame,
@@ -123,7 +128,7 @@ def test_what_is_sent_is_what_was_asked(client: Client, nginx: Nginx) -> None:
     answer = client(nginx.tls_url + "/sent", "GET", headers)
     host = nginx.tls_url.partition("://")[2]
     assert ok(answer).decode() == f"GET|{host}|grün|x/y|me||"
-    for target in ("/uri?a=b&c=%20d", "/uri?", "/uri?a=/../b"):
+    for target in ("/uri?a=b&c=%20d", "/uri?", "/uri?a=/../b", "/uri?%2f%7E%2F"):
         assert ok(client(nginx.tls_url + target)).decode() == target
 
 
@@ -148,6 +153,14 @@ def test_uploads(client: Client, nginx: Nginx, size: int) -> None:
         answer = client(nginx.tls_url + "/body", method, [], body, timeout=20)
         assert answer.http_version == "2"
         assert ok(answer) == body
+
+
+@pytest.mark.parametrize("size", [1, 100_000, 5_000_000])
+def test_an_answer_that_does_not_wait_for_the_body(client: Client, nginx: Nginx, size: int) -> None:
+    """It comes whole, and then the server resets the stream (RFC 9113, section 8.1)."""
+    for _ in range(3):
+        answer = client(nginx.tls_url + "/uri", "POST", [], b"x" * size)
+        assert (ok(answer), answer.status_code) == (b"/uri", 200)
 
 
 def test_a_redirect_stays_on_its_connection(client: Client, nginx: Nginx) -> None:
@@ -178,22 +191,48 @@ def test_more_than_one_connection_takes(
         assert {ok(answer) for answer in all_of(ended)} == {b"slow"}
 
 
-def test_a_server_that_says_goodbye(trusting: Callable[..., Client], authority: Authority) -> None:
-    """GOAWAY after each few requests: what it has not taken goes over another connection."""
-    with Nginx(certificate=authority.certificate, requests=7) as nginx:
+@pytest.mark.parametrize("path", ["/", "/through/"])
+@pytest.mark.parametrize(
+    ("requests", "streams", "total"),
+    [(7, 128, 200), (100, 128, 600), (1000, 128, 2200), (1000, 4, 300)],
+)
+def test_a_server_that_says_goodbye(
+    trusting: Callable[..., Client],
+    authority: Authority,
+    requests: int,
+    streams: int,
+    total: int,
+    path: str,
+) -> None:
+    """GOAWAY after each few requests, or a stream refused where there are too many of them.
+
+    What it has not taken goes over another connection, whatever its method, and none is lost.
+    """
+    with Nginx(certificate=authority.certificate, requests=requests, streams=streams) as nginx:
         client = trusting()
-        ended = [client.begin(nginx.tls_url + "/method")[1] for _ in range(60)]
-        assert {ok(answer) for answer in all_of(ended)} == {b"GET"}
-        nginx.forget()
-        ended = [client.begin(nginx.tls_url + "/method", "POST", [], b"x")[1] for _ in range(60)]
-        answers = all_of(ended)
-        # Of some of these libcurl loses the answer; but none is done twice.
-        assert all(a.error is None or a.error.possibly_sent for a in answers)
-        good = sum(answer.error is None for answer in answers)
-        wait_until(
-            lambda: len(nginx.requests()), lambda n: n >= good, "the record", 5, gevent.sleep
-        )
-        assert len(nginx.requests()) <= 60
+        for methods in (["POST"], ["GET"], ["POST", "GET", "PATCH"]):
+            nginx.forget()
+
+            def ask(number: int, methods: list[str] = methods) -> Answer:
+                method = methods[number % len(methods)]
+                body = None if method == "GET" else b"x" * 3000
+                return client(f"{nginx.tls_url}{path}?{number}", method, [], body, timeout=30)
+
+            answers = gevent.pool.Pool(150).map(ask, range(total))
+            served = wait_until(
+                lambda: Counter(s.uri for s in nginx.requests() if s.uri.startswith(path + "?")),
+                lambda uris: len(uris) == total,
+                "the record",
+                20,
+                gevent.sleep,
+            )
+            if "GET" not in methods:
+                assert set(served.values()) == {1}
+            # Of what nginx has processed libcurl 7.88 may lose an answer, where the machine is
+            # busy: nginx answers before it has the body.
+            failed = [a.error for a in answers if a.error is not None]
+            assert all(error.possibly_sent for error in failed)
+            assert len(failed) <= (total / 20 if OLD_LIBCURL else 0)
 
 
 def test_servers_without_http_2_are_not_waited_for(client: Client, authority: Authority) -> None:
@@ -289,11 +328,15 @@ class Server:
     """A server of HTTP/2 in this process.
 
     serve: called with the connection, its number, and the number of each new stream.
+    finish: the same when all of a request has come.
     hold: how many connections are left hanging before the handshake.
     """
 
-    def __init__(self, authority: Authority, serve: Serve, hold: int = 0) -> None:
+    def __init__(
+        self, authority: Authority, serve: Serve, finish: Serve | None = None, hold: int = 0
+    ) -> None:
         self.serve = serve
+        self.finish = finish or (lambda *_: None)
         self.hold = hold
         self.count = 0
         # Connection and stream of each request.
@@ -315,16 +358,20 @@ class Server:
                     pass
                 return
             with self.context.wrap_socket(plain, server_side=True) as connection:
-                connection.sendall(frame(SETTINGS))
+                window = struct.pack("!I", 2**30)
+                settings = frame(SETTINGS, b"\0\4" + window)
+                connection.sendall(settings + frame(WINDOW_UPDATE, window))
                 with connection.makefile("rb") as reader:
                     # the client's preface, and then its frames
                     reader.read(24)
                     while header := reader.read(9):
                         reader.read(int.from_bytes(header[:3], "big"))
-                        if header[3] == HEADERS:
-                            stream = int.from_bytes(header[5:], "big")
+                        kind, flags, stream = struct.unpack("!BBI", header[3:])
+                        if kind == HEADERS:
                             self.arrived.append((number, stream))
                             self.serve(connection, number, stream)
+                        if kind in (HEADERS, DATA) and flags & END_STREAM:
+                            self.finish(connection, number, stream)
         except OSError:
             return
 
@@ -386,23 +433,116 @@ def test_a_stream_that_is_reset(
     assert server.arrived == [(1, 1), (1, 3)]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_stream_that_is_refused(
-    client: Client, serving: Callable[..., Server], method: str
+def reset(stream: int, code: int) -> bytes:
+    return frame(RST_STREAM, struct.pack("!I", code), 0, stream)
+
+
+def goodbye(last: int, code: int = NO_ERROR) -> bytes:
+    return frame(GOAWAY, struct.pack("!II", last, code))
+
+
+def hang_up(connection: Any, last: bytes = b"") -> None:
+    """End it without a word of TLS'."""
+    connection.sendall(last)
+    connection.shutdown(socket.SHUT_WR)
+
+
+REFUSED: dict[str, Serve] = {
+    "reset": lambda connection, _, stream: connection.sendall(reset(stream, REFUSED_STREAM)),
+    "goodbye": lambda connection, _, stream: connection.sendall(goodbye(max(stream - 2, 0))),
+    "goodbye for a reason": lambda connection, _, stream: connection.sendall(
+        goodbye(max(stream - 2, 0), INTERNAL_ERROR)
+    ),
+    "goodbye and end": lambda connection, _, stream: hang_up(
+        connection, goodbye(max(stream - 2, 0))
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", 0), ("POST", 0), ("PATCH", 1_000_000)])
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_is_refused_is_sent_again(
+    client: Client,
+    serving: Callable[..., Server],
+    method: str,
+    before: int,
+    body: int,
+    way: str,
 ) -> None:
-    """Nothing of it has been done (RFC 9113, section 8.7), so that it may be sent once more."""
+    """Nothing of it has been done (RFC 9113, sections 6.8 and 8.7): twice in a row here.
+
+    before: so many requests were answered on the connection.
+    """
+
+    refused: set[tuple[int, int]] = set()
 
     def serve(connection: Any, number: int, stream: int) -> None:
-        if len(server.arrived) == 1:
-            reset = frame(RST_STREAM, struct.pack("!I", REFUSED_STREAM), 0, stream)
-            connection.sendall(reset)
-        else:
+        if before < len(server.arrived) <= before + 2:
+            refused.add((number, stream))
+            REFUSED[way](connection, number, stream)
+
+    def finish(connection: Any, number: int, stream: int) -> None:
+        if (number, stream) not in refused:
             connection.sendall(fine(stream))
 
+    server = serving(serve, finish=finish)
+    for _ in range(before):
+        assert ok(client(server.url)) == b"ok"
+    content = None if method == "GET" else b"x" * body
+    assert ok(client(server.url, method, [], content)) == b"ok"
+    assert len(server.arrived) == before + 3
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("way", [
+    lambda connection, stream: hang_up(connection),
+    lambda connection, stream: connection.sendall(reset(stream, INTERNAL_ERROR)),
+    lambda connection, stream: hang_up(connection, reset(stream, INTERNAL_ERROR)),
+    lambda connection, stream: hang_up(connection, goodbye(stream)),
+    lambda connection, stream: hang_up(connection, goodbye(2**31 - 1)),
+    # against the rules: a window of nothing, an answer of a stream that nobody has opened, settings
+    # of one byte, headers that nobody can read, an answer that begins with its body
+    lambda connection, stream: connection.sendall(frame(WINDOW_UPDATE, bytes(4))),
+    lambda connection, stream: connection.sendall(fine(stream + 1)),
+    lambda connection, stream: connection.sendall(frame(SETTINGS, b"x")),
+    lambda connection, stream: connection.sendall(frame(HEADERS, b"\xff" * 5, END_HEADERS, stream)),
+    lambda connection, stream: connection.sendall(frame(DATA, b"ok", END_STREAM, stream)),
+])  # fmt: skip
+def test_what_may_have_been_done_is_not_sent_again(
+    client: Client,
+    serving: Callable[..., Server],
+    before: int,
+    way: Callable[[Any, int], None],
+) -> None:
+    """However the connection ends, on which others may wait as well."""
+
+    def serve(connection: Any, number: int, stream: int) -> None:
+        if len(server.arrived) <= before:
+            connection.sendall(fine(stream))
+        elif len(server.arrived) == before + 3:
+            way(connection, stream)
+
     server = serving(serve)
-    body = b"x" if method == "POST" else None
-    assert ok(client(server.url, method, [], body)) == b"ok"
-    assert len(server.arrived) == 2
+    for _ in range(before):
+        assert ok(client(server.url)) == b"ok"
+    ended = [client.begin(server.url, "POST", [], b"pay", timeout=0.5)[1] for _ in range(3)]
+    for answer in all_of(ended):
+        assert answer.error is not None
+        assert answer.error.possibly_sent
+    assert len(server.arrived) == before + 3
+
+
+def test_a_server_that_refuses_everything(client: Client, serving: Callable[..., Server]) -> None:
+    server = serving(
+        lambda connection, _, stream: connection.sendall(reset(stream, REFUSED_STREAM))
+    )
+    for _ in range(2):
+        server.arrived.clear()
+        error = client(server.url, "POST", [], b"x").error
+        assert error is not None
+        assert (error.kind, error.possibly_sent, error.timed_out) == ("connect", False, False)
+        assert len(server.arrived) == 21
 
 
 def test_a_goodbye_in_the_middle(client: Client, serving: Callable[..., Server]) -> None:

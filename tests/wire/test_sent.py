@@ -17,6 +17,7 @@ from typing import Any
 
 import gevent
 import gevent.ssl
+import pycurl
 import pytest
 import trustme
 
@@ -252,6 +253,10 @@ class Case:
     once: bool
 
 
+# Servers of HTTP/2 that say of each request that they do not process it.
+REFUSING = ("stream-refused", "goodbye-before")
+
+
 def attempt(world: World, name: str, way: Way, case: Case) -> None:
     witness = world.witness(way, fine=case.warm)
     client = world.client()
@@ -269,24 +274,31 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
     came = witness.bytes_seen(case.warm)
     seen = (name, case, error.kind, error.possibly_sent, error.message, error.detail, came)
     # What came may have come, and what did not come at all did not.
-    assert error.possibly_sent or not came, seen
-    assert error.possibly_sent or name.startswith("at-once"), seen
+    unprocessed = name in REFUSING and case.method == "POST"
+    assert error.possibly_sent or unprocessed or not came, seen
+    assert error.possibly_sent or unprocessed or name.startswith("at-once"), seen
     http_2 = world.route.version == "2" and not case.once
     if hangs:
         assert (error.kind, error.timed_out) == ("timeout", True), seen
     elif name == "garbage" and not http_2:
         assert error.kind == "response", seen
     elif error.possibly_sent:
-        assert error.kind == "connection", seen
+        # The second attempt of what may be repeated may not come further than to a handshake.
+        repeated = case.warm and case.method == "GET" and not case.once
+        assert error.kind in ("connection", "tls" if repeated else "connection"), seen
     else:
         assert error.kind in ("connect", "tls"), seen
     arrived = witness.arrived[case.warm :]
     if case.once:
         assert len(arrived) <= 1, seen
         assert {arrival.version for arrival in arrived} <= {"1.1"}, seen
-    elif case.method == "POST" and name not in ("stream-refused", "garbage"):
-        # libcurl takes an HTTP/2 that is none for streams that were refused
-        assert len(arrived) <= 1, seen
+    elif unprocessed:
+        # It is sent again and again, and nothing of it was done.
+        assert (len(arrived), error.possibly_sent) == (21, False), seen
+    elif case.method == "POST":
+        # The first stream is the last that is processed: what came as the second is sent again.
+        most = 2 if name in ("goodbye-after", "goodbye-in-anger") and case.warm else 1
+        assert len(arrived) <= most, seen
 
 
 def attempts(world: World, ways: dict[str, Way], cases: list[Case]) -> None:
@@ -334,7 +346,10 @@ def test_a_kept_connection_that_ends_and_then_nobody(world: World) -> None:
         assert (world.route.tls, answer.status_code) == (False, 502)
         return
     assert len(witness.arrived) == 2
-    assert (error.kind, error.possibly_sent) == ("connect", True), error
+    # libcurl 8.23 keeps no connection to a proxy that is spoken to over TLS: the first is the last.
+    kept = world.route.proxy != "https" or world.route.tls or pycurl.version_info()[2] < 0x081700
+    kind = "connect" if kept else "connection"
+    assert (error.kind, error.possibly_sent) == (kind, True), error
 
 
 # ---- before the connection stands

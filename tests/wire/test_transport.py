@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import gevent.pool
+import pycurl
 import pytest
 import requests
 import trustme
@@ -327,6 +328,22 @@ def test_an_idle_loop_does_nothing(
     assert turns == []
 
 
+def test_a_kept_connection_that_can_be_written_to_is_kept(
+    client: Client, server: httpd.Running
+) -> None:
+    """Newer libcurls may have waited for nothing else when an answer comes at once."""
+    server.reset()
+    multi = client.exchange._transport._multi
+    for _ in range(10):
+        assert client(server.url + "/x", "POST", [], b"x").error is None
+        (number,) = multi._inodes
+        multi._on_socket(pycurl.POLL_OUT, number, None, None)
+        multi._on_socket(pycurl.POLL_REMOVE, number, None, None)
+        # a turn of the loop, in which the socket can be written to
+        gevent.sleep(0.001)
+    assert len({entry["connection"] for entry in server.record()}) == 1
+
+
 @pytest.mark.parametrize("kind", ["socket", "file"])
 def test_a_number_that_is_another_file_by_now_is_left_alone(
     client: Client, server: httpd.Running, tmp_path: Path, kind: str
@@ -334,7 +351,7 @@ def test_a_number_that_is_another_file_by_now_is_left_alone(
     """libcurl closes kept connections without a word; in a backend the number may be a client's."""
     assert client(server.url + "/echo").error is None
     transport = client.exchange._transport
-    (number,) = transport._multi._registered
+    (number,) = transport._multi._inodes
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "file").open("wb") as file:
         os.dup2(ours.fileno() if kind == "socket" else file.fileno(), number)
