@@ -166,6 +166,40 @@ end
 $$;
 comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
+-- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
+-- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
+-- a temporary table in its place. So a statement that changes rows of users is read and planned in the pinned path, sets the
+-- owner's path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the path is pinned
+-- again behind it: no name of ours is ever looked for in the owner's path.
+
+-- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
+create function net._owners_path()
+    returns text
+    language sql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select nullif(trim(substr(c.said, 13)), '')
+        from pg_db_role_setting s
+        cross join lateral unnest(s.setconfig) c (said)
+        where s.setrole in (0, (select n.nspowner from pg_namespace n where n.nspname = 'net'))
+            and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
+            and lower(left(c.said, 12)) = 'search_path='
+        order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
+        limit 1), '"$user", public') || ', pg_temp'
+$$;
+comment on function net._owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+
+create function net._use_owners_path()
+    returns text language sql volatile parallel unsafe
+as $$ select pg_catalog.set_config('search_path', net._owners_path(), true) $$;
+comment on function net._use_owners_path() is 'Sets the owner''s path, until net._pin_path() or the end of the calling function.';
+
+create function net._pin_path()
+    returns text language sql volatile parallel unsafe
+as $$ select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) $$;
+comment on function net._pin_path() is 'Sets the path of the extension''s functions again.';
+
 create table net.worker_role (
     role regrole primary key
 );
@@ -195,6 +229,17 @@ begin
             message = format('role "%s" may not run workers', session_user),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
     end if;
+    -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
+    if pg_my_temp_schema() <> 0 and not pg_has_role(session_user, current_user, 'member')
+        and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
+            or exists (select from pg_type t where t.typnamespace = pg_my_temp_schema()))
+    then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'a session with temporary tables cannot be a worker',
+            detail = 'Triggers on the tables of pgnet run in it with the owner''s rights, and could take a temporary table for one of the owner''s.',
+            hint = 'Run: discard temp; or work in a session of its own.';
+    end if;
     if worker_id is null then
         return;
     end if;
@@ -214,7 +259,7 @@ begin
 end
 $$;
 comment on function net._require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
 
 -- ======== extension/20_settings.sql ========
 
@@ -2653,25 +2698,33 @@ create function net._end(id bigint, state text, error_msg text, attempts integer
     set jit = off
 as $$
 declare
-    request record;
+    path text;
 begin
-    delete from net.http_request_queue q where q.id = _end.id returning q.* into strict request;
-    delete from net.claim c where c.id = _end.id;
-    insert into net._http_response (
-        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of)
-    values (
-        request.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
-        request.requested_by, request.created, request.retry_of);
-    if state in ('failed', 'unknown') then
+    with request as materialized (
+        select q.* from net.http_request_queue q where q.id = _end.id
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = _end.id
+    ), unclaimed as (
+        delete from net.claim c where c.id = _end.id
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select r.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, r.context, r.method, r.url,
+            r.requested_by, r.created, r.retry_of
+        from request r
+    ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, error_msg, idempotency_key)
-        values (
-            request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
-            request.requested_by, request.created, request.priority, request.context, request.options,
-            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
-            net._idempotency_key(request.id, request.created, request.method, request.options));
-    end if;
+            retry_of, state, attempts, error_msg, idempotency_key
+        )
+        select r.id, r.method, r.url, r.headers, r.body, r.timeout_milliseconds, r.requested_by, r.created, r.priority,
+            r.context, r.options, r.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
+            net._idempotency_key(r.id, r.created, r.method, r.options)
+        from request r
+        where _end.state in ('failed', 'unknown')
+    )
+    select net._use_owners_path() into path;
 end
 $$;
 comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
@@ -2700,6 +2753,7 @@ declare
     max_losses integer := net._current_setting('max_losses')::integer;
     fate text;
     message text;
+    path text;
 begin
     for request in
         select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
@@ -2728,15 +2782,20 @@ begin
             message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
         end if;
         if fate is null then
-            insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-            values (
-                request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
-                request.requested_by, ending, request.claimed, clock_timestamp(), reason)
-            on conflict do nothing;
-            if ending = 'lost' and request.losses >= 2 then
-                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp() where q.id = request.id;
-            end if;
-            delete from net.claim c where c.id = request.id;
+            with attempted as (
+                insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+                values (
+                    request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
+                    request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)
+                on conflict do nothing
+            ), quarantined as (
+                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+                where q.id = request.id and _free.ending = 'lost' and request.losses >= 2
+            ), unclaimed as (
+                delete from net.claim c where c.id = request.id
+            )
+            select net._use_owners_path() into path;
+            perform net._pin_path();
         else
             begin
                 perform net._end(request.id, fate, message, request.attempt);
@@ -2844,6 +2903,7 @@ as $$
 declare
     claim_token uuid := gen_random_uuid();
     suspects bigint[];
+    path text;
     quota integer := case
         when (select q.host from net._queue q order by q.host limit 1)
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
@@ -2853,10 +2913,14 @@ declare
 begin
     perform net._require_worker(worker_id);
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
-        update net.http_request_queue q set due = null, waits_since = null
-        where q.id = any (array(
-            select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-            order by w.due limit 1000 for update skip locked));
+        with woken as (
+            update net.http_request_queue q set due = null, waits_since = null
+            where q.id = any (array(
+                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked))
+        )
+        select net._use_owners_path() into path;
+        perform net._pin_path();
     end if;
     if alone then
         -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
@@ -3042,7 +3106,10 @@ begin
         from held h
         where h.locked and h.state <> 'retrying'
     )
-    select count(*) into done from held h where h.locked or h.seen is null;
+    -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
+    select count(*) into done from held h
+    where (select net._use_owners_path()) is not null and (h.locked or h.seen is null);
+    perform net._pin_path();
     if done < size then
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
         select coalesce(array_agg(r.id), '{}') into held_up
@@ -3186,16 +3253,21 @@ declare
     rescue_after interval := net._current_setting('rescue_after');
     -- A worker that is well says so each time it looks, which is every second where there are others.
     stalled_after interval := interval '5 s';
+    path text;
 begin
     -- A clock that was put back strands nothing: what was said of the future is said anew.
     update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
     where c.id = any (array(
         select o.id from net.claim o where o.claimed > present + interval '5 s' for update skip locked));
-    update net.http_request_queue q
-    set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
-    where q.id = any (array(
-        select o.id from net.http_request_queue o
-        where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked));
+    with put_back as (
+        update net.http_request_queue q
+        set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
+        where q.id = any (array(
+            select o.id from net.http_request_queue o
+            where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked))
+    )
+    select net._use_owners_path() into path;
+    perform net._pin_path();
 
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
@@ -3264,6 +3336,7 @@ declare
     deleted bigint;
     deleted_failed bigint;
     next_due timestamptz;
+    path text;
 begin
     with old as (
         delete from net._http_response r where r.id = any (array(
@@ -3275,7 +3348,8 @@ begin
         where a.request_id = any (array(
             select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
     )
-    select count(*) into deleted from old;
+    select count(*) into deleted from old where (select net._use_owners_path()) is not null;
+    perform net._pin_path();
     with old as (
         delete from net.failed f where f.id = any (array(
             select o.id from net.failed o where o.failed < present - ttl_failed
@@ -3286,15 +3360,20 @@ begin
         where a.request_id = any (array(
             select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
     )
-    select count(*) into deleted_failed from old;
+    select count(*) into deleted_failed from old where (select net._use_owners_path()) is not null;
+    perform net._pin_path();
     -- Those of requests that somebody has deleted.
-    delete from net.attempt a where a.ctid = any (array(
-        select o.ctid from net.attempt o
-        where o.ended < present - greatest(ttl, ttl_failed)
-            and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
-            and not exists (select from net._http_response r where r.id = o.request_id offset 0)
-            and not exists (select from net.failed f where f.id = o.request_id offset 0)
-        order by o.ended limit 5000 for update skip locked));
+    with attempts as (
+        delete from net.attempt a where a.ctid = any (array(
+            select o.ctid from net.attempt o
+            where o.ended < present - greatest(ttl, ttl_failed)
+                and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
+                and not exists (select from net._http_response r where r.id = o.request_id offset 0)
+                and not exists (select from net.failed f where f.id = o.request_id offset 0)
+            order by o.ended limit 5000 for update skip locked))
+    )
+    select net._use_owners_path() into path;
+    perform net._pin_path();
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;
@@ -3534,7 +3613,8 @@ begin
         update net.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) into taken from marked m where m.free and m.in_flight is not null;
+    select count(*) into taken from marked m
+    where (select net._use_owners_path()) is not null and m.free and m.in_flight is not null;
     return taken;
 end
 $$;

@@ -52,6 +52,40 @@ end
 $$;
 comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
+-- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
+-- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
+-- a temporary table in its place. So a statement that changes rows of users is read and planned in the pinned path, sets the
+-- owner's path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the path is pinned
+-- again behind it: no name of ours is ever looked for in the owner's path.
+
+-- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
+create function net._owners_path()
+    returns text
+    language sql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce((
+        select nullif(trim(substr(c.said, 13)), '')
+        from pg_db_role_setting s
+        cross join lateral unnest(s.setconfig) c (said)
+        where s.setrole in (0, (select n.nspowner from pg_namespace n where n.nspname = 'net'))
+            and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
+            and lower(left(c.said, 12)) = 'search_path='
+        order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
+        limit 1), '"$user", public') || ', pg_temp'
+$$;
+comment on function net._owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+
+create function net._use_owners_path()
+    returns text language sql volatile parallel unsafe
+as $$ select pg_catalog.set_config('search_path', net._owners_path(), true) $$;
+comment on function net._use_owners_path() is 'Sets the owner''s path, until net._pin_path() or the end of the calling function.';
+
+create function net._pin_path()
+    returns text language sql volatile parallel unsafe
+as $$ select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) $$;
+comment on function net._pin_path() is 'Sets the path of the extension''s functions again.';
+
 create table net.worker_role (
     role regrole primary key
 );
@@ -81,6 +115,17 @@ begin
             message = format('role "%s" may not run workers', session_user),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
     end if;
+    -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
+    if pg_my_temp_schema() <> 0 and not pg_has_role(session_user, current_user, 'member')
+        and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
+            or exists (select from pg_type t where t.typnamespace = pg_my_temp_schema()))
+    then
+        raise exception using
+            errcode = 'object_not_in_prerequisite_state',
+            message = 'a session with temporary tables cannot be a worker',
+            detail = 'Triggers on the tables of pgnet run in it with the owner''s rights, and could take a temporary table for one of the owner''s.',
+            hint = 'Run: discard temp; or work in a session of its own.';
+    end if;
     if worker_id is null then
         return;
     end if;
@@ -100,4 +145,4 @@ begin
 end
 $$;
 comment on function net._require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';

@@ -48,25 +48,33 @@ create function net._end(id bigint, state text, error_msg text, attempts integer
     set jit = off
 as $$
 declare
-    request record;
+    path text;
 begin
-    delete from net.http_request_queue q where q.id = _end.id returning q.* into strict request;
-    delete from net.claim c where c.id = _end.id;
-    insert into net._http_response (
-        id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of)
-    values (
-        request.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, request.context, request.method, request.url,
-        request.requested_by, request.created, request.retry_of);
-    if state in ('failed', 'unknown') then
+    with request as materialized (
+        select q.* from net.http_request_queue q where q.id = _end.id
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = _end.id
+    ), unclaimed as (
+        delete from net.claim c where c.id = _end.id
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select r.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, r.context, r.method, r.url,
+            r.requested_by, r.created, r.retry_of
+        from request r
+    ), failed as (
         insert into net.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
-            retry_of, state, attempts, error_msg, idempotency_key)
-        values (
-            request.id, request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
-            request.requested_by, request.created, request.priority, request.context, request.options,
-            request.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
-            net._idempotency_key(request.id, request.created, request.method, request.options));
-    end if;
+            retry_of, state, attempts, error_msg, idempotency_key
+        )
+        select r.id, r.method, r.url, r.headers, r.body, r.timeout_milliseconds, r.requested_by, r.created, r.priority,
+            r.context, r.options, r.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
+            net._idempotency_key(r.id, r.created, r.method, r.options)
+        from request r
+        where _end.state in ('failed', 'unknown')
+    )
+    select net._use_owners_path() into path;
 end
 $$;
 comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
@@ -95,6 +103,7 @@ declare
     max_losses integer := net._current_setting('max_losses')::integer;
     fate text;
     message text;
+    path text;
 begin
     for request in
         select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
@@ -123,15 +132,20 @@ begin
             message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
         end if;
         if fate is null then
-            insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-            values (
-                request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
-                request.requested_by, ending, request.claimed, clock_timestamp(), reason)
-            on conflict do nothing;
-            if ending = 'lost' and request.losses >= 2 then
-                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp() where q.id = request.id;
-            end if;
-            delete from net.claim c where c.id = request.id;
+            with attempted as (
+                insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+                values (
+                    request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
+                    request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)
+                on conflict do nothing
+            ), quarantined as (
+                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+                where q.id = request.id and _free.ending = 'lost' and request.losses >= 2
+            ), unclaimed as (
+                delete from net.claim c where c.id = request.id
+            )
+            select net._use_owners_path() into path;
+            perform net._pin_path();
         else
             begin
                 perform net._end(request.id, fate, message, request.attempt);
@@ -239,6 +253,7 @@ as $$
 declare
     claim_token uuid := gen_random_uuid();
     suspects bigint[];
+    path text;
     quota integer := case
         when (select q.host from net._queue q order by q.host limit 1)
             = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
@@ -248,10 +263,14 @@ declare
 begin
     perform net._require_worker(worker_id);
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
-        update net.http_request_queue q set due = null, waits_since = null
-        where q.id = any (array(
-            select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-            order by w.due limit 1000 for update skip locked));
+        with woken as (
+            update net.http_request_queue q set due = null, waits_since = null
+            where q.id = any (array(
+                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked))
+        )
+        select net._use_owners_path() into path;
+        perform net._pin_path();
     end if;
     if alone then
         -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
@@ -437,7 +456,10 @@ begin
         from held h
         where h.locked and h.state <> 'retrying'
     )
-    select count(*) into done from held h where h.locked or h.seen is null;
+    -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
+    select count(*) into done from held h
+    where (select net._use_owners_path()) is not null and (h.locked or h.seen is null);
+    perform net._pin_path();
     if done < size then
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
         select coalesce(array_agg(r.id), '{}') into held_up
@@ -581,16 +603,21 @@ declare
     rescue_after interval := net._current_setting('rescue_after');
     -- A worker that is well says so each time it looks, which is every second where there are others.
     stalled_after interval := interval '5 s';
+    path text;
 begin
     -- A clock that was put back strands nothing: what was said of the future is said anew.
     update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
     where c.id = any (array(
         select o.id from net.claim o where o.claimed > present + interval '5 s' for update skip locked));
-    update net.http_request_queue q
-    set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
-    where q.id = any (array(
-        select o.id from net.http_request_queue o
-        where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked));
+    with put_back as (
+        update net.http_request_queue q
+        set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
+        where q.id = any (array(
+            select o.id from net.http_request_queue o
+            where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked))
+    )
+    select net._use_owners_path() into path;
+    perform net._pin_path();
 
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
@@ -659,6 +686,7 @@ declare
     deleted bigint;
     deleted_failed bigint;
     next_due timestamptz;
+    path text;
 begin
     with old as (
         delete from net._http_response r where r.id = any (array(
@@ -670,7 +698,8 @@ begin
         where a.request_id = any (array(
             select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
     )
-    select count(*) into deleted from old;
+    select count(*) into deleted from old where (select net._use_owners_path()) is not null;
+    perform net._pin_path();
     with old as (
         delete from net.failed f where f.id = any (array(
             select o.id from net.failed o where o.failed < present - ttl_failed
@@ -681,15 +710,20 @@ begin
         where a.request_id = any (array(
             select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
     )
-    select count(*) into deleted_failed from old;
+    select count(*) into deleted_failed from old where (select net._use_owners_path()) is not null;
+    perform net._pin_path();
     -- Those of requests that somebody has deleted.
-    delete from net.attempt a where a.ctid = any (array(
-        select o.ctid from net.attempt o
-        where o.ended < present - greatest(ttl, ttl_failed)
-            and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
-            and not exists (select from net._http_response r where r.id = o.request_id offset 0)
-            and not exists (select from net.failed f where f.id = o.request_id offset 0)
-        order by o.ended limit 5000 for update skip locked));
+    with attempts as (
+        delete from net.attempt a where a.ctid = any (array(
+            select o.ctid from net.attempt o
+            where o.ended < present - greatest(ttl, ttl_failed)
+                and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
+                and not exists (select from net._http_response r where r.id = o.request_id offset 0)
+                and not exists (select from net.failed f where f.id = o.request_id offset 0)
+            order by o.ended limit 5000 for update skip locked))
+    )
+    select net._use_owners_path() into path;
+    perform net._pin_path();
     if greatest(deleted, deleted_failed) = 5000 then
         return 0.1;
     end if;

@@ -113,7 +113,8 @@ begin
         update net.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) into taken from marked m where m.free and m.in_flight is not null;
+    select count(*) into taken from marked m
+    where (select net._use_owners_path()) is not null and m.free and m.in_flight is not null;
     return taken;
 end
 $$;
