@@ -59,12 +59,14 @@ comment on function net._role(text) is 'The role of this name; raises 42704 wher
 -- again behind it: no name of ours is ever looked for in the owner's path.
 
 -- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
+-- (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
 create function net._owners_path()
     returns text
-    language sql stable parallel safe cost 100
+    language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce((
+begin
+    return coalesce((
         select nullif(trim(substr(c.said, 13)), '')
         from pg_db_role_setting s
         cross join lateral unnest(s.setconfig) c (said)
@@ -72,18 +74,19 @@ as $$
             and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
             and lower(left(c.said, 12)) = 'search_path='
         order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
-        limit 1), '"$user", public') || ', pg_temp'
+        limit 1), '"$user", public') || ', pg_temp';
+end
 $$;
 comment on function net._owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
 
 create function net._use_owners_path()
-    returns text language sql volatile parallel unsafe
-as $$ select pg_catalog.set_config('search_path', net._owners_path(), true) $$;
+    returns text language plpgsql volatile parallel unsafe
+as $$ begin return pg_catalog.set_config('search_path', net._owners_path(), true); end $$;
 comment on function net._use_owners_path() is 'Sets the owner''s path, until net._pin_path() or the end of the calling function.';
 
 create function net._pin_path()
-    returns text language sql volatile parallel unsafe
-as $$ select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true) $$;
+    returns text language plpgsql volatile parallel unsafe
+as $$ begin return pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); end $$;
 comment on function net._pin_path() is 'Sets the path of the extension''s functions again.';
 
 create table net.worker_role (

@@ -314,9 +314,10 @@ begin
             from net._queue q
             where q.host = h.name
                 and not exists (select from net.claim c where c.id = q.id offset 0)
-                and not exists (
+                -- Asked once for all rows: mostly there is no mark at all.
+                and ((select not exists (select from net.mark)) or not exists (
                     select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
             order by q.priority, q.id
             limit quota
             for update of q skip locked
@@ -333,9 +334,9 @@ begin
             from net.http_request_queue q
             where alone and q.id = any (suspects)
                 and not exists (select from net.claim c where c.id = q.id offset 0)
-                and not exists (
+                and ((select not exists (select from net.mark)) or not exists (
                     select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
             for update of q skip locked
         ) l
     ), bounded as (

@@ -941,6 +941,9 @@ def test_traps_in_the_workers_path(own: Database, nginx: Nginx) -> None:
     request_id = own.value("select net.http_get(%s)", nginx.url)
     worker = own.connect("rights_worker")
     trick(worker)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState, match="temporary tables"):
+        worker.execute("call net.drain()")
+    worker.execute("discard temp")
     worker.execute("call net.drain()")
     assert own.value("select (net.wait(%s)).content", request_id) == "pgnet"
     request_id = own.value("select net.http_get(%s)", nginx.url)
