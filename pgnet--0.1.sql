@@ -4725,6 +4725,56 @@ $$;
 comment on function net._right_faults() is
     'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
 
+-- What others have put on the extension's tables runs in sessions of callers, with their rights, and in sessions of workers, with the
+-- owner's. A function that looks for names in the session's path finds there what those have put into it.
+create function net._open_paths()
+    returns table (place text, cure text)
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    with tables as (
+        select c.oid, c.oid::regclass::text as name
+        from pg_class c
+        where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v')
+    ), parts (classid, objid, name) as (
+        select 'pg_trigger'::regclass, t.oid, format('trigger %I on %s', t.tgname, r.name)
+        from pg_trigger t join tables r on r.oid = t.tgrelid where not t.tgisinternal
+        union all
+        select 'pg_rewrite'::regclass, w.oid, format('rule %I on %s', w.rulename, r.name)
+        from pg_rewrite w join tables r on r.oid = w.ev_class where w.ev_type <> '1'
+        union all
+        select 'pg_policy'::regclass, y.oid, format('policy %I on %s', y.polname, r.name)
+        from pg_policy y join tables r on r.oid = y.polrelid
+        union all
+        select 'pg_attrdef'::regclass, d.oid, format('default of %s.%I', r.name, a.attname)
+        from pg_attrdef d join tables r on r.oid = d.adrelid
+        join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
+        union all
+        select 'pg_constraint'::regclass, k.oid, format('constraint %I on %s', k.conname, r.name)
+        from pg_constraint k join tables r on r.oid = k.conrelid
+        union all
+        select 'pg_class'::regclass, i.indexrelid, format('index %s on %s', i.indexrelid::regclass, r.name)
+        from pg_index i join tables r on r.oid = i.indrelid
+    )
+    select format('%s (%s)', p.name, f.oid::regprocedure),
+        format('alter function %s set search_path = %s, pg_temp;', f.oid::regprocedure,
+            coalesce((select nullif(trim(substr(c.said, 13)), '') from unnest(f.proconfig) c (said)
+                where lower(left(c.said, 12)) = 'search_path='), quote_ident(n.nspname)))
+    from parts p
+    join pg_depend d on d.classid = p.classid and d.objid = p.objid
+    left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
+    join pg_proc f on f.oid = case d.refclassid when 'pg_proc'::regclass then d.refobjid else o.oprcode end
+    join pg_namespace n on n.oid = f.pronamespace
+    join pg_language l on l.oid = f.prolang
+    where n.nspname not in ('net', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
+        and not exists (
+            select from unnest(f.proconfig) c (said)
+            where lower(c.said) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
+    group by p.name, f.oid, f.proconfig, n.nspname
+$$;
+comment on function net._open_paths() is
+    'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose functions have no fixed search_path that ends in pg_temp, and the statement that gives them one.';
+
 create function net.check()
     returns table (
         -- what was looked at
@@ -4746,6 +4796,7 @@ declare
     lacking text;
     cures text;
     altered text;
+    open_paths text;
     lent text;
     standby boolean := pg_is_in_recovery();
     extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
@@ -4828,6 +4879,11 @@ begin
         concat_ws('. ', case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
                 else 'only roles with usage on the schema net may send requests' end,
             'beyond what the extension gave: ' || beyond, 'missing: ' || lacking),
+        cures;
+    select string_agg(o.place, ', ' order by o.place), string_agg(distinct o.cure, ' ') into open_paths, cures
+    from net._open_paths() o;
+    return query select 'triggers', open_paths is null,
+        coalesce('without a fixed search_path that ends in pg_temp: ' || open_paths, 'nothing on the tables looks for names in a session''s path'),
         cures;
     -- As the extension makes them, nothing that callers call is one.
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),

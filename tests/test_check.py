@@ -21,6 +21,7 @@ ITEMS = [
     "worker",
     "queue",
     "rights",
+    "triggers",
     "definer functions",
     "egress",
     "hosts",

@@ -127,6 +127,7 @@ ROUTINES = {
     "_arm": "owner",
     "_act_on_marks": "owner",
     "_owners_path": "owner",
+    "_open_paths": "owner",
     "_use_owners_path": "owner",
     "_pin_path": "owner",
     "_carry_out": "owner",

@@ -216,6 +216,64 @@ def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
     assert set(said) == {"fired as triggers_alice"}
 
 
+def test_the_doctor_names_functions_without_a_fixed_path(audited: Database) -> None:
+    """Of triggers, rules, policies, defaults and constraints; and its statements cure all."""
+
+    def doctor() -> tuple[bool, str, str | None]:
+        row = audited.row("select ok, detail, hint from net.check() where item = 'triggers'")
+        assert row is not None
+        return row
+
+    assert doctor()[0] is True
+    audited.execute(
+        """
+        create table public.audit (tg text, path text);
+        create function public.audit() returns trigger language plpgsql
+            as $$ begin return null; end $$;
+        create function public.half() returns trigger language plpgsql set search_path = public
+            as $$ begin return null; end $$;
+        create function public.whole() returns trigger language plpgsql
+            set search_path = public, pg_temp as $$ begin return null; end $$;
+        create function public.open(bigint) returns boolean language sql as $$ select true $$;
+        create function public.atomic(bigint) returns boolean language sql return true;
+        create function public.equal(regrole, text) returns boolean language sql
+            as $$ select true $$;
+        create operator public.=== (function = public.equal, leftarg = regrole, rightarg = text);
+        create trigger audit after insert on net._http_response
+            for each row execute function public.audit();
+        create trigger half after insert on net.attempt
+            for each row execute function public.half();
+        create trigger whole after insert on net.failed
+            for each row execute function public.whole();
+        create trigger built_in before update on net.failed
+            for each row execute function suppress_redundant_updates_trigger();
+        create rule follow as on delete to net.failed
+            do also insert into public.audit select 'rule' where public.open(old.id);
+        create policy mine on net.worker using (public.open(id));
+        create policy atomic on net.worker using (public.atomic(id));
+        create policy operator on net.mark using (requested_by === 'x');
+        alter table net.attempt add constraint checked check (public.open(request_id));
+        alter table net._http_response alter content_type set default public.open(1)::text;
+        """
+    )
+    ok, detail, hint = doctor()
+    assert ok is False
+    assert hint is not None
+    for place in (
+        "trigger audit on net._http_response (public.audit())", "trigger half on net.attempt (public.half())",
+        "rule follow on net.failed (public.open(bigint))", "policy mine on net.worker (public.open(bigint))",
+        "policy operator on net.mark (public.equal(regrole,text))",
+        "constraint checked on net.attempt (public.open(bigint))",
+        "default of net._http_response.content_type (public.open(bigint))",
+    ):  # fmt: skip
+        assert place in detail
+    for name in ("whole", "atomic", "built_in", "replicated"):
+        assert name not in detail
+    assert "alter function public.half() set search_path = public, pg_temp;" in hint
+    audited.execute(hint)
+    assert doctor()[0] is True
+
+
 def value(connection: psycopg.Connection[Any], query: str, *arguments: Any) -> Any:
     row = connection.execute(query, arguments or None).fetchone()
     return None if row is None else row[0]
