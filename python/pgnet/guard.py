@@ -288,12 +288,9 @@ class Guard:
         rules = self.rules
         host = plain_host(host)
         try:
-            address: Address = ipaddress.ip_address(ip)
+            address = _connected_address(ip)
         except ValueError:
             raise EgressRefused(f"{host} has an address that cannot be judged") from None
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            # The kernel connects to the IPv4 address itself: there is nothing else to judge.
-            address = address.ipv4_mapped
         judged: list[Address] = [address, *embedded_addresses(address)]
         # To connect to no address at all is to connect to this host.
         judged += [_LOOPBACK[a.version] for a in judged if a.is_unspecified]
@@ -372,9 +369,18 @@ def _is_of_this_host(address: Address) -> bool:
 
 
 @lru_cache(4096)
+def _connected_address(ip: str) -> Address:
+    """The address that the kernel connects to: of a mapped one, the IPv4 address itself.
+
+    Errors: ValueError.
+    """
+    address = ipaddress.ip_address(ip)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def is_public(ip: str) -> bool:
     """Whether an address is one of the public internet, and leads to no other one."""
-    address = ipaddress.ip_address(ip)
+    address = _connected_address(ip)
     return all(_special(one) is None for one in (address, *embedded_addresses(address)))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.guard import EgressRefused, EgressRules, Guard, embedded_addresses
+from pgnet.guard import EgressRefused, EgressRules, Guard, embedded_addresses, is_public
 from pgnet.host import literal_address
 
 SPECIAL = [
@@ -69,6 +69,22 @@ def test_an_address_is_refused_exactly_when_a_range_has_it(
         refusal(PUBLIC, str(address))
     else:
         PUBLIC.check_address("name.example", str(address), 443)
+
+
+@pytest.mark.parametrize(
+    ("ip", "public"),
+    [
+        ("8.8.8.8", True),
+        ("::ffff:8.8.8.8", True),
+        ("::ffff:10.0.0.1", False),
+        ("2606:4700::1", True),
+        ("2606:4700::5efe:10.0.0.1", False),
+        ("64:ff9b::8.8.8.8", False),
+        ("4000::1", False),
+    ],
+)
+def test_what_is_public(ip: str, public: bool) -> None:
+    assert is_public(ip) is public
 
 
 @given(st.ip_addresses(v=4))
