@@ -234,6 +234,10 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
         if request.delivery == "at_most_once" and response.state == "failed" and seen:
             yield f"failed, as if never sent ({response.error_msg}); yet it was seen"
         return
+    if response.error_msg is not None:
+        # Its status came, and not all of the rest: a beginning of what the witness gave.
+        yield from _faults_of_a_part(request, response, seen)
+        return
     try:
         content = json.loads(response.content or "")
         key, number = content["key"], content["number"]
@@ -248,6 +252,18 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
         yield f"status {response.status_code}, though the witness gave {answered}"
     if response.state == "unknown":
         yield "unknown, though there is an answer"
+
+
+def _faults_of_a_part(request: Sent, response: Response, seen: list[Sighting]) -> Iterator[str]:
+    given = [
+        json.dumps({"key": request.key, "number": sighting.number})
+        for sighting in seen
+        if sighting.status == response.status_code
+    ]
+    if not any(text.startswith(response.content or "") for text in given):
+        yield f"{response.status_code} and {response.content!r}, though the witness gave {given}"
+    if response.state == "unknown":
+        yield "unknown, though there is a status"
 
 
 def _keys(evidence: Evidence) -> Iterator[Violation]:
