@@ -43,10 +43,13 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What the client allows; the ways are made for no more than 8 MiB, half of it on the wire."""
+    """What the client allows; the ways are made for no more than 8 MiB, half of it on the wire.
 
-    max_response_bytes: int = 200_000
-    max_wire_bytes: int = 100_000
+    Little, since what is allowed is kept, and recorded like any other body.
+    """
+
+    max_response_bytes: int = 40_000
+    max_wire_bytes: int = 30_000
     max_header_bytes: int = 20_000
 
 
@@ -429,37 +432,37 @@ async def short_body(peer: Peer) -> None:
     await peer.send(OK, b"Content-Length: 100\r\n\r\n", b"12345")
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"))
 async def endless_body(peer: Peer) -> None:
     await peer.send(OK, b"\r\n")
     await peer.flood(b"x")
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"))
 async def endless_chunks(peer: Peer) -> None:
     await peer.send(CHUNKED, b"\r\n")
     await peer.flood(chunk(b"x" * 1000))
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "[xy]{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "[xy]{10000,}"))
 async def endless_chunks_of_a_byte(peer: Peer) -> None:
     await peer.send(CHUNKED, b"\r\n")
     await peer.flood(chunk(b"x"))
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "[xy]{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "[xy]{10000,}"))
 async def endless_chunks_of_two_bytes(peer: Peer) -> None:
     await peer.send(CHUNKED, b"\r\n")
     await peer.flood(chunk(b"xy"))
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"))
 async def one_endless_chunk(peer: Peer) -> None:
     await peer.send(CHUNKED, b"\r\n7fffffffffffffff\r\n")
     await peer.flood(b"x")
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"))
 async def announced_flood(peer: Peer) -> None:
     await peer.send(OK, b"Content-Length: 1000000000000\r\n\r\n")
     await peer.flood(b"x")
@@ -945,7 +948,7 @@ async def redirect_to_nonsense(peer: Peer) -> None:
     )
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(302, "x{100000,}"))
+@way(TOO_LONG_ON_THE_WIRE.beside(302, "x{10000,}"))
 async def redirect_with_an_endless_body(peer: Peer) -> None:
     await peer.send(b"HTTP/1.1 302 Found\r\nLocation: /fine\r\n\r\n")
     await peer.flood(b"x")
@@ -977,7 +980,7 @@ async def banner(peer: Peer) -> None:
     await peer.gone()
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"), own_port=True)
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"), own_port=True)
 async def flood_at_the_door(peer: Peer) -> None:
     await peer.send(OK, b"\r\n")
     await peer.flood(b"x")
@@ -1056,7 +1059,7 @@ async def end_without_goodbye(peer: Peer) -> None:
     peer.writer.transport.abort()
 
 
-@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"), own_port=True, tls="1.1", scheme="https")
+@way(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"), own_port=True, tls="1.1", scheme="https")
 async def endless_body_over_tls(peer: Peer) -> None:
     await peer.reader.readuntil(b"\r\n\r\n")
     await peer.send(OK, b"\r\n")
@@ -1144,7 +1147,7 @@ async def h2_drip(peer: Peer) -> None:
         await asyncio.sleep(0.02)
 
 
-@h2(TOO_LONG_ON_THE_WIRE.beside(200, "x{100000,}"))
+@h2(TOO_LONG_ON_THE_WIRE.beside(200, "x{10000,}"))
 async def h2_endless_data(peer: Peer) -> None:
     await peer.send(peer.head())
     await peer.flood(frame(DATA, b"x" * 16384, 0, peer.stream), 8 * MIB)

@@ -316,7 +316,10 @@ def assert_all_left(servers: Running) -> None:
 def test_one_at_a_time(
     prepared: Database, servers: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """None costs more than twice what it may bring, whatever it would like to be."""
+    """None costs more than its body does on its way into the database.
+
+    That has it a few times, one form after another, the largest of them base64.
+    """
     database = prepared
     ways = [way for way in WAYS.values() if "exceed" in way.outcome.messages]
     assert len(ways) > 30
@@ -336,5 +339,5 @@ def test_one_at_a_time(
     most = max(grown, key=lambda name: grown[name])
     with capsys.disabled():
         print(f" [at most {grown[most] / MIB:.1f} MB, for {most}]", end="")
-    allowed = 2 * sum(asdict(LARGE).values())
+    allowed = 8 * LARGE.max_response_bytes + 2 * LARGE.max_header_bytes
     assert {name: size for name, size in grown.items() if size > allowed} == {}
