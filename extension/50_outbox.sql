@@ -487,24 +487,38 @@ as $$
 declare
     size integer := json_array_length(outcomes);
     fault text;
+    bare jsonb;
 begin
     perform net._require_worker();
     begin
         return net._store(outcomes, size);
     exception
-        when transaction_rollback or insufficient_resources or operator_intervention or system_error
-            or object_not_in_prerequisite_state or read_only_sql_transaction then
+        when transaction_rollback or disk_full or too_many_connections or configuration_limit_exceeded or operator_intervention
+            or system_error or object_not_in_prerequisite_state or read_only_sql_transaction then
             -- Not a row's fault: the worker keeps its outcomes and comes again.
             raise;
         when others then
+            if sqlstate = '53200' and octet_length(outcomes::text) < 1000000 then
+                -- No memory for what is not large: nor is that a row's fault.
+                raise;
+            end if;
             if size > 1 then
                 return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
             end if;
             get stacked diagnostics fault = message_text;
+            bare := jsonb_build_object(
+                'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
+                'error_msg', 'The response could not be recorded: ' || fault);
             begin
-                return net._store(json_build_array(json_build_object(
-                    'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                    'error_msg', 'The response could not be recorded: ' || fault)), 1);
+                -- A status that came is not lost: it says that the request was received.
+                return net._store(json_build_array(bare || jsonb_build_object(
+                    'state', case when outcomes -> 0 ->> 'state' = 'retrying' then 'failed' else outcomes -> 0 ->> 'state' end,
+                    'status_code', outcomes -> 0 -> 'status_code', 'timed_out', outcomes -> 0 -> 'timed_out')), 1);
+            exception when others then
+                null; -- it may be the status that is refused
+            end;
+            begin
+                return net._store(json_build_array(bare), 1);
             exception when others then
                 raise warning using
                     message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
@@ -515,7 +529,7 @@ begin
 end
 $$;
 comment on function net._record(json) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded as an error without content. Gives the ids that are held up, for the worker to come again.';
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault. Gives the ids that are held up, for the worker to come again.';
 
 create function net._slice(elements json, first integer, last integer)
     returns json
