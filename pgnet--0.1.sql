@@ -232,6 +232,13 @@ begin
             message = format('role "%s" may not run workers', session_user),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
     end if;
+    -- A foreign key's action runs the triggers of its table as the owner of that table, in the session of whoever deletes a request:
+    -- a worker's.
+    if pg_trigger_depth() > 0 then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'a worker''s calls do not come from a trigger';
+    end if;
     -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
     if pg_my_temp_schema() <> 0 and not pg_has_role(session_user, current_user, 'member')
         and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
@@ -262,7 +269,7 @@ begin
 end
 $$;
 comment on function net._require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
 
 -- ======== extension/20_settings.sql ========
 
@@ -4996,9 +5003,10 @@ end
 $$;
 comment on function net._refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
--- A trigger runs as whoever writes to the table: as a worker's owner, for example. So the right TRIGGER is worth all rights, and is
--- part of an everyday "grant all on all tables".
-create function net._refuse_foreign_trigger()
+-- What others attach to a table runs in the sessions of all who write to it, a worker's among them: a trigger, and the triggers
+-- on the table of a foreign key, whose action runs them as its owner or, where they are deferred, as whoever commits (before PostgreSQL
+-- 18). So the rights TRIGGER and REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
+create function net._refuse_attachment()
     returns event_trigger
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -5007,22 +5015,29 @@ declare
     made record;
 begin
     for made in
-        select t.tgname, c.oid::regclass as relation, c.relowner::regrole as owner
+        select 'trigger' as kind, t.tgrelid as relation
         from pg_event_trigger_ddl_commands() d
         join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid
-        join pg_class c on c.oid = t.tgrelid
-        where c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage')
+        union all
+        select 'foreign key', k.confrelid
+        from pg_event_trigger_ddl_commands() d
+        join pg_constraint k on d.classid = 'pg_class'::regclass and k.conrelid = d.objid and k.contype = 'f'
     loop
-        raise exception using
-            errcode = 'insufficient_privilege',
-            message = format('role "%s" may not create triggers on %s', current_user, made.relation),
-            detail = 'Triggers on the tables of pgnet run as every role that sends requests, and as the owner.',
-            hint = format('The owner, "%s", creates them. Take back what was granted: revoke trigger on %s from %I;',
-                made.owner, made.relation, current_user);
+        perform from pg_class c
+        where c.oid = made.relation and c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage');
+        if found then
+            raise exception using
+                errcode = 'insufficient_privilege',
+                message = format('role "%s" may not attach a %s to %s', current_user, made.kind, made.relation::regclass),
+                detail = 'It would run code in the sessions of all who send requests, and in those of workers.',
+                hint = format('The owner of pgnet may. Take back what was granted: revoke trigger, references on %s from %I;',
+                    made.relation::regclass, current_user);
+        end if;
     end loop;
 end
 $$;
-comment on function net._refuse_foreign_trigger() is 'Raises 42501 where a role creates a trigger on a table or view of the extension that is neither the owner nor a member of it.';
+comment on function net._refuse_attachment() is
+    'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a table or view of the extension, or a foreign key to one.';
 
 -- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
 -- to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what these gave is taken back first.
@@ -5117,9 +5132,11 @@ begin
 end
 $$;
 
-create event trigger pgnet_refuse_foreign_trigger on ddl_command_end when tag in ('CREATE TRIGGER')
-    execute function net._refuse_foreign_trigger();
-comment on event trigger pgnet_refuse_foreign_trigger is 'Keeps triggers of others from the tables of pgnet: they would run as every role that sends requests.';
+create event trigger pgnet_refuse_attachment on ddl_command_end
+    when tag in ('CREATE TRIGGER', 'CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
+    execute function net._refuse_attachment();
+comment on event trigger pgnet_refuse_attachment is
+    'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in the sessions of all who send requests.';
 
 -- ======== extension/90_notice.sql ========
 

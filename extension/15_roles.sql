@@ -118,6 +118,13 @@ begin
             message = format('role "%s" may not run workers', session_user),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
     end if;
+    -- A foreign key's action runs the triggers of its table as the owner of that table, in the session of whoever deletes a request:
+    -- a worker's.
+    if pg_trigger_depth() > 0 then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = 'a worker''s calls do not come from a trigger';
+    end if;
     -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
     if pg_my_temp_schema() <> 0 and not pg_has_role(session_user, current_user, 'member')
         and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
@@ -148,4 +155,4 @@ begin
 end
 $$;
 comment on function net._require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';

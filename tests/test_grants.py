@@ -317,12 +317,40 @@ def test_triggers_and_rules(granted: Database, visitor: psycopg.Connection[Any])
         ):
             assert isinstance(attempt(visitor, statement), psycopg.Error), statement
     # On a table of its own it may.
-    visitor.execute("create table public.grants_own ()")
+    visitor.execute("create table public.grants_own (id bigint primary key)")
+    visitor.execute("alter table public.grants_own add foreign key (id) references grants_own")
     visitor.execute(
         "create trigger t after insert on public.grants_own execute function public.grants_f()"
     )
     visitor.execute("drop table public.grants_own")
     visitor.execute("drop function public.grants_f")
+
+
+def test_foreign_keys(granted: Database, visitor: psycopg.Connection[Any]) -> None:
+    """Their actions run the triggers of the visitor's table in the sessions of workers."""
+    keys = {
+        "http_request_queue": "id", "_http_response": "id", "failed": "id", "claim": "id",
+        "worker": "id", "secret": "name", "host": "pattern", "setting": "name",
+    }  # fmt: skip
+    visitor.execute("create table public.grants_own (key text, number bigint)")
+    for name, key in keys.items():
+        own = "number" if key == "id" else "key"
+        for statement in (
+            f"create table public.grants_key ({own} {'bigint' if key == 'id' else 'text'}"
+            f" references net.{name} ({key}) on delete cascade)",
+            f"alter table public.grants_own add foreign key ({own}) references net.{name} ({key})",
+            f"create temp table grants_key ({own} {'bigint' if key == 'id' else 'text'}"
+            f" references net.{name} ({key}))",
+        ):
+            assert isinstance(attempt(visitor, statement), psycopg.Error), statement
+    assert (
+        granted.rows(
+            "select conrelid::regclass from pg_constraint where contype = 'f' and conrelid <> all"
+            " (array(select oid from pg_class where relnamespace = 'net'::regnamespace))"
+        )
+        == []
+    )
+    visitor.execute("drop table public.grants_own")
 
 
 def test_a_trigger_function_on_a_table_of_ones_own(

@@ -153,7 +153,7 @@ ROUTINES = {
     "_slice": "owner",
     "_store": "owner",
     "_worker_routines": "owner",
-    "_refuse_foreign_trigger": "owner",
+    "_refuse_attachment": "owner",
     "_refuse_other_tables": "owner",
     "_refuse_truncate": "owner",
     "_right_faults": "owner",

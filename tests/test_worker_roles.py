@@ -161,6 +161,67 @@ def test_what_runs_for_a_role_in_anothers_session(open_database: Database) -> No
     assert open_database.value("select count(*) from net.claim") == 0
 
 
+def test_what_a_worker_sets_off(open_database: Database, nginx: Nginx) -> None:
+    """A foreign key's action runs the triggers of its table in a worker's session.
+
+    A role that is neither owner nor member of it makes none; one that it has been given does harm
+    by it to nobody's requests all the same.
+    """
+    open_database.execute("grant all on all tables in schema net to wr_visitor")
+    visitor = open_database.connect("wr_visitor")
+    visitor.execute(
+        """
+        create table public.loot (what text);
+        create table public.bait (id bigint);
+        create function public.steal() returns trigger language plpgsql as $$
+        begin
+            begin
+                insert into public.loot
+                select c.headers
+                from net.workers w
+                cross join lateral
+                    net._claim(w.id, 10, 10, 10, '{}', 1000000, '', false) c
+                where w.pid = pg_catalog.pg_backend_pid();
+                insert into public.loot select net._tend(w.id)
+                from net.workers w where w.pid = pg_catalog.pg_backend_pid();
+            exception when others then
+                insert into public.loot values (sqlerrm);
+            end;
+            return old;
+        end $$;
+        create trigger steal before delete on public.bait
+            for each row execute function public.steal();
+        """
+    )
+    row = visitor.execute("select net.http_get(%s)", (nginx.url,)).fetchone()
+    visitor.execute("insert into public.bait values (%s)", row)
+    open_database.execute(
+        "alter table public.bait add foreign key (id) references net.http_request_queue (id)"
+        " on delete cascade"
+    )
+    # The victim's request stays behind: nothing is ready but the visitor's own.
+    open_database.execute(
+        "update net.http_request_queue set due = 'infinity', waits_since = now()"
+        " where requested_by = 'wr_victim'::regrole"
+    )
+    open_database.execute(
+        """
+        create function public.due() returns trigger language plpgsql as $$ begin
+            update net.http_request_queue set due = null, waits_since = null
+            where due = 'infinity';
+            return null;
+        end $$;
+        create trigger due before delete on net.http_request_queue
+            for each statement execute function public.due();
+        """
+    )
+    open_database.connect().execute("call net.drain('2 s')")
+    loot = [what for (what,) in open_database.rows("select what from public.loot")]
+    assert loot
+    assert "hunter2" not in str(loot)
+    assert set(loot) == {"a worker's calls do not come from a trigger"}
+
+
 # ---- what is remembered
 
 
