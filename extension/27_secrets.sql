@@ -276,10 +276,13 @@ create function net._secrets(
     set enable_mergejoin = off
     set plan_cache_mode = force_generic_plan
     set jit = off
+    set lock_timeout = '500ms'
 as $$
 #variable_conflict use_column
 begin
+    perform net._lock_tables();
     perform net._require_worker();
+    lock table net.secret, net.secret_grant in access share mode nowait;
     return query
     with asked as materialized (
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,

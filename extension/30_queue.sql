@@ -108,10 +108,18 @@ create table net.worker (
 comment on table net.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
 
+-- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not take another's for its own.
+do $$
+begin
+    perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('net.worker', 'id'),
+        1000 operator(pg_catalog.*) pg_catalog.floor(pg_catalog.random() operator(pg_catalog.*) 1000000)::bigint operator(pg_catalog.+) 1, false);
+end
+$$;
+
 create table net.claim (
     id bigint primary key,
     host text not null,
-    worker bigint not null,
+    worker bigint,
     token uuid not null,
     attempt integer not null,
     claimed timestamptz not null default pg_catalog.clock_timestamp(),
@@ -121,9 +129,51 @@ create table net.claim (
 );
 comment on table net.claim is
     'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
+comment on column net.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in net.unrecorded.';
 comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
 create policy own_claims on net.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
+
+-- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or something refuses them. They
+-- wait here and not in a worker: its memory is bounded, and it may stop.
+create table net.unrecorded (
+    id bigint primary key,
+    token uuid not null,
+    outcome json not null,
+    since timestamptz not null default pg_catalog.clock_timestamp(),
+    retry_at timestamptz not null default pg_catalog.clock_timestamp(),
+    message text,
+    hint text
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
+comment on table net.unrecorded is
+    'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign key is in the way. Workers try again; net.check() names them.';
+comment on column net.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
+comment on column net.unrecorded.outcome is 'As net._record takes it, with headers and body.';
+comment on column net.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
+comment on column net.unrecorded.hint is 'What can be done about it.';
+create index unrecorded_retry_at on net.unrecorded (retry_at);
+
+-- Duties of the heartbeat that fail: each fails alone.
+create table net.fault (
+    duty text primary key,
+    since timestamptz not null default pg_catalog.clock_timestamp(),
+    retry_at timestamptz not null,
+    failures integer not null,
+    message text not null,
+    hint text,
+    brief boolean not null default false,
+    kept bigint not null default 0,
+    behind timestamptz,
+    behind_id bigint
+);
+comment on table net.fault is
+    'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. The other duties are done.';
+comment on column net.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
+comment on column net.fault.failures is 'How often it failed in a row.';
+comment on column net.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
+comment on column net.fault.kept is 'Of an expiry: how many rows could not be deleted.';
+comment on column net.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
+comment on column net.fault.behind_id is 'and of this id.';
 
 create table net.attempt (
     request_id bigint not null,

@@ -23,6 +23,102 @@ as $$
 $$;
 comment on function net._worker_is_up() is 'Whether a worker serves this database now.';
 
+-- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
+-- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
+create function net._lock_tables()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '500ms'
+as $$
+declare
+    relation text;
+begin
+    for round in 1 .. 10 loop
+        begin
+            lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded, net.worker
+                in row exclusive mode nowait;
+            lock table net._queue, net.setting, net.configuration, net.database, net.worker_role, net.mark in access share mode nowait;
+            return;
+        exception when lock_not_available then
+            null;
+        end;
+        foreach relation in array array['http_request_queue', 'claim', 'attempt', '_http_response', 'failed', 'unrecorded', 'worker',
+            '_queue', 'setting', 'configuration', 'database', 'worker_role', 'mark']
+        loop
+            begin
+                execute format('lock table net.%I in row exclusive mode', relation);
+                raise exception using errcode = 'PN000';
+            exception when sqlstate 'PN000' then
+                null; -- it has let go of the lock again
+            end;
+        end loop;
+    end loop;
+    raise exception using
+        errcode = 'lock_not_available',
+        message = 'the tables of pgnet are locked again and again',
+        hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace = ''net''::regnamespace).';
+end
+$$;
+comment on function net._lock_tables() is
+    'Takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+revoke all on function net._lock_tables() from public;
+
+-- ---- what fails, and what can be done about it
+
+create function net._remedy(relations regclass[], state text, referrer text, constraint_name text)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when state = '23503' and referrer is not null and to_regclass(referrer) <> all (relations) then format(
+            'Rows of %1$s refer to it. Delete these, or have them follow: alter table %1$s drop constraint %2$I; and add it again '
+            'with "on delete cascade" or "on delete set null".', referrer, constraint_name)
+        when state like '23%' and referrer is not null and constraint_name is not null then format(
+            'alter table %s drop constraint %I;', referrer, constraint_name)
+        else coalesce((
+            select 'Is it a trigger? ' || string_agg(
+                format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
+            from pg_trigger t
+            where t.tgrelid = any (relations) and not t.tgisinternal and t.tgname <> 'replicated'),
+            'The server''s log says more.')
+    end
+$$;
+comment on function net._remedy(regclass[], text, text, text) is
+    'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
+revoke all on function net._remedy(regclass[], text, text, text) from public;
+
+create function net._fire_deferred()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform net._use_owners_path();
+    set constraints all immediate;
+end
+$$;
+comment on function net._fire_deferred() is
+    'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
+revoke all on function net._fire_deferred() from public;
+
+create function net._note_fault(duty text, message text, hint text, brief boolean default false)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    insert into net.fault as f (duty, retry_at, failures, message, hint, brief)
+    values (duty, clock_timestamp() + interval '1 s', 1, message, hint, brief)
+    on conflict on constraint fault_pkey do update
+    set message = excluded.message, hint = excluded.hint, brief = excluded.brief, failures = f.failures + 1,
+        retry_at = clock_timestamp() + least(interval '1 s' * 2 ^ least(f.failures, 10), interval '5 min')
+    -- A lock of the moment hides no lasting fault.
+    where f.brief or not excluded.brief
+$$;
+comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
+revoke all on function net._note_fault(text, text, text, boolean) from public;
+
 create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
     returns text
     language sql stable parallel safe
@@ -91,7 +187,8 @@ create function net._free(
     -- lost: with its worker; stopped: the worker ended in order
     ending text
 )
-    returns void
+    -- how many could not be freed, because something refuses it; net.fault has one of them
+    returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -104,6 +201,11 @@ declare
     fate text;
     message text;
     path text;
+    fault text;
+    referrer_schema text;
+    referrer text;
+    broken text;
+    failed integer := 0;
 begin
     for request in
         select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
@@ -119,43 +221,48 @@ begin
         for update of c skip locked
     loop
         continue when request.seen and not request.locked;
-        if not request.locked then -- its requester has deleted it
-            delete from net.claim c where c.id = request.claim_id;
-            continue;
-        end if;
-        fate := null;
-        if request.options ->> 'delivery' = 'at_most_once' then
-            fate := 'unknown';
-            message := reason || ' Whether the request was received is unknown, and it is not sent again.';
-        elsif ending = 'lost' and request.losses >= max_losses then
-            fate := 'failed';
-            message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
-        end if;
-        if fate is null then
-            with attempted as (
-                insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-                values (
-                    request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
-                    request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)
-                on conflict do nothing
-            ), quarantined as (
-                update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
-                where q.id = request.id and _free.ending = 'lost' and request.losses >= 2
-            ), unclaimed as (
-                delete from net.claim c where c.id = request.id
-            )
-            select net._use_owners_path() into path;
-            perform net._pin_path();
-        else
-            begin
+        begin
+            if not request.locked then -- its requester has deleted it
+                delete from net.claim c where c.id = request.claim_id;
+                continue;
+            end if;
+            fate := null;
+            if request.options ->> 'delivery' = 'at_most_once' then
+                fate := 'unknown';
+                message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+            elsif ending = 'lost' and request.losses >= max_losses then
+                fate := 'failed';
+                message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
+            end if;
+            if fate is null then
+                with attempted as (
+                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+                    values (
+                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
+                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)
+                    on conflict do nothing
+                ), quarantined as (
+                    update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+                    where q.id = request.id and _free.ending = 'lost' and request.losses >= 2
+                ), unclaimed as (
+                    delete from net.claim c where c.id = request.id
+                )
+                select net._use_owners_path() into path;
+                perform net._pin_path();
+            else
                 perform net._end(request.id, fate, message, request.attempt);
-            exception when others then
-                raise warning using
-                    message = format('the outcome of request %s cannot be recorded: %s', request.id, sqlerrm),
-                    hint = 'Is there a trigger or a constraint on net._http_response? It is tried again.';
-            end;
-        end if;
+            end if;
+            perform net._fire_deferred();
+        exception when others then
+            -- This one stays claimed; the others are freed.
+            get stacked diagnostics fault = message_text, referrer = table_name, referrer_schema = schema_name, broken = constraint_name;
+            perform net._note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), net._remedy(
+                array['net.http_request_queue', 'net.claim', 'net.attempt', 'net._http_response', 'net.failed']::regclass[],
+                sqlstate, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')));
+            failed := failed + 1;
+        end;
     end loop;
+    return failed;
 end
 $$;
 comment on function net._free(bigint[], text, text) is
@@ -180,10 +287,12 @@ create function net._register(
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
+    set lock_timeout = '500ms'
 as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
+    perform net._lock_tables();
     perform net._require_worker();
     -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
     -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
@@ -248,6 +357,7 @@ create function net._claim(
     set enable_material = off
     set plan_cache_mode = force_generic_plan
     set jit = off
+    set lock_timeout = '500ms'
 as $$
 #variable_conflict use_column
 declare
@@ -261,6 +371,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
 begin
+    perform net._lock_tables();
     perform net._require_worker(worker_id);
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         with woken as (
@@ -460,6 +571,7 @@ begin
     -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
     select count(*) into done from held h
     where (select net._use_owners_path()) is not null and (h.locked or h.seen is null);
+    set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform net._pin_path();
     if done < size then
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
@@ -476,60 +588,211 @@ revoke all on function net._store(json, integer) from public;
 
 create function net._record(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
-    -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt
+    -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt.
+    -- put_aside: it comes for the second time, and is kept in net.unrecorded where it cannot be recorded now
     outcomes json
 )
-    -- the ids that could not be recorded yet, because another transaction holds their row, or something refuses it
+    -- the ids that could not be recorded yet, because another transaction holds their row
     returns bigint[]
     language plpgsql volatile parallel unsafe security definer cost 10000
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '500ms'
+as $$
+begin
+    perform net._lock_tables();
+    perform net._require_worker();
+    return net._store_or_halve(outcomes);
+end
+$$;
+comment on function net._record(json) is
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault, or where that fails too kept in net.unrecorded. Gives the ids that are held up by a lock, for the worker to come again.';
+
+create function net._store_or_halve(outcomes json)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     size integer := json_array_length(outcomes);
+    outcome json;
+    again boolean;
+    held_up bigint[];
     fault text;
     bare jsonb;
+    state text;
+    referrer_schema text;
+    referrer text;
+    broken text;
 begin
-    perform net._require_worker();
     begin
-        return net._store(outcomes, size);
-    exception
-        when transaction_rollback or disk_full or too_many_connections or configuration_limit_exceeded or operator_intervention
-            or system_error or object_not_in_prerequisite_state or read_only_sql_transaction then
-            -- Not a row's fault: the worker keeps its outcomes and comes again.
-            raise;
-        when others then
-            if sqlstate = '53200' and octet_length(outcomes::text) < 1000000 then
-                -- No memory for what is not large: nor is that a row's fault.
-                raise;
-            end if;
-            if size > 1 then
-                return net._record(net._slice(outcomes, 1, size / 2)) || net._record(net._slice(outcomes, size / 2 + 1, size));
-            end if;
-            get stacked diagnostics fault = message_text;
-            bare := jsonb_build_object(
-                'id', outcomes -> 0 -> 'id', 'token', outcomes -> 0 -> 'token', 'state', 'failed', 'timed_out', false,
-                'error_msg', 'The response could not be recorded: ' || fault);
-            begin
-                -- A status that came is not lost: it says that the request was received.
-                return net._store(json_build_array(bare || jsonb_build_object(
-                    'state', case when outcomes -> 0 ->> 'state' = 'retrying' then 'failed' else outcomes -> 0 ->> 'state' end,
-                    'status_code', outcomes -> 0 -> 'status_code', 'timed_out', outcomes -> 0 -> 'timed_out')), 1);
-            exception when others then
-                null; -- it may be the status that is refused
-            end;
-            begin
-                return net._store(json_build_array(bare), 1);
-            exception when others then
-                raise warning using
-                    message = format('the outcome of request %s cannot be recorded: %s', outcomes -> 0 ->> 'id', fault),
-                    hint = 'Is there a trigger or a constraint on net._http_response? The worker tries again.';
-                return array[(outcomes -> 0 ->> 'id')::bigint];
-            end;
+        held_up := net._store(outcomes, size);
+    exception when others then
+        get stacked diagnostics fault = message_text, state = returned_sqlstate,
+            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
     end;
+    if fault is null then
+        if held_up <> '{}' then
+            select coalesce(array_agg(h.id), '{}') into held_up
+            from unnest(held_up) h (id)
+            join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = h.id
+            where (o.value ->> 'put_aside')::boolean is not true or not net._put_aside(o.value, null, null);
+        end if;
+        return held_up;
+    end if;
+    outcome := outcomes -> 0;
+    again := size = 1 and (outcome ->> 'put_aside')::boolean;
+    -- No memory for a large one is its own fault.
+    if state ~ '^(40|53|57|58|25006)' and (state <> '53200' or octet_length(outcomes::text) < 1000000) then
+        -- Not a row's fault, it seems: the worker keeps its outcomes and comes again, with fewer.
+        if again is true and net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then
+            return '{}';
+        end if;
+        raise exception using errcode = state, message = fault;
+    end if;
+    if state = '55P03' then
+        -- A trigger or a foreign key waits for somebody. Not so long for each of the parts.
+        perform set_config('lock_timeout', '20ms', true);
+    end if;
+    if size > 1 then
+        return net._store_or_halve(net._slice(outcomes, 1, size / 2)) || net._store_or_halve(net._slice(outcomes, size / 2 + 1, size));
+    end if;
+    if state = '55P03' then
+        return case when again and net._put_aside(outcome, null, null) then '{}' else array[(outcome ->> 'id')::bigint] end;
+    end if;
+    bare := jsonb_build_object(
+        'id', outcome -> 'id', 'token', outcome -> 'token', 'state', 'failed', 'timed_out', false,
+        'error_msg', 'The response could not be recorded: ' || fault);
+    begin
+        -- A status that came is not lost: it says that the request was received.
+        return net._store(json_build_array(bare || jsonb_build_object(
+            'state', case when outcome ->> 'state' = 'retrying' then 'failed' else outcome ->> 'state' end,
+            'status_code', outcome -> 'status_code', 'timed_out', outcome -> 'timed_out')), 1);
+    exception when others then
+        null; -- it may be the status that is refused
+    end;
+    begin
+        return net._store(json_build_array(bare), 1);
+    exception when others then
+        get stacked diagnostics fault = message_text, state = returned_sqlstate,
+            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+    end;
+    if net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then
+        return '{}';
+    end if;
+    return array[(outcome ->> 'id')::bigint];
 end
 $$;
-comment on function net._record(json) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault. Gives the ids that are held up, for the worker to come again.';
+comment on function net._store_or_halve(json) is 'Behind net._record.';
+revoke all on function net._store_or_halve(json) from public;
+
+create function net._recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select net._remedy(
+        array['net._http_response', 'net.http_request_queue', 'net.claim', 'net.attempt', 'net.failed']::regclass[], state,
+        case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
+$$;
+comment on function net._recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
+revoke all on function net._recording_remedy(text, text, text, text) from public;
+
+-- Its claim stays, and is nobody's: so no worker attempts the request again.
+create function net._put_aside(outcome json, message text, hint text)
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    claimed record;
+begin
+    select c.id, c.token into claimed
+    from net.claim c
+    where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid
+    for update skip locked;
+    if not found then
+        -- Its claim is gone, or somebody holds a lock on that too.
+        return not exists (
+            select from net.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
+    end if;
+    update net.claim c set worker = null where c.id = claimed.id;
+    insert into net.unrecorded as u (id, token, outcome, message, hint)
+    values (claimed.id, claimed.token, outcome, message, hint)
+    on conflict on constraint unrecorded_pkey do update
+    set token = excluded.token, outcome = excluded.outcome, since = excluded.since, retry_at = excluded.retry_at,
+        message = excluded.message, hint = excluded.hint;
+    return true;
+exception when others then
+    return false;
+end
+$$;
+comment on function net._put_aside(json, text, text) is
+    'Keeps an outcome in net.unrecorded; false where that cannot be: the worker keeps it.';
+revoke all on function net._put_aside(json, text, text) from public;
+
+create function net._record_put_aside()
+    -- seconds until more is to be tried; NULL where nothing waits
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+    set lock_timeout = '20ms'
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    request_id bigint;
+    waiting record;
+    fault text;
+    state text;
+    referrer_schema text;
+    referrer text;
+    broken text;
+begin
+    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded in row exclusive mode nowait;
+    -- One by one: any of them may be 10 MB.
+    foreach request_id in array array(
+        select u.id from net.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
+    loop
+        -- The worker's other work waits.
+        exit when clock_timestamp() > present + interval '1 s';
+        select u.id, u.since into waiting from net.unrecorded u where u.id = request_id for update skip locked;
+        continue when not found;
+        fault := null;
+        begin
+            if exists (select from net.http_request_queue q where q.id = request_id) then
+                -- Its lock first: without it there is no use in reading the outcome.
+                perform from net.http_request_queue q where q.id = request_id for update skip locked;
+                if not found then
+                    raise exception using errcode = 'PN000';
+                end if;
+            end if;
+            select u.* into waiting from net.unrecorded u where u.id = request_id;
+            if net._store(json_build_array(waiting.outcome), 1) = '{}' then
+                delete from net.unrecorded u where u.id = request_id;
+                continue;
+            end if;
+        exception when sqlstate 'PN000' then
+            null; -- somebody holds a lock on it
+        when others then
+            get stacked diagnostics fault = message_text, state = returned_sqlstate,
+                referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        end;
+        update net.unrecorded u
+        set message = fault, hint = case when fault is not null then net._recording_remedy(state, referrer_schema, referrer, broken) end,
+            -- After half the time that it has waited, and half a minute at most.
+            retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
+        where u.id = request_id;
+    end loop;
+    return (
+        select case when min(u.retry_at) is not null then greatest(extract(epoch from min(u.retry_at) - clock_timestamp()), 0.1) end
+        from net.unrecorded u);
+end
+$$;
+comment on function net._record_put_aside() is 'Records what net.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
+revoke all on function net._record_put_aside() from public;
 
 create function net._slice(elements json, first integer, last integer)
     returns json
@@ -555,17 +818,20 @@ create function net._release(
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
+    set lock_timeout = '500ms'
 as $$
 declare
-    -- What is being cancelled just now is no longer the worker's.
-    held bigint[] := array(
+    held bigint[];
+begin
+    perform net._lock_tables();
+    perform net._require_worker();
+    -- What somebody cancels just now is not the worker's any more.
+    held := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
         cross join lateral (
             select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
         ) c);
-begin
-    perform net._require_worker();
     if reason is null then
         delete from net.claim c where c.id = any (held);
     else
@@ -588,8 +854,10 @@ create function net._deregister(
     set enable_seqscan = off
     set enable_bitmapscan = off
     set jit = off
+    set lock_timeout = '500ms'
 as $$
 begin
+    perform net._lock_tables();
     perform net._require_worker();
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
     where w.id = worker_id and w.secret = worker_secret;
@@ -601,9 +869,9 @@ end
 $$;
 comment on function net._deregister(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
 
--- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
--- more fall free; NULL where none will.
-create function net._rescue()
+-- ---- the heartbeat: what every worker does each time it looks. Each duty fails alone.
+
+create function net._mend_clocks()
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -615,12 +883,9 @@ as $$
 declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
-    rescue_after interval := net._current_setting('rescue_after');
-    -- A worker that is well says so each time it looks, which is every second where there are others.
-    stalled_after interval := interval '5 s';
     path text;
 begin
-    -- A clock that was put back strands nothing: what was said of the future is said anew.
+    lock table net.http_request_queue, net.claim in row exclusive mode nowait;
     update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
     where c.id = any (array(
         select o.id from net.claim o where o.claimed > present + interval '5 s' for update skip locked));
@@ -633,7 +898,32 @@ begin
     )
     select net._use_owners_path() into path;
     perform net._pin_path();
+    return null;
+end
+$$;
+comment on function net._mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
+revoke all on function net._mend_clocks() from public;
 
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
+-- more fall free; NULL where none will.
+create function net._rescue()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    rescue_after interval := net._current_setting('rescue_after');
+    -- A worker that is well says so each time it looks, which is every second where there are others.
+    stalled_after interval := interval '5 s';
+begin
+    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.worker in row exclusive mode nowait;
     update net.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from net.worker g
@@ -650,7 +940,7 @@ begin
         -- One that is well looks at once, and says so.
         perform net._signal_workers('reload');
     end if;
-    perform net._free(array(
+    if net._free(array(
         -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
         with gone as materialized (
             select w.id from net.worker w
@@ -664,11 +954,12 @@ begin
         select c.id from net.claim c
         where c.worker in (select g.id from gone g)
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
-            or not exists (select from net.worker w where w.id = c.worker and w.ended is null)),
-        'The worker was lost.', 'lost');
-    delete from net.worker w
-    where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
-        and w.id <> all (array(select distinct c.worker from net.claim c));
+            -- Of an outcome that is put aside the claim has no worker, and stays.
+            or (c.worker is not null and not exists (select from net.worker w where w.id = c.worker and w.ended is null))),
+        'The worker was lost.', 'lost') = 0
+    then
+        delete from net.fault f where f.duty = 'giving back requests';
+    end if;
     return (
         select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
         from (
@@ -676,15 +967,85 @@ begin
             from net.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
                 and w.id = any (array(select distinct c.worker from net.claim c))
-        ) f);
+        ) f
+        -- One that refuses to be freed is not waited for.
+        where f.free > clock_timestamp() - interval '1 s');
 end
 $$;
 comment on function net._rescue() is
     'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
 revoke all on function net._rescue() from public;
 
--- Deletes what is past its time, in batches. Gives the seconds until more falls due; NULL where nothing is kept.
-create function net._expire()
+create function net._forget_workers()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    rescue_after interval := net._current_setting('rescue_after');
+begin
+    lock table net.worker, net.claim in row exclusive mode nowait;
+    delete from net.worker w
+    where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
+        and w.id <> all (array(select distinct c.worker from net.claim c where c.worker is not null));
+    return null;
+end
+$$;
+comment on function net._forget_workers() is 'Deletes workers that ended more than an hour ago.';
+revoke all on function net._forget_workers() from public;
+
+create function net._delete_expired(kind text, ids bigint[], before timestamptz)
+    -- the ids of those that were deleted
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    deleted bigint[];
+begin
+    if kind = 'responses' then
+        with old as (
+            delete from net._http_response r where r.id = any (ids) returning r.id, r.attempts
+        ), attempts as (
+            delete from net.attempt a
+            where a.request_id = any (array(
+                select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
+        )
+        select array_agg(o.id) into deleted from old o where (select net._use_owners_path()) is not null;
+    elsif kind = 'failed requests' then
+        with old as (
+            delete from net.failed f where f.id = any (ids) returning f.id
+        ), attempts as (
+            delete from net.attempt a
+            where a.request_id = any (array(
+                select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
+        )
+        select array_agg(o.id) into deleted from old o where (select net._use_owners_path()) is not null;
+    else
+        with old as (
+            delete from net.attempt a where a.request_id = any (ids) and a.ended < before returning a.request_id
+        )
+        select array_agg(distinct o.request_id) into deleted from old o where (select net._use_owners_path()) is not null;
+    end if;
+    set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
+    perform net._pin_path();
+    return coalesce(deleted, '{}');
+end
+$$;
+comment on function net._delete_expired(text, bigint[], timestamptz) is
+    'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
+revoke all on function net._delete_expired(text, bigint[], timestamptz) from public;
+
+-- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
+-- them. They are tried again after a while, a few of them first.
+create function net._expire(
+    -- responses, failed requests or attempts
+    kind text
+)
+    -- seconds until more is due; NULL where nothing is kept
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -694,92 +1055,204 @@ create function net._expire()
     set jit = off
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    own_duty text := 'deleting expired ' || kind;
+    -- In variables: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
-    ttl interval := net._current_setting('ttl');
-    ttl_failed interval := net._current_setting('ttl_failed');
-    deleted bigint;
-    deleted_failed bigint;
+    keep interval := case kind
+        when 'responses' then net._current_setting('ttl')::interval
+        when 'failed requests' then net._current_setting('ttl_failed')::interval
+        else greatest(net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval) end;
+    before timestamptz := present - keep;
+    fault record;
+    probe boolean;
+    behind timestamptz;
+    behind_id bigint;
+    ids bigint[];
+    times timestamptz[];
+    most integer;
+    position integer := 0;
+    refused integer := 0;
+    said text;
+    state text;
+    referrer_schema text;
+    referrer text;
+    broken text;
+    remedy text;
     next_due timestamptz;
     path text;
 begin
-    with old as (
-        delete from net._http_response r where r.id = any (array(
-            select o.id from net._http_response o where o.created < present - ttl
-            order by o.created limit 5000 for update skip locked))
-        returning r.id, r.attempts
-    ), attempts as (
-        delete from net.attempt a
-        where a.request_id = any (array(
-            select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
-    )
-    select count(*) into deleted from old where (select net._use_owners_path()) is not null;
-    perform net._pin_path();
-    with old as (
-        delete from net.failed f where f.id = any (array(
-            select o.id from net.failed o where o.failed < present - ttl_failed
-            order by o.failed limit 5000 for update skip locked))
-        returning f.id
-    ), attempts as (
-        delete from net.attempt a
-        where a.request_id = any (array(
-            select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
-    )
-    select count(*) into deleted_failed from old where (select net._use_owners_path()) is not null;
-    perform net._pin_path();
-    -- Those of requests that somebody has deleted.
-    with attempts as (
-        delete from net.attempt a where a.ctid = any (array(
-            select o.ctid from net.attempt o
-            where o.ended < present - greatest(ttl, ttl_failed)
-                and not exists (select from net.http_request_queue q where q.id = o.request_id offset 0)
-                and not exists (select from net._http_response r where r.id = o.request_id offset 0)
-                and not exists (select from net.failed f where f.id = o.request_id offset 0)
-            order by o.ended limit 5000 for update skip locked))
-    )
-    select net._use_owners_path() into path;
-    perform net._pin_path();
-    if greatest(deleted, deleted_failed) = 5000 then
+    if kind = 'attempts' then
+        lock table net.attempt in row exclusive mode nowait;
+        lock table net.http_request_queue, net._http_response, net.failed in access share mode nowait;
+    else
+        lock table net._http_response, net.failed, net.attempt in row exclusive mode nowait;
+    end if;
+    select f.* into fault from net.fault f where f.duty = own_duty;
+    probe := coalesce(fault.retry_at <= present, false);
+    most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
+    behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
+    behind_id := coalesce(fault.behind_id, 0);
+    if kind = 'responses' then
+        select array_agg(o.id), array_agg(o.created) into ids, times
+        from (
+            select r.id, r.created from net._http_response r
+            where r.created < before and (r.created, r.id) > (behind, behind_id)
+            order by r.created, r.id limit most for update skip locked
+        ) o;
+    elsif kind = 'failed requests' then
+        select array_agg(o.id), array_agg(o.failed) into ids, times
+        from (
+            select f.id, f.failed from net.failed f
+            where f.failed < before and (f.failed, f.id) > (behind, behind_id)
+            order by f.failed, f.id limit most for update skip locked
+        ) o;
+    else
+        select array_agg(o.request_id), array_agg(o.ended) into ids, times
+        from (
+            select a.request_id, a.ended from net.attempt a
+            where a.ended < before and (a.ended, a.request_id) > (behind, behind_id)
+                and not exists (select from net.http_request_queue q where q.id = a.request_id offset 0)
+                and not exists (select from net._http_response r where r.id = a.request_id offset 0)
+                and not exists (select from net.failed f where f.id = a.request_id offset 0)
+            order by a.ended, a.request_id limit most for update skip locked
+        ) o;
+    end if;
+    if ids is not null then
+        begin
+            -- One that a trigger or a rule keeps without a word counts as an error.
+            if cardinality(net._delete_expired(kind, ids, before)) < cardinality(ids) and (kind <> 'attempts' or exists (
+                select from net.attempt a where a.request_id = any (ids) and a.ended < before))
+            then
+                raise exception 'a trigger or a rule keeps it';
+            end if;
+            position := cardinality(ids);
+        exception when others then
+            perform set_config('lock_timeout', '20ms', true);
+            -- Row by row, for so long that the worker's other work can wait for it.
+            while position < cardinality(ids) and clock_timestamp() < present + interval '2 s' loop
+                position := position + 1;
+                begin
+                    if net._delete_expired(kind, ids[position:position], before) = '{}'
+                        and (kind <> 'attempts' or exists (select from net.attempt a where a.request_id = ids[position] and a.ended < before))
+                    then
+                        raise exception 'a trigger or a rule keeps it';
+                    end if;
+                exception when others then
+                    get stacked diagnostics said = message_text, state = returned_sqlstate,
+                        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+                    refused := refused + 1;
+                end;
+            end loop;
+        end;
+    end if;
+    if refused > 0 then
+        remedy := net._remedy(array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'net.failed' else 'net.attempt' end,
+            'net.attempt']::regclass[], state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, ''));
+    end if;
+    if probe and most = 20 and refused = position and refused > 0 then
+        -- As before: it goes on behind them.
+        update net.fault f
+        set failures = f.failures + 1, message = said, hint = remedy,
+            retry_at = clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
+        where f.duty = own_duty;
+        return 1;
+    elsif refused > 0 then
+        insert into net.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
+        values (own_duty, clock_timestamp() + interval '2 s', 1, said, remedy, refused, times[position], ids[position])
+        on conflict on constraint fault_pkey do update
+        set message = excluded.message, hint = excluded.hint,
+            kept = excluded.kept + case when probe then 0 else f.kept end, behind = excluded.behind, behind_id = excluded.behind_id,
+            failures = f.failures + case when probe then 1 else 0 end,
+            retry_at = case when probe then clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
+                else f.retry_at end;
+    elsif probe then
+        -- Something has changed: all of them are tried again.
+        update net.fault f
+        set kept = 0, behind = null, behind_id = null, retry_at = clock_timestamp() + interval '2 s'
+        where f.duty = own_duty;
+    end if;
+    if fault.duty is not null and refused = 0 and coalesce(cardinality(ids), 0) < most
+        and (probe or fault.kept = 0)
+    then
+        delete from net.fault f where f.duty = own_duty;
+    end if;
+    if cardinality(ids) = most or position < cardinality(ids) then
         return 0.1;
     end if;
-    next_due := least(
-        (select r.created + ttl from net._http_response r order by r.created limit 1),
-        (select f.failed + ttl_failed from net.failed f order by f.failed limit 1));
+    behind := case when refused > 0 then times[position] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
+    next_due := keep + case kind
+        when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
+        when 'failed requests' then (select f.failed from net.failed f where f.failed > behind order by f.failed limit 1)
+        end;
+    next_due := least(next_due, (select f.retry_at from net.fault f where f.duty = own_duty));
     return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
 end
 $$;
-comment on function net._expire() is 'Deletes responses past ttl and failed requests past ttl_failed, 5,000 at a time; gives the seconds until more is due.';
-revoke all on function net._expire() from public;
+comment on function net._expire(text) is
+    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and net.fault says how many and why.';
+revoke all on function net._expire(text) from public;
 
-create function net._tend(
-    -- who looks
-    worker_id bigint,
-    -- the requests that it has in flight or has outcomes of; NULL: it does not say
-    holding bigint[] default null
-)
-    -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
-    -- something waits to be attempted alone, which requests of those that it holds are no longer the worker's (dropped), and
-    -- next_look: after how many seconds to come again
-    returns jsonb
-    language plpgsql volatile parallel unsafe security definer
+create function net._do_duty(duty text, worker_id bigint, holding bigint[])
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set lock_timeout = '500ms'
+as $$
+declare
+    next_time double precision;
+    known timestamptz := (select f.retry_at from net.fault f where f.duty = _do_duty.duty);
+    fault text;
+    state text;
+    referrer_schema text;
+    referrer text;
+    broken text;
+begin
+    if known > clock_timestamp() and duty not like 'deleting expired %' then
+        return extract(epoch from known - clock_timestamp());
+    end if;
+    begin
+        next_time := case duty
+            when 'saying what is in flight' then net._hold(worker_id, holding)
+            when 'mending clocks' then net._mend_clocks()
+            when 'acting on marks' then net._act_on_marks()
+            when 'rescuing requests' then net._rescue()
+            when 'recording what was put aside' then net._record_put_aside()
+            when 'forgetting workers' then net._forget_workers()
+            when 'deleting expired responses' then net._expire('responses')
+            when 'deleting expired failed requests' then net._expire('failed requests')
+            when 'deleting expired attempts' then net._expire('attempts')
+            end;
+        perform net._fire_deferred();
+    exception when others then
+        get stacked diagnostics fault = message_text, state = returned_sqlstate,
+            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        perform net._note_fault(duty, fault, case when state = '55P03' then
+            'Another session holds a lock: select pid, pg_blocking_pids(pid), query from pg_stat_activity where state <> ''idle'';'
+            else net._remedy(array['net.http_request_queue', 'net.claim', 'net.attempt', 'net._http_response', 'net.failed', 'net.worker']::regclass[],
+                state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')) end,
+            state = '55P03');
+        return 1;
+    end;
+    if known is not null and duty not like 'deleting expired %' then
+        delete from net.fault f where f.duty = _do_duty.duty;
+    end if;
+    return next_time;
+end
+$$;
+comment on function net._do_duty(text, bigint, bigint[]) is
+    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in net.fault.';
+revoke all on function net._do_duty(text, bigint, bigint[]) from public;
+
+create function net._hold(worker_id bigint, holding bigint[])
+    returns double precision
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
-    set enable_sort = off
     set jit = off
 as $$
-declare
-    configuration record;
-    next_rescue double precision;
-    next_expiry double precision;
-    next_due double precision;
-    next_mark double precision;
-    quarantined boolean := false;
-    next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
 begin
-    perform net._require_worker(worker_id);
-    -- Read first: what changes while the rest is read has a higher number.
-    select f.revision, f.generation into configuration from net.configuration f;
+    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.worker in row exclusive mode nowait;
     update net.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if holding is not null then
         -- It is well, and its word on what it works on counts, whatever the clock says.
@@ -790,10 +1263,81 @@ begin
         perform net._free(array(
             select c.id from net.claim c where c.worker = worker_id and c.id <> all (holding)),
             'The worker lost track of it.', 'lost');
+        -- Those that somebody has deleted meanwhile.
+        delete from net.claim c where c.id = any (array(
+            select o.id from net.claim o
+            where o.worker = worker_id and o.id = any (holding) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            for update skip locked));
     end if;
-    next_rescue := net._rescue();
-    next_mark := net._act_on_marks();
-    next_expiry := net._expire();
+    return null;
+end
+$$;
+comment on function net._hold(bigint, bigint[]) is
+    'A worker is well and says what it works on: that stays its own. What it has lost track of is freed, and what was deleted is not its own any more.';
+revoke all on function net._hold(bigint, bigint[]) from public;
+
+create function net._faults()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_object_agg(f.duty, concat_ws('. ', f.message, f.hint)), '{}')
+    from (
+        -- A lock may be gone in a moment.
+        select f.duty, f.message || case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end as message, f.hint
+        from net.fault f
+        where not f.brief or f.failures > 2
+        union all
+        (select 'recording', format('the outcome of request %s is refused: %s', u.id, u.message), u.hint
+        from net.unrecorded u where u.message is not null order by u.since limit 1)
+    ) f
+$$;
+comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
+revoke all on function net._faults() from public;
+
+create function net._tend(
+    -- who looks; NULL: nobody who is registered
+    worker_id bigint,
+    -- the requests that it has in flight or has outcomes of; NULL: it does not say
+    holding bigint[] default null
+)
+    -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
+    -- something waits to be attempted alone, gone: what of holding is not the worker's any more, faults: duties that fail, and next_look:
+    -- after how many seconds to come again
+    returns jsonb
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    configuration record;
+    duty text;
+    next_duty double precision;
+    next_due double precision;
+    quarantined boolean := false;
+    next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
+begin
+    -- As net._lock_tables does: whoever waits for a lock holds none.
+    lock table net.setting, net.configuration, net.host, net.egress_rule, net.retry_policy, net.database, net.worker, net.worker_role, net.mark
+        in access share mode nowait;
+    lock table net.fault in row exclusive mode nowait;
+    perform net._require_worker(worker_id);
+    -- Read first: what changes while the rest is read has a higher number.
+    select f.revision, f.generation into configuration from net.configuration f;
+    foreach duty in array array[
+        'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside', 'deleting expired responses',
+        'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
+    loop
+        next_duty := least(next_duty, net._do_duty(duty, worker_id, holding));
+    end loop;
+    if holding <> '{}' then
+        -- What is deleted or cancelled meanwhile is to be noticed.
+        next_look := least(next_look, 5);
+    end if;
     if net._current_setting('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
         select from pg_prepared_xacts p
@@ -820,7 +1364,7 @@ begin
     end if;
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_expiry, next_rescue, next_mark, next_due, greatest(1, extract(epoch from least(
+        'next_look', least(next_look, next_duty, next_due, greatest(1, extract(epoch from least(
             net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
@@ -835,6 +1379,7 @@ begin
         'mode', net._mode(),
         'quarantined', quarantined,
         'dropped', to_jsonb(net._dropped(worker_id, holding)),
+        'faults', net._faults(),
         'egress', jsonb_build_object(
             'egress', net._current_setting('egress'),
             'ports', net._current_setting('egress_ports'),

@@ -170,6 +170,8 @@ begin
     if not exists (select from net.mark m) then
         return null;
     end if;
+    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark, net.worker
+        in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
     delete from net.mark m
     where (m.requested_by, m.request_id, m.action) in (

@@ -16,7 +16,10 @@ create view net.requests with (security_invoker) as
     select q.id,
         net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
         q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
-        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) else a.error_msg end as error_msg,
+        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt)
+            when c.id is not null and c.worker is null then
+                'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
+            else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
         case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
         q.created as requested, case when c.id is null then k.marked end as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
@@ -24,7 +27,7 @@ create view net.requests with (security_invoker) as
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
     left join lateral (
-        select c.id, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
+        select c.id, c.worker, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
     ) c on true
     left join lateral (
         select t.attempt, t.status_code, t.error_msg from net.attempt t

@@ -240,6 +240,25 @@ begin
         case when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 
+    return query
+    select 'heartbeat', false, format('%s fails since %s: %s%s', f.duty, date_trunc('second', f.since), f.message,
+        case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end), f.hint
+    from net.fault f
+    where not f.brief or f.failures > 2
+    order by f.duty;
+    if not found then
+        return query select 'heartbeat', true, 'rescuing, deleting what is expired and the other duties of workers are done', null::text;
+    end if;
+    return query
+    select 'recording', r.refused = 0,
+        case when r.refused = 0 then format('%s outcomes wait for a lock', r.number)
+            else format('%s outcomes cannot be recorded, since %s: %s (request %s)', r.refused, date_trunc('second', u.since), u.message, u.id) end,
+        u.hint
+    from (select count(*) as number, count(u.message) as refused from net.unrecorded u) r
+    left join lateral (
+        select u.* from net.unrecorded u where u.message is not null order by u.since limit 1
+    ) u on true;
+
     select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
         string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
         string_agg(f.cure, ' ' order by f.cure)

@@ -102,7 +102,7 @@ grant insert (method, url, headers, body, timeout_milliseconds, priority, contex
 grant insert (request_id, action), select on net.mark to public;
 grant select on net._http_response, net.failed to public;
 grant select on net.attempt to public;
-grant select (id, attempt, claimed) on net.claim to public;
+grant select (id, worker, attempt, claimed) on net.claim to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets

@@ -11,3 +11,12 @@ begin
             'or the process "pgnet worker". Then select * from net.check();';
 end
 $$;
+
+-- A worker that has lived through DROP EXTENSION registers again.
+do $$
+begin
+    perform net._signal_workers('reload');
+exception when others then
+    null; -- where the package is not installed, no worker of this server can be signalled
+end
+$$;

@@ -20,6 +20,8 @@ ITEMS = [
     "mode",
     "worker",
     "queue",
+    "heartbeat",
+    "recording",
     "rights",
     "triggers",
     "definer functions",

@@ -534,6 +534,12 @@ def test_cancelling_what_waits_for_another_attempt(database: Database) -> None:
     assert database.rows("select attempt, state from net.attempts order by 1") == [(1, "answered")]
 
 
+def expire(database: Database) -> None:
+    """What the heartbeat does."""
+    for kind in ("responses", "failed requests", "attempts"):
+        database.execute("select net._expire(%s)", kind)
+
+
 def test_attempts_go_with_their_request(database: Database) -> None:
     """With the response after ttl, with the failure after ttl_failed, with neither later."""
     recorder = Recorder(database)
@@ -547,7 +553,7 @@ def test_attempts_go_with_their_request(database: Database) -> None:
     assert database.value("select count(*) from net.attempt") == 4
     database.execute("delete from net._http_response where id = %s", gone)
     database.execute("update net._http_response set created = now() - interval '1 day'")
-    database.execute("select net._expire()")
+    expire(database)
     assert database.rows("select request_id from net.attempt order by 1") == [
         (bad,),
         (gone,),
@@ -555,5 +561,5 @@ def test_attempts_go_with_their_request(database: Database) -> None:
     ]
     database.execute("update net.failed set failed = now() - interval '15 days'")
     database.execute("update net.attempt set ended = now() - interval '15 days'")
-    database.execute("select net._expire()")
+    expire(database)
     assert database.rows("select request_id from net.attempt") == [(waiting,)]

@@ -159,18 +159,91 @@ MUTANTS = (
         ("enqueue-claim",),
     ),
     Mutant(
+        "heartbeat-in-one-piece",
+        "a duty of the heartbeat that fails has all of it fail",
+        (
+            Edit(
+                OUTBOX,
+                "        perform net._note_fault(duty, fault, case when state = '55P03' then",
+                "        raise exception '%', fault;\n"
+                "        perform net._note_fault(duty, fault, case when state = '55P03' then",
+            ),
+        ),
+        ("tests/test_heartbeat.py::test_a_trigger_that_raises_stops_nobody_else",),
+    ),
+    Mutant(
+        "expiry-begins-anew",
+        "rows that cannot be deleted are in front of all others again and again",
+        (
+            Edit(
+                OUTBOX,
+                "behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;\n    behind_id",
+                "behind := '-infinity';\n    behind_id",
+            ),
+        ),
+        ("tests/test_heartbeat.py::test_many_rows_that_stay_do_not_starve_those_behind_them",),
+    ),
+    Mutant(
+        "refused-outcome-in-memory",
+        "an outcome that is refused stays with its worker, and is sent again when that stops",
+        (
+            Edit(
+                OUTBOX,
+                "    if net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then\n",
+                "    if false then\n",
+            ),
+        ),
+        ("tests/test_heartbeat.py::test_an_outcome_that_is_refused_is_kept",),
+    ),
+    Mutant(
+        "a-suspect-keeps-its-turn",
+        "one that was lost with workers keeps all others waiting until it ends",
+        (
+            Edit(
+                "python/pgnet/quarantine.py",
+                "over = now >= self._began + (_LONGEST_TURN if self.apart else _TURN)",
+                "over = not self.apart and now >= self._began + _TURN",
+            ),
+        ),
+        ("tests/test_quarantine.py::test_a_suspect_that_hangs_stops_nobody",),
+    ),
+    Mutant(
+        "every-error-is-a-lost-connection",
+        "what the database refuses has the worker connect anew",
+        (
+            Edit(
+                "python/pgnet/outbox/libpq.py",
+                "        return OutboxLost(_message(error)) if self._is_closed() else translated\n",
+                "        return OutboxLost(_message(error))\n",
+            ),
+        ),
+        ("tests/test_outbox_errors.py::test_a_claim_that_fails_stops_no_recording",),
+    ),
+    Mutant(
+        "waits-for-a-lock-with-another-in-hand",
+        "a worker takes the locks of its tables one by one, as DROP EXTENSION does",
+        (
+            Edit(
+                OUTBOX,
+                "begin\n    for round in 1 .. 10 loop\n",
+                "begin\n    return;\n    for round in 1 .. 10 loop\n",
+            ),
+        ),
+        ("tests/test_heartbeat.py::test_a_drop_is_no_victim_of_a_deadlock",),
+    ),
+    Mutant(
         "attempt-counted-after-the-send",
         "an attempt that ends with its worker is none",
         (
             Edit(
                 OUTBOX,
-                "        if fate is null then\n            insert into net.attempt",
-                "        if fate is null then\n            if false then insert into net.attempt",
+                "            if fate is null then\n                insert into net.attempt",
+                "            if fate is null then\n                if false then insert into net.attempt",
             ),
             Edit(
                 OUTBOX,
-                "clock_timestamp(), reason)\n            on conflict do nothing;\n",
-                "clock_timestamp(), reason)\n            on conflict do nothing; end if;\n",
+                "clock_timestamp(), reason)\n                on conflict do nothing;\n",
+                "clock_timestamp(), reason)\n                on conflict do nothing; end if;\n",
             ),
         ),
         (CRASHES + "test_another_worker_rescues_a_killed_ones_requests",),
@@ -293,8 +366,8 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "        if request.options ->> 'delivery' = 'at_most_once' then\n            fate := 'unknown';",
-                "        if false then\n            fate := 'unknown';",
+                "            if request.options ->> 'delivery' = 'at_most_once' then\n                fate := 'unknown';",
+                "            if false then\n                fate := 'unknown';",
             ),
         ),
         (CHAOS,),

@@ -11,8 +11,8 @@ import logging
 import resource
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,27 @@ from gevent.event import Event
 
 from pgnet.alarm import Alarm
 from pgnet.assemble import Assembled, assemble, host_table, masks_of, names_of_secrets
+from pgnet.backoff import Backoff
 from pgnet.delivery import PLAIN, Delivery, delivery_of
 from pgnet.exchange import Answer, Exchange, Handle, Limits
 from pgnet.guard import EgressRules, Guard
 from pgnet.host import HostTable
-from pgnet.outbox import Claim, Demand, Outbox, OutboxError, OutboxLost, Outcome, Secret, Tending
+from pgnet.outbox import (
+    Claim,
+    Demand,
+    Outbox,
+    OutboxError,
+    OutboxFailed,
+    OutboxLost,
+    OutboxRefused,
+    OutboxUnknown,
+    Outcome,
+    Secret,
+    Tending,
+)
 from pgnet.outcome import Storable, outcome_of
+from pgnet.quarantine import Quarantine
+from pgnet.recorder import Recorder
 from pgnet.request import InvalidRequest
 from pgnet.retry import Policy, read_policies
 from pgnet.secret import Directory, Mask
@@ -39,17 +54,15 @@ log = logging.getLogger("pgnet.worker")
 _CLAIM_BYTES = 64 << 20
 # Bytes of response bodies that may wait to be recorded while more requests are claimed.
 _UNRECORDED_BYTES = 64 << 20
-# Bytes of response bodies that one recording takes.
-_RECORD_BYTES = 8 << 20
 # One host never has all of the slots: others find room, however slow it is.
 _HOST_SHARE = 0.75
-# A row that is held up is tried again after this time, first and at the longest, in seconds.
-_HELD_UP_RETRY = (0.1, 30.0)
 # Where commits cannot wake the worker, it looks this often, in seconds.
 _POLL_INTERVAL = 1.0
 # How long to wait before trying to connect again, in seconds.
 # Well below the setting rescue_after: others take over what a worker holds that stays away.
 _FIRST_RETRY, _LONGEST_RETRY = 0.1, 1.0
+# The same where the database answers, and refuses.
+_LONGEST_REFUSED = 5.0
 # It commits at least this often, so that its transaction never looks old.
 _LONGEST_SLEEP = 60.0
 # Seconds after which a request in flight is none of the window's any more.
@@ -63,12 +76,14 @@ _HEARTBEAT_PAUSE = 0.05
 _HELPER_INTERVAL = 0.5
 # Open files that are not for requests.
 _OTHER_FILES = 100
-# For a request that is to be attempted alone, what is in flight may take so long to end, and one
-# follows the other for so long before all others have their turn again; in seconds.
-_ALONE_WAIT, _ALONE_TURN = 10.0, 1.0
 # Seconds that a worker which stops takes to record what ended at the last moment, and that it waits
 # at least for a database that is out of reach.
 _RECORDING, _RECONNECTING = 0.5, 5.0
+# Seconds beyond its grace that a worker which stops waits for a statement, before it is cancelled.
+_UNTIL_CUT_SHORT = 5.0
+# Seconds after a recording until the heartbeat at the latest: where an outcome may have been put
+# aside, and else.
+_SOON, _LATER = 0.5, 5.0
 # Seconds past its deadline after which a flight is not believed any more.
 _OVERDUE = 60.0
 
@@ -118,11 +133,12 @@ class Worker:
         self._mode = "on"
         self._policies: dict[str, Policy] = {}
         self._policies_said: dict[str, dict[str, Any]] = {}
-        # Until when requests that were lost with workers have their turn, 0 where there are none;
-        # from when on they have it although others are in flight; and those that are.
-        self._alone_until = 0.0
-        self._alone_from = 0.0
-        self._apart: set[int] = set()
+        self._quarantine = Quarantine()
+        self._heartbeat = Backoff("the heartbeat")
+        self._claiming = Backoff("claiming")
+        self._recording = Backoff("recording")
+        # Duties of the heartbeat that fail, as the database says.
+        self._faults: Mapping[str, str] = {}
         # When requests that this worker has put back fall due.
         self._due = Alarm()
         self._ends = time.monotonic() + max_runtime if max_runtime is not None else float("inf")
@@ -144,14 +160,9 @@ class Worker:
         self._hosts: Counter[str] = Counter()
         self._full_hosts: list[str] = []
         self._after_host = ""
-        self._answers: deque[tuple[_Flight, Answer | str]] = deque()
-        self._unrecorded = 0
-        self._outcomes: list[Outcome] = []
-        self._held_up: list[Outcome] = []
-        self._given_up: list[tuple[Claim, str]] = []
-        self._held_until = 0.0
-        self._held_pause = _HELD_UP_RETRY[0]
-        self._first_answer = 0.0
+        self._recorder: Recorder[_Flight] = Recorder(self._outcome)
+        # What is to be given back: why, or None where no attempt was begun.
+        self._given_up: list[tuple[Claim, str | None]] = []
         self._next_helper = 0.0
         self._linger = 0.0
         # There may be requests that are ready: cleared before each claim, never after it, so
@@ -161,9 +172,10 @@ class Worker:
         self._last_look = 0.0
         self._signals: set[str] = set()
         self._event = Event()
+        self._over = False
 
     def run(self) -> None:
-        """Serve. Raises what the outbox raises, but for OutboxLost: then it comes back."""
+        """Serve. Raises OutboxRefused, and what a cancel raises; of other errors it comes back."""
         loop = gevent.get_hub().loop
         watchers = [loop.prepare(), loop.check()]
         watchers[0].start(self._window.idle_begins)
@@ -185,10 +197,19 @@ class Worker:
                     watcher.close()
                 self._reset()
                 self._outbox.close(self._cut_off)
+                self._over = True
 
     def stop(self) -> None:
         """Have ``run`` end: claim no more, finish within the grace, give back the rest."""
         self._on_signals({"stop"})
+        gevent.spawn(self._cut_short)
+
+    def _cut_short(self) -> None:
+        """Have no statement outlast the grace, whatever it waits for."""
+        gevent.sleep(self._grace)
+        while not self._over:
+            gevent.sleep(_UNTIL_CUT_SHORT)
+            self._outbox.cut_short()
 
     def _on_signals(self, signals: set[str]) -> None:
         self._signals |= signals
@@ -229,80 +250,97 @@ class Worker:
                     return "restart"
                 if self._step():
                     continue
-            except OutboxLost as error:
-                log.warning("the database is out of reach: %s", error)
-                self._connect()
+            except (OutboxLost, OutboxUnknown) as error:
+                self._connect(error)
                 continue
             if self._until_idle and self._is_idle():
                 return "idle"
             self._sleep(min(self._next_look, self._due.next, self._ends))
 
-    def _connect(self, until: float = float("inf")) -> None:
+    def _connect(self, error: OutboxError | None = None, until: float = float("inf")) -> None:
         """Register with the database, however long it takes; a stop ends the trying.
 
-        until: give up then, by the monotonic clock; a stop counts for nothing where that is given.
+        error: why it is to be done anew. until: give up then, by the monotonic clock; a stop counts
+        for nothing where that is given.
         """
-        pause, said = _FIRST_RETRY, ""
+        pause, logged = _FIRST_RETRY, ""
+        absent = isinstance(error, OutboxUnknown)
+        if absent:
+            log.warning("the extension pgnet is gone, or was created again: %s", error)
+        elif error is not None:
+            log.warning("the database is out of reach: %s", error)
         while time.monotonic() < until and ("stop" not in self._signals or until < float("inf")):
             try:
-                self._outbox.connect(self._holding())
-            except OutboxLost as error:
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("waiting for the database: %s", said)
+                same = self._outbox.connect(self._holding())
+            except OutboxRefused:
+                raise
+            except OutboxError as error:
+                if str(error) != logged and not (absent and isinstance(error, OutboxUnknown)):
+                    logged = str(error)
+                    log.warning("waiting for the database: %s", logged)
                 self._event.clear()
                 self._event.wait(pause)
-                pause = min(pause * 1.6, _LONGEST_RETRY)
+                longest = _LONGEST_REFUSED if isinstance(error, OutboxFailed) else _LONGEST_RETRY
+                pause = min(pause * 1.6, longest)
             else:
+                if not same:
+                    # What it had was another worker's, which is not known any more: freed, or gone
+                    # with the extension.
+                    self._drop(set(self._holding()))
+                    self._generation = None
                 self._look = True
                 self._next_look = 0.0
-                if said:
+                if absent:
+                    log.warning("the extension pgnet is back, and served")
+                elif logged:
                     log.warning("connected")
                 return
 
     def _holding(self) -> list[int]:
         """The requests that are in flight here, and those whose outcome is not recorded yet."""
-        holding = [outcome.id for outcome in self._outcomes + self._held_up]
-        holding += [flight.claim.id for flight, _answer in self._answers]
-        holding += [claim.id for claim, _reason in self._given_up]
-        holding += self._flights
-        return holding
+        return [*self._flights, *self._recorder.ids(), *(claim.id for claim, _ in self._given_up)]
+
+    def _drop(self, ids: Set[int]) -> None:
+        """Stop requests that are no longer this worker's: slots, connections and answers go."""
+        if not ids:
+            return
+        for id in ids & self._flights.keys():
+            self._land(self._flights[id])
+        self._recorder.drop(ids)
+        self._given_up = [entry for entry in self._given_up if entry[0].id not in ids]
+        self._look = True
 
     def _step(self, *, claim: bool = True) -> bool:
         """One turn with the database, if there is reason for one; whether there was."""
         now = time.monotonic()
-        if self._held_up and now >= self._held_until:
-            self._outcomes += self._held_up
-            self._held_up = []
-        claim = claim and self._mode != "off"
+        self._recorder.look(now)
+        if self._quarantine.check(now):
+            self._look = True
+        claim = claim and self._mode != "off" and now >= self._claiming.retry_at
         free = self._room(now)
-        wanted = claim and self._look and free > 0 and self._unrecorded < _UNRECORDED_BYTES
+        wanted = claim and self._look and free > 0 and self._recorder.size < _UNRECORDED_BYTES
         if claim and self._look and not wanted:
             self._wake_next()
-        alone = claim and self._is_alone(now)
+        alone = claim and self._quarantine.is_on
         if alone:
-            # What is in flight ends first, or has had its time.
-            wanted = not self._apart and (not self._flights or now >= self._alone_from)
-        waiting = len(self._answers) + len(self._outcomes)
+            wanted = self._quarantine.may_claim(now, self._begins())
+        waiting = len(self._recorder) if now >= self._recording.retry_at else 0
         if waiting:
             # Others may end in a moment: as long as a turn takes is worth waiting to share it.
             if (
                 waiting < self._batch_size
                 and self._flights
-                and now < self._first_answer + self._linger
+                and now < self._recorder.first + self._linger
             ):
                 return False
         elif not wanted:
             return False
-        self._turn(self._demand(free, alone=alone) if wanted else None)
+        self._turn(self._demand(free, alone=alone) if wanted else None, record=waiting > 0)
         return True
 
-    def _is_alone(self, now: float) -> bool:
-        """Whether those have their turn that were lost with workers, and nobody else."""
-        if self._alone_until and now >= self._alone_until and not self._apart:
-            self._alone_until = 0.0
-            self._look = True
-        return self._alone_until > 0
+    def _begins(self) -> Iterable[float]:
+        """When each request in flight began."""
+        return (flight.began for flight in self._flights.values())
 
     def _room(self, now: float) -> int:
         """How many more requests may be in flight now.
@@ -332,83 +370,71 @@ class Worker:
             alone=alone,
         )
 
-    def _turn(self, demand: Demand | None) -> None:
-        batch = self._batch()
+    def _turn(self, demand: Demand | None, *, record: bool = True) -> None:
+        batch = self._recorder.batch(self._batch_size) if record else []
         if demand is not None and not demand.alone:
             self._look = False
         started = time.monotonic()
         try:
             turn = self._outbox.turn(batch, demand)
         except MemoryError:
-            self._lighten(batch)
+            self._look = True
+            self._recorder.lighten(batch)
+            return
+        except OutboxFailed as error:
+            if demand is not None:
+                # What has ended is recorded without a claim, which may be what has failed.
+                self._look = True
+                self._claiming.failed(error, differently=bool(batch))
+            else:
+                self._recorder.failed(batch)
+                self._recording.failed(error, differently=len(batch) > 1)
             return
         now = time.monotonic()
         self._linger = min(now - started, 0.05)
-        del self._outcomes[: len(batch)]
+        if batch:
+            self._recording.succeeded()
+            self._recorder.recorded(batch, set(turn.held_up))
+            aside = any(outcome.put_aside for outcome in batch)
+            # The heartbeat records what was put aside, and says what was refused.
+            self._next_look = min(self._next_look, now + (_SOON if aside else _LATER))
         for outcome in batch:
             # Later ones are seen when the worker looks anyway.
             if outcome.retry_in is not None and now + outcome.retry_in < self._next_look:
                 self._due.set(now + outcome.retry_in)
-        if turn.held_up:
-            held_up = set(turn.held_up)
-            self._held_up += [outcome for outcome in batch if outcome.id in held_up]
-            self._held_until = time.monotonic() + self._held_pause
-            self._held_pause = min(self._held_pause * 2, _HELD_UP_RETRY[1])
-        elif batch:
-            self._held_pause = _HELD_UP_RETRY[0]
-        if any(claim.revision != self._revision for claim in turn.claims):
-            # Settings or rules were changed before these were committed: they are meant for them.
-            dropped = self._tend(turn.claims)
-            turn.claims = [claim for claim in turn.claims if claim.id not in dropped]
-            if self._mode == "off":
-                self._outbox.release(turn.claims, None)
+        if demand is not None:
+            self._claiming.succeeded()
+            self._begin_all(turn.claims)
+            self._after_claim(demand, turn.claims)
+
+    def _begin_all(self, claims: Sequence[Claim]) -> None:
+        """Send what was claimed, by the settings and with the secrets of this moment."""
+        try:
+            if any(claim.revision != self._revision for claim in claims):
+                # Settings or rules were changed before these were committed: they are meant for
+                # them.
+                dropped = self._tend(claims)
+                claims = [claim for claim in claims if claim.id not in dropped]
+            if self._mode != "off":
+                secrets = self._secrets(claims)
+                for claim in claims:
+                    self._begin(claim, secrets.get(claim.id) or {})
                 return
-        secrets = self._secrets(turn.claims)
-        for claim in turn.claims:
-            self._begin(claim, secrets.get(claim.id) or {})
-        if demand is None:
-            return
+        except OutboxFailed as error:
+            self._claiming.failed(error)
+        self._given_up += [(claim, None) for claim in claims]
+        self._return_claims()
+
+    def _after_claim(self, demand: Demand, claims: Sequence[Claim]) -> None:
         if demand.alone:
-            self._apart = {claim.id for claim in turn.claims if claim.id in self._flights}
-            if not turn.claims:
-                # Another worker has them.
-                self._alone_until = 0.0
-                self._look = True
-            elif self._alone_until == float("inf"):
-                self._alone_until = time.monotonic() + _ALONE_TURN
-        elif self._may_be_more(demand, turn.claims):
+            suspects = {claim.id for claim in claims if claim.id in self._flights}
+            self._quarantine.claimed(suspects, time.monotonic())
+            self._look = self._look or not suspects
+        elif self._may_be_more(demand, claims):
             self._look = True
             self._wake_next()
         elif demand.full_hosts:
             self._wake_next()
-
-    def _batch(self) -> list[Outcome]:
-        """The outcomes of one turn: so many and so large that they can be in memory thrice."""
-        size, count = 0, 0
-        while count < self._batch_size and size < _RECORD_BYTES:
-            if count == len(self._outcomes):
-                if not self._answers:
-                    break
-                # One at a time: what waits stays as it came.
-                flight, answer = self._answers.popleft()
-                self._unrecorded -= _size(answer)
-                self._outcomes.append(self._outcome(flight, answer))
-            size += self._outcomes[count].size
-            count += 1
-        return self._outcomes[:count]
-
-    def _lighten(self, batch: Sequence[Outcome]) -> None:
-        """There is no memory to record these: the largest goes without its body.
-
-        It is written into several buffers, one after another. Without an outcome it would be
-        attempted again, and bring down the next worker.
-        """
-        largest = max(batch, key=lambda outcome: outcome.size, default=None)
-        if largest is None or not largest.size:
-            raise MemoryError
-        log.error("request %s: no memory to record %d bytes", largest.id, largest.size)
-        self._outcomes[self._outcomes.index(largest)] = largest.without_content
-        self._look = True
 
     def _secrets(self, claims: Sequence[Claim]) -> dict[int, dict[str, Secret]]:
         """What claims refer to, by their ids and the secrets' names; few refer to any."""
@@ -426,9 +452,9 @@ class Worker:
         try:
             return self._read(flight, answer)
         except MemoryError:
-            log.error("request %s: no memory for %s bytes of an answer", claim.id, _size(answer))
             # All of it but the body is small.
             if not isinstance(answer, str):
+                log.error("request %s: no memory for %s bytes", claim.id, answer.size)
                 answer.forget_content()
             return self._read(flight, answer).without_content
         except Exception as error:
@@ -517,10 +543,7 @@ class Worker:
         error = answer.error if isinstance(answer, Answer) else None
         if error is not None and error.timed_out and error.kind == "timeout":
             error.explain(self._whose_time(claim.timeout_milliseconds))
-        if not self._answers and not self._outcomes:
-            self._first_answer = time.monotonic()
-        self._answers.append((flight, answer))
-        self._unrecorded += _size(answer)
+        self._recorder.add(claim, flight, answer)
         self._event.set()
 
     def _whose_time(self, milliseconds: int) -> str:
@@ -544,7 +567,7 @@ class Worker:
             del self._hosts[host]
         if host in self._full_hosts:
             self._look = True
-        self._apart.discard(flight.claim.id)
+        self._quarantine.apart.discard(flight.claim.id)
         # Taken away, not only ended: it knows the flight, and together they would keep the answer.
         handle, flight.handle = flight.handle, None
         if handle is not None:
@@ -554,7 +577,22 @@ class Worker:
         if signals & {"reload", "prepared"}:
             self._next_look = min(self._next_look, self._last_look + _HEARTBEAT_PAUSE)
         if time.monotonic() >= self._next_look:
+            self._look_after()
+
+    def _look_after(self) -> None:
+        """The heartbeat, if it is not to wait after a failure."""
+        now = time.monotonic()
+        if now < self._heartbeat.retry_at:
+            self._next_look = self._heartbeat.retry_at
+            return
+        try:
+            self._return_claims()
             self._tend()
+        except OutboxFailed as error:
+            self._heartbeat.failed(error)
+            self._next_look = self._heartbeat.retry_at
+        else:
+            self._heartbeat.succeeded()
 
     def _tend(self, claims: Sequence[Claim] = ()) -> Set[int]:
         """Look after everything; the ids of requests that are no longer this worker's.
@@ -570,9 +608,9 @@ class Worker:
         dropped = frozenset(tending.dropped)
         self._drop(dropped)
         self._apply(tending)
-        if tending.quarantined and not self._alone_until:
-            self._alone_from = now + _ALONE_WAIT
-            self._alone_until = float("inf")
+        self._log_faults(tending.faults)
+        if tending.quarantined:
+            self._quarantine.wanted(now)
         polling = self._outbox.wake_up_fault is not None
         next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
         self._last_look = time.monotonic()
@@ -580,16 +618,14 @@ class Worker:
         self._look = True
         return dropped
 
-    def _drop(self, ids: Set[int]) -> None:
-        """Stop requests that were cancelled or deleted: their slots, connections and answers go."""
-        if not ids:
-            return
-        for id in ids & self._flights.keys():
-            self._land(self._flights[id])
-        self._answers = deque(entry for entry in self._answers if entry[0].claim.id not in ids)
-        self._unrecorded = sum(_size(answer) for _flight, answer in self._answers)
-        self._outcomes = [outcome for outcome in self._outcomes if outcome.id not in ids]
-        self._held_up = [outcome for outcome in self._held_up if outcome.id not in ids]
+    def _log_faults(self, faults: Mapping[str, str]) -> None:
+        """Say once what of the heartbeat fails, and once that it works again."""
+        for duty in self._faults.keys() | faults.keys():
+            if duty not in faults:
+                log.warning("%s works again", duty)
+            elif duty not in self._faults:
+                log.warning("%s fails, and is tried again: %s", duty, faults[duty])
+        self._faults = faults
 
     def _apply(self, tending: Tending) -> None:
         settings = tending.settings
@@ -629,17 +665,19 @@ class Worker:
             self._exchange.configure(guard, limits, hosts)
 
     def _is_idle(self) -> bool:
-        looks = self._mode != "off" and (self._look or self._alone_until > 0)
-        return not (looks or self._flights or self._answers or self._outcomes or self._held_up)
+        looks = self._mode != "off" and (self._look or self._quarantine.is_on)
+        return not (looks or self._flights) and self._recorder.is_empty
 
     def _sleep(self, until: float) -> None:
         """Until that time, or until something comes."""
-        if self._answers or self._outcomes:
-            until = min(until, self._first_answer + self._linger)
-        if self._held_up:
-            until = min(until, self._held_until)
-        if self._alone_until and self._flights and not self._apart:
-            until = min(until, self._alone_from)
+        if len(self._recorder):
+            ready = self._recorder.first + self._linger
+            until = min(until, max(ready, self._recording.retry_at))
+        until = min(until, self._recorder.held_until)
+        if self._claiming.retry_at > time.monotonic():
+            until = min(until, self._claiming.retry_at)
+        elif self._quarantine.is_on and self._mode != "off":
+            until = min(until, self._quarantine.next_change(self._begins()))
         elif self._look and len(self._flights) < self._window.most:
             # Only the window holds them back: it may grow while nothing happens.
             until = min(until, time.monotonic() + _WINDOW_INTERVAL)
@@ -661,7 +699,7 @@ class Worker:
         deadline = min(longest + _RECORDING, at_most)
         at_most = min(at_most, max(deadline, now + _RECONNECTING))
         later: set[str] = set()
-        while self._flights or self._answers or self._outcomes or self._held_up:
+        while self._flights or not self._recorder.is_empty:
             self._event.clear()
             signals, self._signals = self._signals, set()
             later |= signals
@@ -673,12 +711,14 @@ class Worker:
             try:
                 # What is cancelled now is not waited for. Nothing is claimed, whatever there is.
                 self._tend_if_due(signals)
-                self._look, self._alone_until = False, 0.0
+                self._look, self._quarantine = False, Quarantine()
                 if self._step(claim=False):
                     continue
+            except OutboxUnknown:
+                self._drop(set(self._holding()))
+                break
             except OutboxLost as error:
-                log.warning("the database is out of reach: %s", error)
-                self._connect(until=at_most)
+                self._connect(error, until=at_most)
                 continue
             self._sleep(min(deadline if self._flights else at_most, self._next_look))
         # A stop that came during a restart is still one.
@@ -688,8 +728,10 @@ class Worker:
     def _abandon(self) -> None:
         """Whatever ended the loop: record what has ended, give back what has not."""
         with contextlib.suppress(OutboxError):
-            while self._answers or self._outcomes:
-                self._turn(None)
+            for _ in range(2):  # what is held up is put aside the second time
+                self._recorder.look(float("inf"))
+                while len(self._recorder) and not self._recording.failing:
+                    self._turn(None)
         self._give_back()
 
     def _give_back(self) -> None:
@@ -709,15 +751,14 @@ class Worker:
         for flight in flights:
             self._land(flight)
             self._given_up.append((flight.claim, reason))
+        self._return_claims()
+
+    def _return_claims(self) -> None:
         while self._given_up:
             reason = self._given_up[0][1]
             claims = [claim for claim, why in self._given_up if why == reason]
             self._outbox.release(claims, reason)
             self._given_up = [(claim, why) for claim, why in self._given_up if why != reason]
-
-
-def _size(answer: Answer | str) -> int:
-    return 0 if isinstance(answer, str) else answer.size
 
 
 def _file_slots() -> int:

@@ -8,6 +8,8 @@ create procedure fresh() language plpgsql as $$
 begin
     drop extension if exists pgnet cascade;
     create extension pgnet;
+    -- The ids of workers are their numbers.
+    perform setval(pg_get_serial_sequence('net.worker', 'id'), 1, false);
     truncate worker, held;
 end
 $$;

@@ -34,6 +34,75 @@ class OutboxLost(OutboxError):
     """The connection to the database broke: what was asked may have been done or not."""
 
 
+class OutboxUnknown(OutboxError):
+    """The extension is not there, or does not know this worker: it must register."""
+
+
+class OutboxFailed(OutboxError):
+    """The database answered with an error, and nothing of what was asked was done.
+
+    brief: it may be over in a moment, such as a lock that another session holds.
+    """
+
+    def __init__(self, message: str, *, brief: bool = False) -> None:
+        super().__init__(message)
+        self.brief = brief
+
+
+# What an administrator can do, by SQLSTATE or its class. The longer one counts.
+_REMEDIES = {
+    "53": "The server lacks a resource. Nothing is lost: what has ended is recorded when there is"
+    " enough again",
+    "53100": "The disk of the database server is full. Nothing is lost: what has ended is recorded"
+    " when there is room again",
+    "53200": "The database server is out of memory. Nothing is lost; a lower batch_size needs less:"
+    " select net.configure('batch_size', '50')",
+    "42501": "Has its right been taken away? As the owner of the extension:"
+    " select net.grant_worker('NAME_OF_THE_ROLE')",
+    "55P03": "Another session holds a lock. Which one: select pid, pg_blocking_pids(pid), query"
+    " from pg_stat_activity where wait_event_type = 'Lock' or state = 'idle in transaction'",
+    "57014": "Something has cancelled the worker's statement: a statement_timeout, or"
+    " pg_cancel_backend()",
+    "25006": "The server accepts no changes: is it a standby, or is default_transaction_read_only"
+    " on?",
+    "58": "The database server's file system fails: see the server's log",
+    "XX": "The database server found a fault in itself: see the server's log",
+}
+# The connection is over with these: shutdown, crash, timeouts that end a session.
+_ENDS_SESSION = ("08006", "08P01", "57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
+# What a statement meets where the extension was dropped, or is being dropped: no such schema,
+# function, relation, type; and an object that is gone between its look-up and its use.
+_MAY_BE_ABSENT = ("3F000", "42883", "42P01", "42704", "XX000")
+# May be over in a moment: locks, deadlocks, and an extension that was made anew in between.
+_BRIEF = ("55P03", "40", *_MAY_BE_ABSENT)
+# What net._require_worker raises for a worker that is not registered (any more).
+_UNREGISTERED = "08003"
+
+
+def ends_session(sqlstate: str) -> bool:
+    """Whether the server ends the session with this error."""
+    return sqlstate.startswith(_ENDS_SESSION)
+
+
+def error_of(
+    sqlstate: str, message: str, hint: str | None, is_absent: Callable[[], bool]
+) -> OutboxError:
+    """What an error of the server means for a worker whose connection is well.
+
+    is_absent: looks whether the extension is missing; called only where the error may mean that.
+    """
+    if sqlstate == _UNREGISTERED:
+        return OutboxUnknown(message)
+    if sqlstate.startswith(_MAY_BE_ABSENT) and is_absent():
+        return OutboxUnknown(message)
+    remedy = max((code for code in _REMEDIES if sqlstate.startswith(code)), key=len, default=None)
+    sentences = (message, hint if remedy is None else _REMEDIES[remedy])
+    return OutboxFailed(
+        ". ".join(part.rstrip(".") for part in sentences if part),
+        brief=sqlstate.startswith(_BRIEF),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A request that this worker has taken.
@@ -92,6 +161,8 @@ class Outcome:
     content_base64 the body that is no text; headers the answer's as an object, header_list in their
     order; final_url where redirects led to, None where there were none; the times are in ms;
     retry_in is in seconds, and given with the state retrying alone, which is no end.
+    put_aside: it was tried before, or is large, and the database keeps it where it cannot be
+    recorded now.
     """
 
     id: int
@@ -116,6 +187,7 @@ class Outcome:
     first_byte_ms: float | None = None
     total_ms: float | None = None
     retry_in: float | None = None
+    put_aside: bool | None = None
 
     @property
     def size(self) -> int:
@@ -179,7 +251,8 @@ class Tending:
     a worker that began under another one is to start anew; mode: on, record or off; quarantined:
     whether a request waits to be attempted alone; dropped: which requests of those that the worker
     said it holds are no longer its own, because they were cancelled, forgotten or deleted, or freed
-    for others; next_look: seconds until it should look again.
+    for others; next_look: seconds until it should look again; faults: what of the heartbeat fails,
+    by the name of the duty.
     """
 
     settings: dict[str, Any]
@@ -192,6 +265,7 @@ class Tending:
     quarantined: bool
     dropped: Sequence[int]
     next_look: float
+    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -205,14 +279,18 @@ class Turn:
 class Outbox(Protocol):
     """The interface. Each call is a transaction of its own, over when it returns.
 
-    Every method may raise OutboxLost (come again after ``connect``) or OutboxRefused.
+    Every method may raise OutboxLost and OutboxUnknown (come again after ``connect``), OutboxFailed
+    (come again later) and OutboxRefused.
     """
 
     # Why commits cannot wake this worker, so that it looks each second; None where they can.
     wake_up_fault: str | None
 
-    def connect(self, holding: Sequence[int]) -> None:
-        """Register as a worker, or come back as the same one with the claims in ``holding``."""
+    def connect(self, holding: Sequence[int]) -> bool:
+        """Register as a worker, or come back as the same one with the claims in ``holding``.
+
+        Gives whether it is the same one.
+        """
 
     def listen(self, on_signals: Callable[[set[str]], None]) -> None:
         """Call ``on_signals`` in the hub's thread with the names of signals as they come."""
@@ -237,6 +315,9 @@ class Outbox(Protocol):
 
     def check_interrupts(self) -> None:
         """Let the server act upon a cancel or a stop that has come; raises what it raises."""
+
+    def cut_short(self) -> None:
+        """End the statement that runs, if one does: the worker is to stop and waits for it."""
 
     def close(self, cut_off: int) -> None:
         """Deregister and disconnect; does not raise where the connection is gone.

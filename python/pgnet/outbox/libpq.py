@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
 import psycopg
+from gevent.event import Event
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 import pgnet
@@ -22,13 +25,17 @@ from pgnet.outbox import (
     Claim,
     Demand,
     OutboxError,
+    OutboxFailed,
     OutboxLost,
     OutboxRefused,
+    OutboxUnknown,
     Outcome,
     Secret,
     Tending,
     Turn,
     encode_outcomes,
+    ends_session,
+    error_of,
     secrets_of,
 )
 
@@ -51,6 +58,7 @@ _SESSION = {
     "search_path": "pg_catalog, pg_temp",
     "statement_timeout": "0",
     "idle_session_timeout": "0",
+    "default_transaction_read_only": "off",
 }
 # The server is told of its end of the connection what libpq is told of this one.
 _SERVER_SIDE = {
@@ -88,8 +96,14 @@ _POOLED = (
     "a connection pooler stands between the worker and the server."
     " Let the worker connect to the server directly. Callers may go through the pooler"
 )
+_IS_ABSENT = (
+    "select not exists (select from pg_catalog.pg_extension"
+    " where extname operator(pg_catalog.=) 'pgnet') as absent"
+)
 # Seconds that one wait lasts; the listener comes again at once.
 _WAIT = 60.0
+# Seconds that a statement which was cancelled has to end, before its connection is shut down.
+_CANCELLED = 2.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
 
 
@@ -109,6 +123,7 @@ class LibpqOutbox:
         self._listening: gevent.Greenlet[..., Any] | None = None
         self._listener: psycopg.Connection[dict[str, Any]] | None = None
         self._slot: int | None = None
+        self._connected = Event()
         self.wake_up_fault: str | None = "the listener is not connected yet"
 
     # ---- in the pool's threads
@@ -131,11 +146,11 @@ class LibpqOutbox:
         connection.execute(_SET, (list(settings), list(settings.values())))
         return connection
 
-    def _connect(self, holding: Sequence[int]) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = self._open("pgnet worker")
+    def _connect(self, holding: Sequence[int]) -> bool:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._open("pgnet worker")
         pid = self._connection.info.backend_pid
+        former = self._worker_id, self._secret
         row = self._connection.execute(
             "select worker_id, worker_secret::text"
             " from net._register('process', %s::bigint, %s::uuid, %s::bigint[], %s, %s)",
@@ -144,6 +159,7 @@ class LibpqOutbox:
         assert row is not None
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
         log.info("serving as worker %s, backend %s", self._worker_id, pid)
+        return former == (self._worker_id, self._secret)
 
     def _query(self, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
         assert self._connection is not None
@@ -159,8 +175,18 @@ class LibpqOutbox:
                 (self._worker_id, self._secret, cut_off),
             )
         except psycopg.Error as error:
-            log.warning("left without a good-bye: %s", _message(error))
+            if not self._is_absent():
+                log.warning("left without a good-bye: %s", _message(error))
         self._connection.close()
+
+    def _is_absent(self) -> bool:
+        """Whether the database is known not to have the extension."""
+        assert self._connection is not None
+        try:
+            row = self._connection.execute(_IS_ABSENT).fetchone()
+        except psycopg.Error:
+            return False
+        return row is not None and row["absent"]
 
     # ---- in the hub's thread
 
@@ -178,16 +204,19 @@ class LibpqOutbox:
             raise error
         return result
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *arguments: Any, refusable: bool = False) -> Any:
+        """Run a function in a thread; its errors become the outbox's.
+
+        refusable: what the server refuses with 55000 is for good.
+        """
         try:
             return self._in_pool(function, *arguments)
-        except psycopg.errors.ObjectNotInPrerequisiteState as error:
-            raise OutboxRefused(_refusal(error)) from error
-        except psycopg.errors.InsufficientPrivilege as error:
-            self._require_worker()
-            raise OutboxLost(_message(error)) from error
         except psycopg.Error as error:
-            raise OutboxLost(_message(error)) from error
+            if refusable and isinstance(error, psycopg.errors.ObjectNotInPrerequisiteState):
+                raise OutboxRefused(_refusal(error)) from error
+            if isinstance(error, psycopg.errors.InsufficientPrivilege) and not self._is_closed():
+                self._require_worker()
+            raise self._in_pool(self._translated, error) from error
 
     def _require_worker(self) -> None:
         """Ask whether this role may run workers at all. Raises OutboxRefused where it may not."""
@@ -195,17 +224,43 @@ class LibpqOutbox:
             self._in_pool(self._query, "select net._require_worker()", {})
         except psycopg.errors.InsufficientPrivilege as error:
             raise OutboxRefused(_refusal(error)) from error
-        except psycopg.Error as error:
-            raise OutboxLost(_message(error)) from error
+        except psycopg.Error:
+            pass  # the first error says what there is to say
 
-    def connect(self, holding: Sequence[int]) -> None:
+    def _translated(self, error: psycopg.Error) -> OutboxError:
+        if self._connection is not None and ends_session(error.sqlstate or ""):
+            self._connection.close()
+        if self._is_closed():
+            return OutboxLost(_message(error))
+        if not error.sqlstate:
+            return OutboxFailed(_message(error))
+        translated = error_of(
+            error.sqlstate, _message(error), error.diag.message_hint, self._is_absent
+        )
+        return OutboxLost(_message(error)) if self._is_closed() else translated
+
+    def _is_closed(self) -> bool:
+        return self._connection is None or self._connection.closed
+
+    def connect(self, holding: Sequence[int]) -> bool:
         try:
-            self._call(self._connect, holding)
-        except OutboxRefused as refusal:
-            if not isinstance(refusal.__cause__, psycopg.errors.InsufficientPrivilege):
-                raise
-            # It may be granted in a moment: a worker is started first, or the extension is new.
-            raise OutboxLost(str(refusal)) from refusal
+            same: bool = self._call(self._connect, holding, refusable=True)
+        except OutboxUnknown:
+            raise
+        except OutboxError as error:
+            # Another of several hosts may do, or the same one with another's rights.
+            self._hang_up()
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                # It may be granted in a moment: a worker is started first, or the extension is new.
+                raise OutboxFailed(str(error)) from error
+            raise
+        # A listener that waits because it has met the same trouble need not wait any longer.
+        self._connected.set()
+        return same
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._in_pool(self._connection.close)
 
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         parameters: dict[str, Any] = {}
@@ -248,6 +303,7 @@ class LibpqOutbox:
             self._query,
             "select net._tend(%(id)s::bigint, %(holding)s::bigint[]) as tending",
             {"id": self._worker_id, "holding": list(holding)},
+            refusable=True,
         )
         return Tending(**rows[0]["tending"])
 
@@ -265,9 +321,24 @@ class LibpqOutbox:
     def check_interrupts(self) -> None:
         """Nothing to do: a process is stopped by signals of its own."""
 
+    def cut_short(self) -> None:
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        with contextlib.suppress(psycopg.Error):
+            self._in_pool(connection.cancel)
+        gevent.sleep(_CANCELLED)
+        if connection.info.transaction_status == TransactionStatus.ACTIVE:
+            # The server does not answer: the thread that waits for it ends with the connection.
+            with contextlib.suppress(OSError, psycopg.Error):
+                descriptor = os.dup(connection.fileno())
+                with socket.socket(fileno=descriptor) as end:
+                    end.shutdown(socket.SHUT_RDWR)
+
     def close(self, cut_off: int) -> None:
         self.stop_listening()
-        self._call(self._disconnect, cut_off)
+        with contextlib.suppress(OutboxError):
+            self._call(self._disconnect, cut_off)
 
     # ---- waking up
 
@@ -294,7 +365,8 @@ class LibpqOutbox:
                 on_signals({"reload"})
             if self._listener is not None:
                 self._in_pool(self._listener.close)
-            gevent.sleep(pause)
+            self._connected.clear()
+            self._connected.wait(pause)
             pause = min(pause * 1.6, _LONGEST_RETRY)
 
     def _take_slot(self) -> str | None:
@@ -318,7 +390,7 @@ class LibpqOutbox:
         self._listening = None
         if self._listener is not None and not self._listener.closed:
             # Its thread waits in the call: the cancel ends that, and the thread with it.
-            with contextlib.suppress(OutboxLost):
+            with contextlib.suppress(OutboxError):
                 self._call(self._listener.cancel)
 
     def wake_next(self) -> None:

@@ -6,10 +6,11 @@ call there is a commit: until then the snapshot of the statement stays pinned.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -20,11 +21,15 @@ from pgnet.outbox import (
     SESSION_SETTINGS,
     Claim,
     Demand,
+    OutboxError,
+    OutboxRefused,
+    OutboxUnknown,
     Outcome,
     Secret,
     Tending,
     Turn,
     encode_outcomes,
+    error_of,
     secrets_of,
 )
 from pgnet.waiting import is_gone
@@ -38,7 +43,11 @@ _CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "b
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
-_INSUFFICIENT_PRIVILEGE = "42501"
+# A cancel, and a statement_timeout, which nothing can tell from it: these end the call.
+_QUERY_CANCELED = "57014"
+_INSUFFICIENT_PRIVILEGE, _REFUSED = "42501", "55000"
+# Seconds that a worker waits for an extension that was dropped to be made anew.
+_ABSENCE = 60.0
 # A request that crashes the server would take its claim along, and be tried for ever: for so many
 # seconds a new worker's claims are on disk before anything is sent.
 _CAUTION = 10.0
@@ -50,8 +59,9 @@ class SpiOutbox:
     def __init__(self, plpy: Any) -> None:
         self._plpy = plpy
         self._plans: dict[str, Any] = {}
-        self._worker_id = 0
-        self._secret = ""
+        self._worker_id: int | None = None
+        self._secret: str | None = None
+        self._absent_since: float | None = None
         self._slot: int | None = None
         self._watchers: list[Any] = []
         self._orphaned = False
@@ -65,22 +75,64 @@ class SpiOutbox:
         try:
             return self._plpy.execute(plan, list(arguments))
         except self._plpy.SPIError as error:
-            if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
+            if _unpack(error.spidata[0]) == _INSUFFICIENT_PRIVILEGE:
                 # Where this role may not run workers any more, that is what is said.
                 self._plpy.execute("select net._require_worker()")
             raise
 
-    def connect(self, holding: Sequence[int]) -> None:
-        row = self._call(
-            "select * from net._register('backend', worker_host => $1, worker_version => $2)",
-            [_TEXT, _TEXT],
-            socket.gethostname(),
-            pgnet.__version__,
-        )[0]
+    @contextlib.contextmanager
+    def _transaction(self, *, refusable: bool = False) -> Iterator[None]:
+        """Commit at the end; an error rolls back, and becomes the outbox's.
+
+        What ends the call goes through as it is: a cancel, rights that are gone, and a refusal
+        where ``refusable`` says that one may come; at first everything, since the caller of
+        net.work() is there to be told.
+        """
+        try:
+            yield
+            self._plpy.commit()
+        except self._plpy.SPIError as error:
+            code, _detail, hint, *_rest = error.spidata
+            sqlstate = _unpack(code)
+            if sqlstate == _QUERY_CANCELED or self._worker_id is None:
+                raise
+            self._plpy.rollback()
+            if sqlstate == _INSUFFICIENT_PRIVILEGE or (refusable and sqlstate == _REFUSED):
+                raise
+            message = (str(error) or sqlstate).splitlines()[0]
+            raise error_of(sqlstate, message, hint, self._is_absent) from error
+
+    def _is_absent(self) -> bool:
+        """Whether the database does not have the extension."""
+        rows = self._plpy.execute(
+            "select 1 from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'pgnet'"
+        )
+        self._plpy.commit()
+        return len(rows) == 0
+
+    def connect(self, holding: Sequence[int]) -> bool:
+        former = self._worker_id, self._secret
+        try:
+            with self._transaction(refusable=True):
+                row = self._call(
+                    "select * from net._register('backend', $1, $2, $3, $4, $5)",
+                    ["bigint", _UUID, "bigint[]", _TEXT, _TEXT],
+                    self._worker_id,
+                    self._secret,
+                    list(holding),
+                    socket.gethostname(),
+                    pgnet.__version__,
+                )[0]
+                self.wake_up_fault = self._call("select net._wake_up_fault() as fault")[0]["fault"]
+        except OutboxUnknown as error:
+            self._absent_since = self._absent_since or time.monotonic()
+            if time.monotonic() > self._absent_since + _ABSENCE:
+                raise OutboxRefused("the extension pgnet was dropped from this database") from error
+            raise
+        self._absent_since = None
         self._cautious_until = time.monotonic() + _CAUTION
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
-        self.wake_up_fault = self._call("select net._wake_up_fault() as fault")[0]["fault"]
-        self._plpy.commit()
+        return former == (self._worker_id, self._secret)
 
     def listen(self, on_signals: Callable[[set[str]], None]) -> None:
         loop = gevent.get_hub().loop
@@ -135,63 +187,63 @@ class SpiOutbox:
 
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         turn = Turn()
-        if outcomes:
-            recorded = self._call(
-                "select net._record($1) as held_up",
-                [_JSON],
-                encode_outcomes(outcomes),
-            )
-            turn.held_up = list(recorded[0]["held_up"])
-        elif time.monotonic() > self._cautious_until:
-            # Nothing is lost if this commit is: the request is free again.
-            self._call("set local synchronous_commit = off")
-        if demand is not None:
-            rows = self._call(
-                _CLAIM,
-                _CLAIM_TYPES,
-                self._worker_id,
-                demand.slots,
-                demand.host_quota,
-                demand.lone_quota,
-                list(demand.full_hosts),
-                demand.max_bytes,
-                demand.after_host,
-                demand.alone,
-            )
-            turn.claims = [Claim(**row) for row in rows]
-        self._plpy.commit()
+        with self._transaction():
+            if outcomes:
+                recorded = self._call(
+                    "select net._record($1) as held_up",
+                    [_JSON],
+                    encode_outcomes(outcomes),
+                )
+                turn.held_up = list(recorded[0]["held_up"])
+            elif time.monotonic() > self._cautious_until:
+                # Nothing is lost if this commit is: the request is free again.
+                self._call("set local synchronous_commit = off")
+            if demand is not None:
+                rows = self._call(
+                    _CLAIM,
+                    _CLAIM_TYPES,
+                    self._worker_id,
+                    demand.slots,
+                    demand.host_quota,
+                    demand.lone_quota,
+                    list(demand.full_hosts),
+                    demand.max_bytes,
+                    demand.after_host,
+                    demand.alone,
+                )
+                turn.claims = [Claim(**row) for row in rows]
         return turn
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
-        rows = self._call(
-            "select * from net._secrets($1, $2, $3)",
-            ["bigint[]", f"{_UUID}[]", f"{_TEXT}[]"],
-            [claim.id for claim, _name in wanted],
-            [claim.token for claim, _name in wanted],
-            [name for _claim, name in wanted],
-        )
-        self._plpy.commit()
+        with self._transaction():
+            rows = self._call(
+                "select * from net._secrets($1, $2, $3)",
+                ["bigint[]", f"{_UUID}[]", f"{_TEXT}[]"],
+                [claim.id for claim, _name in wanted],
+                [claim.token for claim, _name in wanted],
+                [name for _claim, name in wanted],
+            )
         return secrets_of(rows)
 
     def tend(self, holding: Sequence[int]) -> Tending:
-        row = self._call(
-            "select net._tend($1, $2) as tending",
-            ["bigint", "bigint[]"],
-            self._worker_id,
-            list(holding),
-        )[0]
-        self._plpy.commit()
+        with self._transaction(refusable=True):
+            row = self._call(
+                "select net._tend($1, $2) as tending",
+                ["bigint", "bigint[]"],
+                self._worker_id,
+                list(holding),
+            )[0]
         return Tending(**json.loads(row["tending"]))
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
-        self._call(
-            "select net._release($1, $2, $3)",
-            ["bigint[]", f"{_UUID}[]", _TEXT],
-            [claim.id for claim in claims],
-            [claim.token for claim in claims],
-            reason,
-        )
-        self._plpy.commit()
+        with self._transaction():
+            self._call(
+                "select net._release($1, $2, $3)",
+                ["bigint[]", f"{_UUID}[]", _TEXT],
+                [claim.id for claim in claims],
+                [claim.token for claim in claims],
+                reason,
+            )
 
     def check_interrupts(self) -> None:
         if self._orphaned:
@@ -199,15 +251,25 @@ class SpiOutbox:
         self._plpy.execute("select 1")
         self._plpy.commit()
 
+    def cut_short(self) -> None:
+        """Nothing to do: a cancel ends the statement, and with it the call."""
+
     def close(self, cut_off: int) -> None:
-        self._call(
-            "select net._deregister($1, $2, $3)",
-            ["bigint", _UUID, "int"],
-            self._worker_id,
-            self._secret,
-            cut_off,
-        )
-        self._plpy.commit()
+        if self._worker_id is None:
+            return
+        with contextlib.suppress(OutboxError), self._transaction():
+            self._call(
+                "select net._deregister($1, $2, $3)",
+                ["bigint", _UUID, "int"],
+                self._worker_id,
+                self._secret,
+                cut_off,
+            )
+
+
+def _unpack(code: int) -> str:
+    """The five characters of an SQLSTATE, as the server packs them: six bits each."""
+    return "".join(chr((code >> 6 * place & 0x3F) + ord("0")) for place in range(5))
 
 
 def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
@@ -245,6 +307,8 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     outbox = SpiOutbox(plpy)
     try:
         Worker(outbox, max_runtime=runtime, until_idle=until_idle, grace=grace).run()
+    except OutboxRefused as error:
+        plpy.error(str(error), sqlstate=_REFUSED)
     finally:
         outbox.stop_listening()
         _set(plpy, before)
