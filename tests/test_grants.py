@@ -383,6 +383,13 @@ def test_using_a_secret(granted: Database, visitor: psycopg.Connection[Any]) -> 
         )
 
 
+def test_a_signal_that_there_is_not(granted: Database) -> None:
+    """Nothing may be raised at a commit: it is refused before."""
+    with pytest.raises(errors.ExternalRoutineException, match="there is no signal"):
+        granted.execute("select net._arm('boom')")
+    granted.execute("select net._arm('reload')")
+
+
 # ---- ALTER DEFAULT PRIVILEGES, and PUBLIC without any
 
 

@@ -8,7 +8,7 @@ made, and nothing raises out of it.
 from __future__ import annotations
 
 from pgnet import backend
-from pgnet.wake_up import Sender
+from pgnet.wake_up import SIGNALS, Sender
 
 
 class CommitHook:
@@ -72,8 +72,11 @@ def arm(signal: str) -> str | None:
     """Have the commit of the running transaction send ``signal``.
 
     Gives None, or why commits of this backend cannot signal: the request stands all the same, and
-    a worker finds it when it looks.
+    a worker finds it when it looks. Raises ValueError for a signal that there is not: at the commit
+    nothing may raise.
     """
+    if signal not in SIGNALS:
+        raise ValueError(f"there is no signal {signal!r}")
     if _hook is None and register() is not None:
         return _fault
     assert _hook is not None
