@@ -94,6 +94,10 @@ def populate(database: Database) -> None:
         " values (1000, 1, %(victim)s, 'answered', now(), now(), %(canary)s)",
         "insert into net.mark (request_id, requested_by, action)"
         " values (1001, %(victim)s, 'cancel')",
+        "insert into net.fault (duty, retry_at, failures, message)"
+        " values ('expire', now(), 1, %(canary)s)",
+        "insert into net.unrecorded (id, token, outcome)"
+        " values (1000, gen_random_uuid(), to_json(%(canary)s::text))",
         "insert into net.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
         "insert into net.claim (id, host, worker, token, attempt, deadline)"
