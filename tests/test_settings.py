@@ -338,10 +338,11 @@ def test_limits(
     nginx.file("headers", b"")
     configured.execute("select net.configure(%s, %s)", setting, value)
     request_id = configured.value("select net.http_get(%s)", nginx.url + path)
-    outcome = configured.row("select error_msg, status_code from net.wait(%s)", request_id)
+    outcome = configured.row("select error_msg, status_code, content from net.wait(%s)", request_id)
     assert outcome is not None
-    assert outcome[0] == error
-    assert outcome[1] == (None if error else 302 if path == "/redirect" else 200)
+    assert outcome[:2] == (error, 302 if path == "/redirect" else 200)
+    if error:
+        assert outcome[2] == "pgnet"[:4]
 
 
 def test_poll_interval(fresh_database: Database, nginx: Nginx) -> None:

@@ -85,8 +85,7 @@ _LABELS = {
 }
 _CODECS = {label: codec for codec, labels in _LABELS.items() for label in labels.split()}
 _CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([^\s;,\"']+)", re.IGNORECASE)
-_IS_JSON = re.compile(r"[^;]*json", re.IGNORECASE).match
-_IS_TEXT = re.compile(r"[ \t]*text/|[^;]*(json|xml|javascript)", re.IGNORECASE).match
+_IS_TEXT = re.compile(r"text/|xml|javascript").search
 _BOMS = (
     (codecs.BOM_UTF8, "utf_8"),
     (codecs.BOM_UTF16_LE, "utf_16_le"),
@@ -95,7 +94,7 @@ _BOMS = (
 
 
 def read_text(body: bytes, content_type: str | None, *, is_whole: bool = True) -> str:
-    """Read a body as text, without its byte order mark.
+    """Read a body, which is not empty, as text, without its byte order mark.
 
     JSON is UTF-8, whatever its label says (RFC 8259, section 8.1), or one of the forms that older
     standards allowed and that show by their first bytes. Any other text has the charset that its
@@ -107,18 +106,21 @@ def read_text(body: bytes, content_type: str | None, *, is_whole: bool = True) -
 
     Raises ValueError for what is no text, LookupError for a label that is not known.
     """
-    kind = content_type or ""
-    if _IS_JSON(kind):
+    kind, _, parameters = (content_type or "").partition(";")
+    kind = kind.lower()
+    if "json" in kind:
+        first = body[:4]
+        usual = first.isascii() and 0 not in first
         try:
-            return _decode(body, json.detect_encoding(body), is_whole)
+            return _decode(body, "utf_8" if usual else json.detect_encoding(body), is_whole)
         except ValueError:
             # Some servers do mean their label.
             pass
-    elif _IS_TEXT(kind):
+    elif body[0] >= 0xEF and _IS_TEXT(kind):
         for mark, codec in _BOMS:
             if body.startswith(mark):
                 return _decode(body[len(mark) :], codec, is_whole)
-    label = _CHARSET.search(kind)
+    label = _CHARSET.search(f";{parameters}") if parameters else None
     return _decode(body, _CODECS[label[1].lower()] if label else "utf_8", is_whole)
 
 

@@ -6,7 +6,6 @@ import base64
 import codecs
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from pgnet.assemble import Assembled
 from pgnet.charset import read_text
@@ -98,7 +97,10 @@ def _told_address(answer: Answer) -> str | None:
     address = answer.address
     if address is None or is_public(address):
         return address
-    host = urlsplit(answer.url).hostname or ""
+    # Not by urlsplit, which remembers URLs.
+    authority = answer.url.split("/", 3)[2]
+    end = "]" if authority.startswith("[") else ":"
+    host = authority.partition(end)[0].removeprefix("[")
     return address if literal_address(host) == address else None
 
 
