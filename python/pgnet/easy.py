@@ -39,6 +39,8 @@ _find_told = re.compile(
     rb"|(?P<trouble>Failed (?:receiv|send)ing HTTP2 data|HTTP/2 stream [0-9]+ (?:was|reset)"
     rb"|h2_process_pending_input)"
 ).match
+# How these begin: most of what libcurl says is of no interest.
+_TOLD = frozenset((b"Con", b"Usi", b"[HT", b"rec", b"HTT", b"Fai", b"h2_", b"str"))
 _VERSION: int = pycurl.version_info()[2]
 _PROXY: tuple[When, ...] = ("proxy",)
 # libcurl takes no longer line of a header.
@@ -315,7 +317,8 @@ class Easy:
     def _on_told(self, kind: int, text: bytes) -> None:
         """libcurl says what it does: of interest is what becomes of a stream of HTTP/2, and that
         a request is about to be repeated, perhaps before `only_once` could be called."""
-        if kind != pycurl.INFOTYPE_TEXT:
+        if kind or text[:3] not in _TOLD:
+            # INFOTYPE_TEXT is 0.
             return
         if text.startswith(_REPEATS):
             if self.watched:

@@ -466,7 +466,9 @@ class Multi:
                 if event & ~select.EPOLLOUT:
                     mask = pycurl.CSELECT_IN
                 if event & select.EPOLLOUT:
-                    mask |= pycurl.CSELECT_OUT
+                    # It is to read before it writes: of an answer of HTTP/2 that comes while the
+                    # body is sent libcurl 7.88 may lose what another request has read of it.
+                    mask |= pycurl.CSELECT_OUT | pycurl.CSELECT_IN
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
                 if self._act(fd, mask) > end:

