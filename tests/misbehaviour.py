@@ -1290,12 +1290,12 @@ async def h2_frame_too_large_and_no_length(peer: Peer) -> None:
     await peer.send(peer.head(), frame(DATA, bytes(20000), 0, peer.stream))
 
 
-@h2(H2_BROKEN.newer(LATE))
+@h2(H2_BROKEN.newer(H2_BROKEN.beside(200), LATE))
 async def h2_garbage(peer: Peer) -> None:
     await peer.send(b"\xff" * 1000)
 
 
-@h2(H2_BROKEN.newer(LATE))
+@h2(H2_BROKEN.newer(H2_BROKEN.beside(200), LATE))
 async def h2_bad_table(peer: Peer) -> None:
     """A field that stands nowhere."""
     await peer.send(peer.head(b"\xff\xff\xff\x7f"))
