@@ -284,6 +284,8 @@ as $$
     values
         ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
          'Total time of an attempt, name resolution to last byte, for requests that do not say their own.'),
+        ('max_timeout', 'interval', '01:00:00', 1, 2147483, 'interval',
+         'The longest total time of an attempt: whoever asks for more, a request or the setting timeout_milliseconds, gets this.'),
         ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
          'How long a response is kept after it was recorded.'),
         ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
@@ -427,6 +429,13 @@ as $$
 $$;
 comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
 
+create function net._max_timeout_milliseconds()
+    returns integer
+    language sql stable parallel safe cost 10
+    set search_path = pg_catalog, pg_temp
+as $$ select (extract(epoch from net._current_setting('max_timeout')::interval) * 1000)::integer $$;
+comment on function net._max_timeout_milliseconds() is 'The setting max_timeout in ms.';
+
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
     from net._known_settings() k
@@ -465,6 +474,15 @@ begin
                 message = pg_catalog.format('invalid value for setting "%s": %s', name, fault),
                 hint = (select pg_catalog.format('The default is %s (%s).', s."default", s.unit)
                         from net.settings s where s.name = configure.name);
+        end if;
+        -- Not in the constraint of the table: what it says must not depend on another row.
+        if name = 'timeout_milliseconds' and value::integer > net._max_timeout_milliseconds() then
+            raise exception using
+                errcode = 'invalid_parameter_value',
+                message = pg_catalog.format('invalid value for setting "timeout_milliseconds": must not be more than max_timeout, %s ms',
+                    net._max_timeout_milliseconds()),
+                hint = pg_catalog.format('Raise that first: select net.configure(''max_timeout'', ''%s s'').',
+                    pg_catalog.ceil(value::numeric / 1000));
         end if;
         insert into net.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;
@@ -1473,15 +1491,16 @@ comment on column net.http_request_queue.body is 'The bytes that are sent; NULL 
 comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
 comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
 comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
-comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
+comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one role to one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
 comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
 comment on column net.http_request_queue.retry_of is 'The failed request that net.retry made this one of.';
 comment on column net.http_request_queue.due is 'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and is attempted alone.';
 comment on column net.http_request_queue.waits_since is 'When due was set: a clock that is put back is noticed by it.';
 comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
--- The claim's scan skips from host to host over this one. Who waits for a time never stands in front of who is ready.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id)
+-- The claim's scan skips over this one from host to host, and at each host from role to role. What waits for a time never stands
+-- in front of what is ready.
+create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
@@ -1516,11 +1535,11 @@ create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create view net._queue with (security_invoker) as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
-        net._host(q.url) collate "C" as host
+    select q.id, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.context, q.priority, q.requested_by,
+        net._host(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
     from net.http_request_queue q
     where q.due is null and q.origin is null;
-comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
+comment on view net._queue is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
 
 create table net.worker (
     id bigint generated always as identity primary key,
@@ -2408,7 +2427,7 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
-    -- first among the requests of one host; 0); NULL means none
+    -- first among the requests of one role to one host; 0); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -2832,15 +2851,34 @@ $$;
 comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
 revoke all on function net._note_fault(text, text, text, boolean) from public;
 
+create function net._is_idempotent(method text)
+    returns boolean
+    language sql immutable parallel safe cost 1
+as $$
+    select pg_catalog.upper(method collate "C")
+        operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
+$$;
+comment on function net._is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+
+create function net._derived_key(key_namespace uuid, id bigint, created timestamptz)
+    returns text
+    language sql stable parallel safe cost 10
+as $$
+    select pg_catalog.md5(pg_catalog.concat_ws(':', key_namespace, id, extract(epoch from created)))::pg_catalog.uuid::pg_catalog.text
+$$;
+comment on function net._derived_key(uuid, bigint, timestamptz) is
+    'An idempotency key that is the same for each attempt of a request, and for no other request.';
+
 create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when options ? 'idempotency_key' then options ->> 'idempotency_key'
-        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS') then
-            md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
+        when options ? 'idempotency_key' then
+            -- Another value than a string may be 1 GB as text.
+            case when jsonb_typeof(options -> 'idempotency_key') = 'string' then options ->> 'idempotency_key' end
+        when not net._is_idempotent(method) then net._derived_key((select d.key_namespace from net.database d), id, created)
     end
 $$;
 comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
@@ -2940,7 +2978,7 @@ begin
                 continue;
             end if;
             fate := null;
-            if request.options ->> 'delivery' = 'at_most_once' then
+            if request.options -> 'delivery' = '"at_most_once"' then
                 fate := 'unknown';
                 message := reason || ' Whether the request was received is unknown, and it is not sent again.';
             elsif ending = 'lost' and request.losses >= max_losses then
@@ -3040,162 +3078,12 @@ $$;
 comment on function net._register(text, bigint, uuid, bigint[], text, text) is
     'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
 
-create function net._claim(
-    -- who claims
-    worker_id bigint,
-    -- how many requests at most
-    slots integer,
-    -- how many of them for one host where several wait, and where only one does
-    host_quota integer,
-    lone_quota integer,
-    -- hosts that get none: the worker is full of them
-    full_hosts text[],
-    -- how many bytes of bodies at most; one request always fits
-    max_bytes bigint,
-    -- hosts take turns: the scan starts behind this one
-    after_host text,
-    -- those that were lost with workers, and no others: one, or a few that were lost less often
-    alone boolean default false
-)
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, revision bigint, age double precision, idempotency_key text
-    )
-    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+create function net._excerpt(given text, at_most integer)
+    returns text
+    language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set enable_mergejoin = off
-    set enable_material = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
-    set lock_timeout = '500ms'
-as $$
-#variable_conflict use_column
-declare
-    claim_token uuid := gen_random_uuid();
-    suspects bigint[];
-    path text;
-    quota integer := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
-    -- In a variable: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-begin
-    perform net._lock_tables();
-    perform net._require_worker(worker_id);
-    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
-        with woken as (
-            update net.http_request_queue q set due = null, waits_since = null
-            where q.id = any (array(
-                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                order by w.due limit 1000 for update skip locked))
-        )
-        select net._use_owners_path() into path;
-        perform net._pin_path();
-    end if;
-    if alone then
-        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
-        with quarantined as (
-            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
-            from net.http_request_queue q
-            where q.due >= 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-            order by q.due
-        )
-        select array_agg(t.id) into suspects
-        from (
-            select q.id from quarantined q
-            where q.often = (select bool_and(o.often) from quarantined o)
-            order by q.id
-            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
-        ) t;
-    end if;
-    return query
-    with recursive later (name) as (
-        (select q.host from net._queue q where not alone and q.host > after_host order by q.host limit 1)
-        union all
-        select (select q.host from net._queue q where q.host > l.name order by q.host limit 1)
-        from later l where l.name is not null
-    ), earlier (name) as (
-        (select q.host from net._queue q where not alone and q.host <= after_host order by q.host limit 1)
-        union all
-        select (select q.host from net._queue q
-                where q.host > e.name and q.host <= after_host order by q.host limit 1)
-        from earlier e where e.name is not null
-    ), ready as materialized (
-        select r.*
-        from (
-            select name from later where name is not null
-            union all
-            select name from earlier where name is not null
-        ) h
-        cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created, q.host,
-                coalesce(octet_length(q.body), 0) as size
-            from net._queue q
-            where q.host = h.name
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                -- Asked once for all rows: mostly there is no mark at all.
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            order by q.priority, q.id
-            limit quota
-            for update of q skip locked
-        ) r
-        where h.name <> all (full_hosts)
-        limit slots
-    ), either as (
-        select r.* from ready r
-        union all
-        select l.*
-        from (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created,
-                net._host(q.url) collate "C" as host, 0 as size
-            from net.http_request_queue q
-            where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            for update of q skip locked
-        ) l
-    ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host, r.created,
-            -- Looked up here, in the snapshot that sees the request.
-            coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
-            sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
-        from either r
-    ), claimed as (
-        insert into net.claim as c (id, host, worker, token, attempt, deadline)
-        select b.id, b.host, worker_id, claim_token,
-            1 + (select count(*) from net.attempt a where a.request_id = b.id),
-            clock_timestamp() + make_interval(secs => b.timeout_milliseconds / 1000.0 + 60)
-        from bounded b
-        where coalesce(b.size_before, 0) < max_bytes
-        on conflict on constraint claim_pkey do nothing
-        returning c.id, c.attempt
-    )
-    select c.id, claim_token::text, c.attempt,
-        case when c.attempt = 1 then 0
-            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
-        upper(b.method collate "C"), b.url, b.headers::text, b.body,
-        b.timeout_milliseconds, b.options::text, b.host,
-        (select f.revision from net.configuration f),
-        extract(epoch from clock_timestamp() - b.created)::double precision,
-        net._idempotency_key(b.id, b.created, b.method, b.options)
-    from claimed c
-    join bounded b on b.id = c.id
-    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
-    where not (alone or b.options ->> 'delivery' = 'at_most_once') is true
-        or set_config('synchronous_commit', 'on', true) is not null;
-end
-$$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean) is
-    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk.';
+as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
+comment on function net._excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
 create function net._store(outcomes json, size integer)
@@ -3224,7 +3112,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision
+            retry_in double precision, unreadable boolean
         )
         cross join lateral (
             select c.attempt, c.claimed from net.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -3266,7 +3154,8 @@ begin
             h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
             net._idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
-        where h.locked and h.state in ('failed', 'unknown', 'cancelled')
+        -- What cannot be a request is not kept in order to be sent again.
+        where h.locked and h.state in ('failed', 'unknown', 'cancelled') and h.unreadable is not true
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
@@ -3275,7 +3164,10 @@ begin
         )
         select h.id, h.status_code, h.content_type, h.headers,
             coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
+            decode(h.content_base64, 'base64'), h.attempt,
+            case when h.unreadable and net._json_text(h.context, 16000000) is null then null else h.context end,
+            case when h.unreadable then net._excerpt(h.method, 255) else h.method end,
+            case when h.unreadable then net._excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
             h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
         from held h
@@ -4112,12 +4004,419 @@ comment on function net._tend(bigint, bigint[]) is
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[], text, text),
-    net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean),
     net._record(json),
     net._release(bigint[], uuid[], text),
     net._deregister(bigint, uuid, integer),
     net._tend(bigint, bigint[])
 from public;
+
+-- ======== extension/52_claim.sql ========
+
+-- Claiming: which requests a worker takes, and what it gets of them.
+--
+-- net._claim chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
+-- stored. It goes from host to host, and at each host from role to role, over the index http_request_queue_turn, and takes some
+-- rows of each. So nobody waits behind another host's requests, nor behind another role's, whatever priorities these have.
+-- net._claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
+-- that has no form in UTF-8. Then each row is read by itself, and for one at fault the worker gets the reason in place of the
+-- request. The worker records it, so that the request ends as failed, and all others go out.
+
+-- Whether a value is written out as quickly as it is read: it is short, and has no number that is much longer as text. In jsonb the
+-- 131,072 digits of 1e131071 take ten bytes.
+create function net._is_plain_json(value jsonb)
+    returns boolean
+    language sql stable parallel safe cost 1
+as $$
+    select pg_catalog.pg_column_compression(value) is null
+        -- An empty object has 5 bytes, and no number has room in 10.
+        and (pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 10
+            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 8000
+                and not value operator(pg_catalog.@?) '$.** ? (@.type() == "number")'
+            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
+                and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
+$$;
+comment on function net._is_plain_json(jsonb) is
+    'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
+
+-- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it: pglz makes 90 bytes of one at most,
+-- lz4 255. What is longer than net._json_text writes out counts nothing: it is not written out.
+create function net._json_size(value jsonb)
+    returns bigint
+    language sql stable parallel safe cost 1
+as $$
+    select case
+        when value is null then 0
+        when net._is_plain_json(value) then pg_catalog.pg_column_size(value)
+        when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
+            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
+        when pg_catalog.pg_column_compression(value) is not null
+            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 255
+        when pg_catalog.pg_column_size(value) operator(pg_catalog.>) 2500000 then 0
+        else 2500000
+        end
+$$;
+comment on function net._json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
+
+-- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so deeply that it cannot be read, or
+-- has no form in UTF-8.
+-- Nothing that is too long is written out in order to see that.
+create function net._json_text(value jsonb, at_most integer default 2500000)
+    returns text
+    language plpgsql stable parallel unsafe cost 1000
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    unpacked bigint;
+    digits bigint;
+    written text;
+begin
+    if value is null or pg_column_size(value) > at_most then
+        return null;
+    end if;
+    unpacked := pg_column_size(jsonb_build_array(value));
+    if unpacked > 2::bigint * at_most then
+        return null;
+    end if;
+    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
+    select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
+    from (
+        select v.value::numeric as number
+        from jsonb_path_query(value, '$.** ? (@.type() == "number")') v (value)
+    ) n;
+    if digits > 4::bigint * at_most then
+        return null;
+    end if;
+    written := value::text;
+    return case when octet_length(written) <= at_most and octet_length(convert_to(written, 'UTF8')) > 0 then written end;
+exception
+    when statement_too_complex or program_limit_exceeded or character_not_in_repertoire or untranslatable_character then
+        return null;
+end
+$$;
+comment on function net._json_text(jsonb, integer) is
+    'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be read, or has no form in UTF-8.';
+
+-- The bounds are wider than those of request.py, which judges what is read here.
+create function net._claimed(
+    -- the requests, and the numbers of their attempts
+    ids bigint[], attempts integer[],
+    claim_token uuid,
+    -- whether they are attempted alone
+    alone boolean,
+    -- whether net._is_plain_json is known to be true of headers and options of all
+    plain boolean,
+    -- why none of them can be sent; NULL: they are looked at
+    reason text default null
+)
+    returns table (
+        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
+        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
+        idempotency_key text, fault text
+    )
+    language plpgsql volatile parallel unsafe cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises that.
+    convertible boolean := current_setting('server_encoding') = 'UTF8';
+    -- Looked up after the requests were chosen: a setting that was changed before a request was made counts for it.
+    usual_timeout integer := net._current_setting('timeout_milliseconds');
+    longest_timeout integer := net._max_timeout_milliseconds();
+begin
+    return query
+    select q.id, claim_token::text, c.attempt,
+        case when c.attempt = 1 then 0
+            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
+        case when q.fault is null then upper(q.method collate "C") else '' end,
+        case when q.fault is null then q.url else '' end,
+        case when q.fault is null then q.header_text end,
+        case when q.fault is null then q.body end,
+        least(coalesce(q.timeout_milliseconds, usual_timeout), longest_timeout),
+        case when q.fault is null then q.option_text end,
+        case when q.fault is null then q.host else regexp_replace(left(q.host, 253), '[^!-~]', '?', 'g') end,
+        q.requested_by::oid,
+        (select f.revision from net.configuration f),
+        case when isfinite(q.created) then extract(epoch from clock_timestamp() - q.created)::double precision else 0 end,
+        case when q.fault is not null then null
+            when q.options ? 'idempotency_key' then net._idempotency_key(q.id, q.created, q.method, q.options)
+            when not net._is_idempotent(q.method)
+                then net._derived_key((select d.key_namespace from net.database d), q.id, q.created) end,
+        q.fault
+    from unnest(ids, attempts) c (id, attempt)
+    cross join lateral (
+        select f.*,
+            coalesce(reason, case
+                when octet_length(f.method) > 255 then 'The method is longer than 255 bytes.'
+                when octet_length(f.url) > 1000000 then 'The URL is longer than 1000000 bytes.'
+                when octet_length(f.body) > 536870912 then 'The body is larger than 512 MB.'
+                when f.headers is not null and f.header_text is null
+                    then 'The headers are longer than 2500000 bytes as JSON, nested too deeply, or not UTF-8.'
+                when f.options is not null and f.option_text is null
+                    then 'The options are longer than 2500000 bytes as JSON, nested too deeply, or not UTF-8.'
+                when not f.has_context then 'The context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8.'
+                when not convertible and convert_to(concat(f.method, f.url, f.header_text, f.option_text, f.context), 'UTF8') is null
+                    then '' -- which it never is
+                end) as fault
+        from (
+            select w.*, net._host(w.url) as host,
+                case when reason is null then
+                    case when plain or net._is_plain_json(w.headers) then w.headers::text else net._json_text(w.headers) end end as header_text,
+                case when reason is null then
+                    case when plain or net._is_plain_json(w.options) then w.options::text else net._json_text(w.options) end end as option_text,
+                case when reason is null then
+                    w.context is null
+                    or pg_column_compression(w.context) is null and pg_column_size(w.context) <= 8000
+                    or net._json_text(w.context, 16000000) is not null end as has_context
+            from net.http_request_queue w
+            where w.id = c.id
+            offset 0
+        ) f
+        offset 0
+    ) q
+    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
+    where not (alone or q.options -> 'delivery' = '"at_most_once"') is true
+        or set_config('synchronous_commit', 'on', true) is not null;
+end
+$$;
+comment on function net._claimed(bigint[], integer[], uuid, boolean, boolean, text) is
+    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault instead: it is not read any further. Raises what reading a row raises.';
+
+create function net._claim(
+    -- who claims
+    worker_id bigint,
+    -- how many requests at most
+    slots integer,
+    -- how many of them for one host where several wait, and where only one does
+    host_quota integer,
+    lone_quota integer,
+    -- hosts that get none: the worker is full of them
+    full_hosts text[],
+    -- how many bytes of requests at most; one request always fits
+    max_bytes bigint,
+    -- hosts take turns, and roles at each of them: the scan starts behind this one
+    after_host text,
+    -- those that were lost with workers, and no others: one, or a few that were lost less often
+    alone boolean default false,
+    -- the role at after_host; by default it starts behind all of them
+    after_role oid default 4294967295,
+    -- the scan ends with this role at this host; NULL: where it began, when it has been at every host
+    until_host text default null,
+    until_role oid default 0,
+    -- at how many roles of hosts it looks at most
+    look_at integer default 1000
+)
+    -- A last row without an id says that there is more than was looked at, and to go on behind that row's host and role.
+    returns table (
+        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
+        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
+        idempotency_key text, fault text
+    )
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+#variable_conflict use_column
+declare
+    claim_token uuid := gen_random_uuid();
+    suspects bigint[];
+    path text;
+    quota integer := case
+        when (select q.host from net._queue q order by q.host limit 1)
+            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
+        else host_quota end;
+    -- The end of the scan lies behind the last host: it goes on at the first one.
+    wraps boolean := until_host is null
+        or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
+    last_host text := coalesce(until_host, after_host);
+    last_role oid := case when until_host is null then after_role else until_role end;
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    taken record;
+begin
+    perform net._lock_tables();
+    perform net._require_worker(worker_id);
+    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
+        with woken as (
+            update net.http_request_queue q set due = null, waits_since = null
+            where q.id = any (array(
+                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked))
+        )
+        select net._use_owners_path() into path;
+        perform net._pin_path();
+    end if;
+    if alone then
+        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
+        with quarantined as (
+            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+            from net.http_request_queue q
+            where q.due >= 'infinity' and q.origin is null
+                and not exists (select from net.claim c where c.id = q.id offset 0)
+            order by q.due
+        )
+        select array_agg(t.id) into suspects
+        from (
+            select q.id from quarantined q
+            where q.often = (select bool_and(o.often) from quarantined o)
+            order by q.id
+            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
+        ) t;
+    end if;
+    with recursive later (host, role, number) as (
+        (select q.host, q.role, 1 from net._queue q
+         where not alone and (q.host, q.role) > (after_host, after_role) order by q.host, q.role limit 1)
+        union all
+        select n.host, n.role, l.number + 1
+        from later l
+        cross join lateral (
+            select q.host, q.role from net._queue q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
+        ) n
+        where l.number < look_at and (wraps or (n.host, n.role) <= (last_host, last_role))
+    ), earlier (host, role, number) as (
+        (select q.host, q.role, 1 + (select count(*)::integer from later) from net._queue q
+         where not alone and wraps and (select count(*) from later) < look_at and (q.host, q.role) <= (last_host, last_role)
+         order by q.host, q.role limit 1)
+        union all
+        select n.host, n.role, e.number + 1
+        from earlier e
+        cross join lateral (
+            select q.host, q.role from net._queue q
+            where (q.host, q.role) > (e.host, e.role) and (q.host, q.role) <= (last_host, last_role)
+            order by q.host, q.role limit 1
+        ) n
+        where e.number < look_at
+    ), ready as materialized (
+        select r.*, row_number() over () as place
+        from (
+            select l.host, l.role from later l
+            union all
+            select e.host, e.role from earlier e
+        ) h
+        cross join lateral (
+            select o.*, row_number() over () as turn
+            from (
+                select q.id, q.host, q.role, q.timeout_milliseconds,
+                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + net._json_size(q.context) as size,
+                    coalesce(pg_column_size(q.headers), 0) + coalesce(pg_column_size(q.options), 0) as plain_size,
+                    case when net._is_plain_json(q.headers) is not false and net._is_plain_json(q.options) is not false then null
+                        else net._json_size(q.headers) + net._json_size(q.options) end as odd_size
+                from net._queue q
+                where q.host = h.host and q.role = h.role
+                    and not exists (select from net.claim c where c.id = q.id offset 0)
+                    -- Asked once for all rows: mostly there is no mark at all.
+                    and ((select not exists (select from net.mark)) or not exists (
+                        select from net.mark m
+                        where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
+                order by q.priority, q.id
+                limit quota
+                for update of q skip locked
+            ) o
+        ) r
+        where h.host <> all (full_hosts)
+        limit slots
+    ), either as (
+        select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
+            r.odd_size is null as plain, r.place, r.turn
+        from ready r
+        union all
+        select l.id, l.host, l.role, l.timeout_milliseconds, 0, false, 1, 1
+        from (
+            select q.id, net._host(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
+            from net.http_request_queue q
+            where alone and q.id = any (suspects)
+                and not exists (select from net.claim c where c.id = q.id offset 0)
+                and ((select not exists (select from net.mark)) or not exists (
+                    select from net.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
+            for update of q skip locked
+        ) l
+    ), bounded as (
+        select e.*,
+            sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
+            -- The roles of one host share what it may have: a request of each in turn.
+            row_number() over (partition by e.host order by e.turn, random()) as number
+        from either e
+    ), chosen as (
+        select b.* from bounded b where alone or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
+    ), claimed as (
+        insert into net.claim as c (id, host, worker, token, attempt, deadline)
+        select b.id, b.host, worker_id, claim_token,
+            1 + (select count(*) from net.attempt a where a.request_id = b.id),
+            clock_timestamp() + make_interval(secs => greatest(0, least(
+                coalesce(b.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)),
+                (select net._max_timeout_milliseconds()))) / 1000.0 + 60)
+        from chosen b
+        order by b.place
+        on conflict on constraint claim_pkey do nothing
+        returning c.id, c.attempt
+    ), stopped as (
+        -- Where the scan ended before it had been everywhere.
+        select p.host, p.role
+        from (select l.* from later l union all select e.* from earlier e) p
+        where (select count(*) from ready) < slots and p.number >= look_at and (p.host, p.role) <> (last_host collate "C", last_role)
+        limit 1
+    ), behind as (
+        select s.host, s.role, 1 as rank from stopped s
+        union all
+        (select b.host, b.role, 2 from chosen b order by b.place desc limit 1)
+    )
+    select array_agg(c.id) as ids, array_agg(c.attempt) as attempts, (select bool_and(b.plain) from chosen b) as plain,
+        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen) as more,
+        (select b.host from behind b order by b.rank limit 1) as host,
+        (select b.role from behind b order by b.rank limit 1) as role
+    into taken
+    from claimed c;
+
+    if taken.ids is not null then
+        begin
+            return query select * from net._claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
+        exception
+            when transaction_rollback or insufficient_resources or operator_intervention or system_error
+                or object_not_in_prerequisite_state or read_only_sql_transaction then
+                -- Not a row's fault: the worker comes again.
+                raise;
+            when others then
+                for at in 1 .. cardinality(taken.ids) loop
+                    begin
+                        return query
+                        select * from net._claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
+                    exception
+                        when transaction_rollback or insufficient_resources or operator_intervention or system_error
+                            or object_not_in_prerequisite_state or read_only_sql_transaction then
+                            raise;
+                        when others then
+                            return query
+                            select * from net._claimed(
+                                taken.ids[at:at], taken.attempts[at:at], claim_token, alone, false,
+                                'The request cannot be read: ' || sqlerrm || '.');
+                    end;
+                end loop;
+        end;
+    end if;
+    if taken.more then
+        return query
+        select null::bigint, null, null::integer, null::integer, null, null, null, null::bytea, null::integer, null,
+            taken.host::text, taken.role::oid, null::bigint, null::double precision, null, null;
+    end if;
+end
+$$;
+comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
+    'Takes ready requests for a worker, host by host and role by role in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk. A row that cannot be a request comes with its fault alone.';
 
 -- ======== extension/55_marks.sql ========
 
@@ -4338,6 +4637,7 @@ create function net._dropped(worker_id bigint, holding bigint[])
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
+    set jit = off
 as $$
     select array(
         select h.id from unnest(holding) h (id)
@@ -4373,7 +4673,8 @@ create view net.requests with (security_invoker) as
             else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
         case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
-        q.created as requested, case when c.id is null then k.marked end as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        q.created as requested, case when c.id is null then k.marked end as ended,
+        case when pg_catalog.isfinite(q.created) then pg_catalog.now() operator(pg_catalog.-) q.created end as age,
         q.retry_of
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
@@ -4395,7 +4696,7 @@ create view net.requests with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
-        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
+        r.requested, r.created, case when pg_catalog.isfinite(r.requested) then pg_catalog.now() operator(pg_catalog.-) r.requested end, r.retry_of
     from net._http_response r
     where not exists (
         select from net.mark m
@@ -4481,7 +4782,7 @@ create view net.responses with (security_invoker) as
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' then net._json_or_null(r.content, r.content_bytes) end
             as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
-        r.created operator(pg_catalog.-) r.requested as took,
+        case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r

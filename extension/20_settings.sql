@@ -9,6 +9,8 @@ as $$
     values
         ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
          'Total time of an attempt, name resolution to last byte, for requests that do not say their own.'),
+        ('max_timeout', 'interval', '01:00:00', 1, 2147483, 'interval',
+         'The longest total time of an attempt: whoever asks for more, a request or the setting timeout_milliseconds, gets this.'),
         ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
          'How long a response is kept after it was recorded.'),
         ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
@@ -152,6 +154,13 @@ as $$
 $$;
 comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
 
+create function net._max_timeout_milliseconds()
+    returns integer
+    language sql stable parallel safe cost 10
+    set search_path = pg_catalog, pg_temp
+as $$ select (extract(epoch from net._current_setting('max_timeout')::interval) * 1000)::integer $$;
+comment on function net._max_timeout_milliseconds() is 'The setting max_timeout in ms.';
+
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
     from net._known_settings() k
@@ -190,6 +199,15 @@ begin
                 message = pg_catalog.format('invalid value for setting "%s": %s', name, fault),
                 hint = (select pg_catalog.format('The default is %s (%s).', s."default", s.unit)
                         from net.settings s where s.name = configure.name);
+        end if;
+        -- Not in the constraint of the table: what it says must not depend on another row.
+        if name = 'timeout_milliseconds' and value::integer > net._max_timeout_milliseconds() then
+            raise exception using
+                errcode = 'invalid_parameter_value',
+                message = pg_catalog.format('invalid value for setting "timeout_milliseconds": must not be more than max_timeout, %s ms',
+                    net._max_timeout_milliseconds()),
+                hint = pg_catalog.format('Raise that first: select net.configure(''max_timeout'', ''%s s'').',
+                    pg_catalog.ceil(value::numeric / 1000));
         end if;
         insert into net.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;

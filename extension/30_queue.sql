@@ -42,15 +42,16 @@ comment on column net.http_request_queue.body is 'The bytes that are sent; NULL 
 comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
 comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
 comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
-comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one host.';
+comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one role to one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
 comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
 comment on column net.http_request_queue.retry_of is 'The failed request that net.retry made this one of.';
 comment on column net.http_request_queue.due is 'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and is attempted alone.';
 comment on column net.http_request_queue.waits_since is 'When due was set: a clock that is put back is noticed by it.';
 comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
--- The claim's scan skips from host to host over this one. Who waits for a time never stands in front of who is ready.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), priority, id)
+-- The claim's scan skips over this one from host to host, and at each host from role to role. What waits for a time never stands
+-- in front of what is ready.
+create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
@@ -85,11 +86,11 @@ create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select net._caller()));
 
 create view net._queue with (security_invoker) as
-    select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.priority, q.created, q.requested_by,
-        net._host(q.url) collate "C" as host
+    select q.id, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.context, q.priority, q.requested_by,
+        net._host(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
     from net.http_request_queue q
     where q.due is null and q.origin is null;
-comment on view net._queue is 'What is ready, as a claim reads it: with the host, which is what the index http_request_queue_turn begins with.';
+comment on view net._queue is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
 
 create table net.worker (
     id bigint generated always as identity primary key,

@@ -290,7 +290,7 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
-    -- first among the requests of one host; 0); NULL means none
+    -- first among the requests of one role to one host; 0); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result

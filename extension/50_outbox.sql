@@ -119,15 +119,34 @@ $$;
 comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
 revoke all on function net._note_fault(text, text, text, boolean) from public;
 
+create function net._is_idempotent(method text)
+    returns boolean
+    language sql immutable parallel safe cost 1
+as $$
+    select pg_catalog.upper(method collate "C")
+        operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
+$$;
+comment on function net._is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+
+create function net._derived_key(key_namespace uuid, id bigint, created timestamptz)
+    returns text
+    language sql stable parallel safe cost 10
+as $$
+    select pg_catalog.md5(pg_catalog.concat_ws(':', key_namespace, id, extract(epoch from created)))::pg_catalog.uuid::pg_catalog.text
+$$;
+comment on function net._derived_key(uuid, bigint, timestamptz) is
+    'An idempotency key that is the same for each attempt of a request, and for no other request.';
+
 create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when options ? 'idempotency_key' then options ->> 'idempotency_key'
-        when upper(method collate "C") not in ('GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS') then
-            md5(concat_ws(':', (select d.key_namespace from net.database d), id, extract(epoch from created)))::uuid::text
+        when options ? 'idempotency_key' then
+            -- Another value than a string may be 1 GB as text.
+            case when jsonb_typeof(options -> 'idempotency_key') = 'string' then options ->> 'idempotency_key' end
+        when not net._is_idempotent(method) then net._derived_key((select d.key_namespace from net.database d), id, created)
     end
 $$;
 comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
@@ -227,7 +246,7 @@ begin
                 continue;
             end if;
             fate := null;
-            if request.options ->> 'delivery' = 'at_most_once' then
+            if request.options -> 'delivery' = '"at_most_once"' then
                 fate := 'unknown';
                 message := reason || ' Whether the request was received is unknown, and it is not sent again.';
             elsif ending = 'lost' and request.losses >= max_losses then
@@ -327,162 +346,12 @@ $$;
 comment on function net._register(text, bigint, uuid, bigint[], text, text) is
     'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
 
-create function net._claim(
-    -- who claims
-    worker_id bigint,
-    -- how many requests at most
-    slots integer,
-    -- how many of them for one host where several wait, and where only one does
-    host_quota integer,
-    lone_quota integer,
-    -- hosts that get none: the worker is full of them
-    full_hosts text[],
-    -- how many bytes of bodies at most; one request always fits
-    max_bytes bigint,
-    -- hosts take turns: the scan starts behind this one
-    after_host text,
-    -- those that were lost with workers, and no others: one, or a few that were lost less often
-    alone boolean default false
-)
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, revision bigint, age double precision, idempotency_key text
-    )
-    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+create function net._excerpt(given text, at_most integer)
+    returns text
+    language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set enable_mergejoin = off
-    set enable_material = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
-    set lock_timeout = '500ms'
-as $$
-#variable_conflict use_column
-declare
-    claim_token uuid := gen_random_uuid();
-    suspects bigint[];
-    path text;
-    quota integer := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
-    -- In a variable: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-begin
-    perform net._lock_tables();
-    perform net._require_worker(worker_id);
-    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
-        with woken as (
-            update net.http_request_queue q set due = null, waits_since = null
-            where q.id = any (array(
-                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                order by w.due limit 1000 for update skip locked))
-        )
-        select net._use_owners_path() into path;
-        perform net._pin_path();
-    end if;
-    if alone then
-        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
-        with quarantined as (
-            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
-            from net.http_request_queue q
-            where q.due >= 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-            order by q.due
-        )
-        select array_agg(t.id) into suspects
-        from (
-            select q.id from quarantined q
-            where q.often = (select bool_and(o.often) from quarantined o)
-            order by q.id
-            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
-        ) t;
-    end if;
-    return query
-    with recursive later (name) as (
-        (select q.host from net._queue q where not alone and q.host > after_host order by q.host limit 1)
-        union all
-        select (select q.host from net._queue q where q.host > l.name order by q.host limit 1)
-        from later l where l.name is not null
-    ), earlier (name) as (
-        (select q.host from net._queue q where not alone and q.host <= after_host order by q.host limit 1)
-        union all
-        select (select q.host from net._queue q
-                where q.host > e.name and q.host <= after_host order by q.host limit 1)
-        from earlier e where e.name is not null
-    ), ready as materialized (
-        select r.*
-        from (
-            select name from later where name is not null
-            union all
-            select name from earlier where name is not null
-        ) h
-        cross join lateral (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created, q.host,
-                coalesce(octet_length(q.body), 0) as size
-            from net._queue q
-            where q.host = h.name
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                -- Asked once for all rows: mostly there is no mark at all.
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            order by q.priority, q.id
-            limit quota
-            for update of q skip locked
-        ) r
-        where h.name <> all (full_hosts)
-        limit slots
-    ), either as (
-        select r.* from ready r
-        union all
-        select l.*
-        from (
-            select q.id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.created,
-                net._host(q.url) collate "C" as host, 0 as size
-            from net.http_request_queue q
-            where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            for update of q skip locked
-        ) l
-    ), bounded as (
-        select r.id, r.method, r.url, r.headers, r.body, r.options, r.host, r.created,
-            -- Looked up here, in the snapshot that sees the request.
-            coalesce(r.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)) as timeout_milliseconds,
-            sum(r.size) over (rows between unbounded preceding and 1 preceding) as size_before
-        from either r
-    ), claimed as (
-        insert into net.claim as c (id, host, worker, token, attempt, deadline)
-        select b.id, b.host, worker_id, claim_token,
-            1 + (select count(*) from net.attempt a where a.request_id = b.id),
-            clock_timestamp() + make_interval(secs => b.timeout_milliseconds / 1000.0 + 60)
-        from bounded b
-        where coalesce(b.size_before, 0) < max_bytes
-        on conflict on constraint claim_pkey do nothing
-        returning c.id, c.attempt
-    )
-    select c.id, claim_token::text, c.attempt,
-        case when c.attempt = 1 then 0
-            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
-        upper(b.method collate "C"), b.url, b.headers::text, b.body,
-        b.timeout_milliseconds, b.options::text, b.host,
-        (select f.revision from net.configuration f),
-        extract(epoch from clock_timestamp() - b.created)::double precision,
-        net._idempotency_key(b.id, b.created, b.method, b.options)
-    from claimed c
-    join bounded b on b.id = c.id
-    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
-    where not (alone or b.options ->> 'delivery' = 'at_most_once') is true
-        or set_config('synchronous_commit', 'on', true) is not null;
-end
-$$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean) is
-    'Takes ready requests for a worker, host by host in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk.';
+as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
+comment on function net._excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
 create function net._store(outcomes json, size integer)
@@ -511,7 +380,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision
+            retry_in double precision, unreadable boolean
         )
         cross join lateral (
             select c.attempt, c.claimed from net.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -553,7 +422,8 @@ begin
             h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
             net._idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
-        where h.locked and h.state in ('failed', 'unknown', 'cancelled')
+        -- What cannot be a request is not kept in order to be sent again.
+        where h.locked and h.state in ('failed', 'unknown', 'cancelled') and h.unreadable is not true
     ), recorded as (
         insert into net._http_response (
             id, status_code, content_type, headers, content, timed_out, error_msg, state, content_bytes, attempts,
@@ -562,7 +432,10 @@ begin
         )
         select h.id, h.status_code, h.content_type, h.headers,
             coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt, h.context, h.method, h.url, h.requested_by, h.requested,
+            decode(h.content_base64, 'base64'), h.attempt,
+            case when h.unreadable and net._json_text(h.context, 16000000) is null then null else h.context end,
+            case when h.unreadable then net._excerpt(h.method, 255) else h.method end,
+            case when h.unreadable then net._excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
             h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
         from held h
@@ -1399,7 +1272,6 @@ comment on function net._tend(bigint, bigint[]) is
 
 revoke all on function
     net._register(text, bigint, uuid, bigint[], text, text),
-    net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean),
     net._record(json),
     net._release(bigint[], uuid[], text),
     net._deregister(bigint, uuid, integer),

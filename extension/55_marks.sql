@@ -215,6 +215,7 @@ create function net._dropped(worker_id bigint, holding bigint[])
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
+    set jit = off
 as $$
     select array(
         select h.id from unnest(holding) h (id)

@@ -22,7 +22,8 @@ create view net.requests with (security_invoker) as
             else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
         case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
-        q.created as requested, case when c.id is null then k.marked end as ended, pg_catalog.now() operator(pg_catalog.-) q.created as age,
+        q.created as requested, case when c.id is null then k.marked end as ended,
+        case when pg_catalog.isfinite(q.created) then pg_catalog.now() operator(pg_catalog.-) q.created end as age,
         q.retry_of
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
@@ -44,7 +45,7 @@ create view net.requests with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
     select r.id, r.state, r.method, r.url, r.requested_by, r.status_code, r.error_msg, r.attempts, null,
-        r.requested, r.created, pg_catalog.now() operator(pg_catalog.-) r.requested, r.retry_of
+        r.requested, r.created, case when pg_catalog.isfinite(r.requested) then pg_catalog.now() operator(pg_catalog.-) r.requested end, r.retry_of
     from net._http_response r
     where not exists (
         select from net.mark m
@@ -130,7 +131,7 @@ create view net.responses with (security_invoker) as
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' then net._json_or_null(r.content, r.content_bytes) end
             as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
-        r.created operator(pg_catalog.-) r.requested as took,
+        case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r

@@ -360,7 +360,7 @@ class Recorder:
             " after_host => '')",
             (self.id, slots, slots, slots, max_bytes),
         ).fetchall()
-        return dict(rows)
+        return {id: token for id, token in rows if id is not None}
 
     def record(self, claims: dict[int, str], **more: Any) -> list[int]:
         """Record a success for each; gives the ids that are held up."""

@@ -224,6 +224,111 @@ def test_hosts_take_turns_from_claim_to_claim(database: Database, recorder: Reco
     assert taken == {"a.example": 10, "b.example": 10, "c.example": 10}
 
 
+def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> None:
+    """Whatever priority one of them gives its own, and however few slots there are."""
+    for role, priority, count in ("greedy", -32768, 300), ("patient", 32767, 5):
+        database.execute(f"create role {role}_{database.name}")
+        database.execute(f"set role {role}_{database.name}")
+        database.execute(
+            "insert into net.http_request_queue (method, url, priority)"
+            " select 'GET', 'http://a.example/' || n, %s from generate_series(1, %s) n",
+            priority,
+            count,
+        )
+        database.execute("reset role")
+    taken: Counter[str] = Counter()
+    place: tuple[str, int] = ("", 0)
+    for slots in (1, 1, 1, 1, 4, 20):
+        rows = recorder.connection.execute(
+            "select host, role, role::regrole::text from net._claim(%s, %s, %s, %s, '{}', 100000,"
+            " %s, false, %s) where id is not null",
+            (recorder.id, slots, slots, slots, *place),
+        ).fetchall()
+        place = rows[-1][:2]
+        taken.update(role.partition("_")[0] for _host, _oid, role in rows)
+        if slots == 1:
+            assert abs(taken["greedy"] - taken["patient"]) <= 1
+    assert taken["patient"] == 5
+    # One's own go by their priority.
+    database.execute("delete from net.claim")
+    database.execute("update net.http_request_queue set priority = -1 where id = 200")
+    assert set(recorder.claim(1)) != {200}
+
+
+def test_roles_share_what_a_host_may_have(database: Database, recorder: Recorder) -> None:
+    """One free slot at a time: whose turn it is, is left to chance."""
+    for role in "greedy", "patient":
+        database.execute(f"create role {role}_{database.name}")
+        database.execute(f"set role {role}_{database.name}")
+        for host in "ab":
+            insert(database, f"http://{host}.example/", 50)
+        database.execute("reset role")
+    taken: Counter[str] = Counter()
+    for _ in range(40):
+        rows = recorder.connection.execute(
+            "select role::regrole::text, count(*) over (partition by host)"
+            " from net._claim(%s, 100, 1, 1, '{}', 100000, '') where id is not null",
+            (recorder.id,),
+        ).fetchall()
+        assert [number for _role, number in rows] == [1, 1]
+        taken.update(role.partition("_")[0] for role, _number in rows)
+    assert min(taken["greedy"], taken["patient"]) >= 15
+
+
+def test_a_claim_looks_at_so_many_hosts_at_most(database: Database, recorder: Recorder) -> None:
+    database.execute(
+        "insert into net.http_request_queue (method, url)"
+        " select 'GET', format('http://h%s.example/', n) from generate_series(1, 5000) n"
+    )
+    # Others have them all in flight but one.
+    database.execute(
+        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        " select id, '', 1, gen_random_uuid(), 1, now() + interval '1 hour'"
+        ' from net.http_request_queue order by net._host(url) collate "C" offset 1'
+    )
+
+    def claim(after: tuple[Any, ...], until: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        return recorder.connection.execute(
+            "select id, host, role"
+            " from net._claim(%s, 10, 10, 10, '{}', 1000, %s, false, %s, %s, %s)",
+            (recorder.id, *after, *until),
+        ).fetchall()
+
+    began: tuple[Any, ...] = ("h10", 0)
+    place: tuple[Any, ...] = began
+    until: tuple[Any, ...] = (None, 0)
+    looks, found = 0, []
+    while True:
+        rows = claim(place, until)
+        looks += 1
+        found += [id for id, _host, _role in rows if id is not None]
+        if not rows:
+            break
+        until, place = began, rows[-1][1:]
+    # Once around, and it was there.
+    assert len(found) == 1
+    assert looks == 6
+
+
+def test_a_worker_finds_what_is_behind_many_hosts(
+    database: Database, nginx: Nginx, recorder: Recorder
+) -> None:
+    """And ends, where it is to, when it has been everywhere."""
+    database.execute(
+        "insert into net.http_request_queue (method, url)"
+        " select 'GET', format('http://h%s.example/', n) from generate_series(1, 3000) n"
+    )
+    database.execute(
+        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        " select q.id, '', %s, gen_random_uuid(), 1, now() + interval '1 hour'"
+        " from net.http_request_queue q",
+        recorder.id,
+    )
+    database.execute(f"select net.http_get('{nginx.url.replace('127.0.0.1', 'localhost')}/')")
+    database.execute("call net.drain()")
+    assert database.rows("select status_code from net._http_response") == [(200,)]
+
+
 def test_a_full_host_gets_none(database: Database, recorder: Recorder) -> None:
     for host in "ab":
         insert(database, f"http://{host}.example/", 10)

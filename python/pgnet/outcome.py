@@ -36,7 +36,9 @@ def outcome_of(
     answers are a success.
     """
     if isinstance(answer, str):
-        return Outcome(claim.id, claim.token, "failed", error_msg=storable.text(answer))
+        message = storable.text(answer)
+        unreadable = None if claim.fault is None else True
+        return Outcome(claim.id, claim.token, "failed", error_msg=message, unreadable=unreadable)
     masks = () if assembled is None else assembled.masks
 
     def text_of(text: str) -> str:

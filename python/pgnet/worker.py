@@ -37,8 +37,10 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnknown,
     Outcome,
+    Place,
     Secret,
     Tending,
+    Turn,
 )
 from pgnet.outcome import Storable, outcome_of
 from pgnet.quarantine import Quarantine
@@ -50,7 +52,7 @@ from pgnet.window import Window
 
 log = logging.getLogger("pgnet.worker")
 
-# Bytes of request bodies that one claim brings into memory.
+# Bytes of requests that one claim brings into memory.
 _CLAIM_BYTES = 64 << 20
 # Bytes of response bodies that may wait to be recorded while more requests are claimed.
 _UNRECORDED_BYTES = 64 << 20
@@ -159,7 +161,10 @@ class Worker:
         self._young: dict[int, float] = {}
         self._hosts: Counter[str] = Counter()
         self._full_hosts: list[str] = []
-        self._after_host = ""
+        # Hosts, and roles at each of them, take turns from behind this place. Where there are too
+        # many to look at in one claim, the next ones go on, until they are where they began.
+        self._after = Place()
+        self._until: Place | None = None
         self._recorder: Recorder[_Flight] = Recorder(self._outcome)
         # What is to be given back: why, or None where no attempt was begun.
         self._given_up: list[tuple[Claim, str | None]] = []
@@ -318,7 +323,8 @@ class Worker:
             self._look = True
         claim = claim and self._mode != "off" and now >= self._claiming.retry_at
         free = self._room(now)
-        wanted = claim and self._look and free > 0 and self._recorder.size < _UNRECORDED_BYTES
+        looks = self._look or self._until is not None
+        wanted = claim and looks and free > 0 and self._recorder.size < _UNRECORDED_BYTES
         if claim and self._look and not wanted:
             self._wake_next()
         alone = claim and self._quarantine.is_on
@@ -366,7 +372,9 @@ class Worker:
             lone_quota=room,
             full_hosts=self._full_hosts,
             max_bytes=_CLAIM_BYTES,
-            after_host=self._after_host,
+            after=self._after,
+            # For a new reason it looks everywhere.
+            until=None if self._look else self._until,
             alone=alone,
         )
 
@@ -405,7 +413,7 @@ class Worker:
         if demand is not None:
             self._claiming.succeeded()
             self._begin_all(turn.claims)
-            self._after_claim(demand, turn.claims)
+            self._after_claim(demand, turn)
 
     def _begin_all(self, claims: Sequence[Claim]) -> None:
         """Send what was claimed, by the settings and with the secrets of this moment."""
@@ -425,12 +433,12 @@ class Worker:
         self._given_up += [(claim, None) for claim in claims]
         self._return_claims()
 
-    def _after_claim(self, demand: Demand, claims: Sequence[Claim]) -> None:
+    def _after_claim(self, demand: Demand, turn: Turn) -> None:
         if demand.alone:
-            suspects = {claim.id for claim in claims if claim.id in self._flights}
+            suspects = {claim.id for claim in turn.claims if claim.id in self._flights}
             self._quarantine.claimed(suspects, time.monotonic())
             self._look = self._look or not suspects
-        elif self._may_be_more(demand, claims):
+        elif self._may_be_more(demand, turn):
             self._look = True
             self._wake_next()
         elif demand.full_hosts:
@@ -488,17 +496,22 @@ class Worker:
     def _host_cap(self) -> int:
         return max(1, int(self._window.most * _HOST_SHARE))
 
-    @staticmethod
-    def _may_be_more(demand: Demand, claims: Sequence[Claim]) -> bool:
-        if len(claims) >= demand.slots:
+    def _may_be_more(self, demand: Demand, turn: Turn) -> bool:
+        """Whether to look for more at once; otherwise the scan goes on, or has been everywhere."""
+        self._until = None
+        if turn.more is not None:
+            self._after = turn.more
+            if not turn.claims:
+                # Nothing was there: it ends where it began.
+                self._until = demand.until or demand.after
+            return bool(turn.claims)
+        if len(turn.claims) >= demand.slots:
             return True
-        hosts = Counter(claim.host for claim in claims)
-        return any(count >= demand.host_quota for count in hosts.values()) or (
-            sum(len(claim.body or b"") for claim in claims) >= demand.max_bytes / 2
-        )
+        hosts = Counter(claim.host for claim in turn.claims)
+        return any(count >= demand.host_quota for count in hosts.values())
 
     def _begin(self, claim: Claim, secrets: Mapping[str, Secret]) -> None:
-        self._after_host = claim.host
+        self._after = Place(claim.host, claim.role)
         flight = _Flight(claim, time.monotonic())
         former = self._flights.get(claim.id)
         if former is not None:
@@ -510,6 +523,9 @@ class Worker:
         try:
             assert self._exchange is not None
             assert self._rules is not None
+            if claim.fault is not None:
+                self._done(flight, claim.fault)
+                return
             flight.delivery = delivery = delivery_of(claim, self._policies, self._rules[2])
             flight.assembled = assembled = assemble(
                 claim, secrets, self._directory, self._masks, delivery.key_header
@@ -665,7 +681,8 @@ class Worker:
             self._exchange.configure(guard, limits, hosts)
 
     def _is_idle(self) -> bool:
-        looks = self._mode != "off" and (self._look or self._quarantine.is_on)
+        looks = self._look or self._until is not None or self._quarantine.is_on
+        looks = looks and self._mode != "off"
         return not (looks or self._flights) and self._recorder.is_empty
 
     def _sleep(self, until: float) -> None:

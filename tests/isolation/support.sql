@@ -40,7 +40,7 @@ begin
     return query
     with c as (
         select c.* from worker w cross join lateral net._claim(w.id, slots, slots, slots, '{}', 1000000, '', alone) c
-        where w.number = worker_number
+        where w.number = worker_number and c.id is not null
     ), h as (
         insert into held select worker_number, c.id, c.token::uuid from c
     )

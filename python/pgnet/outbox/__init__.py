@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 # What a worker's session needs, whatever its database or role has set: it writes, and sees what
 # others have committed.
@@ -112,7 +112,9 @@ class Claim:
     objects as text or None; timeout_milliseconds is the total time of the attempt; revision is
     that of the settings, egress rules, hosts and retry policies when it was claimed; age is the
     seconds since the request was made; idempotency_key the one that was asked for, or of a method
-    that is not idempotent one for a policy that may send it twice.
+    that is not idempotent one for a policy that may send it twice; role is the oid of the role that
+    made the request. fault says why the row cannot be a request, and is None where it may be one:
+    with a fault, what would be sent is left out.
     """
 
     id: int
@@ -129,6 +131,8 @@ class Claim:
     revision: int
     age: float
     idempotency_key: str | None
+    role: int = 0
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +164,9 @@ class Outcome:
     content is the body as text, or text_base64 the same in base64 where that is shorter;
     content_base64 the body that is no text; headers the answer's as an object, header_list in their
     order; final_url where redirects led to, None where there were none; the times are in ms;
-    retry_in is in seconds, and given with the state retrying alone, which is no end.
-    put_aside: it was tried before, or is large, and the database keeps it where it cannot be
-    recorded now.
+    retry_in is in seconds, and given with the state retrying alone, which is no end; unreadable is
+    True where the claim had a fault. put_aside: it was tried before, or is large, and the database
+    keeps it where it cannot be recorded now.
     """
 
     id: int
@@ -188,6 +192,7 @@ class Outcome:
     total_ms: float | None = None
     retry_in: float | None = None
     put_aside: bool | None = None
+    unreadable: bool | None = None
 
     @property
     def size(self) -> int:
@@ -223,14 +228,22 @@ def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
     )
 
 
+class Place(NamedTuple):
+    """A place in the turns of hosts, and of roles at each host; role is an oid."""
+
+    host: str = ""
+    role: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a worker can take now.
 
     slots: requests at most; host_quota: of them for one host where several wait; lone_quota: for
     one host where only one does; full_hosts: hosts that get none;
-    max_bytes: of bodies; after_host: hosts take turns from behind this one; alone: one request
-    that is to be attempted alone, and no other.
+    max_bytes: of requests; after: hosts and their roles take turns from behind this place; until:
+    where the scan ends, None for once around; alone: one request that is to be attempted alone, and
+    no other.
     """
 
     slots: int
@@ -238,7 +251,8 @@ class Demand:
     lone_quota: int
     full_hosts: Sequence[str]
     max_bytes: int
-    after_host: str
+    after: Place
+    until: Place | None = None
     alone: bool = False
 
 
@@ -270,9 +284,13 @@ class Tending:
 
 @dataclass(slots=True)
 class Turn:
-    """The answer to one turn: what was claimed, and the ids whose recording is held up."""
+    """The answer to one turn: what was claimed, and the ids whose recording is held up.
+
+    more: where to go on, since there is more than was looked at; None where there is not.
+    """
 
     claims: list[Claim] = field(default_factory=list)
+    more: Place | None = None
     held_up: list[int] = field(default_factory=list)
 
 

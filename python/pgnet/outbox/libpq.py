@@ -30,6 +30,7 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnknown,
     Outcome,
+    Place,
     Secret,
     Tending,
     Turn,
@@ -77,7 +78,8 @@ _SET = (
 _CLAIM_CALL = (
     "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
-    " %(bytes)s::bigint, %(after)s::text, %(alone)s::boolean)"
+    " %(bytes)s::bigint, %(after_host)s::text, %(alone)s::boolean, %(after_role)s::oid,"
+    " %(until_host)s::text, %(until_role)s::oid)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
@@ -274,7 +276,10 @@ class LibpqOutbox:
                 "lone": demand.lone_quota,
                 "full": list(demand.full_hosts),
                 "bytes": demand.max_bytes,
-                "after": demand.after_host,
+                "after_host": demand.after.host,
+                "after_role": demand.after.role,
+                "until_host": demand.until and demand.until.host,
+                "until_role": demand.until and demand.until.role,
                 "alone": demand.alone,
             }
         sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
@@ -284,6 +289,8 @@ class LibpqOutbox:
             turn.held_up = row.pop("held_up") or []
             if row["id"] is not None:
                 turn.claims.append(Claim(**row))
+            elif row.get("host") is not None:
+                turn.more = Place(row["host"], row["role"])
         return turn
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:

@@ -25,6 +25,7 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnknown,
     Outcome,
+    Place,
     Secret,
     Tending,
     Turn,
@@ -38,8 +39,12 @@ from pgnet.worker import Worker, raise_file_limit
 
 # Types are looked up in the session's path: those that the grammar does not know are qualified.
 _TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
-_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8)"
-_CLAIM_TYPES = ["bigint", "int", "int", "int", f"{_TEXT}[]", "bigint", _TEXT, "boolean"]
+_OID = "pg_catalog.oid"
+_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_CLAIM_TYPES = [
+    *("bigint", "int", "int", "int", f"{_TEXT}[]", "bigint"),
+    *(_TEXT, "boolean", _OID, _TEXT, _OID),
+]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
 _INVALID_TRANSACTION_TERMINATION = "2D000"
@@ -208,10 +213,15 @@ class SpiOutbox:
                     demand.lone_quota,
                     list(demand.full_hosts),
                     demand.max_bytes,
-                    demand.after_host,
+                    demand.after.host,
                     demand.alone,
+                    demand.after.role,
+                    demand.until and demand.until.host,
+                    demand.until and demand.until.role,
                 )
-                turn.claims = [Claim(**row) for row in rows]
+                turn.claims = [Claim(**row) for row in rows if row["id"] is not None]
+                if rows and rows[-1]["id"] is None:
+                    turn.more = Place(rows[-1]["host"], rows[-1]["role"])
         return turn
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
