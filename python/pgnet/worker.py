@@ -175,6 +175,7 @@ class Worker:
         self._look = True
         self._next_look = 0.0
         self._last_look = 0.0
+        self._heartbeat_pause = _HEARTBEAT_PAUSE
         self._signals: set[str] = set()
         self._event = Event()
         self._over = False
@@ -591,7 +592,7 @@ class Worker:
 
     def _tend_if_due(self, signals: Set[str]) -> None:
         if signals & {"reload", "prepared"}:
-            self._next_look = min(self._next_look, self._last_look + _HEARTBEAT_PAUSE)
+            self._next_look = min(self._next_look, self._last_look + self._heartbeat_pause)
         if time.monotonic() >= self._next_look:
             self._look_after()
 
@@ -630,6 +631,8 @@ class Worker:
         polling = self._outbox.wake_up_fault is not None
         next_look = min(tending.next_look, _POLL_INTERVAL if polling else _LONGEST_SLEEP)
         self._last_look = time.monotonic()
+        # However often it is asked for, it takes a fifth of the worker's time at most.
+        self._heartbeat_pause = max(_HEARTBEAT_PAUSE, 4 * (self._last_look - now))
         self._next_look = self._last_look + next_look
         self._look = True
         return dropped
