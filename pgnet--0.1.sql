@@ -222,15 +222,17 @@ create function net._require_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
+    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else the one that connected.
+    session_role name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     registered record;
 begin
-    if not pg_has_role(session_user, current_user, 'member')
-        and not exists (select from net.worker_role w where pg_has_role(session_user, w.role, 'member'))
+    if not pg_has_role(session_role, current_user, 'member')
+        and not exists (select from net.worker_role w where pg_has_role(session_role, w.role, 'member'))
     then
         raise exception using
             errcode = 'insufficient_privilege',
-            message = format('role "%s" may not run workers', session_user),
-            hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_user);
+            message = format('role "%s" may not run workers', session_role),
+            hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
     -- A foreign key's action runs the triggers of its table as the owner of that table, in the session of whoever deletes a request:
     -- a worker's.
@@ -240,7 +242,7 @@ begin
             message = 'a worker''s calls do not come from a trigger';
     end if;
     -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
-    if pg_my_temp_schema() <> 0 and not pg_has_role(session_user, current_user, 'member')
+    if pg_my_temp_schema() <> 0 and not pg_has_role(session_role, current_user, 'member')
         and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
             or exists (select from pg_type t where t.typnamespace = pg_my_temp_schema()))
     then

@@ -87,11 +87,12 @@ def test_whose_session_it_is_counts(open_database: Database) -> None:
     assert may_work(open_database.connect("wr_worker"))
     assert may_work(open_database.connect("wr_member"))
     assert not may_work(open_database.connect("wr_visitor"))
-    # SET ROLE: the session is still the superuser's, or the member's.
+    # SET ROLE gives rights away, until it is reset.
     session = open_database.connect()
     session.execute("set role wr_visitor")
-    assert may_work(session)
+    assert not may_work(session)
     session.execute("reset role")
+    assert may_work(session)
     session.execute("set session authorization wr_visitor")
     assert not may_work(session)
     session.execute("set session authorization wr_member")
