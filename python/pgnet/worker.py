@@ -294,6 +294,8 @@ class Worker:
                     # with the extension.
                     self._drop(set(self._holding()))
                     self._generation = None
+                    for what in (self._heartbeat, self._claiming, self._recording):
+                        what.succeeded()
                 self._look = True
                 self._next_look = 0.0
                 if absent:
