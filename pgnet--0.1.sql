@@ -5192,7 +5192,8 @@ begin
     key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
         else request.idempotency_key end;
     chosen := nullif(
-        coalesce(request.options, '{}') - 'idempotency_key'
+        -- A row that was inserted by hand may have options that are no object; it has failed for that.
+        case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
     if requester = net._caller() then
         insert into net.http_request_queue (

@@ -137,6 +137,8 @@ def test_rows_that_cannot_be_requests(database: Database, nginx: Nginx, form: Fo
     assert wrong == {}
     assert len(messages) == len(POISON)
     readable(database)
+    # What can be sent again is; and none of them stops the others.
+    database.rows("select net.retry(id) from net.failures")
 
 
 def test_what_is_long_in_any_column_counts(database: Database, recorder: Recorder) -> None:

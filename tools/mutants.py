@@ -236,13 +236,15 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "            if fate is null then\n                insert into net.attempt",
-                "            if fate is null then\n                if false then insert into net.attempt",
+                "                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
+                "                    values (\n",
+                "                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
+                "                    select * from (values (\n",
             ),
             Edit(
                 OUTBOX,
-                "clock_timestamp(), reason)\n                on conflict do nothing;\n",
-                "clock_timestamp(), reason)\n                on conflict do nothing; end if;\n",
+                "                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)\n",
+                "                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)) v where false\n",
             ),
         ),
         (CRASHES + "test_another_worker_rescues_a_killed_ones_requests",),
