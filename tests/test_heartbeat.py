@@ -337,11 +337,11 @@ def test_a_lock_of_a_table_delays_what_needs_it(database: Database, witness: Run
 def test_a_drop_is_no_victim_of_a_deadlock(database: Database, witness: Running) -> None:
     """One after another, with a worker at work, which serves each new extension."""
     with database.worker("--verbose") as worker:
+        database.execute("select net.wait_until_running()")
         for round in range(15):
             queue(database, f"{witness.url}/delay/0.2?{round}-#", 30)
             queue(database, f"{witness.url}/body/{round}-#", 30)
-            with pytest.MonkeyPatch.context():
-                database.execute("drop extension pgnet")
+            database.execute("drop extension pgnet")
             database.execute("create extension pgnet")
             database.execute("select net.allow_network('loopback')")
             started = time.monotonic()
