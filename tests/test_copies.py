@@ -903,13 +903,17 @@ def test_adoption_while_a_subscription_goes_on(
 
 
 def test_other_tools_that_replicate(shop: Database, witness: Running) -> None:
-    """They work in sessions that say so; what comes in by them is not sent."""
+    """They work in sessions that say so. A row that brings its number is not sent; a call is."""
     session = shop.connect(options="-c session_replication_role=replica")
-    session.execute("select net.http_get(%s)", (f"{witness.url}/replicated",))
+    session.execute(
+        "insert into net.http_request_queue (id, method, url) values (1000, 'GET', %s)",
+        (f"{witness.url}/replicated",),
+    )
+    session.execute("select net.http_get(%s)", (f"{witness.url}/called",))
     request(shop, witness, "/own")
     shop.execute("call net.drain()")
-    assert sent(witness) == {"/own": 1}
-    assert shop.rows(QUEUE) == [(1, "replica", f"{witness.url}/replicated")]
+    assert sent(witness) == {"/called": 1, "/own": 1}
+    assert shop.rows(QUEUE) == [(1000, "replica", f"{witness.url}/replicated")]
 
 
 def test_all_tables_can_be_replicated(fresh_database: Database) -> None:

@@ -63,6 +63,10 @@ def _positive(text: str) -> int:
     return number
 
 
+# Seconds that the threads which wait for work have to end.
+_IDLE_THREADS_END = 0.5
+
+
 def _worker(options: argparse.Namespace) -> int:
     import gevent
     import psycopg
@@ -106,6 +110,7 @@ def _worker(options: argparse.Namespace) -> int:
         return 1
     finally:
         # Python 3.13 and later complain about a thread that still waits for work when they end.
-        # A thread that waits for a server which hangs is not waited for.
-        gevent.get_hub().threadpool.kill()
+        # A thread that waits for the server is not waited for: the server may hang.
+        with gevent.Timeout(_IDLE_THREADS_END, False):
+            gevent.get_hub().threadpool.kill()
     return 0
