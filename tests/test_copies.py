@@ -748,8 +748,7 @@ def test_what_a_subscriber_takes_and_what_not(
         publisher.execute(
             "select net.set_secret('key', 'some secret value', 'https://example.com/')"
         )
-        publisher.execute("select net._register('process')")
-        publisher.execute("select net._claim(1, 10, 10, 10, '{}', 1000, '')")
+        claim_all(publisher)
         caught_up()
         name = f"of_{publisher.name}"
         expected = [(id, None, f"{witness.url}/own/{n}") for n, id in enumerate(own)]
