@@ -957,7 +957,6 @@ as $$
 #variable_conflict use_column
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     lock table net.secret, net.secret_grant in access share mode nowait;
     return query
     with asked as materialized (
@@ -2759,7 +2758,11 @@ comment on function net._worker_is_up() is 'Whether a worker serves this databas
 
 -- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
 -- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
-create function net._lock_tables()
+-- Whoever may not work is told so first, and locks nothing.
+create function net._lock_tables(
+    -- as for net._require_worker
+    worker_id bigint default null
+)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2770,9 +2773,11 @@ declare
 begin
     for round in 1 .. 10 loop
         begin
+            lock table net.worker_role, net.worker in access share mode nowait;
+            perform net._require_worker(worker_id);
             lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded, net.worker
                 in row exclusive mode nowait;
-            lock table net._queue, net.setting, net.configuration, net.database, net.worker_role, net.mark in access share mode nowait;
+            lock table net._queue, net.setting, net.configuration, net.database, net.mark in access share mode nowait;
             return;
         exception when lock_not_available then
             null;
@@ -2794,9 +2799,9 @@ begin
         hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace = ''net''::regnamespace).';
 end
 $$;
-comment on function net._lock_tables() is
-    'Takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
-revoke all on function net._lock_tables() from public;
+comment on function net._lock_tables(bigint) is
+    'Asks net._require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+revoke all on function net._lock_tables(bigint) from public;
 
 -- ---- what fails, and what can be done about it
 
@@ -3046,7 +3051,6 @@ declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
     -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
     execute 'unlisten pgnet';
@@ -3207,7 +3211,6 @@ create function net._record(
 as $$
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     return net._store_or_halve(outcomes);
 end
 $$;
@@ -3431,7 +3434,6 @@ declare
     held bigint[];
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     -- What somebody cancels just now is not the worker's any more.
     held := array(
         select c.id
@@ -3465,7 +3467,6 @@ create function net._deregister(
 as $$
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
     where w.id = worker_id and w.secret = worker_secret;
     if found then
@@ -4237,10 +4238,7 @@ declare
     claim_token uuid := gen_random_uuid();
     suspects bigint[];
     path text;
-    quota integer := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
+    quota integer;
     -- The end of the scan lies behind the last host: it goes on at the first one.
     wraps boolean := until_host is null
         or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
@@ -4248,10 +4246,31 @@ declare
     last_role oid := case when until_host is null then after_role else until_role end;
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
+    crowded oid[] := '{}';
     taken record;
 begin
-    perform net._lock_tables();
-    perform net._require_worker(worker_id);
+    perform net._lock_tables(worker_id);
+    quota := case
+        when (select q.host from net._queue q order by q.host limit 1)
+            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
+        else host_quota end;
+    -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
+    -- 100,000 of them. So that role waits until workers have acted on its marks.
+    if (select m.request_id from net.mark m order by m.requested_by offset 2000 limit 1) is not null then
+        with recursive roles (role) as (
+            (select m.requested_by from net.mark m order by m.requested_by limit 1)
+            union all
+            select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+            from roles r where r.role is not null
+        )
+        select coalesce(array_agg(r.role::oid), '{}') into crowded
+        from roles r
+        where (
+            select count(*) from (
+                select m.action, m.retry_at from net.mark m where m.requested_by = r.role limit 10000
+            ) m
+            where m.action <> 'retry' and m.retry_at is null) > 2000;
+    end if;
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -4329,7 +4348,7 @@ begin
                 for update of q skip locked
             ) o
         ) r
-        where h.host <> all (full_hosts)
+        where h.host <> all (full_hosts) and h.role <> all (crowded)
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,

@@ -281,7 +281,6 @@ as $$
 #variable_conflict use_column
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     lock table net.secret, net.secret_grant in access share mode nowait;
     return query
     with asked as materialized (

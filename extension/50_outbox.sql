@@ -25,7 +25,11 @@ comment on function net._worker_is_up() is 'Whether a worker serves this databas
 
 -- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
 -- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
-create function net._lock_tables()
+-- Whoever may not work is told so first, and locks nothing.
+create function net._lock_tables(
+    -- as for net._require_worker
+    worker_id bigint default null
+)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -36,9 +40,11 @@ declare
 begin
     for round in 1 .. 10 loop
         begin
+            lock table net.worker_role, net.worker in access share mode nowait;
+            perform net._require_worker(worker_id);
             lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded, net.worker
                 in row exclusive mode nowait;
-            lock table net._queue, net.setting, net.configuration, net.database, net.worker_role, net.mark in access share mode nowait;
+            lock table net._queue, net.setting, net.configuration, net.database, net.mark in access share mode nowait;
             return;
         exception when lock_not_available then
             null;
@@ -60,9 +66,9 @@ begin
         hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace = ''net''::regnamespace).';
 end
 $$;
-comment on function net._lock_tables() is
-    'Takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
-revoke all on function net._lock_tables() from public;
+comment on function net._lock_tables(bigint) is
+    'Asks net._require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+revoke all on function net._lock_tables(bigint) from public;
 
 -- ---- what fails, and what can be done about it
 
@@ -312,7 +318,6 @@ declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
     -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
     execute 'unlisten pgnet';
@@ -473,7 +478,6 @@ create function net._record(
 as $$
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     return net._store_or_halve(outcomes);
 end
 $$;
@@ -697,7 +701,6 @@ declare
     held bigint[];
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     -- What somebody cancels just now is not the worker's any more.
     held := array(
         select c.id
@@ -731,7 +734,6 @@ create function net._deregister(
 as $$
 begin
     perform net._lock_tables();
-    perform net._require_worker();
     update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
     where w.id = worker_id and w.secret = worker_secret;
     if found then

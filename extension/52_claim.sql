@@ -221,10 +221,7 @@ declare
     claim_token uuid := gen_random_uuid();
     suspects bigint[];
     path text;
-    quota integer := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
+    quota integer;
     -- The end of the scan lies behind the last host: it goes on at the first one.
     wraps boolean := until_host is null
         or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
@@ -232,10 +229,31 @@ declare
     last_role oid := case when until_host is null then after_role else until_role end;
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
+    crowded oid[] := '{}';
     taken record;
 begin
-    perform net._lock_tables();
-    perform net._require_worker(worker_id);
+    perform net._lock_tables(worker_id);
+    quota := case
+        when (select q.host from net._queue q order by q.host limit 1)
+            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
+        else host_quota end;
+    -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
+    -- 100,000 of them. So that role waits until workers have acted on its marks.
+    if (select m.request_id from net.mark m order by m.requested_by offset 2000 limit 1) is not null then
+        with recursive roles (role) as (
+            (select m.requested_by from net.mark m order by m.requested_by limit 1)
+            union all
+            select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+            from roles r where r.role is not null
+        )
+        select coalesce(array_agg(r.role::oid), '{}') into crowded
+        from roles r
+        where (
+            select count(*) from (
+                select m.action, m.retry_at from net.mark m where m.requested_by = r.role limit 10000
+            ) m
+            where m.action <> 'retry' and m.retry_at is null) > 2000;
+    end if;
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -313,7 +331,7 @@ begin
                 for update of q skip locked
             ) o
         ) r
-        where h.host <> all (full_hosts)
+        where h.host <> all (full_hosts) and h.role <> all (crowded)
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,

@@ -211,6 +211,33 @@ def test_many_at_once(own: Database) -> None:
         assert own.value(f"select count(*) from net.{table}") == 0, table
 
 
+def test_ten_thousand_marks_of_one_role_cost_others_nothing(own: Database) -> None:
+    """No claim steps over them: their role waits until workers have acted on them."""
+    alice, bob = (own.connect(role) for role in ROLES)
+    alice.execute("select net.http_get(%s) from generate_series(1, 10000)", (URL,))
+    alice.execute("select count(net.cancel(id)) from net.requests")
+    last, others = get(alice, URL), get(bob, URL)
+    worker = own.connect()
+    number = value(worker, "select worker_id from net._register('process')")
+    claim = "select id from net._claim(%s, 100, 100, 100, '{}', 1000000, '') where id is not null"
+    worker.execute("begin")
+    touched = (
+        "select sum(pg_stat_get_xact_tuples_fetched(t)) from unnest("
+        "'{net.http_request_queue,net.claim,net.mark}'::regclass[]) t"
+    )
+    before = value(worker, touched)
+    assert worker.execute(claim, (number,)).fetchall() == [(others,)]
+    assert value(worker, touched) - before < 15_000
+    worker.execute("rollback")
+    worker.close()
+    own.execute("call net.drain()")
+    assert sorted(own.rows("select state::text, count(*) from net.requests group by 1")) == [
+        ("cancelled", 10_000),
+        ("failed", 2),
+    ]
+    assert own.value("select attempts from net.requests where id = %s", last) == 1
+
+
 # ---- forgetting
 
 

@@ -49,7 +49,7 @@ def may_work(connection: psycopg.Connection[Any]) -> bool:
 
 
 def test_every_workers_routine_asks(open_database: Database) -> None:
-    """None of them does anything for a role that may only execute it."""
+    """None of them does anything for a role that may only execute it, nor waits for a lock."""
     visitor = open_database.connect("wr_visitor")
     calls = {
         "_register": "select net._register('process')",
@@ -73,10 +73,13 @@ def test_every_workers_routine_asks(open_database: Database) -> None:
         "select p.proname::text from net._worker_routines() r (oid) join pg_proc p using (oid)"
     )
     assert {name for (name,) in routines} == set(calls) | helpers
+    locking = open_database.connect(autocommit=False)
+    locking.execute("lock table net.http_request_queue")
     for call in calls.values():
         with pytest.raises(errors.InsufficientPrivilege, match="may not run workers") as caught:
             visitor.execute(call)
         assert "select net.grant_worker('wr_visitor');" in str(caught.value)
+    locking.rollback()
     # The whole way that used to be open.
     assert open_database.value("select count(*) from net.worker") == 0
     assert open_database.value("select count(*) from net.claim") == 0
