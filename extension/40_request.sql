@@ -346,6 +346,12 @@ begin
     if http_request.body_text is not null then
         perform net._require_utf8(typed_headers);
     end if;
+    if pg_catalog.pg_column_size(http_request.context) operator(pg_catalog.>) 100000
+        and net._json_text(http_request.context, 16000000) is null
+    then
+        perform net._raise('22023', 'the context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8',
+            'It comes back with the outcome: keep in a table what is large, and give its key here.');
+    end if;
     -- Checked by now: an object.
     others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
     if http_request.retry is not null then

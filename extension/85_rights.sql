@@ -121,7 +121,7 @@ to public;
 grant execute on function
     net._caller, net._is_operator, net._require_owner, net._require_worker, net._raise,
     net._check, net._inspect, net._second_look, net._with_type, net._form, net._encode_form, net._require_utf8, net._multipart,
-    net._append_to_query, net._host, net._was_numbered_here,
+    net._append_to_query, net._json_text, net._host, net._was_numbered_here,
     net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
     net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
     net._waiting_state, net._cancellation, net._mark, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,

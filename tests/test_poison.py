@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
+from psycopg import errors
 
 from cluster import Cluster, Database
 from nginx import Nginx
@@ -223,6 +224,19 @@ def test_letters_of_other_encodings_are_no_fault(
             database.wait_for("select count(*) = 1 from net._http_response where status_code = 200")
     finally:
         database.drop()
+
+
+@pytest.mark.parametrize("context", [MANY, "jsonb_build_object('a', repeat('x', 16000000))"])
+def test_a_context_that_could_not_be_read_is_refused_at_the_call(
+    database: Database, context: str
+) -> None:
+    with pytest.raises(errors.InvalidParameterValue, match="the context is longer than") as caught:
+        database.execute(
+            f"select net.http_request('GET', 'http://a.example/', context => {context})"
+        )
+    assert "keep in a table what is large" in str(caught.value)
+    good = "jsonb_build_object('a', repeat('x', 15000000), 'b', 1e131071)"
+    database.execute(f"select net.http_request('GET', 'http://a.example/', context => {good})")
 
 
 def test_timeouts_have_a_ceiling(database: Database, recorder: Recorder) -> None:

@@ -128,7 +128,7 @@ ROUTINES = {
     "_is_idempotent": "owner",
     "_is_plain_json": "owner",
     "_json_size": "owner",
-    "_json_text": "owner",
+    "_json_text": "everyone",
     "_max_timeout_milliseconds": "owner",
     "_free": "owner",
     "_idempotency_key": "owner",
