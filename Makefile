@@ -86,6 +86,11 @@ mutants: ## break the product on purpose, and see that the tests notice: make mu
 	@$(MAKE) --no-print-directory $(VENV)/stamp
 	@$(VENV)/bin/python tools/mutants.py $(NAMES)
 
+wheels: ## the tests of the wire and of the worker process, with the newest wheels of PyPI
+	@tools/deps run demo test
+	@$(MAKE) --no-print-directory installed-here
+	@PYTHON=$(PYTHON) tools/run-wheels
+
 lint: $(VENV)/stamp ## ruff, mypy, pgspot, shellcheck
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -117,7 +122,7 @@ dist: verify ## pack a release from the last commit
 
 clean: clean-here ## remove what was built
 
-.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos mutants lint verify bench script format dist clean \
+.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos mutants wheels lint verify bench script format dist clean \
 	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-chaos run-bench
 
 # ---- what stands behind them

@@ -101,6 +101,11 @@ def server_python() -> str:
     raise RuntimeError(f"{makefile} names no PYTHON: PostgreSQL was built without PL/Python")
 
 
+def worker_python() -> str:
+    """Return the interpreter that runs workers: the variable WORKER_PYTHON, or the server's."""
+    return os.environ.get("WORKER_PYTHON") or server_python()
+
+
 def as_server_user(command: list[str], on_parents_death: signal.Signals) -> list[str]:
     """Return the command that runs `command` as the server's user and ends it with us."""
     prefix = ["setpriv", f"--pdeathsig={on_parents_death.name.removeprefix('SIG')}"]
@@ -555,7 +560,7 @@ class Cluster:
             process = subprocess.Popen(
                 as_server_user(
                     [
-                        server_python(),
+                        worker_python(),
                         "-m",
                         "pgnet",
                         "worker",

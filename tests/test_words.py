@@ -40,7 +40,7 @@ OPTIONS: dict[str, Any] = request._STORED_OPTIONS
 # Of each: the page, what stands there (with the number in a group), and what the code has.
 NUMBERS: list[tuple[str, str, object]] = [
     ("reference.md", r"it is longer than (\d+) characters", request.MAX_URL_LENGTH),
-    ("reference.md", r"headers are longer than (\d+) bytes", request.MAX_HEADERS_LENGTH),
+    ("reference.md", r"`the headers are longer than (\d+) bytes`", request.MAX_HEADERS_LENGTH),
     ("reference.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
     ("reference.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
     ("hosts.md", r"looked up is good for (\d+) s", default(resolve.Resolver, "max_age")),
@@ -150,8 +150,8 @@ def test_idempotent_methods(fresh_database: Database) -> None:
     assert len(found) >= 4
     for said in found:
         assert set(re.findall(r"[A-Z]+", said)) == methods, said
-    source = fresh_database.value("select prosrc from pg_proc where proname = '_idempotency_key'")
-    listed = re.search(r"not in \(([^)]*)\)", source)
+    source = fresh_database.value("select prosrc from pg_proc where proname = '_is_idempotent'")
+    listed = re.search(r"array\[('GET'[^]]*)\]", source)
     assert listed
     assert set(re.findall(r"'(\w+)'", listed[1])) == methods
     assert set(transfer.IDEMPOTENT) == methods

@@ -426,7 +426,8 @@ class Worker:
                 # them.
                 dropped = self._tend(claims)
                 claims = [claim for claim in claims if claim.id not in dropped]
-            if self._mode != "off":
+            # A worker that is to start anew does so first.
+            if self._mode != "off" and not self._restart:
                 secrets = self._secrets(claims)
                 for claim in claims:
                     self._begin(claim, secrets.get(claim.id) or {})
