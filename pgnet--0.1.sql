@@ -2826,7 +2826,8 @@ as $$
             select 'Is it a trigger? ' || string_agg(
                 format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
             from pg_trigger t
-            where t.tgrelid = any (relations) and not t.tgisinternal and t.tgname <> 'replicated'),
+            where t.tgrelid = any (relations) and not t.tgisinternal
+                and t.tgname not in ('replicated', 'refuse_truncate')),
             'The server''s log says more.')
     end
 $$;
@@ -4570,7 +4571,8 @@ $$;
 comment on function net._carry_out(net.mark[]) is
     'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
 
--- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later.
+-- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
+-- work does not wait for more than a few seconds of that: the next look goes on.
 create function net._carry_out_each(marks net.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -4578,26 +4580,40 @@ create function net._carry_out_each(marks net.mark[])
 as $$
 declare
     size integer := cardinality(marks);
+    taken bigint;
+    said text;
+    state text;
+    referrer_schema text;
+    referrer text;
+    broken text;
 begin
     return net._carry_out(marks);
-exception
-    when transaction_rollback or insufficient_resources or operator_intervention or system_error
-        or object_not_in_prerequisite_state or read_only_sql_transaction then
+exception when others then
+    get stacked diagnostics said = message_text, state = returned_sqlstate,
+        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+    if state ~ '^(40|53|55|57|58|25006)' and state <> '55P03' then
         raise;
-    when others then
-        if size > 1 then
-            return net._carry_out_each(marks[:size / 2]) + net._carry_out_each(marks[size / 2 + 1:]);
+    end if;
+    if size > 1 then
+        taken := net._carry_out_each(marks[:size / 2]);
+        if clock_timestamp() < now() + interval '2 s' then
+            taken := taken + net._carry_out_each(marks[size / 2 + 1:]);
         end if;
-        update net.mark m set retry_at = clock_timestamp() + interval '1 minute'
-        where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
-        raise warning using
-            message = format('the %s of request %s cannot be carried out: %s', marks[1].action, marks[1].request_id, sqlerrm),
-            hint = 'Is there a trigger or a constraint on net._http_response or net.failed? The worker tries again in a minute.';
-        return 0;
+        return taken;
+    end if;
+    update net.mark m
+    set retry_at = clock_timestamp() + case when state = '55P03' then interval '1 s' else interval '1 minute' end
+    where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
+    if state <> '55P03' then
+        perform net._note_fault(
+            'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, said),
+            net._recording_remedy(state, referrer_schema, referrer, broken));
+    end if;
+    return 0;
 end
 $$;
 comment on function net._carry_out_each(net.mark[]) is
-    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later.';
+    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and net.fault has the last one.';
 
 create function net._act_on_marks()
     -- the seconds until more is to be done; NULL where no mark is left
@@ -4608,6 +4624,8 @@ create function net._act_on_marks()
     set enable_bitmapscan = off
     set enable_sort = off
     set jit = off
+    -- A trigger or a foreign key may wait for somebody.
+    set lock_timeout = '20ms'
 as $$
 declare
     -- In a variable: an index is of no use to what may change from row to row.
@@ -4617,6 +4635,7 @@ declare
     marks net.mark[];
 begin
     if not exists (select from net.mark m) then
+        delete from net.fault f where f.duty = 'cancelling and forgetting';
         return null;
     end if;
     lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark, net.worker
@@ -4645,6 +4664,11 @@ begin
     then
         -- The worker that has them in flight learns it when it looks.
         perform net._signal_workers('reload');
+    end if;
+    if exists (select from net.fault f where f.duty = 'cancelling and forgetting')
+        and not exists (select from net.mark m where m.retry_at is not null)
+    then
+        delete from net.fault f where f.duty = 'cancelling and forgetting';
     end if;
     if cardinality(marks) >= most then
         return 0;

@@ -87,7 +87,8 @@ as $$
             select 'Is it a trigger? ' || string_agg(
                 format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
             from pg_trigger t
-            where t.tgrelid = any (relations) and not t.tgisinternal and t.tgname <> 'replicated'),
+            where t.tgrelid = any (relations) and not t.tgisinternal
+                and t.tgname not in ('replicated', 'refuse_truncate')),
             'The server''s log says more.')
     end
 $$;

@@ -383,10 +383,42 @@ def test_what_refuses_a_cancel_is_tried_again_and_holds_up_no_other(own: Databas
         (ids[1], True)
     ]
     assert own.value("select state::text from net.requests where id = %s", ids[1]) == "cancelled"
+    named = "select detail, hint from net.check() where item = 'heartbeat' and not ok"
+    ((detail, hint),) = own.rows(named)
+    assert detail.startswith("cancelling and forgetting fails since ")
+    assert detail.endswith(f": the cancel of request {ids[1]}: not this one")
+    # Of triggers it names the one that somebody has made.
+    assert hint == "Is it a trigger? alter table net._http_response disable trigger refuse;"
     own.execute("drop trigger refuse on net._http_response")
     own.execute("update net.mark set retry_at = now()")
     own.execute("call net.drain()")
     assert own.value("select count(*) from net._http_response") == 4
+    assert own.rows(named) == []
+
+
+def test_a_lock_behind_a_foreign_key_holds_up_one_mark(own: Database) -> None:
+    """Its table may be everybody's: whoever locks a row there delays no cancel of others."""
+    own.execute(
+        "create table public.note (response bigint references net._http_response on delete cascade)"
+    )
+    own.execute(f"grant select, update on public.note to {ROLES[0]}")
+    alice, bob = own.connect(ROLES[0], autocommit=False), own.connect(ROLES[1])
+    mine = get(alice, URL)
+    alice.commit()
+    own.execute("call net.drain()")
+    own.execute("insert into public.note values (%s)", mine)
+    alice.execute("select net.forget(%s)", (mine,))
+    alice.commit()
+    alice.execute("select from public.note for update")
+    other = get(bob, URL)
+    bob.execute("select net.cancel(%s)", (other,))
+    with own.worker():
+        state = f"select state::text from net._http_response where id = {other}"
+        wait_until(lambda: own.value(state) == "cancelled")
+        assert own.value("select count(*) from net._http_response where id = %s", mine) == 1
+        alice.rollback()
+        own.wait_for("select not exists (select from net.mark)")
+    assert own.value("select count(*) from net._http_response where id = %s", mine) == 0
 
 
 # ---- what PUBLIC's rights allow
