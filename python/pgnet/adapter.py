@@ -82,7 +82,7 @@ class CurlAdapter(BaseAdapter):
             transfer = Transfer(
                 request.method or "",
                 url,
-                self._transport.route(url, settings),
+                self._transport.route(url, settings, body=body),
                 encode_headers(fields),
                 body.encode() if isinstance(body, str) else body,
                 started=started,

@@ -387,7 +387,7 @@ class Exchange:
         url = request.url or ""
         if "#" in url:
             url = url.partition("#")[0]
-        route = self._transport.route(url, once=handle._once)
+        route = self._transport.route(url, once=handle._once, body=body)
         settings = route.settings
         hops = settings.max_redirects
         if hops is None:
@@ -487,7 +487,7 @@ class Exchange:
         ]
         # What is left out here stays out, also when a later hop comes back.
         handle._request = WireRequest(method, url, kept, body)
-        route = self._transport.route(url, once=handle._once)
+        route = self._transport.route(url, once=handle._once, body=body)
         handle._redirects += 1
         handle._redirect = _Redirect(transfer)
         # RFC 9110, section 15.4.4: it has done what was asked, and says where to see it.

@@ -11,6 +11,8 @@ from pgnet.host import HostSettings, HostTable
 from pgnet.message import encode_headers
 from pgnet.wire_error import WireError
 
+_LOSES_ANSWERS: bool = pycurl.version_info()[2] < 0x080000
+
 
 class Route:
     """How requests to one origin go: found out once, and good for a while.
@@ -24,6 +26,9 @@ class Route:
     version: of HTTP, that the last answer came by; empty before the first.
     once: a request goes out once at most, whatever it asks for: over HTTP/1.1, and over a
     connection of its own.
+    long: a request has a long body. With libcurl 7.88 it goes over HTTP/1.1, unless the host's
+    http_version is 2: over HTTP/2 this libcurl loses the answer of a server that does not wait for
+    the body, or goes on until the deadline.
     """
 
     __slots__ = (
@@ -42,7 +47,12 @@ class Route:
     )
 
     def __init__(
-        self, origin: Origin, settings: HostSettings, hosts: HostTable, once: bool = False
+        self,
+        origin: Origin,
+        settings: HostSettings,
+        hosts: HostTable,
+        once: bool = False,
+        long: bool = False,
     ) -> None:
         self.origin = origin
         self.settings = settings
@@ -59,8 +69,9 @@ class Route:
             if proxy.scheme == "https":
                 # A proxy is a host too: what is said of it by its name holds for its TLS.
                 proxy_tls = Tls.of(hosts.of(proxy.host))
+        version = settings.http_version or ("1.1" if long and _LOSES_ANSWERS else "2")
         self.connection = ConnectionSettings(
-            "1.1" if secure and (once or settings.http_version == "1.1") else "2",
+            "1.1" if secure and (once or version == "1.1") else "2",
             Tls.of(settings) if secure else Tls(),
             proxy,
             proxy_tls,
