@@ -2784,6 +2784,8 @@ begin
             lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded, net.worker
                 in row exclusive mode nowait;
             lock table net._queue, net.setting, net.configuration, net.database, net.mark in access share mode nowait;
+            -- At the commit, behind what the session does next, its path would count, and from PostgreSQL 18 on the owner's rights.
+            set constraints all immediate;
             return;
         exception when lock_not_available then
             null;

@@ -233,6 +233,33 @@ def members(database: Database) -> list[str]:
     return [name for (name,) in database.rows("select role::text from net.worker_role order by 1")]
 
 
+def test_a_deferred_trigger_does_not_wait_for_the_workers_commit(open_database: Database) -> None:
+    """It fires within the worker's function, before the session can put anything in its way."""
+    open_database.execute(
+        """
+        select net.grant_worker('wr_worker');
+        create table public.audit (role text);
+        create function public.note() returns trigger language plpgsql as $$
+        begin
+            insert into audit values (current_user);
+            return null;
+        end $$;
+        create constraint trigger note after update on net.http_request_queue
+            deferrable initially deferred for each row execute function public.note();
+        update net.http_request_queue set due = now(), waits_since = now();
+        """
+    )
+    open_database.execute("delete from public.audit")
+    worker = open_database.connect("wr_worker", autocommit=False)
+    worker.execute(
+        "select net._claim(r.worker_id, 1, 1, 1, '{}', 1000, '') from net._register('process') r"
+    )
+    worker.execute("create temp table audit (role text)")
+    worker.commit()
+    assert worker.execute("select count(*) from pg_temp.audit").fetchone() == (0,)
+    assert open_database.rows("select role = current_user from public.audit") == [(True,)]
+
+
 def test_a_renamed_and_a_dropped_role(database: Database) -> None:
     database.execute("create role wr_before login")
     database.execute("select net.grant_worker('wr_before')")
