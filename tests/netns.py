@@ -30,6 +30,7 @@ import contextlib
 import ctypes
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -97,7 +98,8 @@ class Namespace:
                 assert process.stdin is not None
                 process.stdin.close()
             try:
-                process.wait(10)
+                # a cluster has a worker and a server to end, on a machine that may be busy
+                process.wait(30)
             finally:
                 process.kill()
                 process.wait()
@@ -467,10 +469,11 @@ def tell(answer: Any) -> None:
 
 
 def client() -> None:
-    """Exchanges by name; the commands are `configure`, `run`, `begin` and `collect`."""
+    """Exchanges by name; the commands are `configure`, `run`, `begin`, `collect` and `logged`."""
     from gevent.event import AsyncResult
     from gevent.fileobject import FileObjectPosix
 
+    from pgnet import guard as guard_module
     from pgnet.exchange import Exchange, Limits, prepare
     from pgnet.guard import EgressRules, Guard
     from pgnet.host import HostSettings, HostTable
@@ -479,6 +482,12 @@ def client() -> None:
 
     exchanges: dict[str, Exchange] = {}
     begun: list[AsyncResult] = []
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("pgnet.guard").addHandler(handler)
+    # Thousands of names are refused here; a worker's log has so many of them at most.
+    guard_module._LOGGED_REFUSALS = sys.maxsize
 
     def configure(
         name: str,
@@ -537,7 +546,14 @@ def client() -> None:
         begin(**arguments)
         return collect()
 
+    def logged() -> list[str]:
+        """What the guard has logged since the last time."""
+        found = lines.copy()
+        lines.clear()
+        return found
+
     operations: dict[str, Any] = {
+        "logged": logged,
         "configure": configure,
         "begin": begin,
         "collect": collect,
@@ -561,8 +577,9 @@ def cluster() -> None:
     # Its own door is one of the addresses here, on every one of them.
     with Cluster(listen_addresses="*") as made:
         database = made.create_database()
-        with database.worker():
-            tell({"dsn": database.dsn(), "port": made.port})
+        with database.worker() as worker:
+            logs = {"worker_log": str(worker.log), "server_log": str(made.log)}
+            tell({"dsn": database.dsn(), "port": made.port, **logs})
             sys.stdin.read()
         database.close()
 

@@ -89,8 +89,8 @@ _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
 _ISATAP = (0x00005EFE, 0x02005EFE)
 # What net.allow_network calls these: a single network would tell more of an address.
 _WORDS_OF_SQL = {"a private address": "private", "a loopback address": "loopback"}
-# Names that are logged at most, until the rules change.
-_LOGGED_NAMES = 1000
+# Refusals that are logged at most, until the rules change.
+_LOGGED_REFUSALS = 1000
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 _LEADING_ZEROS = re.compile(r"(?:^|(?<=\.))0+(?=[0-9])")
@@ -217,7 +217,7 @@ class Guard:
     """Decides by the egress rules; knows nothing of requests or connections.
 
     What is said of a name tells nobody its address: whoever may send a request could map the inner
-    network with it. The log has the address, once a name.
+    network with it. The log has each address of a name once.
     """
 
     def __init__(self, rules: EgressRules) -> None:
@@ -305,7 +305,7 @@ class Guard:
             ):
                 refusal = f"{name}{candidate} port {port} is this database server's own"
                 if not told:
-                    self._log(host, refusal)
+                    self._log(refusal)
                     refusal = f"{host}: port {port} of its address is this database server's own"
                 raise EgressRefused(refusal)
             network = self._denied.find(candidate)
@@ -315,7 +315,7 @@ class Guard:
                     f"select net.forget_network({_quoted(str(network))})"
                 )
                 if not told:
-                    self._log(host, refusal)
+                    self._log(refusal)
                     refusal = f"{host}: its address is in a denied network: see net.egress"
                 raise EgressRefused(refusal)
         allowed = [self._allowed.find(candidate) is not None for candidate in judged]
@@ -328,7 +328,7 @@ class Guard:
                 advice = f"select net.allow_network({_quoted(cidr)})"
                 refusal = f"{name}{candidate} is {words} and not allowed: {advice}"
                 if not told:
-                    self._log(host, refusal)
+                    self._log(refusal)
                     if words in _WORDS_OF_SQL:
                         advice = f"select net.allow_network({_quoted(_WORDS_OF_SQL[words])})"
                     elif cidr.endswith("/128"):
@@ -338,9 +338,9 @@ class Guard:
         if rules.listed and not allowed[0] and not _matches(host, rules.allow_hosts):
             raise self._not_listed(host)
 
-    def _log(self, host: str, refusal: str) -> None:
-        if host not in self._logged and len(self._logged) < _LOGGED_NAMES:
-            self._logged.add(host)
+    def _log(self, refusal: str) -> None:
+        if refusal not in self._logged and len(self._logged) < _LOGGED_REFUSALS:
+            self._logged.add(refusal)
             log.warning("refused: %s", refusal)
 
     @staticmethod

@@ -164,6 +164,18 @@ def test_nobody_learns_the_address_of_a_name(
     assert str(ipaddress.ip_address(ip)) in caplog.text
 
 
+def test_the_log_has_each_address_of_a_name(caplog: pytest.LogCaptureFixture) -> None:
+    """A name that moves, or has several addresses: the statement for the last one is there too."""
+    for ip in ("10.0.0.1", "4000::1", "10.0.0.1", "4000::2"):
+        refusal(PUBLIC, ip, "moving.example")
+    statements = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert statements == [
+        "select net.allow_network('10.0.0.0/8')",
+        "select net.allow_network('4000::1/128')",
+        "select net.allow_network('4000::2/128')",
+    ]
+
+
 def test_deny_wins() -> None:
     guard = rules(
         allow_networks=["10.0.0.0/8"],
