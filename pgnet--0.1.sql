@@ -1008,7 +1008,7 @@ as $$
         ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'Time to connect in ms, TLS included.'),
         ('max_redirects', 'integer', 0, 30, 'How many redirects are followed.'),
         ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
-        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2. By default 2 where TLS offers it, and 1.1 for what the libcurl in use does better so.'),
         ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
         ('host_header', 'authority', null, null, 'The name, or name:port, that the server is asked for, as Host and in TLS, instead of the host of the URL.'),
         ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),
@@ -4832,8 +4832,9 @@ comment on function net._json_or_null(text, bytea) is
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
-        case when r.content_type operator(pg_catalog.~*) '^[^;]*json' then net._json_or_null(r.content, r.content_bytes) end
-            as content_json,
+        -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
+        case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
+            then net._json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
@@ -4844,7 +4845,7 @@ create view net.responses with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
-    'Responses beside their requests; content_json where Content-Type and body are JSON, content_bytes where the body is no text. A role sees its own.';
+    'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as

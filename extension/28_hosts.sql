@@ -10,7 +10,7 @@ as $$
         ('connect_timeout_milliseconds', 'integer', 1, 86400000, 'Time to connect in ms, TLS included.'),
         ('max_redirects', 'integer', 0, 30, 'How many redirects are followed.'),
         ('retry', 'policy', null, null, 'The retry policy of requests that name none: see net.retry_policies.'),
-        ('http_version', '1.1|2', null, null, '1.1 or 2; 2, the default, is used where TLS offers it.'),
+        ('http_version', '1.1|2', null, null, '1.1 or 2. By default 2 where TLS offers it, and 1.1 for what the libcurl in use does better so.'),
         ('user_agent', 'line', null, null, 'Sent where the request has no User-Agent of its own.'),
         ('host_header', 'authority', null, null, 'The name, or name:port, that the server is asked for, as Host and in TLS, instead of the host of the URL.'),
         ('proxy', 'proxy', null, null, 'A URL http://host:port or https://host:port, one with a password as a secret; direct: none.'),

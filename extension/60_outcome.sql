@@ -128,8 +128,9 @@ comment on function net._json_or_null(text, bytea) is
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
-        case when r.content_type operator(pg_catalog.~*) '^[^;]*json' then net._json_or_null(r.content, r.content_bytes) end
-            as content_json,
+        -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
+        case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
+            then net._json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
@@ -140,7 +141,7 @@ create view net.responses with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
-    'Responses beside their requests; content_json where Content-Type and body are JSON, content_bytes where the body is no text. A role sees its own.';
+    'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
 grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as

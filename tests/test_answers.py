@@ -645,7 +645,13 @@ def test_text(
         ("application/json", b"\xff\xfe", None),
         ("application/json", b'["\0"]', None),
         ("application/json", b"[" * 900, None),
-        ("text/html", b"[1]", None),
+        # Under another type a number or a word is a text, and an array or an object is JSON.
+        ("text/html", b" [1]", [1]),
+        ("text/plain", b'{"a": 1}', {"a": 1}),
+        ("text/plain", b"1", None),
+        ("text/plain", b"true", None),
+        ("text/plain", b"[info] started", None),
+        ("application/octet-stream", b"{}", {}),
     ],
 )  # fmt: skip
 def test_json(served: Database, server: Raw, content_type: str, body: bytes, expected: Any) -> None:

@@ -922,3 +922,17 @@ def test_values_that_are_no_urls() -> None:
     # a URL that is not within its prefix cannot be set, but may be in a file
     assert sensitive(f"https://evil.example/{CANARY}", HOOKS) == [f"https://evil.example/{CANARY}"]
     assert sensitive("?\tno query", HOOKS) == ["?\tno query"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "token", "AWS4-HMAC-SHA256"])
+def test_a_token_behind_its_scheme(scheme: str) -> None:
+    assert set(sensitive(f"{scheme} {CANARY}", None)) == {f"{scheme} {CANARY}", CANARY}
+    mask = Mask(sensitive(f"{scheme} {CANARY}", None))
+    assert mask.text(f"you sent {CANARY}") == "you sent ***"
+
+
+def test_user_and_password_behind_their_scheme() -> None:
+    encoded = base64.b64encode(f"zoe:{CANARY}".encode()).decode()
+    assert CANARY in sensitive(f"Basic {encoded}", None)
+    # words are no token
+    assert sensitive("correct horse battery", None) == ["correct horse battery"]

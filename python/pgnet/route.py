@@ -26,9 +26,9 @@ class Route:
     version: of HTTP, that the last answer came by; empty before the first.
     once: a request goes out once at most, whatever it asks for: over HTTP/1.1, and over a
     connection of its own.
-    long: a request has a long body. With libcurl 7.88 it goes over HTTP/1.1, unless the host's
-    http_version is 2: over HTTP/2 this libcurl loses the answer of a server that does not wait for
-    the body, or goes on until the deadline.
+    with_body: a request has a body. With libcurl 7.88 it goes over HTTP/1.1, unless the host's
+    http_version is 2: over HTTP/2 this libcurl loses answers of a server that does not wait for
+    the body, of short bodies now and then, of long ones nearly always.
     """
 
     __slots__ = (
@@ -52,7 +52,7 @@ class Route:
         settings: HostSettings,
         hosts: HostTable,
         once: bool = False,
-        long: bool = False,
+        with_body: bool = False,
     ) -> None:
         self.origin = origin
         self.settings = settings
@@ -69,7 +69,7 @@ class Route:
             if proxy.scheme == "https":
                 # A proxy is a host too: what is said of it by its name holds for its TLS.
                 proxy_tls = Tls.of(hosts.of(proxy.host))
-        version = settings.http_version or ("1.1" if long and _LOSES_ANSWERS else "2")
+        version = settings.http_version or ("1.1" if with_body and _LOSES_ANSWERS else "2")
         self.connection = ConnectionSettings(
             "1.1" if secure and (once or version == "1.1") else "2",
             Tls.of(settings) if secure else Tls(),

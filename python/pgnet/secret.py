@@ -415,9 +415,13 @@ def sensitive(value: str, prefix: str | None) -> list[str]:
     """Return what a Mask has to look for: the value, and those parts of it that tell it.
 
     Of a URL these are what is behind the prefix, its segments and parameters; of user and password
-    in base64, as Basic authentication has them, and in a proxy's URL, the password.
+    in base64, as Basic authentication has them, and in a proxy's URL, the password; of a scheme and
+    a token (``Bearer …``, RFC 9110, section 11.4) the token.
     """
     parts = {value}
+    with_scheme = re.fullmatch(r"[A-Za-z][A-Za-z0-9-]* +([!-~]+)", value)
+    token = value if with_scheme is None else with_scheme[1]
+    parts.add(token)
     if prefix is not None and (value.startswith("?") or _is_url(value)):
         try:
             url = _whole_url("", value, prefix)
@@ -430,7 +434,7 @@ def sensitive(value: str, prefix: str | None) -> list[str]:
             parts |= {query, *path.split("/"), *(unquote(part) for part in path.split("/"))}
             parts |= {pair.partition("=")[2] for pair in query.split("&")}
             parts |= {text for _key, text in parse_qsl(query, separator="&")}
-    credentials = _credentials(value)
+    credentials = _credentials(token)
     if credentials:
         parts |= {credentials, credentials.partition(":")[2]}
     parts = {part for part in parts - {value} if len(part) >= MIN_LENGTH}

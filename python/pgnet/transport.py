@@ -22,8 +22,6 @@ __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 # How a kept connection ends that its server has closed.
 _ENDS = (Code.GOT_NOTHING, Code.SEND_ERROR, Code.RECV_ERROR, Code.HTTP2, Code.HTTP2_STREAM)
 _MOST_ROUTES = 10_000
-# The longest request body that goes out in one record of TLS.
-_ONE_RECORD = 16_384
 # How often a request that a server says it does not process is sent again, and after how many
 # times over a connection of its own, whose first stream it is.
 _MOST_REFUSALS, _SHARED_REFUSALS = 20, 10
@@ -73,24 +71,24 @@ class Transport:
         once: whether its bytes may go out once only.
         Errors: WireError for what is no http or https URL, and for settings that cannot be used.
         """
-        long = body is not None and len(body) > _ONE_RECORD
+        with_body = bool(body)
         # Scheme and authority, as far as they end with a slash.
         end = url.find("/", 8)
         if end > 0:
-            known = self._routes.get((url[:end], settings, once, long))
+            known = self._routes.get((url[:end], settings, once, with_body))
             if known is not None and is_plain(url):
                 return known
         origin = Origin.of(url)
         special = settings if settings is not None else self.hosts.of(origin.host)
         if special.fault is not None:
             raise WireError(special.fault)
-        route = Route(origin, special, self.hosts, once, long)
+        route = Route(origin, special, self.hosts, once, with_body)
         route.connection = self._settings.setdefault(route.connection, route.connection)
         if len(self._routes) >= _MOST_ROUTES:
             self._routes.clear()
         match = match_origin(url)
         if match is not None:
-            self._routes[match.group(0), settings, once, long] = route
+            self._routes[match.group(0), settings, once, with_body] = route
         return route
 
     def start(self, transfer: Transfer) -> None:
