@@ -216,8 +216,9 @@ def test_what_the_session_shows_was_parallel(full: Database) -> None:
     """So that the tests above would see it: this one is marked wrongly."""
     full.execute(
         "create function number(x text) returns int language plpgsql immutable parallel safe as"
-        " $$ begin perform pg_current_xact_id(); return 1; end $$"
+        " $$ begin return nextval('numbers'); end $$"
     )
+    full.execute("create sequence numbers")
     # Until PostgreSQL 16 a subtransaction, as an EXCEPTION block has one, is refused as well.
     with pytest.raises(errors.InvalidTransactionState, match="parallel operation"):
         parallel_session(full).execute("select count(number(url)) from net._http_response")
