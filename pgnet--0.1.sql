@@ -58,7 +58,6 @@ create schema net;
 comment on schema net is
     'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
 -- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
-grant usage on schema net to public;
 
 -- ======== extension/10_types.sql ========
 
@@ -384,7 +383,6 @@ begin
 end
 $$;
 comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
-revoke all on function net._setting_fault(text, text) from public;
 
 create table net.setting (
     name text primary key,
@@ -393,7 +391,6 @@ create table net.setting (
 );
 comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
 select pg_catalog.pg_extension_config_dump('net.setting', '');
-revoke all on net.setting from public;
 
 -- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
@@ -404,7 +401,6 @@ create table net.configuration (
 );
 comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
 insert into net.configuration (revision, generation) values (1, 1);
-revoke all on net.configuration from public;
 
 create function net._configuration_changed()
     returns void
@@ -418,7 +414,6 @@ begin
 end
 $$;
 comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
-revoke all on function net._configuration_changed() from public;
 
 create function net._current_setting(setting_name text)
     returns text
@@ -443,7 +438,6 @@ create view net.settings as
     from net._known_settings() k
     left join net.setting s on s.name operator(pg_catalog.=) k.name;
 comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
-grant select on net.settings to public;
 
 create function net.configure(
     -- which setting: a name of net.settings
@@ -497,7 +491,6 @@ end
 $$;
 comment on function net.configure(text, text) is
     'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
-revoke all on function net.configure(text, text) from public;
 
 -- ======== extension/25_egress.sql ========
 
@@ -512,7 +505,6 @@ create table net.egress_rule (
 );
 comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
 select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
-revoke all on net.egress_rule from public;
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
@@ -520,7 +512,6 @@ create view net.egress as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
-grant select on net.egress to public;
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function net._networks(network text)
@@ -553,7 +544,6 @@ begin
 end
 $$;
 comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
-revoke all on function net._networks(text) from public;
 
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
 create function net._host_pattern(pattern text)
@@ -576,7 +566,6 @@ begin
 end
 $$;
 comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
-revoke all on function net._host_pattern(text) from public;
 
 create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -608,7 +597,6 @@ begin
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
-revoke all on function net._set_egress(text, text[], boolean) from public;
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -667,11 +655,6 @@ create function net.forget_host(
 as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
 
-revoke all on function
-    net.allow_network(text), net.deny_network(text), net.forget_network(text),
-    net.allow_host(text), net.deny_host(text), net.forget_host(text)
-from public;
-
 -- ======== extension/27_secrets.sql ========
 
 -- Secrets: requests hold their names; the values are put in by the worker that sends them.
@@ -710,7 +693,6 @@ create view net.secrets with (security_barrier) as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
-grant select on net.secrets to public;
 
 create function net._secret_covers(url_prefix text, url text)
     returns boolean
@@ -732,7 +714,6 @@ return sql_v1.secret_check(name, value, url_prefix)
 $$;
 comment on function net._secret_check(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
-revoke all on function net._secret_check(text, text, text) from public;
 
 -- What a role that may not use a secret learns is the same whether there is one or not.
 create function net._refuse_secret(name text)
@@ -906,7 +887,6 @@ end
 $$;
 comment on function net._set_secret_grant(text, text, boolean) is
     'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
-revoke all on function net._set_secret_grant(text, text, boolean) from public;
 
 create function net.grant_secret(
     -- the secret
@@ -931,11 +911,6 @@ create function net.revoke_secret(
 as $$ select net._set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
     'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
-
-revoke all on function
-    net.set_secret(text, text, text), net.drop_secret(text),
-    net.grant_secret(text, text), net.revoke_secret(text, text)
-from public;
 
 -- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
 create function net._secrets(
@@ -992,7 +967,6 @@ end
 $$;
 comment on function net._secrets(bigint[], uuid[], text[]) is
     'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
-revoke all on function net._secrets(bigint[], uuid[], text[]) from public;
 
 -- ======== extension/28_hosts.sql ========
 
@@ -1084,7 +1058,6 @@ begin
 end
 $$;
 comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
-revoke all on function net._host_setting_fault(text, numeric, numeric, jsonb) from public;
 
 create table net.host (
     pattern text primary key,
@@ -1092,13 +1065,11 @@ create table net.host (
 );
 comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
 select pg_catalog.pg_extension_config_dump('net.host', '');
-revoke all on net.host from public;
 
 create view net.hosts as
     select h.pattern, h.settings from net.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
-grant select on net.hosts to public;
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function net._configured_host(host text)
@@ -1128,7 +1099,6 @@ begin
 end
 $$;
 comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
-revoke all on function net._configured_host(text) from public;
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -1208,7 +1178,6 @@ end
 $$;
 comment on function net.configure_host(text, jsonb) is
     'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
-revoke all on function net.configure_host(text, jsonb) from public;
 
 -- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
 create function net._host_settings()
@@ -1224,7 +1193,6 @@ as $$
     from net.host h
 $$;
 comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
-revoke all on function net._host_settings() from public;
 
 -- ======== extension/29_retry.sql ========
 
@@ -1274,7 +1242,6 @@ create table net.retry_policy (
 );
 comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
 select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
-revoke all on net.retry_policy from public;
 
 create view net.retry_policies as
     select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
@@ -1288,7 +1255,6 @@ create view net.retry_policies as
     ) d;
 comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
-grant select on net.retry_policies to public;
 
 -- NULL where the value is fine, else what is wrong with it.
 create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -1344,7 +1310,6 @@ begin
 end
 $$;
 comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
-revoke all on function net._retry_setting_fault(text, numeric, numeric, jsonb) from public;
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
 create function net._check_retry(name text)
@@ -1436,7 +1401,6 @@ end
 $$;
 comment on function net.configure_retry(text, jsonb) is
     'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
-revoke all on function net.configure_retry(text, jsonb) from public;
 
 create function net._retry_policies()
     returns jsonb
@@ -1444,7 +1408,6 @@ create function net._retry_policies()
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
 comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
-revoke all on function net._retry_policies() from public;
 
 -- ======== extension/30_queue.sql ========
 
@@ -1818,7 +1781,6 @@ insert into net.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
     join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
-revoke all on net.database from public;
 
 create function net._copy_fault()
     returns text
@@ -1840,7 +1802,6 @@ as $$
 $$;
 comment on function net._copy_fault() is
     'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
-revoke all on function net._copy_fault() from public;
 
 create function net._refuse_copy()
     returns void
@@ -1863,7 +1824,6 @@ begin
 end
 $$;
 comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
-revoke all on function net._refuse_copy() from public;
 
 -- ---- the mode: whether anything is sent
 
@@ -1894,7 +1854,6 @@ as $$
 $$;
 comment on function net._mode_sources() is
     'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
-revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
@@ -1905,7 +1864,6 @@ as $$
         select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
 comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
-revoke all on function net._mode() from public;
 
 -- ---- logical replication
 
@@ -1921,7 +1879,6 @@ as $$
     limit 1
 $$;
 comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
-revoke all on function net._subscription() from public;
 
 -- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
 -- a range of its own: neither a call here nor the replication may fail because the other has used the number.
@@ -1947,7 +1904,6 @@ begin
 end
 $$;
 comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
-revoke all on function net._set_ids_apart() from public;
 
 create function net._is_known(table_name name, request_id bigint, attempt integer)
     returns boolean
@@ -1962,7 +1918,6 @@ as $$
     end
 $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
-revoke all on function net._is_known(name, bigint, integer) from public;
 
 -- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
 create function net._refuse_other_tables(table_schema name)
@@ -2024,7 +1979,6 @@ end
 $$;
 comment on function net._take_replicated() is
     'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
-revoke all on function net._take_replicated() from public;
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function net._keep_own()
@@ -2044,7 +1998,6 @@ begin
 end
 $$;
 comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
-revoke all on function net._keep_own() from public;
 
 do $$
 declare
@@ -2132,7 +2085,6 @@ end
 $$;
 comment on function net.adopt_database() is
     'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
-revoke all on function net.adopt_database() from public;
 
 -- ======== extension/40_request.sql ========
 
@@ -2675,7 +2627,6 @@ return sql_v1.arm(plpy, signal)
 $$;
 comment on function net._arm(text) is
     'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
-revoke all on function net._arm(text) from public;
 
 create function net._signal_workers(signal text)
     returns void
@@ -2683,7 +2634,6 @@ create function net._signal_workers(signal text)
     set search_path = pg_catalog, pg_temp
 as $$ select net._arm(signal) $$;
 comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
-revoke all on function net._signal_workers(text) from public;
 
 create function net.wake()
     returns void
@@ -2704,7 +2654,6 @@ plpy.execute("select net._require_worker()")
 sql_v1.wake_next(slot)
 $$;
 comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
-revoke all on function net._wake_next(integer) from public;
 
 create function net._wake_up_fault()
     returns text
@@ -2715,7 +2664,6 @@ plpy.execute("select net._require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
 comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
-revoke all on function net._wake_up_fault() from public;
 
 create procedure net._wait(
     -- how long at most, in seconds
@@ -2733,7 +2681,6 @@ return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure net._wait(double precision, text, integer) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
-revoke all on procedure net._wait(double precision, text, integer) from public;
 
 -- ======== extension/50_outbox.sql ========
 
@@ -2809,7 +2756,6 @@ end
 $$;
 comment on function net._lock_tables(bigint) is
     'Asks net._require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
-revoke all on function net._lock_tables(bigint) from public;
 
 -- ---- what fails, and what can be done about it
 
@@ -2835,7 +2781,6 @@ as $$
 $$;
 comment on function net._remedy(regclass[], text, text, text) is
     'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
-revoke all on function net._remedy(regclass[], text, text, text) from public;
 
 create function net._fire_deferred()
     returns void
@@ -2849,7 +2794,6 @@ end
 $$;
 comment on function net._fire_deferred() is
     'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
-revoke all on function net._fire_deferred() from public;
 
 create function net._note_fault(duty text, message text, hint text, brief boolean default false)
     returns void
@@ -2865,7 +2809,6 @@ as $$
     where f.brief or not excluded.brief
 $$;
 comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
-revoke all on function net._note_fault(text, text, text, boolean) from public;
 
 create function net._is_idempotent(method text)
     returns boolean
@@ -2899,7 +2842,6 @@ as $$
 $$;
 comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
     'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
-revoke all on function net._idempotency_key(bigint, timestamptz, text, jsonb) from public;
 
 -- Ends a queued request that has no answer to show.
 create function net._end(id bigint, state text, error_msg text, attempts integer)
@@ -2941,7 +2883,6 @@ begin
 end
 $$;
 comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
-revoke all on function net._end(bigint, text, text, integer) from public;
 
 -- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
 -- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
@@ -3034,7 +2975,6 @@ end
 $$;
 comment on function net._free(bigint[], text, text) is
     'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in net.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
-revoke all on function net._free(bigint[], text, text) from public;
 
 create function net._register(
     -- backend: the worker is this session; process: it only talks through this session
@@ -3204,7 +3144,6 @@ end
 $$;
 comment on function net._store(json, integer) is
     'One batch of net._record: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
-revoke all on function net._store(json, integer) from public;
 
 create function net._record(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
@@ -3302,7 +3241,6 @@ begin
 end
 $$;
 comment on function net._store_or_halve(json) is 'Behind net._record.';
-revoke all on function net._store_or_halve(json) from public;
 
 create function net._recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
     returns text
@@ -3314,7 +3252,6 @@ as $$
         case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
 $$;
 comment on function net._recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
-revoke all on function net._recording_remedy(text, text, text, text) from public;
 
 -- Its claim stays, and is nobody's: so no worker attempts the request again.
 create function net._put_aside(outcome json, message text, hint text)
@@ -3347,7 +3284,6 @@ end
 $$;
 comment on function net._put_aside(json, text, text) is
     'Keeps an outcome in net.unrecorded; false where that cannot be: the worker keeps it.';
-revoke all on function net._put_aside(json, text, text) from public;
 
 create function net._record_put_aside()
     -- seconds until more is to be tried; NULL where nothing waits
@@ -3411,7 +3347,6 @@ begin
 end
 $$;
 comment on function net._record_put_aside() is 'Records what net.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
-revoke all on function net._record_put_aside() from public;
 
 create function net._slice(elements json, first integer, last integer)
     returns json
@@ -3423,7 +3358,6 @@ as $$
     where e.ordinality between first and last
 $$;
 comment on function net._slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
-revoke all on function net._slice(json, integer, integer) from public;
 
 create function net._release(
     -- the requests to give back, and the tokens of their claims
@@ -3519,7 +3453,6 @@ begin
 end
 $$;
 comment on function net._mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
-revoke all on function net._mend_clocks() from public;
 
 -- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
 -- more fall free; NULL where none will.
@@ -3591,7 +3524,6 @@ end
 $$;
 comment on function net._rescue() is
     'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
-revoke all on function net._rescue() from public;
 
 create function net._forget_workers()
     returns double precision
@@ -3609,7 +3541,6 @@ begin
 end
 $$;
 comment on function net._forget_workers() is 'Deletes workers that ended more than an hour ago.';
-revoke all on function net._forget_workers() from public;
 
 create function net._delete_expired(kind text, ids bigint[], before timestamptz)
     -- the ids of those that were deleted
@@ -3654,7 +3585,6 @@ end
 $$;
 comment on function net._delete_expired(text, bigint[], timestamptz) is
     'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
-revoke all on function net._delete_expired(text, bigint[], timestamptz) from public;
 
 -- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
 -- them. They are tried again after a while, a few of them first.
@@ -3807,7 +3737,6 @@ end
 $$;
 comment on function net._expire(text) is
     'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and net.fault says how many and why.';
-revoke all on function net._expire(text) from public;
 
 create function net._do_duty(duty text, worker_id bigint, holding bigint[])
     returns double precision
@@ -3858,7 +3787,6 @@ end
 $$;
 comment on function net._do_duty(text, bigint, bigint[]) is
     'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in net.fault.';
-revoke all on function net._do_duty(text, bigint, bigint[]) from public;
 
 create function net._hold(worker_id bigint, holding bigint[])
     returns double precision
@@ -3891,7 +3819,6 @@ end
 $$;
 comment on function net._hold(bigint, bigint[]) is
     'A worker is well and says what it works on: that stays its own. What it has lost track of is freed, and what was deleted is not its own any more.';
-revoke all on function net._hold(bigint, bigint[]) from public;
 
 create function net._faults()
     returns jsonb
@@ -3910,7 +3837,6 @@ as $$
     ) f
 $$;
 comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
-revoke all on function net._faults() from public;
 
 create function net._tend(
     -- who looks; NULL: nobody who is registered
@@ -4013,14 +3939,6 @@ end
 $$;
 comment on function net._tend(bigint, bigint[]) is
     'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
-
-revoke all on function
-    net._register(text, bigint, uuid, bigint[], text, text),
-    net._record(json),
-    net._release(bigint[], uuid[], text),
-    net._deregister(bigint, uuid, integer),
-    net._tend(bigint, bigint[])
-from public;
 
 -- ======== extension/52_claim.sql ========
 
@@ -4757,7 +4675,6 @@ create view net.requests with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
     'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
-grant select on net.requests to public;
 
 create view net.attempts with (security_invoker) as
     select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
@@ -4787,7 +4704,6 @@ create view net.attempts with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
-grant select on net.attempts to public;
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
 -- parsing it twice, and from PostgreSQL 16 on.
@@ -4846,7 +4762,6 @@ create view net.responses with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
-grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
@@ -4858,7 +4773,6 @@ create view net.failures with (security_invoker) as
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
-grant select on net.failures to public;
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function net._is_mine(row_xmin xid)
@@ -5389,8 +5303,6 @@ end
 $$;
 comment on function net._refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
-revoke all on procedure net._serve(interval, boolean, boolean), net.work(interval), net.drain(interval) from public;
-
 -- What a worker's role needs: nothing else, no table.
 create function net._worker_routines()
     returns setof regprocedure
@@ -5471,7 +5383,6 @@ end
 $$;
 comment on function net.revoke_worker(text) is
     'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
-revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
 
 create view net.workers as
     select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
@@ -5485,7 +5396,6 @@ create view net.workers as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
-grant select on net.workers to public;
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function net._reload()
@@ -5604,7 +5514,6 @@ end
 $$;
 comment on function net.unschedule_worker() is
     'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
-revoke all on function net.schedule_worker(), net.unschedule_worker() from public;
 
 -- ======== extension/80_check.sql ========
 
@@ -5619,7 +5528,6 @@ from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
 comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
-revoke all on function net._python_check() from public;
 
 -- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
 -- REFERENCES and the sequences.
@@ -5961,7 +5869,6 @@ end
 $$;
 comment on function net.check() is
     'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
-revoke all on function net.check() from public;
 
 -- ======== extension/85_rights.sql ========
 

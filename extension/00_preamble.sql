@@ -53,4 +53,3 @@ create schema net;
 comment on schema net is
     'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
 -- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
-grant usage on schema net to public;

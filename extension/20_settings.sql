@@ -107,7 +107,6 @@ begin
 end
 $$;
 comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
-revoke all on function net._setting_fault(text, text) from public;
 
 create table net.setting (
     name text primary key,
@@ -116,7 +115,6 @@ create table net.setting (
 );
 comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
 select pg_catalog.pg_extension_config_dump('net.setting', '');
-revoke all on net.setting from public;
 
 -- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
@@ -127,7 +125,6 @@ create table net.configuration (
 );
 comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
 insert into net.configuration (revision, generation) values (1, 1);
-revoke all on net.configuration from public;
 
 create function net._configuration_changed()
     returns void
@@ -141,7 +138,6 @@ begin
 end
 $$;
 comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
-revoke all on function net._configuration_changed() from public;
 
 create function net._current_setting(setting_name text)
     returns text
@@ -166,7 +162,6 @@ create view net.settings as
     from net._known_settings() k
     left join net.setting s on s.name operator(pg_catalog.=) k.name;
 comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
-grant select on net.settings to public;
 
 create function net.configure(
     -- which setting: a name of net.settings
@@ -220,4 +215,3 @@ end
 $$;
 comment on function net.configure(text, text) is
     'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
-revoke all on function net.configure(text, text) from public;

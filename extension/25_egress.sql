@@ -9,7 +9,6 @@ create table net.egress_rule (
 );
 comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
 select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
-revoke all on net.egress_rule from public;
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
@@ -17,7 +16,6 @@ create view net.egress as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
-grant select on net.egress to public;
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function net._networks(network text)
@@ -50,7 +48,6 @@ begin
 end
 $$;
 comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
-revoke all on function net._networks(text) from public;
 
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
 create function net._host_pattern(pattern text)
@@ -73,7 +70,6 @@ begin
 end
 $$;
 comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
-revoke all on function net._host_pattern(text) from public;
 
 create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -105,7 +101,6 @@ begin
 end
 $$;
 comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
-revoke all on function net._set_egress(text, text[], boolean) from public;
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -163,8 +158,3 @@ create function net.forget_host(
     set search_path = pg_catalog, pg_temp
 as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
-
-revoke all on function
-    net.allow_network(text), net.deny_network(text), net.forget_network(text),
-    net.allow_host(text), net.deny_host(text), net.forget_host(text)
-from public;

@@ -34,7 +34,6 @@ create view net.secrets with (security_barrier) as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
-grant select on net.secrets to public;
 
 create function net._secret_covers(url_prefix text, url text)
     returns boolean
@@ -56,7 +55,6 @@ return sql_v1.secret_check(name, value, url_prefix)
 $$;
 comment on function net._secret_check(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
-revoke all on function net._secret_check(text, text, text) from public;
 
 -- What a role that may not use a secret learns is the same whether there is one or not.
 create function net._refuse_secret(name text)
@@ -230,7 +228,6 @@ end
 $$;
 comment on function net._set_secret_grant(text, text, boolean) is
     'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
-revoke all on function net._set_secret_grant(text, text, boolean) from public;
 
 create function net.grant_secret(
     -- the secret
@@ -255,11 +252,6 @@ create function net.revoke_secret(
 as $$ select net._set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
     'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
-
-revoke all on function
-    net.set_secret(text, text, text), net.drop_secret(text),
-    net.grant_secret(text, text), net.revoke_secret(text, text)
-from public;
 
 -- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
 create function net._secrets(
@@ -316,4 +308,3 @@ end
 $$;
 comment on function net._secrets(bigint[], uuid[], text[]) is
     'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
-revoke all on function net._secrets(bigint[], uuid[], text[]) from public;

@@ -86,7 +86,6 @@ begin
 end
 $$;
 comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
-revoke all on function net._host_setting_fault(text, numeric, numeric, jsonb) from public;
 
 create table net.host (
     pattern text primary key,
@@ -94,13 +93,11 @@ create table net.host (
 );
 comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
 select pg_catalog.pg_extension_config_dump('net.host', '');
-revoke all on net.host from public;
 
 create view net.hosts as
     select h.pattern, h.settings from net.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
-grant select on net.hosts to public;
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function net._configured_host(host text)
@@ -130,7 +127,6 @@ begin
 end
 $$;
 comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
-revoke all on function net._configured_host(text) from public;
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -210,7 +206,6 @@ end
 $$;
 comment on function net.configure_host(text, jsonb) is
     'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
-revoke all on function net.configure_host(text, jsonb) from public;
 
 -- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
 create function net._host_settings()
@@ -226,4 +221,3 @@ as $$
     from net.host h
 $$;
 comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
-revoke all on function net._host_settings() from public;

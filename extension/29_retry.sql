@@ -44,7 +44,6 @@ create table net.retry_policy (
 );
 comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
 select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
-revoke all on net.retry_policy from public;
 
 create view net.retry_policies as
     select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
@@ -58,7 +57,6 @@ create view net.retry_policies as
     ) d;
 comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
-grant select on net.retry_policies to public;
 
 -- NULL where the value is fine, else what is wrong with it.
 create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -114,7 +112,6 @@ begin
 end
 $$;
 comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
-revoke all on function net._retry_setting_fault(text, numeric, numeric, jsonb) from public;
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
 create function net._check_retry(name text)
@@ -206,7 +203,6 @@ end
 $$;
 comment on function net.configure_retry(text, jsonb) is
     'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
-revoke all on function net.configure_retry(text, jsonb) from public;
 
 create function net._retry_policies()
     returns jsonb
@@ -214,4 +210,3 @@ create function net._retry_policies()
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
 comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
-revoke all on function net._retry_policies() from public;

@@ -24,7 +24,6 @@ insert into net.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
     join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
-revoke all on net.database from public;
 
 create function net._copy_fault()
     returns text
@@ -46,7 +45,6 @@ as $$
 $$;
 comment on function net._copy_fault() is
     'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
-revoke all on function net._copy_fault() from public;
 
 create function net._refuse_copy()
     returns void
@@ -69,7 +67,6 @@ begin
 end
 $$;
 comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
-revoke all on function net._refuse_copy() from public;
 
 -- ---- the mode: whether anything is sent
 
@@ -100,7 +97,6 @@ as $$
 $$;
 comment on function net._mode_sources() is
     'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
-revoke all on function net._mode_sources() from public;
 
 create function net._mode()
     returns text
@@ -111,7 +107,6 @@ as $$
         select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
 comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
-revoke all on function net._mode() from public;
 
 -- ---- logical replication
 
@@ -127,7 +122,6 @@ as $$
     limit 1
 $$;
 comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
-revoke all on function net._subscription() from public;
 
 -- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
 -- a range of its own: neither a call here nor the replication may fail because the other has used the number.
@@ -153,7 +147,6 @@ begin
 end
 $$;
 comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
-revoke all on function net._set_ids_apart() from public;
 
 create function net._is_known(table_name name, request_id bigint, attempt integer)
     returns boolean
@@ -168,7 +161,6 @@ as $$
     end
 $$;
 comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
-revoke all on function net._is_known(name, bigint, integer) from public;
 
 -- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
 create function net._refuse_other_tables(table_schema name)
@@ -230,7 +222,6 @@ end
 $$;
 comment on function net._take_replicated() is
     'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
-revoke all on function net._take_replicated() from public;
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function net._keep_own()
@@ -250,7 +241,6 @@ begin
 end
 $$;
 comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
-revoke all on function net._keep_own() from public;
 
 do $$
 declare
@@ -338,4 +328,3 @@ end
 $$;
 comment on function net.adopt_database() is
     'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
-revoke all on function net.adopt_database() from public;

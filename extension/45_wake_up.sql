@@ -9,7 +9,6 @@ return sql_v1.arm(plpy, signal)
 $$;
 comment on function net._arm(text) is
     'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
-revoke all on function net._arm(text) from public;
 
 create function net._signal_workers(signal text)
     returns void
@@ -17,7 +16,6 @@ create function net._signal_workers(signal text)
     set search_path = pg_catalog, pg_temp
 as $$ select net._arm(signal) $$;
 comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
-revoke all on function net._signal_workers(text) from public;
 
 create function net.wake()
     returns void
@@ -38,7 +36,6 @@ plpy.execute("select net._require_worker()")
 sql_v1.wake_next(slot)
 $$;
 comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
-revoke all on function net._wake_next(integer) from public;
 
 create function net._wake_up_fault()
     returns text
@@ -49,7 +46,6 @@ plpy.execute("select net._require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
 comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
-revoke all on function net._wake_up_fault() from public;
 
 create procedure net._wait(
     -- how long at most, in seconds
@@ -67,4 +63,3 @@ return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure net._wait(double precision, text, integer) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
-revoke all on procedure net._wait(double precision, text, integer) from public;

@@ -70,7 +70,6 @@ end
 $$;
 comment on function net._lock_tables(bigint) is
     'Asks net._require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
-revoke all on function net._lock_tables(bigint) from public;
 
 -- ---- what fails, and what can be done about it
 
@@ -96,7 +95,6 @@ as $$
 $$;
 comment on function net._remedy(regclass[], text, text, text) is
     'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
-revoke all on function net._remedy(regclass[], text, text, text) from public;
 
 create function net._fire_deferred()
     returns void
@@ -110,7 +108,6 @@ end
 $$;
 comment on function net._fire_deferred() is
     'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
-revoke all on function net._fire_deferred() from public;
 
 create function net._note_fault(duty text, message text, hint text, brief boolean default false)
     returns void
@@ -126,7 +123,6 @@ as $$
     where f.brief or not excluded.brief
 $$;
 comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
-revoke all on function net._note_fault(text, text, text, boolean) from public;
 
 create function net._is_idempotent(method text)
     returns boolean
@@ -160,7 +156,6 @@ as $$
 $$;
 comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
     'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
-revoke all on function net._idempotency_key(bigint, timestamptz, text, jsonb) from public;
 
 -- Ends a queued request that has no answer to show.
 create function net._end(id bigint, state text, error_msg text, attempts integer)
@@ -202,7 +197,6 @@ begin
 end
 $$;
 comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
-revoke all on function net._end(bigint, text, text, integer) from public;
 
 -- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
 -- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
@@ -295,7 +289,6 @@ end
 $$;
 comment on function net._free(bigint[], text, text) is
     'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in net.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
-revoke all on function net._free(bigint[], text, text) from public;
 
 create function net._register(
     -- backend: the worker is this session; process: it only talks through this session
@@ -465,7 +458,6 @@ end
 $$;
 comment on function net._store(json, integer) is
     'One batch of net._record: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
-revoke all on function net._store(json, integer) from public;
 
 create function net._record(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
@@ -563,7 +555,6 @@ begin
 end
 $$;
 comment on function net._store_or_halve(json) is 'Behind net._record.';
-revoke all on function net._store_or_halve(json) from public;
 
 create function net._recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
     returns text
@@ -575,7 +566,6 @@ as $$
         case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
 $$;
 comment on function net._recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
-revoke all on function net._recording_remedy(text, text, text, text) from public;
 
 -- Its claim stays, and is nobody's: so no worker attempts the request again.
 create function net._put_aside(outcome json, message text, hint text)
@@ -608,7 +598,6 @@ end
 $$;
 comment on function net._put_aside(json, text, text) is
     'Keeps an outcome in net.unrecorded; false where that cannot be: the worker keeps it.';
-revoke all on function net._put_aside(json, text, text) from public;
 
 create function net._record_put_aside()
     -- seconds until more is to be tried; NULL where nothing waits
@@ -672,7 +661,6 @@ begin
 end
 $$;
 comment on function net._record_put_aside() is 'Records what net.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
-revoke all on function net._record_put_aside() from public;
 
 create function net._slice(elements json, first integer, last integer)
     returns json
@@ -684,7 +672,6 @@ as $$
     where e.ordinality between first and last
 $$;
 comment on function net._slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
-revoke all on function net._slice(json, integer, integer) from public;
 
 create function net._release(
     -- the requests to give back, and the tokens of their claims
@@ -780,7 +767,6 @@ begin
 end
 $$;
 comment on function net._mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
-revoke all on function net._mend_clocks() from public;
 
 -- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
 -- more fall free; NULL where none will.
@@ -852,7 +838,6 @@ end
 $$;
 comment on function net._rescue() is
     'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
-revoke all on function net._rescue() from public;
 
 create function net._forget_workers()
     returns double precision
@@ -870,7 +855,6 @@ begin
 end
 $$;
 comment on function net._forget_workers() is 'Deletes workers that ended more than an hour ago.';
-revoke all on function net._forget_workers() from public;
 
 create function net._delete_expired(kind text, ids bigint[], before timestamptz)
     -- the ids of those that were deleted
@@ -915,7 +899,6 @@ end
 $$;
 comment on function net._delete_expired(text, bigint[], timestamptz) is
     'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
-revoke all on function net._delete_expired(text, bigint[], timestamptz) from public;
 
 -- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
 -- them. They are tried again after a while, a few of them first.
@@ -1068,7 +1051,6 @@ end
 $$;
 comment on function net._expire(text) is
     'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and net.fault says how many and why.';
-revoke all on function net._expire(text) from public;
 
 create function net._do_duty(duty text, worker_id bigint, holding bigint[])
     returns double precision
@@ -1119,7 +1101,6 @@ end
 $$;
 comment on function net._do_duty(text, bigint, bigint[]) is
     'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in net.fault.';
-revoke all on function net._do_duty(text, bigint, bigint[]) from public;
 
 create function net._hold(worker_id bigint, holding bigint[])
     returns double precision
@@ -1152,7 +1133,6 @@ end
 $$;
 comment on function net._hold(bigint, bigint[]) is
     'A worker is well and says what it works on: that stays its own. What it has lost track of is freed, and what was deleted is not its own any more.';
-revoke all on function net._hold(bigint, bigint[]) from public;
 
 create function net._faults()
     returns jsonb
@@ -1171,7 +1151,6 @@ as $$
     ) f
 $$;
 comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
-revoke all on function net._faults() from public;
 
 create function net._tend(
     -- who looks; NULL: nobody who is registered
@@ -1274,11 +1253,3 @@ end
 $$;
 comment on function net._tend(bigint, bigint[]) is
     'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
-
-revoke all on function
-    net._register(text, bigint, uuid, bigint[], text, text),
-    net._record(json),
-    net._release(bigint[], uuid[], text),
-    net._deregister(bigint, uuid, integer),
-    net._tend(bigint, bigint[])
-from public;

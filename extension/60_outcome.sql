@@ -53,7 +53,6 @@ create view net.requests with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
     'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
-grant select on net.requests to public;
 
 create view net.attempts with (security_invoker) as
     select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
@@ -83,7 +82,6 @@ create view net.attempts with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
-grant select on net.attempts to public;
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
 -- parsing it twice, and from PostgreSQL 16 on.
@@ -142,7 +140,6 @@ create view net.responses with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
     'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
-grant select on net.responses to public;
 
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
@@ -154,7 +151,6 @@ create view net.failures with (security_invoker) as
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
-grant select on net.failures to public;
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function net._is_mine(row_xmin xid)

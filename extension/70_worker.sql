@@ -67,8 +67,6 @@ end
 $$;
 comment on function net._refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
-revoke all on procedure net._serve(interval, boolean, boolean), net.work(interval), net.drain(interval) from public;
-
 -- What a worker's role needs: nothing else, no table.
 create function net._worker_routines()
     returns setof regprocedure
@@ -149,7 +147,6 @@ end
 $$;
 comment on function net.revoke_worker(text) is
     'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
-revoke all on function net.grant_worker(text), net.revoke_worker(text) from public;
 
 create view net.workers as
     select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
@@ -163,7 +160,6 @@ create view net.workers as
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
-grant select on net.workers to public;
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function net._reload()
@@ -282,4 +278,3 @@ end
 $$;
 comment on function net.unschedule_worker() is
     'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
-revoke all on function net.schedule_worker(), net.unschedule_worker() from public;

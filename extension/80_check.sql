@@ -9,7 +9,6 @@ from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
 comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
-revoke all on function net._python_check() from public;
 
 -- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
 -- REFERENCES and the sequences.
@@ -351,4 +350,3 @@ end
 $$;
 comment on function net.check() is
     'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
-revoke all on function net.check() from public;
