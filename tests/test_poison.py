@@ -6,6 +6,7 @@ first read by the claim, of which all workers live.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ MANY = f"(select jsonb_agg({HUGE}) from generate_series(1, 8300))"
 DEEP = "(repeat('[', 6000) || repeat(']', 6000))::jsonb"
 FORMS = pytest.mark.parametrize("form", [as_process, as_backend])
 Form = Callable[[Database], AbstractContextManager[None]]
+# The interpreter of the tests is the server's.
+TOO_DEEP = "nested too deeply" if sys.version_info < (3, 12) else ""
 
 # Columns of a row besides method and url, and what the error says.
 POISON = {
@@ -55,8 +58,9 @@ POISON = {
         "headers => jsonb_build_object('X', repeat(chr(1), 2000000))",
         "The headers are longer",
     ),
-    "headers nested deeply": (f"headers => {DEEP}", "nested too deeply"),
-    "options nested deeply": (f"options => {DEEP}", "nested too deeply"),
+    # Python 3.12 and later read deeper JSON, and then find an array.
+    "headers nested deeply": (f"headers => {DEEP}", TOO_DEEP or "headers must be a JSON object"),
+    "options nested deeply": (f"options => {DEEP}", TOO_DEEP or "options must be a JSON object"),
     "headers that are a number": (f"headers => '{HUGE}'", "headers must be a JSON object"),
     "headers that are a string": ("headers => '\"idempotency_key\"'", "headers must be a JSON"),
     "options that are an array": (
