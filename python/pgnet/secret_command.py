@@ -101,7 +101,7 @@ def _connect(options: argparse.Namespace) -> psycopg.Connection[Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        parameters = conninfo_to_dict(options.dsn)
+        parameters: dict[str, Any] = conninfo_to_dict(options.dsn)
     except psycopg.ProgrammingError:
         raise _Failure(NO_DSN) from None
     parameters |= {"application_name": "pgnet secret", "client_encoding": "UTF8"}

@@ -131,7 +131,7 @@ class LibpqOutbox:
     # ---- in the pool's threads
 
     def _open(self, name: str) -> psycopg.Connection[dict[str, Any]]:
-        parameters = {
+        parameters: dict[str, Any] = {
             **_CONNECTION,
             **self._parameters,
             "application_name": name,
