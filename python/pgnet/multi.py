@@ -7,10 +7,13 @@ timer is a single gevent timer. A request costs no greenlet and no watcher of it
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -587,7 +590,10 @@ class Multi:
                 (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
                 handles = [easy for easy in self._busy.values() if _uses(easy, fd, ends)]
                 transfers = [easy.transfer for easy in handles if easy.transfer is not None]
-                unseen = received - sum(easy.header_bytes + easy.wire_bytes for easy in handles)
+                # What waits in the kernel nobody has read yet, and it says nothing of the server.
+                waiting = fcntl.ioctl(connection, termios.FIONREAD, bytes(4))
+                unseen = received - int.from_bytes(waiting, sys.byteorder)
+                unseen -= sum(easy.header_bytes + easy.wire_bytes for easy in handles)
                 # For a while there comes what belongs to answers that were broken off.
                 excused = time.monotonic() < self._resets.get(ends, 0.0)
                 if heavy is None or heavy.transfers != transfers or excused:
