@@ -862,9 +862,10 @@ def test_views(served: Database, nginx: Nginx, httpd: str) -> None:
         (b"application/json", b"{not json", None),
         (b"application/json", b'{"a": "\\u0000"}', None),
         (b"application/json", b"[" * 20000 + b"]" * 20000, None),
-        (b"text/plain", b'{"a": 1}', None),
+        (b"text/plain", b'{"a": 1}', {"a": 1}),
+        (b"text/plain", b"1", None),
     ],
-    ids=["json", "suffix", "broken", "nul", "deep", "text"],
+    ids=["json", "suffix", "broken", "nul", "deep", "object as text", "text"],
 )
 def test_content_json(
     served: Database, canned: Canned, content_type: bytes, body: bytes, expected: Any
