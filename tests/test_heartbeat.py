@@ -357,6 +357,29 @@ def test_a_drop_is_no_victim_of_a_deadlock(database: Database, witness: Running)
     assert max(Counter(targets(witness)).values()) == 1
 
 
+@pytest.mark.parametrize("table", ["claim", "http_request_queue", "_http_response"])
+def test_a_lock_is_waited_for_with_no_other_in_hand(
+    database: Database, witness: Running, table: str
+) -> None:
+    """So that DROP EXTENSION, which takes one after the other, meets no deadlock."""
+    with database.worker():
+        database.execute("select net.wait_until_running()")
+        blocker = database.connect(autocommit=False)
+        blocker.execute(f"lock table net.{table} in access exclusive mode")
+        database.execute("select net.wake()")
+        in_hand = database.wait_for(
+            "select array(select o.relation::regclass::text from pg_locks o"
+            " join pg_class c on c.oid = o.relation"
+            " where o.pid = w.pid and o.granted and c.relkind = 'r'"
+            " and c.relnamespace = 'net'::regnamespace)"
+            f" from pg_locks w where w.relation = 'net.{table}'::regclass and not w.granted"
+            " limit 1",
+            predicate=lambda found: found is not None,
+        )
+        assert in_hand == []
+        blocker.rollback()
+
+
 def test_net_work_lives_through_drop_and_create(database: Database, witness: Running) -> None:
     with serving(database) as session:
         for round in range(5):

@@ -228,7 +228,7 @@ MUTANTS = (
                 "begin\n    return;\n    for round in 1 .. 10 loop\n",
             ),
         ),
-        ("tests/test_heartbeat.py::test_a_drop_is_no_victim_of_a_deadlock",),
+        ("tests/test_heartbeat.py::test_a_lock_is_waited_for_with_no_other_in_hand",),
     ),
     Mutant(
         "attempt-counted-after-the-send",
@@ -316,9 +316,9 @@ MUTANTS = (
         (
             Edit(
                 "python/pgnet/worker.py",
-                "        turn = self._outbox.turn(batch, demand)\n",
-                "        turn = self._outbox.turn(batch, demand)\n"
-                "        self._signals -= {'wake'}\n",
+                "            turn = self._outbox.turn(batch, demand)\n",
+                "            turn = self._outbox.turn(batch, demand)\n"
+                "            self._signals -= {'wake'}\n",
             ),
         ),
         ("tests/test_wake_up.py::test_no_wake_up_is_lost",),
