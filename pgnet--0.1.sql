@@ -3839,7 +3839,7 @@ $$;
 comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
 
 create function net._tend(
-    -- who looks; NULL: nobody who is registered
+    -- the worker that looks; NULL: a session that is not registered as one
     worker_id bigint,
     -- the requests that it has in flight or has outcomes of; NULL: it does not say
     holding bigint[] default null
@@ -4710,7 +4710,7 @@ comment on view net.attempts is
 create function net._json_or_null(
     -- a body that is text
     content text,
-    -- one that is none, such as JSON with characters that the database's encoding has not
+    -- a body that is not text, such as JSON with characters that the database's encoding has not
     content_bytes bytea default null
 )
     returns jsonb

@@ -1153,7 +1153,7 @@ $$;
 comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
 
 create function net._tend(
-    -- who looks; NULL: nobody who is registered
+    -- the worker that looks; NULL: a session that is not registered as one
     worker_id bigint,
     -- the requests that it has in flight or has outcomes of; NULL: it does not say
     holding bigint[] default null

@@ -88,7 +88,7 @@ comment on view net.attempts is
 create function net._json_or_null(
     -- a body that is text
     content text,
-    -- one that is none, such as JSON with characters that the database's encoding has not
+    -- a body that is not text, such as JSON with characters that the database's encoding has not
     content_bytes bytea default null
 )
     returns jsonb
