@@ -381,6 +381,18 @@ MUTANTS = (
         (CHAOS,),
     ),
     Mutant(
+        "what-waits-is-a-flood",
+        "an answer that we have not read yet is broken off for what a server has sent of it",
+        (
+            Edit(
+                "python/pgnet/multi.py",
+                "unseen = received - int.from_bytes(waiting, sys.byteorder)\n",
+                "unseen = received\n",
+            ),
+        ),
+        ("tests/wire/test_misbehaviour.py::test_what_waits_in_the_kernel_is_no_flood",),
+    ),
+    Mutant(
         "unknown-is-failed",
         "what may have been received ends as never sent",
         (

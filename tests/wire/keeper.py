@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gevent.server
@@ -38,4 +39,5 @@ class Keeper:
                 if answer is None:
                     return
                 connection.sendall(answer)
-            reader.read()
+            with suppress(ConnectionResetError):
+                reader.read()

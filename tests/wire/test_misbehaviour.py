@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -242,6 +245,33 @@ def test_what_is_not_idempotent_is_sent_once(
             assert answer.error.possibly_sent
             assert answer.error.message == "Server returned nothing (no headers, no data)"
     assert failed == 10
+
+
+def test_what_waits_in_the_kernel_is_no_flood(
+    make_client: Callable[..., Client],
+    keeper: Callable[..., Keeper],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer beyond the limits comes while we are busy with others: its status is not lost."""
+    # Each call of libcurl counts as one that took long.
+    monkeypatch.setattr("pgnet.multi._LONG", 0.0)
+    monkeypatch.setattr("pgnet.multi._HEAVY", 0.0)
+    limits = Limits(max_response_bytes=2000, max_wire_bytes=2000, max_header_bytes=2000)
+    client = make_client(limits=limits)
+    slow, quick = keeper(b""), keeper(FINE)
+    _, ended = client.begin(slow.url)
+    while not slow.arrived:
+        gevent.sleep(0.001)
+    (connection,) = slow.connections
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n" + bytes(50_000))
+    # All of it is in our kernel, and our loop has had no turn since.
+    while int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
+        time.sleep(0.001)
+    # libcurl begins this one before it reads anything of the other.
+    assert client(quick.url).content == b"ok"
+    answer = ended.get(timeout=5)
+    assert str(answer.error) == "response body exceeds 2000 bytes"
+    assert (answer.status_code, answer.is_final) == (200, True)
 
 
 # ---- what a header section may hold
