@@ -147,7 +147,7 @@ install-package: need-python
 	if [ -e $(site)/pgnet ]; then mv $(site)/pgnet $$old; fi; \
 	mv $$new $(site)/pgnet; rm -rf $$old
 	@install -d -m 755 $(dir $(launcher))
-	@printf '#!%s -I\nimport sys\n\nfrom pgnet.cli import main\n\nsys.exit(main())\n' $(PYTHON) > $(launcher)
+	@printf '#!%s -I\nimport sys\n\nfrom pgnet.cli.main import main\n\nsys.exit(main())\n' $(PYTHON) > $(launcher)
 	@chmod 755 $(launcher)
 	@echo "the package is in $(PYTHON_SITE)/pgnet, the worker is $(PREFIX)/bin/pgnet"
 

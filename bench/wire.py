@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
 import pycurl
 from gevent.event import Event
 
-from pgnet.exchange import Answer, Exchange, Limits, prepare
-from pgnet.guard import EgressRules, Guard
+from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.exchange import Exchange, prepare
+from pgnet.wire.guard import EgressRules, Guard
 
 NGINX = """
 daemon off;

@@ -473,12 +473,14 @@ def client() -> None:
     from gevent.event import AsyncResult
     from gevent.fileobject import FileObjectPosix
 
-    from pgnet import guard as guard_module
-    from pgnet.exchange import Exchange, Limits, prepare
-    from pgnet.guard import EgressRules, Guard
-    from pgnet.host import HostSettings, HostTable
-    from pgnet.request import InvalidRequest, canonical_url
-    from pgnet.resolve import Resolver
+    from pgnet.request.errors import InvalidRequest
+    from pgnet.request.url import canonical_url
+    from pgnet.wire import guard as guard_module
+    from pgnet.wire.answer import Limits
+    from pgnet.wire.exchange import Exchange, prepare
+    from pgnet.wire.guard import EgressRules, Guard
+    from pgnet.wire.host import HostSettings, HostTable
+    from pgnet.wire.resolve import Resolver
 
     exchanges: dict[str, Exchange] = {}
     begun: list[AsyncResult] = []

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.alarm import TICK, Alarm
+from pgnet.worker.alarm import TICK, Alarm
 
 
 def test_it_rings_once() -> None:

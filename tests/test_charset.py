@@ -6,8 +6,8 @@ import encodings
 
 import pytest
 
-from pgnet import charset
-from pgnet.charset import read_text
+from pgnet.wire import charset
+from pgnet.wire.charset import read_text
 
 WIDE = ("utf_16_le", "utf_16_be")
 

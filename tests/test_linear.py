@@ -15,14 +15,21 @@ from collections.abc import Callable
 
 import pytest
 
-from pgnet import message, multipart, request
-from pgnet.assemble import assemble, names_of_secrets
-from pgnet.guard import EgressRules, Guard
-from pgnet.host import HostSettings, HostTable
 from pgnet.outbox import Claim, Secret
-from pgnet.request import InvalidRequest
-from pgnet.secret import Mask, sensitive, within
-from pgnet.wire_error import WireError
+from pgnet.request import multipart
+from pgnet.request.check import check
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.headers import parse_headers
+from pgnet.request.params import encode_form
+from pgnet.request.prefix import within
+from pgnet.request.url import canonical_url
+from pgnet.secret.mask import Mask
+from pgnet.secret.value import sensitive
+from pgnet.wire import message
+from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.wire_error import WireError
+from pgnet.worker.assemble import assemble, names_of_secrets
 
 # Ten times the input; what is linear needs ten times the time, what is quadratic a hundred.
 MOST = 35.0
@@ -34,17 +41,17 @@ KEYS = {"s": Secret("s", VALUE, PREFIX, None)}
 
 def headers(value: object) -> Callable[[], object]:
     text = json.dumps(value)
-    return lambda: request.check("GET", URL, None, text, None, "{}", [])
+    return lambda: check("GET", URL, None, text, None, "{}", [])
 
 
 def params(value: object) -> Callable[[], object]:
     text = json.dumps(value)
-    return lambda: request.check("GET", URL, text, None, None)
+    return lambda: check("GET", URL, text, None, None)
 
 
 def form(value: object) -> Callable[[], object]:
     text = json.dumps(value)
-    return lambda: request.encode_form(text)
+    return lambda: encode_form(text)
 
 
 def parts(value: object) -> Callable[[], object]:
@@ -132,13 +139,13 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
         lambda n: parts([{"name": "a", "value": "b", "content_type": "a/" + "b" * n + "\n"}]),
         10_000,
     ),
-    "a URL to be encoded": (lambda n: lambda: request.canonical_url(URL + "[\u00e9" * n), 5_000),
-    "a URL of percent signs": (lambda n: lambda: request.canonical_url(URL + "%" * n), 10_000),
-    "a URL of dots": (lambda n: lambda: request.canonical_url("http://" + "a." * n), 10_000),
-    "a URL of numbers": (lambda n: lambda: request.canonical_url("http://" + "1." * n), 10_000),
-    "a URL with a bad end": (lambda n: lambda: request.canonical_url(URL + "%4" * n + "\0"), 9_000),
+    "a URL to be encoded": (lambda n: lambda: canonical_url(URL + "[\u00e9" * n), 5_000),
+    "a URL of percent signs": (lambda n: lambda: canonical_url(URL + "%" * n), 10_000),
+    "a URL of dots": (lambda n: lambda: canonical_url("http://" + "a." * n), 10_000),
+    "a URL of numbers": (lambda n: lambda: canonical_url("http://" + "1." * n), 10_000),
+    "a URL with a bad end": (lambda n: lambda: canonical_url(URL + "%4" * n + "\0"), 9_000),
     "an international host": (
-        lambda n: lambda: request.canonical_url("http://" + "\u00fc" * n + "/"),
+        lambda n: lambda: canonical_url("http://" + "\u00fc" * n + "/"),
         9_000,
     ),
     "a prefix and a long path": (lambda n: lambda: within(PREFIX, PREFIX + "%41/" * n), 3_000),
@@ -210,20 +217,20 @@ def test_json_is_bounded_before_it_is_read(argument: str) -> None:
     """What is longer is not parsed: it need not even be JSON."""
     given = {"params": "{}", "headers": "{}", "options": "{}", argument: "[" * 2_500_001}
     with pytest.raises(InvalidRequest) as caught:
-        request.check("GET", URL, given["params"], given["headers"], None, given["options"])
+        check("GET", URL, given["params"], given["headers"], None, given["options"])
     assert caught.value.message == f"{argument} is longer than 2500000 characters as JSON"
 
 
 def test_the_number_of_headers_is_bounded() -> None:
     for values in (["v"] * 10_001, ["v"] * 80_000):
         with pytest.raises(InvalidRequest, match="there are more than 10000 headers"):
-            request.parse_headers(json.dumps({"X": values}))
-    assert len(request.parse_headers(json.dumps({"X": [*["v"] * 10_000, None]}))) == 10_000
+            parse_headers(json.dumps({"X": values}))
+    assert len(parse_headers(json.dumps({"X": [*["v"] * 10_000, None]}))) == 10_000
 
 
 def test_what_fits_is_not_too_long_as_json() -> None:
     """A value of characters that JSON escapes the longest way."""
     value = "\\" * 399_000
-    assert request.parse_headers(json.dumps({"X": value})) == [("X", value)]
+    assert parse_headers(json.dumps({"X": value})) == [("X", value)]
     text = json.dumps({"x": "\x01" * 130_000})
-    assert len(request.check("GET", URL, text, None, None)) == len(URL) + 3 + 390_000
+    assert len(check("GET", URL, text, None, None)) == len(URL) + 3 + 390_000

@@ -11,8 +11,8 @@ import pytest
 import httpd
 from cluster import Database, wait_until
 from httpd import Running
-from pgnet.backoff import Backoff
 from pgnet.outbox import OutboxFailed, OutboxUnknown, ends_session, error_of
+from pgnet.worker.backoff import Backoff
 from test_worker_backend import serving
 from test_worker_process import queue, seen, targets, wait_for_states
 

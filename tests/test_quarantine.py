@@ -10,7 +10,7 @@ import pytest
 import httpd
 from cluster import Database
 from httpd import Running
-from pgnet.quarantine import Quarantine
+from pgnet.worker.quarantine import Quarantine
 from test_worker_process import queue, seen, targets
 
 

@@ -16,8 +16,12 @@ from typing import Any
 
 import pytest
 
-from pgnet import request
-from pgnet.request import InvalidRequest
+from pgnet.request.check import check as check_request
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.headers import flatten_headers
+from pgnet.request.json_text import jsonb_text
+from pgnet.request.params import add_params, encode_url_with_params_array, urlencode_string
+from pgnet.request.url import MAX_URL_LENGTH, canonical_url
 
 CASES: list[dict[str, Any]] = json.loads(
     Path(__file__).with_name("cases").joinpath("requests.json").read_text(encoding="utf-8")
@@ -34,7 +38,7 @@ def jsonb(value: object) -> str | None:
 def run(case: dict[str, Any]) -> str:
     args = case["args"]
     beyond = case["call"] in ("http_request", "http_put", "http_patch", "http_head")
-    return request.check(
+    return check_request(
         args.get("method", case["call"].removeprefix("http_")).upper(),
         args["url"],
         jsonb(args.get("params", {})),
@@ -52,7 +56,7 @@ def run(case: dict[str, Any]) -> str:
 def test_row(case: dict[str, Any]) -> None:
     url = run(case)
     assert url == case["row"].get("url", url)
-    assert request.canonical_url(url) == url
+    assert canonical_url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_case_file_is_well_formed() -> None:
 def test_not_json(argument: str, text: str) -> None:
     given = {"params": "{}", "headers": "{}", argument: text}
     with pytest.raises(InvalidRequest, match=f"{argument} is not valid JSON"):
-        request.check("GET", "http://localhost/", given["params"], given["headers"], None)
+        check_request("GET", "http://localhost/", given["params"], given["headers"], None)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +122,7 @@ def test_not_json(argument: str, text: str) -> None:
 )
 def test_params_that_no_text_holds(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        request.check("GET", "http://localhost/", text, None, None)
+        check_request("GET", "http://localhost/", text, None, None)
     assert caught.value.message == message
 
 
@@ -132,7 +136,7 @@ def test_params_that_no_text_holds(text: str, message: str) -> None:
 )
 def test_headers_that_no_text_holds(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        request.check("GET", "http://localhost/", None, text, None)
+        check_request("GET", "http://localhost/", None, text, None)
     assert caught.value.message == message
 
 
@@ -140,7 +144,7 @@ def test_headers_that_no_text_holds(text: str, message: str) -> None:
 @pytest.mark.parametrize("code_point", [0, 0xD800, 0xDFFF])
 def test_urls_that_no_text_holds(part: str, code_point: int) -> None:
     with pytest.raises(InvalidRequest, match="is not allowed in its"):
-        request.canonical_url(f"http://localhost{part}{chr(code_point)}")
+        canonical_url(f"http://localhost{part}{chr(code_point)}")
 
 
 @pytest.mark.parametrize("argument", ["params", "headers"])
@@ -148,7 +152,7 @@ def test_deep_nesting_is_an_error_of_its_own(argument: str) -> None:
     deep = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
     given = {"params": "{}", "headers": "{}", argument: deep}
     with pytest.raises(InvalidRequest, match=f"{argument} is nested too deeply"):
-        request.check("GET", "http://localhost/", given["params"], given["headers"], None)
+        check_request("GET", "http://localhost/", given["params"], given["headers"], None)
 
 
 def test_nesting_deeper_than_python_calls() -> None:
@@ -156,16 +160,16 @@ def test_nesting_deeper_than_python_calls() -> None:
     depth = sys.getrecursionlimit() + 100
     for _ in range(depth):
         value = [value]
-    assert request.jsonb_text(value) == "[" * depth + '"x"' + "]" * depth
+    assert jsonb_text(value) == "[" * depth + '"x"' + "]" * depth
 
 
 def test_a_url_longer_than_libcurl_takes() -> None:
-    url = "http://localhost/".ljust(request.MAX_URL_LENGTH, "a")
-    assert request.canonical_url(url) == url
+    url = "http://localhost/".ljust(MAX_URL_LENGTH, "a")
+    assert canonical_url(url) == url
     with pytest.raises(InvalidRequest, match="it is longer than 400000 characters"):
-        request.canonical_url(url + "a")
+        canonical_url(url + "a")
     with pytest.raises(InvalidRequest, match="it is longer than 400000 characters"):
-        request.add_params(url, {"a": "b"})
+        add_params(url, {"a": "b"})
 
 
 @pytest.mark.parametrize(
@@ -186,7 +190,7 @@ def test_a_url_longer_than_libcurl_takes() -> None:
 )
 def test_no_url_takes_long(url: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        request.canonical_url(url)
+        canonical_url(url)
     assert len(caught.value.message) < 300
 
 
@@ -204,7 +208,7 @@ def test_flatten_headers() -> None:
         "X-Yes": True,
         "x-text": "again",
     }
-    assert request.flatten_headers(headers) == [
+    assert flatten_headers(headers) == [
         ("X-Text", "a b"),
         ("X-Many", "a"),
         ("X-Many", "2"),
@@ -217,7 +221,7 @@ def test_flatten_headers() -> None:
 
 
 def test_a_content_type_of_null_is_none() -> None:
-    check = request.check("POST", "http://localhost/", None, '{"Content-Type": null}', None)
+    check = check_request("POST", "http://localhost/", None, '{"Content-Type": null}', None)
     assert check == "http://localhost/"
 
 
@@ -236,7 +240,7 @@ def test_a_content_type_of_null_is_none() -> None:
     ],
 )
 def test_urlencode_string(string: str | None, encoded: str | None) -> None:
-    assert request.urlencode_string(string) == encoded
+    assert urlencode_string(string) == encoded
 
 
 @pytest.mark.parametrize(
@@ -256,15 +260,15 @@ def test_urlencode_string(string: str | None, encoded: str | None) -> None:
 def test_encode_url_with_params_array(
     url: str | None, params: list[str | None] | None, complete: str | None
 ) -> None:
-    assert request.encode_url_with_params_array(url, params) == complete
+    assert encode_url_with_params_array(url, params) == complete
 
 
 @pytest.mark.parametrize("pair", ["a\tb", "a=\x7f", "\n", "\ud800"])
 def test_encode_url_with_params_array_refuses(pair: str) -> None:
     with pytest.raises(InvalidRequest, match="in an element of params_array"):
-        request.encode_url_with_params_array("http://localhost", [pair])
+        encode_url_with_params_array("http://localhost", [pair])
     with pytest.raises(InvalidRequest, match="invalid URL"):
-        request.encode_url_with_params_array("localhost", ["a=b"])
+        encode_url_with_params_array("localhost", ["a=b"])
 
 
 def test_the_import_is_small() -> None:

@@ -12,8 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from requests.models import PreparedRequest
 
-from pgnet import request
-from pgnet.request import InvalidRequest
+from pgnet.request.check import check
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.headers import flatten_headers
+from pgnet.request.params import add_params, encode_url_with_params_array
+from pgnet.request.url import canonical_url
 
 # Written from the ABNF of RFC 3986, apart from the patterns under test.
 UNRESERVED = r"(?:[a-zA-Z]|[0-9]|-|\.|_|~)"
@@ -108,11 +111,11 @@ def is_legal(url: str) -> re.Match[str]:
 @example(" http://a/%%4%41[#\u00e9#")
 @example("http://a/\\..\\?{}|^`")
 def test_a_url_is_canonical_once_and_for_all(url: str) -> None:
-    canonical = attempt(request.canonical_url, url)
+    canonical = attempt(canonical_url, url)
     if isinstance(canonical, InvalidRequest):
         return
     match = is_legal(canonical)
-    assert request.canonical_url(canonical) == canonical
+    assert canonical_url(canonical) == canonical
     assert match["host"] == match["host"].lower()
     if match["port"]:
         assert 0 < int(match["port"]) < 65536
@@ -131,7 +134,7 @@ def test_a_url_is_canonical_once_and_for_all(url: str) -> None:
 def test_a_legal_url_is_taken_and_its_rest_left_alone(
     scheme: str, host: str, port: str, rest: str
 ) -> None:
-    canonical = request.canonical_url(f"{scheme}://{host}{port}{rest}")
+    canonical = canonical_url(f"{scheme}://{host}{port}{rest}")
     match = is_legal(canonical)
     assert match["host"] == host.lower()
     assert canonical.endswith(rest)
@@ -149,11 +152,11 @@ def test_a_legal_url_is_taken_and_its_rest_left_alone(
 def test_check_raises_nothing_else(
     method: str, url: str, params: str | None, headers: str | None, timeout: int | None
 ) -> None:
-    stored = attempt(request.check, method, url, params, headers, timeout)
+    stored = attempt(check, method, url, params, headers, timeout)
     if isinstance(stored, InvalidRequest):
         return
     is_legal(stored)
-    assert request.check(method, stored, None, headers, timeout) == stored
+    assert check(method, stored, None, headers, timeout) == stored
 
 
 @thorough
@@ -161,7 +164,7 @@ def test_check_raises_nothing_else(
 def test_params_never_leave_the_query(params: dict[str, object]) -> None:
     base = "http://localhost/path"
     text = json.dumps(params)
-    stored = attempt(request.check, "GET", f"{base}#part", text, None, None)
+    stored = attempt(check, "GET", f"{base}#part", text, None, None)
     if isinstance(stored, InvalidRequest):
         return
     match = is_legal(stored)
@@ -173,7 +176,7 @@ def test_params_never_leave_the_query(params: dict[str, object]) -> None:
 @thorough
 @given(params=st.dictionaries(st.text(max_size=5), st.text(max_size=20), min_size=1, max_size=3))
 def test_params_can_be_read_back(params: dict[str, str]) -> None:
-    stored = attempt(request.add_params, "http://localhost/", dict(params))
+    stored = attempt(add_params, "http://localhost/", dict(params))
     if isinstance(stored, InvalidRequest):
         assert any("\0" in f"{key}{value}" for key, value in params.items())
         return
@@ -184,7 +187,7 @@ def test_params_can_be_read_back(params: dict[str, str]) -> None:
 @given(value=json_values)
 def test_nested_values_are_written_as_json(value: object) -> None:
     """As jsonb writes them, which for what both can hold is as json.dumps does."""
-    stored = attempt(request.add_params, "http://localhost/", {"a": [value]})
+    stored = attempt(add_params, "http://localhost/", {"a": [value]})
     if isinstance(stored, InvalidRequest):
         return
     text = json.dumps([value], ensure_ascii=False)
@@ -198,7 +201,7 @@ def test_nested_values_are_written_as_json(value: object) -> None:
 @example({"X-A\n": "b"})
 @example({"X-A": "\u2028\x85"})
 def test_headers_hold_one_line_each(headers: dict[str, object]) -> None:
-    pairs = attempt(request.flatten_headers, headers)
+    pairs = attempt(flatten_headers, headers)
     if isinstance(pairs, InvalidRequest):
         return
     for name, value in pairs:
@@ -217,7 +220,7 @@ def test_headers_hold_one_line_each(headers: dict[str, object]) -> None:
 )
 def test_no_error_shows_a_password(before: str, user: str, junk: str, after: str) -> None:
     url = f"{before}{user}:hunter2{junk}hunter2@{after}"
-    refused = attempt(request.canonical_url, url)
+    refused = attempt(canonical_url, url)
     if isinstance(refused, InvalidRequest):
         assert "hunter2" not in f"{refused.message}{refused.hint}"
 
@@ -225,7 +228,7 @@ def test_no_error_shows_a_password(before: str, user: str, junk: str, after: str
 @thorough
 @given(pairs=st.lists(st.one_of(st.none(), any_text, nasty_text), max_size=4), url=urls)
 def test_params_array(pairs: list[str | None], url: str) -> None:
-    stored = attempt(request.encode_url_with_params_array, url, pairs)
+    stored = attempt(encode_url_with_params_array, url, pairs)
     if isinstance(stored, InvalidRequest):
         return
     assert stored is not None
@@ -236,7 +239,7 @@ def test_params_array(pairs: list[str | None], url: str) -> None:
 @given(url=likely_urls)
 def test_requests_finds_the_same_host(url: str) -> None:
     """Another parser than ours sees the host that the guard and the connection will see."""
-    stored = attempt(request.canonical_url, url)
+    stored = attempt(canonical_url, url)
     if isinstance(stored, InvalidRequest):
         return
     prepared = PreparedRequest()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.retry import (
+from pgnet.worker.retry import (
     ALL_STATUSES,
     ERROR_KINDS,
     IDEMPOTENT_METHODS,

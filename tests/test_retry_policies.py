@@ -11,7 +11,7 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from cluster import Cluster, Database
-from pgnet.retry import ALL_STATUSES, ERROR_KINDS, NONE, Policy
+from pgnet.worker.retry import ALL_STATUSES, ERROR_KINDS, NONE, Policy
 
 
 @pytest.fixture(scope="module")

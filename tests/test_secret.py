@@ -24,22 +24,18 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from canary import CANARY, found_in
-from pgnet.request import MAX_URL_LENGTH, InvalidRequest, canonical_url
-from pgnet.secret import (
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.prefix import canonical_prefix, origin, within
+from pgnet.request.secret_reference import covers, is_name, reference_name
+from pgnet.request.url import MAX_URL_LENGTH, canonical_url
+from pgnet.secret.directory import Directory, UnsafeFile
+from pgnet.secret.mask import Mask
+from pgnet.secret.value import (
     MAX_LENGTH,
-    Directory,
-    Mask,
-    UnsafeFile,
-    canonical_prefix,
     check_value,
-    covers,
     expand_url,
     header_value,
-    is_name,
-    origin,
-    reference_name,
     sensitive,
-    within,
     without_line_break,
 )
 

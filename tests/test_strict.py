@@ -32,11 +32,14 @@ from hypothesis.strategies import DrawFn
 import pgnet
 import strict
 from cluster import Database
-from pgnet import request
-from pgnet.assemble import assemble
-from pgnet.exchange import Answer, Exchange
-from pgnet.guard import Guard
 from pgnet.outbox import Claim
+from pgnet.request.check import check
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.params import encode_form
+from pgnet.wire.answer import Answer
+from pgnet.wire.exchange import Exchange
+from pgnet.wire.guard import Guard
+from pgnet.worker.assemble import assemble
 from strict import Received, Strict
 from wire.support import LOOPBACK, NameServer
 
@@ -703,7 +706,7 @@ def ask(exchange: Exchange, case: Case, port: int) -> AsyncResult:
     """Check and send a request as a call and a worker do; raises InvalidRequest."""
     method = "".join(c.upper() if c.isascii() else c for c in case.method)
     headers = json_text(case.headers)
-    url = request.check(
+    url = check(
         method,
         case.url.replace(PORT, str(port)),
         json_text(case.params),
@@ -715,9 +718,9 @@ def ask(exchange: Exchange, case: Case, port: int) -> AsyncResult:
     if case.body is not None:
         kind, value = case.body
         if method == "HEAD":
-            raise request.InvalidRequest("a HEAD request has no body")
+            raise InvalidRequest("a HEAD request has no body")
         if kind == "body_form":
-            body = request.encode_form(json_text(as_jsonb(value))).encode()
+            body = encode_form(json_text(as_jsonb(value))).encode()
         else:
             body = wanted_body(kind, value)
     claim = Claim(0, "", 1, 0, method, url, headers, body, TIMEOUT, None, "", 0, 0.0, None)
@@ -811,7 +814,7 @@ def run_batch(exchange: Exchange, server: Strict, batch: list[Case], tally: Tall
         server.port,
         False,
         lambda case: ask(exchange, case, server.port),
-        request.InvalidRequest,
+        InvalidRequest,
     )
     answers = {}
     for place, one in enumerate(asked):
@@ -870,7 +873,7 @@ def test_what_is_long_arrives_or_is_refused(
     case = Case("GET", url, {}, headers, None)
     try:
         ended = ask(exchange, case, server.port)
-    except request.InvalidRequest as refusal:
+    except InvalidRequest as refusal:
         check_refusal(case, refusal)
         assert size > 100_000
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgnet.window import Window
+from pgnet.worker.window import Window
 
 
 class Loop:

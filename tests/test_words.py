@@ -17,7 +17,14 @@ import pytest
 
 import pgnet
 from cluster import ROOT, Database, server_python
-from pgnet import easy, request, resolve, retry, secret, transfer, worker
+from pgnet.request.headers import MAX_HEADERS_LENGTH
+from pgnet.request.options import STORED_OPTIONS
+from pgnet.request.url import MAX_URL_LENGTH
+from pgnet.secret.value import MIN_LENGTH
+from pgnet.wire import resolve, transfer
+from pgnet.wire.curl import easy
+from pgnet.worker import loop as worker
+from pgnet.worker import retry
 
 PACKAGE = ROOT / "python/pgnet"
 PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
@@ -35,12 +42,12 @@ def megabytes(number: int) -> str:
     return f"{number >> 20} MB"
 
 
-OPTIONS: dict[str, Any] = request._STORED_OPTIONS
+OPTIONS: dict[str, Any] = STORED_OPTIONS
 
 # Of each: the page, what stands there (with the number in a group), and what the code has.
 NUMBERS: list[tuple[str, str, object]] = [
-    ("reference.md", r"it is longer than (\d+) characters", request.MAX_URL_LENGTH),
-    ("reference.md", r"`the headers are longer than (\d+) bytes`", request.MAX_HEADERS_LENGTH),
+    ("reference.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
+    ("reference.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
     ("reference.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
     ("reference.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
     ("hosts.md", r"looked up is good for (\d+) s", default(resolve.Resolver, "max_age")),
@@ -60,8 +67,8 @@ NUMBERS: list[tuple[str, str, object]] = [
         r"at most (three quarters) of a worker's",
         {0.75: "three quarters"}[worker._HOST_SHARE],
     ),
-    ("secrets.md", r"has at least (\d+) characters, no line", secret.MIN_LENGTH),
-    ("reference.md", r"A value has at least (\d+) characters", secret.MIN_LENGTH),
+    ("secrets.md", r"has at least (\d+) characters, no line", MIN_LENGTH),
+    ("reference.md", r"A value has at least (\d+) characters", MIN_LENGTH),
     ("reference.md", r"`User-Agent: pgnet/([\d.]+)`", pgnet.__version__),
     ("hosts.md", r"their own \| `pgnet/([\d.]+)`", pgnet.__version__),
     ("coming-from-pg_net.md", r"\| `pgnet/([\d.]+)`, unless", pgnet.__version__),

@@ -199,7 +199,7 @@ MUTANTS = (
         "one that was lost with workers keeps all others waiting until it ends",
         (
             Edit(
-                "python/pgnet/quarantine.py",
+                "python/pgnet/worker/quarantine.py",
                 "over = now >= self._began + (_LONGEST_TURN if self.apart else _TURN)",
                 "over = not self.apart and now >= self._began + _TURN",
             ),
@@ -291,7 +291,7 @@ MUTANTS = (
         "the Idempotency-Key goes out with the first attempt alone",
         (
             Edit(
-                "python/pgnet/delivery.py",
+                "python/pgnet/worker/delivery.py",
                 "    if claim.idempotency_key is not None and not own_header:",
                 "    if claim.idempotency_key is not None and not own_header and claim.attempt == 1:",
             ),
@@ -303,7 +303,7 @@ MUTANTS = (
         "each attempt has an Idempotency-Key of its own",
         (
             Edit(
-                "python/pgnet/delivery.py",
+                "python/pgnet/worker/delivery.py",
                 "            key_header = (_KEY_HEADER, claim.idempotency_key)",
                 "            key_header = (_KEY_HEADER, f'{claim.idempotency_key}-{claim.attempt}')",
             ),
@@ -315,7 +315,7 @@ MUTANTS = (
         "a wake-up that comes while the last look is on its way is thrown away",
         (
             Edit(
-                "python/pgnet/worker.py",
+                "python/pgnet/worker/loop.py",
                 "            turn = self._outbox.turn(batch, demand)\n",
                 "            turn = self._outbox.turn(batch, demand)\n"
                 "            self._signals -= {'wake'}\n",
@@ -328,7 +328,7 @@ MUTANTS = (
         "what came while nobody waited is thrown away",
         (
             Edit(
-                "python/pgnet/waiting.py",
+                "python/pgnet/server/waiting.py",
                 "    deadline = time.monotonic() + timeout\n",
                 "    deadline = time.monotonic() + timeout\n"
                 "    if listener is not None:\n"
@@ -377,7 +377,7 @@ MUTANTS = (
     Mutant(
         "at-most-once-repeated-on-the-wire",
         "a kept connection that is closed has the request sent again, though once at most",
-        (Edit("python/pgnet/worker.py", "once=delivery.once", "once=False"),),
+        (Edit("python/pgnet/worker/loop.py", "once=delivery.once", "once=False"),),
         (CHAOS,),
     ),
     Mutant(
@@ -397,7 +397,7 @@ MUTANTS = (
         "what may have been received ends as never sent",
         (
             Edit(
-                "python/pgnet/delivery.py",
+                "python/pgnet/worker/delivery.py",
                 'return replace(outcome, state="unknown"',
                 'return replace(outcome, state="failed"',
             ),

@@ -11,6 +11,6 @@ if __name__ == "__main__":
         here = sys.path[0]
         sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
 
-    from pgnet.cli import main
+    from pgnet.cli.main import main
 
     sys.exit(main())

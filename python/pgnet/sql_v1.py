@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pgnet
-from pgnet import commit_hook, request
-
-if TYPE_CHECKING:
-    from pgnet.wake_up import Listener
+from pgnet.request.check import check as check_request
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.params import encode_form, encode_url_with_params_array
+from pgnet.request.params import urlencode_string as urlencode
+from pgnet.server import backend, commit_hook, waiting, wake_up
 
 _POLLS = "the setting wake_up is poll"
 
@@ -38,8 +39,8 @@ def check(
         arm(plpy, "wake")
     try:
         # A request with a secret is refused here: whether it may be used is for SQL to say.
-        return request.check(method, url, params, headers, timeout_milliseconds, options)
-    except request.InvalidRequest:
+        return check_request(method, url, params, headers, timeout_milliseconds, options)
+    except InvalidRequest:
         return None
 
 
@@ -54,10 +55,10 @@ def inspect(
     """Behind net._inspect: URL and names of secrets; or None, and message, hint and SQLSTATE."""
     secrets: list[str] = []
     try:
-        complete = request.check(
+        complete = check_request(
             method, url, params, headers, timeout_milliseconds, options, secrets
         )
-    except request.InvalidRequest as error:
+    except InvalidRequest as error:
         return None, [], error.message, error.hint, error.sqlstate
     return complete, list(dict.fromkeys(secrets)), None, None, None
 
@@ -65,8 +66,8 @@ def inspect(
 def form(text: str | None) -> tuple[str | None, str | None, str | None, str | None]:
     """Behind net._form: the encoded form; or None, and message, hint and SQLSTATE."""
     try:
-        return request.encode_form(text), None, None, None
-    except request.InvalidRequest as error:
+        return encode_form(text), None, None, None
+    except InvalidRequest as error:
         return None, error.message, error.hint, error.sqlstate
 
 
@@ -74,39 +75,40 @@ def multipart(
     parts: str | None, files: list[bytes | None] | None
 ) -> tuple[str | None, bytes | None, str | None, str | None, str | None]:
     """Behind net._multipart: content type and body; or None, and message, hint and SQLSTATE."""
-    from pgnet.multipart import encode
+    from pgnet.request.multipart import encode
 
     try:
         return *encode(parts, files), None, None, None
-    except request.InvalidRequest as error:
+    except InvalidRequest as error:
         return None, None, error.message, error.hint, error.sqlstate
 
 
 def secret_covers(url_prefix: str | None, url: str | None) -> bool:
     """Behind net._secret_covers: whether a secret with this prefix may go to a URL as stored."""
-    from pgnet import secret
+    from pgnet.request.secret_reference import covers
 
-    return url is not None and secret.covers(url_prefix, url)
+    return url is not None and covers(url_prefix, url)
 
 
 def secret_check(
     name: str, value: str | None, url_prefix: str | None
 ) -> tuple[str | None, str | None, str | None]:
     """Behind net._secret_check: the prefix as it is stored; or None, and message and hint."""
-    from pgnet import secret
+    from pgnet.request.prefix import canonical_prefix
+    from pgnet.secret.value import check_value
 
     try:
-        prefix = None if url_prefix is None else secret.canonical_prefix(url_prefix)
+        prefix = None if url_prefix is None else canonical_prefix(url_prefix)
         if value is not None:
-            secret.check_value(name, value, prefix)
-    except request.InvalidRequest as error:
+            check_value(name, value, prefix)
+    except InvalidRequest as error:
         return None, error.message, error.hint
     return prefix, None, None
 
 
 def urlencode_string(string: str) -> str | None:
     """Behind net._urlencode_string."""
-    return request.urlencode_string(string)
+    return urlencode(string)
 
 
 def append_to_query(
@@ -114,8 +116,8 @@ def append_to_query(
 ) -> tuple[str | None, str | None, str | None, str | None]:
     """Behind net._append_to_query: the URL; or None, and message, hint and SQLSTATE."""
     try:
-        return request.encode_url_with_params_array(url, params_array), None, None, None
-    except request.InvalidRequest as error:
+        return encode_url_with_params_array(url, params_array), None, None, None
+    except InvalidRequest as error:
         return None, error.message, error.hint, error.sqlstate
 
 
@@ -138,45 +140,13 @@ def wake_up_fault(plpy: Plpy) -> str | None:
 
 def wake_next(slot: int | None) -> None:
     """Behind net._wake_next: wake the worker in the next slot behind this one."""
-    from pgnet import backend
-    from pgnet.wake_up import Sender
-
-    Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
-
-
-# The listener of this backend: it stays bound between two calls of net._wait, so that what comes
-# in between is not lost.
-_listener: Listener | None = None
-
-
-def listener() -> Listener | None:
-    """This backend's listener; None where every slot is taken or none can be made."""
-    global _listener
-    if _listener is None:
-        from pgnet import backend
-        from pgnet.wake_up import Listener
-
-        try:
-            _listener = Listener(backend.database_oid())
-        except OSError:
-            return None
-    return _listener
-
-
-def close_listener() -> None:
-    """Give this backend's slot back."""
-    global _listener
-    if _listener is not None:
-        _listener.close()
-        _listener = None
+    wake_up.Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
 
 
 def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
     """Behind net._wait: what signals came within ``timeout`` seconds, and the slot."""
-    from pgnet import backend, waiting
-
     plpy.commit()  # lets go of the snapshot of the CALL
-    listening = listener()
+    listening = wake_up.listener()
     signals = waiting.wait(
         listening,
         backend.interrupt_flag(),
@@ -197,7 +167,7 @@ def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
     max_runtime is an interval as text, None for no limit. Gives whether the call stands in a
     transaction block, where nothing can be done.
     """
-    from pgnet.outbox.spi import run
+    from pgnet.worker.session import run
 
     return (not run(plpy, max_runtime, until_idle=until_idle),)
 
@@ -211,7 +181,7 @@ def python_check(
     missing = [name for name in ("gevent", "requests", "pycurl") if find_spec(name) is None]
     ca_bundle = None
     if not missing:
-        from pgnet.transport import ca_bundle as find_ca_bundle
+        from pgnet.wire.transport import ca_bundle as find_ca_bundle
 
         path = find_ca_bundle()
         ca_bundle = path if os.path.exists(path) else None

@@ -10,8 +10,9 @@ import gevent
 import pytest
 
 import httpd
-from pgnet.exchange import Exchange, Limits
-from pgnet.guard import EgressRules, Guard
+from pgnet.wire.answer import Limits
+from pgnet.wire.exchange import Exchange
+from pgnet.wire.guard import EgressRules, Guard
 from wire.keeper import Keeper
 from wire.support import LOOPBACK, Client, NameServer
 

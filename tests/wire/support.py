@@ -12,9 +12,10 @@ import gevent.socket
 import trustme
 from gevent.event import AsyncResult
 
-from pgnet.exchange import Answer, Exchange, Handle, prepare
-from pgnet.guard import EgressRules
-from pgnet.resolve import Resolver
+from pgnet.wire.answer import Answer
+from pgnet.wire.exchange import Exchange, Handle, prepare
+from pgnet.wire.guard import EgressRules
+from pgnet.wire.resolve import Resolver
 
 LOOPBACK = EgressRules.from_json({"allow_networks": ["127.0.0.0/8", "::1/128"]})
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.decoding import BodyTooLarge, Decoder
+from pgnet.wire.decoding import BodyTooLarge, Decoder
 
 
 def bare_deflate(data: bytes) -> bytes:

@@ -14,8 +14,9 @@ import pytest
 
 import httpd
 import pgnet
-from pgnet.exchange import Answer, Exchange, Limits, prepare
-from pgnet.guard import EgressRules, Guard
+from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.exchange import Exchange, prepare
+from pgnet.wire.guard import EgressRules, Guard
 from wire.support import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]
@@ -883,14 +884,14 @@ def test_a_fault_of_ours_is_an_outcome_too(
 
     urls = [f"http://{host}:{server.port}/x" for host in ("127.0.0.1", "a.example")]
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.easy.Easy.prepare", broken)
+        patch.setattr("pgnet.wire.curl.easy.Easy.prepare", broken)
         for url in urls:
             assert failed(client(url)).message == "internal error in the wire"
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.easy.parse_head", broken)
+        patch.setattr("pgnet.wire.curl.easy.parse_head", broken)
         assert failed(client(urls[0])).message == "the response could not be read"
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.transport.Transport.failed", broken)
+        patch.setattr("pgnet.wire.transport.Transport.failed", broken)
         assert failed(client(server.url + "/empty")).message == "internal error in the wire"
     for url in urls:
         ok(client(url))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgnet.guard import EgressRefused, EgressRules, Guard, embedded_addresses, is_public
-from pgnet.host import literal_address
+from pgnet.request.address import literal_address
+from pgnet.wire.guard import EgressRefused, EgressRules, Guard, embedded_addresses, is_public
 
 SPECIAL = [
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",

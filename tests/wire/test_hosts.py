@@ -8,9 +8,9 @@ import pytest
 
 import httpd
 import pgnet
-from pgnet.exchange import Limits
-from pgnet.guard import EgressRules, Guard
-from pgnet.host import HostSettings, HostTable
+from pgnet.wire.answer import Limits
+from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.host import HostSettings, HostTable
 from wire.support import LOOPBACK, Client
 
 MakeClient = Callable[..., Client]
@@ -70,7 +70,7 @@ def test_tables_are_equal_by_what_they_say() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgnet.host._CACHED_HOSTS", 10)
+    monkeypatch.setattr("pgnet.wire.host._CACHED_HOSTS", 10)
     hosts = HostTable({"*": HostSettings(user_agent="all")})
     for number in range(100):
         assert hosts.of(f"{number}.example").user_agent == "all"

@@ -21,8 +21,8 @@ import httpd
 from httpd import wait_until
 from misbehaviour import OLD_LIBCURL
 from nginx import Nginx
-from pgnet.exchange import Answer, Limits
-from pgnet.host import HostSettings, HostTable
+from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.host import HostSettings, HostTable
 from wire.frames import (
     DATA,
     END_HEADERS,

@@ -18,9 +18,9 @@ import httpd
 import misbehaviour
 from cluster import wait_until
 from misbehaviour import WAYS, Running, Way, several
-from pgnet.exchange import Answer, Limits
-from pgnet.host import HostSettings, HostTable
-from pgnet.wire_error import WireError
+from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.wire_error import WireError
 from wire.keeper import Keeper
 from wire.support import LOOPBACK, Client
 

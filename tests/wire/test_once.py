@@ -14,10 +14,10 @@ import pytest
 import httpd
 from httpd import wait_until
 from misbehaviour import FINE
-from pgnet.easy import Easy
-from pgnet.exchange import Limits
-from pgnet.guard import EgressRules, Guard
-from pgnet.host import HostSettings, HostTable
+from pgnet.wire.answer import Limits
+from pgnet.wire.curl.easy import Easy
+from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.host import HostSettings, HostTable
 from wire.keeper import Keeper
 from wire.support import Authority, Client, NameServer
 from wire.witness import Peer, Way, Witness

@@ -13,12 +13,12 @@ import trustme
 
 import httpd
 import proxyd
-from pgnet.connection import Proxy
-from pgnet.easy import REQUEST_TARGET
-from pgnet.exchange import Answer, Limits
-from pgnet.guard import EgressRules
-from pgnet.host import HostSettings, HostTable
-from pgnet.wire_error import WireError
+from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.connection import Proxy
+from pgnet.wire.curl.easy import REQUEST_TARGET
+from pgnet.wire.guard import EgressRules
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.wire_error import WireError
 from wire.support import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]

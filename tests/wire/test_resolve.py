@@ -8,7 +8,7 @@ import pytest
 from gevent.event import AsyncResult
 
 from httpd import wait_until
-from pgnet.resolve import ResolveError, Resolver
+from pgnet.wire.resolve import ResolveError, Resolver
 from wire.support import NameServer
 
 

@@ -24,9 +24,9 @@ import trustme
 import httpd
 import proxyd
 import tlsd
-from pgnet.exchange import Limits
-from pgnet.host import HostSettings, HostTable
-from pgnet.wire_error import WireError
+from pgnet.wire.answer import Limits
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.wire_error import WireError
 from wire.frames import (
     END_HEADERS,
     GOAWAY,

@@ -17,11 +17,11 @@ import trustme
 import httpd
 import tlsd
 from httpd import wait_until
-from pgnet.connection import PemFile, Tls
-from pgnet.exchange import Answer
-from pgnet.guard import Guard
-from pgnet.host import HostSettings, HostTable
-from pgnet.wire_error import WireError
+from pgnet.wire.answer import Answer
+from pgnet.wire.connection import PemFile, Tls
+from pgnet.wire.guard import Guard
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.wire_error import WireError
 from wire.support import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]

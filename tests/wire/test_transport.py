@@ -18,11 +18,11 @@ import requests
 import trustme
 
 import httpd
-from pgnet.adapter import CurlAdapter
-from pgnet.connection import Tls, ca_bundle
-from pgnet.exchange import WireError
-from pgnet.guard import EgressRefused, Guard
-from pgnet.message import encode_headers, framing, parse_fields, parse_head
+from pgnet.wire.connection import Tls, ca_bundle
+from pgnet.wire.guard import EgressRefused, Guard
+from pgnet.wire.message import encode_headers, framing, parse_fields, parse_head
+from pgnet.wire.requests_adapter import CurlAdapter
+from pgnet.wire.wire_error import WireError
 from wire.support import LOOPBACK, Client
 
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -149,7 +149,7 @@ def test_https_does_not_go_back_to_http(
     tls: TlsServers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pgnet.connection._CA_BUNDLES", (str(tls.ca),))
+    monkeypatch.setattr("pgnet.wire.connection._CA_BUNDLES", (str(tls.ca),))
     client = make_client()
     server.reset()
     answer = client(f"{good.url}/redirect/302?to={server.url}/x")

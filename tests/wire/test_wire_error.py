@@ -10,7 +10,7 @@ import pycurl
 import pytest
 
 import pgnet
-from pgnet.wire_error import CERTIFICATE_CODES, Code, Kind, WireError, words
+from pgnet.wire.wire_error import CERTIFICATE_CODES, Code, Kind, WireError, words
 
 
 def kind(code: int, possibly_sent: bool) -> Kind:

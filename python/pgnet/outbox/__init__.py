@@ -20,6 +20,11 @@ SESSION_SETTINGS = {
     "lock_timeout": "0",
     "transaction_timeout": "0",
 }
+# libpq's own words would quote it, and a password with it.
+NO_DSN = (
+    "--dsn is no connection string of libpq, such as "
+    "'host=db.example dbname=app' or postgresql://db.example/app"
+)
 
 
 class OutboxError(Exception):

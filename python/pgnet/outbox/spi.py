@@ -10,15 +10,13 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gevent
 
 import pgnet
-from pgnet import backend, sql_v1
 from pgnet.outbox import (
-    SESSION_SETTINGS,
     Claim,
     Demand,
     OutboxError,
@@ -33,24 +31,24 @@ from pgnet.outbox import (
     error_of,
     secrets_of,
 )
-from pgnet.waiting import is_gone
-from pgnet.wake_up import Sender
-from pgnet.worker import Worker, raise_file_limit
+from pgnet.server import backend
+from pgnet.server.waiting import is_gone
+from pgnet.server.wake_up import Sender, close_listener
+from pgnet.server.wake_up import listener as own_listener
 
 # Types are looked up in the session's path: those that the grammar does not know are qualified.
-_TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
+TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
 _OID = "pg_catalog.oid"
 _CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _CLAIM_TYPES = [
-    *("bigint", "int", "int", "int", f"{_TEXT}[]", "bigint"),
-    *(_TEXT, "boolean", _OID, _TEXT, _OID),
+    *("bigint", "int", "int", "int", f"{TEXT}[]", "bigint"),
+    *(TEXT, "boolean", _OID, TEXT, _OID),
 ]
 # libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
 _INTERRUPT_CHECK = 0.4
-_INVALID_TRANSACTION_TERMINATION = "2D000"
 # A cancel, and a statement_timeout, which nothing can tell from it: these end the call.
 _QUERY_CANCELED = "57014"
-_INSUFFICIENT_PRIVILEGE, _REFUSED = "42501", "55000"
+_INSUFFICIENT_PRIVILEGE, REFUSED = "42501", "55000"
 # Seconds that a worker waits for an extension that was dropped to be made anew.
 _ABSENCE = 60.0
 # A request that crashes the server would take its claim along, and be tried for ever: for so many
@@ -102,7 +100,7 @@ class SpiOutbox:
             if sqlstate == _QUERY_CANCELED or self._worker_id is None:
                 raise
             self._plpy.rollback()
-            if sqlstate == _INSUFFICIENT_PRIVILEGE or (refusable and sqlstate == _REFUSED):
+            if sqlstate == _INSUFFICIENT_PRIVILEGE or (refusable and sqlstate == REFUSED):
                 raise
             message = (str(error) or sqlstate).splitlines()[0]
             raise error_of(sqlstate, message, hint, self._is_absent) from error
@@ -121,7 +119,7 @@ class SpiOutbox:
             with self._transaction(refusable=True):
                 row = self._call(
                     "select * from net._register('backend', $1, $2, $3, $4, $5)",
-                    ["bigint", _UUID, "bigint[]", _TEXT, _TEXT],
+                    ["bigint", _UUID, "bigint[]", TEXT, TEXT],
                     self._worker_id,
                     self._secret,
                     list(holding),
@@ -166,7 +164,7 @@ class SpiOutbox:
         self._watchers += [check, timer, postmaster]
         if self.wake_up_fault is not None:
             return
-        listener = sql_v1.listener()
+        listener = own_listener()
         if listener is None:
             self.wake_up_fault = "every wake-up slot is taken"
             return
@@ -184,7 +182,7 @@ class SpiOutbox:
             watcher.stop()
             watcher.close()
         self._watchers.clear()
-        sql_v1.close_listener()
+        close_listener()
 
     def wake_next(self) -> None:
         if self._slot is not None:
@@ -228,7 +226,7 @@ class SpiOutbox:
         with self._transaction():
             rows = self._call(
                 "select * from net._secrets($1, $2, $3)",
-                ["bigint[]", f"{_UUID}[]", f"{_TEXT}[]"],
+                ["bigint[]", f"{_UUID}[]", f"{TEXT}[]"],
                 [claim.id for claim, _name in wanted],
                 [claim.token for claim, _name in wanted],
                 [name for _claim, name in wanted],
@@ -249,7 +247,7 @@ class SpiOutbox:
         with self._transaction():
             self._call(
                 "select net._release($1, $2, $3)",
-                ["bigint[]", f"{_UUID}[]", _TEXT],
+                ["bigint[]", f"{_UUID}[]", TEXT],
                 [claim.id for claim in claims],
                 [claim.token for claim in claims],
                 reason,
@@ -280,59 +278,3 @@ class SpiOutbox:
 def _unpack(code: int) -> str:
     """The five characters of an SQLSTATE, as the server packs them: six bits each."""
     return "".join(chr((code >> 6 * place & 0x3F) + ord("0")) for place in range(5))
-
-
-def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
-    """The worker in the database: behind net.work and net.drain.
-
-    max_runtime is an interval as text, None for no limit. Gives false inside a transaction block,
-    where nothing can be committed and nothing is done. Raises what a cancel raises.
-    """
-    row = plpy.execute(
-        plpy.prepare(
-            "select extract(epoch from $1::interval)::double precision as runtime,"
-            # Not from pg_settings, which may need a temporary file.
-            " extract(epoch from pg_catalog.current_setting('statement_timeout')::interval)"
-            "  ::double precision as statement_timeout,"
-            " extract(epoch from pg_catalog.statement_timestamp())::double precision as began",
-            [_TEXT],
-        ),
-        [max_runtime],
-    )[0]
-    try:
-        plpy.commit()
-    except plpy.SPIError as error:
-        if error.sqlstate != _INVALID_TRANSACTION_TERMINATION:
-            raise
-        return False
-    runtime, grace = row["runtime"], None
-    statement_timeout = row["statement_timeout"]
-    if statement_timeout:
-        # It would end the whole CALL, with requests in flight: end cleanly before it.
-        allowed = max(statement_timeout * 0.8 - (time.time() - row["began"]), 0.0)
-        runtime = allowed if runtime is None else min(runtime, allowed)
-        grace = statement_timeout * 0.1
-    raise_file_limit()
-    before = _set(plpy, {**SESSION_SETTINGS, "application_name": "pgnet worker"})
-    outbox = SpiOutbox(plpy)
-    try:
-        Worker(outbox, max_runtime=runtime, until_idle=until_idle, grace=grace).run()
-    except OutboxRefused as error:
-        plpy.error(str(error), sqlstate=_REFUSED)
-    finally:
-        outbox.stop_listening()
-        _set(plpy, before)
-    return True
-
-
-def _set(plpy: Any, settings: Mapping[str, str]) -> dict[str, str]:
-    """Set the session's settings, from the next transaction on; gives what they were."""
-    ask = plpy.prepare("select pg_catalog.current_setting($1, true) as value", [_TEXT])
-    tell = plpy.prepare("select pg_catalog.set_config($1, $2, false)", [_TEXT, _TEXT])
-    before = {name: plpy.execute(ask, [name])[0]["value"] for name in settings}
-    # A setting that this server does not have yet has no value.
-    before = {name: value for name, value in before.items() if value is not None}
-    for name in before:
-        plpy.execute(tell, [name, settings[name]])
-    plpy.commit()
-    return before

@@ -1,0 +1,172 @@
+"""Headers of a request: which are accepted, how they are stored, which are refused."""
+
+from __future__ import annotations
+
+import re
+
+from pgnet.request.errors import InvalidRequest, described
+from pgnet.request.json_text import encode_json, json_object, kind_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    SecretValue = Callable[[str, dict[str, object]], str]
+
+MAX_HEADERS_LENGTH = 400_000
+# libcurl appends each to a list that it walks through from its beginning: 10,000 take 60 ms.
+MAX_HEADERS = 10_000
+
+JSON_HEADERS = '{"Content-Type": "application/json"}'
+
+# RFC 9110, 5.6.2.
+_TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
+is_token = re.compile(rf"{_TCHAR}+").fullmatch
+_ILLEGAL_IN_VALUE = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
+
+# With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
+# connection it is; Expect makes a request wait.
+_CLIENTS_OWN = frozenset(
+    (
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+# Of two of these each server believes another one (RFC 9110, 5.3).
+_SINGLE = frozenset(("authorization", "content-type", "user-agent"))
+_HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
+_HINT_HOST = (
+    "It is the host of the URL. For a server that is asked for another name the owner sets it: "
+    """select net.configure_host(host, '{"host_header": "shop.example"}')"""
+)
+_HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
+
+
+def is_clients_own(lower: str) -> bool:
+    """Whether a header, its name in lower case, is set by the client itself and by nobody else."""
+    return lower in _CLIENTS_OWN or lower[:6] == "proxy-"
+
+
+def parse_headers(
+    text: str | None, secret_value: SecretValue | None = None
+) -> list[tuple[str, str]]:
+    """Return headers given as JSON text as names and values to send; None and null mean none.
+
+    secret_value: as flatten_headers takes it.
+
+    Raises InvalidRequest, with the name of the header and never its value.
+    """
+    if text is None or text in ("{}", "null"):
+        return []
+    return flatten_headers(json_object("headers", text), secret_value)
+
+
+def flatten_headers(
+    headers: dict[str, object], secret_value: SecretValue | None = None
+) -> list[tuple[str, str]]:
+    """Return headers as names and values to send, in order, checked by RFC 9110.
+
+    Numbers and booleans are their JSON text, an array is a header for each of its elements, None
+    is left out. White space around a value is no part of it (RFC 9110, 5.5).
+    secret_value: what a value {"secret": name} stands for, asked with the header's name; where it
+    is None, there are no secrets.
+
+    Raises InvalidRequest, with the name of the header and never its value.
+    """
+    pairs: list[tuple[str, str]] = []
+    single = set()
+    for name, value in headers.items():
+        if is_token(name) is None:
+            raise _invalid_header_name(name)
+        lower = name.lower()
+        if is_clients_own(lower):
+            hint = _HINT_HOST if lower == "host" else _HINT_REFUSED
+            raise InvalidRequest(f'header "{name}" is not allowed', hint)
+        before = len(pairs)
+        if type(value) is str and value.isprintable():  # as most are
+            pairs.append((name, value.strip(" \t")))
+        elif isinstance(value, list):
+            pairs += [
+                (name, _header_value(name, item, secret_value))
+                for item in value
+                if item is not None
+            ]
+        elif value is not None:
+            pairs.append((name, _header_value(name, value, secret_value)))
+        if lower in _SINGLE and len(pairs) > before:
+            if lower in single or len(pairs) > before + 1:
+                raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
+            single.add(lower)
+    if len(pairs) > MAX_HEADERS:
+        raise InvalidRequest(f"there are more than {MAX_HEADERS} headers")
+    # With the colon, the space and the line's end.
+    if sum([len(name) + _utf8_length(value) + 4 for name, value in pairs]) > MAX_HEADERS_LENGTH:
+        raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")
+    return pairs
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _header_value(name: str, value: object, secret_value: SecretValue | None) -> str:
+    if isinstance(value, dict) and "secret" in value and secret_value is not None:
+        value = secret_value(name, value)
+    if not isinstance(value, str):
+        if isinstance(value, (dict, list)):
+            raise InvalidRequest(
+                f'the value of header "{name}" must not be {kind_of(value)}',
+                "It is a string, a number or a boolean, or an array of these to repeat the header; "
+                'or {"secret": name}.',
+            )
+        return encode_json(value)
+    illegal = re.search(_ILLEGAL_IN_VALUE, value)
+    if illegal is not None:
+        if illegal[0] in "\r\n":
+            raise InvalidRequest(
+                f'header "{name}" contains a carriage return or line feed',
+                "A header's value is one line. Does one end it that is not meant?",
+            )
+        raise InvalidRequest(f'header "{name}" contains {described(illegal[0])}')
+    return value.strip(" \t")
+
+
+def _invalid_header_name(name: str) -> InvalidRequest:
+    # Only as far as it is a name: behind that may stand a value that got into the wrong place.
+    prefix = re.match(rf"{_TCHAR}{{0,40}}", name)
+    shown = prefix[0] if prefix is not None else ""
+    illegal = name[len(shown) : len(shown) + 1]
+    if illegal and illegal in "\r\n":
+        return InvalidRequest(f'header "{shown}" contains a carriage return or line feed')
+    if not illegal:
+        return InvalidRequest("a header's name must not be empty")
+    return InvalidRequest(
+        f'invalid header name "{shown}...": {described(illegal)} is not allowed in it',
+        "A name is of letters, digits and !#$%&'*+-.^_`|~ (RFC 9110).",
+    )
+
+
+def require_json(pairs: list[tuple[str, str]]) -> None:
+    types = [value for name, value in pairs if len(name) == 12 and name.lower() == "content-type"]
+    if types and types != ["application/json"] and not _is_json_type(types[0]):
+        raise InvalidRequest(
+            'Content-Type header must be "application/json"',
+            "Parameters may follow; a charset must be utf-8, which is what is sent. "
+            "For another type there is net.http_request.",
+        )
+
+
+def _is_json_type(value: str) -> bool:
+    """Whether a Content-Type is JSON's, with whatever parameters, but for a charset not UTF-8."""
+    media_type, _, parameters = value.partition(";")
+    charset = re.search(r";[ \t]*charset=\"?([^\";\s]*)", f";{parameters}", re.IGNORECASE)
+    return media_type.strip().lower() == "application/json" and (
+        charset is None or charset[1].lower() in ("utf-8", "utf8", "us-ascii")
+    )

@@ -1,0 +1,96 @@
+"""JSON as a caller gave it: decoded and encoded without a change of its numbers."""
+
+from __future__ import annotations
+
+import json
+
+from pgnet.request.errors import InvalidRequest
+
+# Of params, headers and options as JSON text, which is looked at before it is parsed. Whatever fits
+# into a URL or the headers is shorter, with each of its characters escaped.
+MAX_JSON_LENGTH = 2_500_000
+
+
+class Number(str):
+    """A JSON number as it was written: through a float, 1.10 would become 1.1."""
+
+    __slots__ = ()
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(name)  # NaN and Infinity, which Python takes for JSON
+
+
+_decode_json = json.JSONDecoder(
+    parse_float=Number, parse_int=Number, parse_constant=_refuse_constant
+).raw_decode
+encode_json = json.JSONEncoder(ensure_ascii=False).encode
+
+_HINT_NONE = "Leave it out, or give NULL or '{}', for none."
+
+
+def decode_json(argument: str, text: str, longest: int | None = None) -> object:
+    """Read JSON text; a number is a Number, as it was written.
+
+    longest: how many characters it may have.
+
+    Raises InvalidRequest, with the name of the argument.
+    """
+    if longest is not None and len(text) > longest:
+        raise InvalidRequest(f"{argument} is longer than {longest} characters as JSON")
+    text = text.strip(" \t\n\r")
+    try:
+        value, end = _decode_json(text)
+    except ValueError:
+        raise InvalidRequest(f"{argument} is not valid JSON") from None
+    except RecursionError:
+        raise InvalidRequest(f"{argument} is nested too deeply") from None
+    if end != len(text):
+        raise InvalidRequest(f"{argument} is not valid JSON")
+    return value
+
+
+def json_object(
+    argument: str, text: str, longest: int | None = MAX_JSON_LENGTH
+) -> dict[str, object]:
+    value = decode_json(argument, text, longest)
+    if type(value) is not dict:
+        raise InvalidRequest(f"{argument} must be a JSON object, not {kind_of(value)}", _HINT_NONE)
+    return value
+
+
+def kind_of(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, (Number, int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "an array" if isinstance(value, list) else "an object"
+
+
+def jsonb_text(value: object) -> str:
+    """Write a value that decode_json has read as jsonb's output function does."""
+    written: list[str] = []
+    # By a stack of its own: what was read may be nested deeper than calls can be. A Number is
+    # written as it is, and so are brackets and commas.
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        if type(item) is Number:
+            written.append(item)
+        elif isinstance(item, list):
+            todo.append(Number("]"))
+            for element in reversed(item):
+                todo += element, Number(", ")
+            todo[-1:] = [Number("[")] if item else [Number("]"), Number("[")]
+        elif isinstance(item, dict):
+            todo.append(Number("}"))
+            for key, element in reversed(item.items()):
+                todo += element, Number(f"{encode_json(key)}: "), Number(", ")
+            todo[-1:] = [Number("{")] if item else [Number("}"), Number("{")]
+        else:
+            written.append(encode_json(item))
+    return "".join(written)

@@ -1,0 +1,95 @@
+"""The options of net.http_request: which there are, and their bounds."""
+
+from __future__ import annotations
+
+import re
+
+from pgnet.request.errors import InvalidRequest, printable
+from pgnet.request.json_text import Number, json_object
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+
+AT_MOST_ONCE = "at_most_once"
+# What net.http_request knows as options: integers with their bounds, words, or a key.
+_OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
+    "delivery": ("at_least_once", AT_MOST_ONCE),
+    "idempotency_key": None,
+    "max_redirects": (0, 30),
+    "priority": (-32768, 32767),
+}
+# What is asked of net.http_request otherwise.
+_ARGUMENTS = frozenset(
+    (
+        "method",
+        "url",
+        "body",
+        "params",
+        "headers",
+        "timeout_milliseconds",
+        "body_text",
+        "body_form",
+        "body_bytes",
+        "retry",
+        "max_attempts",
+        "context",
+    )
+)
+# What a row's options hold besides: arguments of net.http_request, which has checked them.
+STORED_OPTIONS = {**_OPTIONS, "max_attempts": (1, 1000), "retry": None}
+
+
+def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
+    """Return the options of a request, given as JSON text; None means none.
+
+    stored: they are those of a row, and not a caller's.
+
+    Raises InvalidRequest for an unknown one and for a value out of its bounds.
+    """
+    if text is None:
+        return {}
+    options: dict[str, Any] = {}
+    known = STORED_OPTIONS if stored else _OPTIONS
+    for name, value in json_object("options", text).items():
+        if name not in known:
+            raise _unknown_option(name, known)
+        if value is not None:
+            options[name] = _option(name, value, known[name])
+    return options
+
+
+def _unknown_option(name: str, known: Iterable[str]) -> InvalidRequest:
+    names = ", ".join(sorted(known))
+    if name in _ARGUMENTS:
+        return InvalidRequest(
+            f'unknown option "{name}": it is an argument of net.http_request; known: {names}',
+            f"Give it beside options, not in it: {name} => value.",
+        )
+    return InvalidRequest(f'unknown option "{printable(name)}"; known: {names}')
+
+
+def _option(name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | None) -> Any:
+    if bounds is None:
+        if type(value) is not str or _is_key(value) is None:
+            raise InvalidRequest(
+                f'option "{name}" must be a string of 1 to 255 printable ASCII characters'
+            )
+        return value
+    low, high = bounds[0], bounds[-1]
+    if isinstance(low, str) or isinstance(high, str):
+        if value not in bounds:
+            words = " or ".join(f'"{word}"' for word in bounds)
+            raise InvalidRequest(f'option "{name}" must be {words}')
+        return value
+    number = int(value) if isinstance(value, Number) and _is_integer(value) else None
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(f'option "{name}" must be an integer between {low} and {high}')
+    return number
+
+
+# No space at either end: it would not be part of a header's value.
+_is_key = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
+_is_integer = re.compile(r"-?[0-9]{1,10}").fullmatch

@@ -1,0 +1,163 @@
+"""The value of a secret: where it is put in, and which of its parts must not be seen."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, unquote
+
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.prefix import origin, path_begin, within
+from pgnet.request.secret_reference import CONTROL, read_reference, split_secret_url
+from pgnet.request.url import canonical_url
+
+# What is shorter could not be told from other text, and so not be masked.
+MIN_LENGTH = 8
+MAX_LENGTH = 65_536
+# Parts of a URL that are looked for by themselves: each costs a search through every answer.
+_MOST_PARTS = 50
+
+
+def header_value(reference: Mapping[str, object], value: str) -> str:
+    """Return what is sent for a header value ``{"secret": name}``.
+
+    Raises InvalidRequest for a reference that is none, and a value that no header can hold.
+    """
+    name, prefix = read_reference(reference)
+    if CONTROL.search(value):
+        raise InvalidRequest(f'secret "{name}" holds a character that no header can have')
+    return (prefix + value).strip(" \t")
+
+
+def expand_url(stored: str, value: str, prefix: str) -> str:
+    """Return the URL that a request with a secret URL is sent to.
+
+    stored: as net.secret_url gives it, with a query or not. value: a URL within the prefix, or a
+    query that begins with ``?`` and belongs to the prefix.
+
+    Raises InvalidRequest.
+    """
+    parts = split_secret_url(stored)
+    if parts is None:
+        raise InvalidRequest("the URL refers to no secret")
+    stored_origin, name, query = parts
+    if origin(prefix) != stored_origin:
+        raise InvalidRequest(f'secret "{name}" belongs to another host by now')
+    url = _whole_url(name, value, prefix)
+    if query:
+        url += ("&" if "?" in url else "?") + query[1:]
+        if "#" in query or not within(prefix, url):
+            raise InvalidRequest(f'the query behind secret "{name}" is none')
+    return url
+
+
+def _whole_url(name: str, value: str, prefix: str) -> str:
+    try:
+        url = canonical_url(prefix + value if value.startswith("?") else value)
+    except InvalidRequest:
+        raise InvalidRequest(
+            f'secret "{name}" holds neither a URL nor a query that begins with "?"'
+        ) from None
+    if "#" in url:
+        raise InvalidRequest(f'the URL that secret "{name}" holds has a fragment')
+    if not within(prefix, url):
+        raise InvalidRequest(f'the URL that secret "{name}" holds is not within its URL prefix')
+    return url
+
+
+def _is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))
+
+
+def check_value(name: str, value: str, prefix: str | None) -> None:
+    """Check the value of a secret.
+
+    prefix: where it may go, canonical; None for one that no request can name, only
+    net.configure_host.
+
+    Raises InvalidRequest.
+    """
+    if not value:
+        raise InvalidRequest(f'the value of secret "{name}" is empty')
+    if len(value) > MAX_LENGTH:
+        raise InvalidRequest(f'the value of secret "{name}" is longer than {MAX_LENGTH} characters')
+    if "\0" in value:
+        raise InvalidRequest(f'the value of secret "{name}" has a NUL character')
+    if prefix is None:
+        return
+    if len(value) < MIN_LENGTH:
+        raise InvalidRequest(
+            f'the value of secret "{name}" has fewer than {MIN_LENGTH} characters',
+            "It could not be found in an answer that repeats it, and so not be masked there.",
+        )
+    if re.search(r"[\r\n]", value):
+        raise InvalidRequest(
+            f'the value of secret "{name}" has a line break',
+            "No header can hold it. Without a URL prefix it is one for net.configure_host, "
+            "such as a key in PEM.",
+        )
+    if CONTROL.search(value):
+        raise InvalidRequest(
+            f'the value of secret "{name}" has a control character, which no header can hold'
+        )
+    if value != value.strip():
+        raise InvalidRequest(f'the value of secret "{name}" begins or ends with white space')
+    if _is_url(value) and len(_behind_prefix(_whole_url(name, value, prefix), prefix)) < MIN_LENGTH:
+        raise InvalidRequest(
+            f'the URL that secret "{name}" holds has fewer than {MIN_LENGTH} characters behind its '
+            "URL prefix",
+            "The prefix is no secret, and what is behind it could not be masked in an answer.",
+        )
+
+
+def without_line_break(text: str) -> str:
+    """Return a text without the one line break that editors and echo end it with."""
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+
+
+def sensitive(value: str, prefix: str | None) -> list[str]:
+    """Return what a Mask has to look for: the value, and those parts of it that tell it.
+
+    Of a URL these are what is behind the prefix, its segments and parameters; of user and password
+    in base64, as Basic authentication has them, and in a proxy's URL, the password; of a scheme and
+    a token (``Bearer …``, RFC 9110, section 11.4) the token.
+    """
+    parts = {value}
+    with_scheme = re.fullmatch(r"[A-Za-z][A-Za-z0-9-]* +([!-~]+)", value)
+    token = value if with_scheme is None else with_scheme[1]
+    parts.add(token)
+    if prefix is not None and (value.startswith("?") or _is_url(value)):
+        try:
+            url = _whole_url("", value, prefix)
+        except InvalidRequest:
+            url = ""
+        if url:
+            behind = _behind_prefix(url, prefix)
+            path, _, query = behind.partition("?")
+            parts |= {url, url[path_begin(url) :], behind}
+            parts |= {query, *path.split("/"), *(unquote(part) for part in path.split("/"))}
+            parts |= {pair.partition("=")[2] for pair in query.split("&")}
+            parts |= {text for _key, text in parse_qsl(query, separator="&")}
+    credentials = _credentials(token)
+    if credentials:
+        parts |= {credentials, credentials.partition(":")[2]}
+    parts = {part for part in parts - {value} if len(part) >= MIN_LENGTH}
+    return sorted([value, *sorted(parts, key=len)[-_MOST_PARTS:]])
+
+
+def _behind_prefix(url: str, prefix: str) -> str:
+    return url[len(prefix.rstrip("/")) :].lstrip("/")
+
+
+def _credentials(value: str) -> str | None:
+    """The ``user:password`` that a value is another form of; None where it is none."""
+    in_url = re.fullmatch(r"(?s:https?://([^/@]+:[^/]*)@[^/@]+/?)", value)
+    if in_url is not None:
+        return unquote(in_url[1])
+    try:
+        text = base64.b64decode(value, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return text if ":" in text and text.isprintable() else None

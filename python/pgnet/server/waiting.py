@@ -1,0 +1,64 @@
+"""Waiting in a backend without hiding from it: a cancel, a stop, a death end it."""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import time
+from typing import TYPE_CHECKING
+
+from pgnet.server.unpatched import poll as python_poll
+
+if TYPE_CHECKING:
+    from pgnet.server.wake_up import Listener
+
+_POLLIN = 0x001
+# A signal that comes just before poll() begins does not end it: this bounds how late it is seen.
+_SLICE_MS = 400
+
+
+class _PollFd(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_int), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+def is_gone(client_fd: int) -> bool:
+    """Whether the peer of a socket has closed it; false for -1."""
+    if client_fd < 0:
+        return False
+    poll = python_poll()
+    poll.register(client_fd, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def wait(
+    listener: Listener | None,
+    interrupt: ctypes.c_int,
+    postmaster_fd: int,
+    client_fd: int,
+    timeout: float,
+) -> set[str]:
+    """Wait for signals to workers, for at most ``timeout`` seconds; gives their names.
+
+    Also returns, perhaps with none, when the server's ``interrupt`` flag is set, the postmaster has
+    died, or the client has gone: a session that waits for nobody would take others' wake-ups.
+    libc's poll is called directly: Python's own goes on after a signal (PEP 475), and a
+    cancel would wait for the timeout.
+    """
+    poll = ctypes.CDLL(None).poll
+    poll.argtypes = [ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.c_int]
+    watched = (_PollFd * 3)(
+        _PollFd(postmaster_fd, _POLLIN, 0),
+        _PollFd(client_fd, select.POLLRDHUP, 0),
+        _PollFd(listener.fileno() if listener else -1, _POLLIN, 0),
+    )
+    deadline = time.monotonic() + timeout
+    while not interrupt.value:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            break
+        poll(watched, len(watched), min(_SLICE_MS, int(remaining * 1000) + 1))
+        if watched[0].revents or watched[1].revents:
+            break
+        if listener is not None and watched[2].revents:
+            return listener.read()
+    return set()

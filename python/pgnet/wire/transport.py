@@ -1,0 +1,343 @@
+"""Transfers: from a URL to the addresses that may be connected to, and what is tried again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gevent
+import pycurl
+
+from pgnet.wire.connection import ConnectionSettings, Origin, ca_bundle, is_plain, match_origin
+from pgnet.wire.curl.multi import Multi
+from pgnet.wire.guard import EgressRefused, Guard
+from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.resolve import ResolveError, Resolver
+from pgnet.wire.route import Route
+from pgnet.wire.transfer import IDEMPOTENT, Failure, Transfer
+from pgnet.wire.wire_error import Code, Kind, WireError, refused, settle, words
+
+__all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
+
+# How a kept connection ends that its server has closed.
+_ENDS = (Code.GOT_NOTHING, Code.SEND_ERROR, Code.RECV_ERROR, Code.HTTP2, Code.HTTP2_STREAM)
+_MOST_ROUTES = 10_000
+# How often a request that a server says it does not process is sent again, and after how many
+# times over a connection of its own, whose first stream it is.
+_MOST_REFUSALS, _SHARED_REFUSALS = 20, 10
+
+
+class Transport:
+    """Transfers by libcurl, each to an address that the guard has checked.
+
+    guard: asked before a connection is made, for the name and for each address.
+    hosts: what is special about some hosts.
+    connections: how many idle connections are kept.
+    resolver: looks names up; one with the system's name servers if none is given.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        hosts: HostTable | None = None,
+        *,
+        connections: int = 256,
+        hub: Any = None,
+        resolver: Resolver | None = None,
+    ) -> None:
+        self.hub = hub if hub is not None else gevent.get_hub()
+        self.guard = guard
+        self.hosts = hosts if hosts is not None else HostTable()
+        self._connections = connections
+        self._resolver = resolver if resolver is not None else Resolver(hub=self.hub)
+        self._multi = Multi(self, connections)
+        # Of requests that go out once at most: libcurl would let others wait for their connections,
+        # and take the server for one that speaks no HTTP/2.
+        self._alone: Multi | None = None
+        self._routes: dict[tuple[str, HostSettings | None, bool, bool], Route] = {}
+        # Equal settings are one object, which is soon compared.
+        self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
+
+    def route(
+        self,
+        url: str,
+        settings: HostSettings | None = None,
+        once: bool = False,
+        body: bytes | str | None = None,
+    ) -> Route:
+        """How a request for a URL goes.
+
+        settings: what is special about its host; None is what the table of hosts says.
+        once: whether its bytes may go out once only.
+        Errors: WireError for what is no http or https URL, and for settings that cannot be used.
+        """
+        with_body = bool(body)
+        # Scheme and authority, as far as they end with a slash.
+        end = url.find("/", 8)
+        if end > 0:
+            known = self._routes.get((url[:end], settings, once, with_body))
+            if known is not None and is_plain(url):
+                return known
+        origin = Origin.of(url)
+        special = settings if settings is not None else self.hosts.of(origin.host)
+        if special.fault is not None:
+            raise WireError(special.fault)
+        route = Route(origin, special, self.hosts, once, with_body)
+        route.connection = self._settings.setdefault(route.connection, route.connection)
+        if len(self._routes) >= _MOST_ROUTES:
+            self._routes.clear()
+        match = match_origin(url)
+        if match is not None:
+            self._routes[match.group(0), settings, once, with_body] = route
+        return route
+
+    def start(self, transfer: Transfer) -> None:
+        """Begin a transfer; never blocks, and never calls `done` before it returns."""
+        route = transfer.route
+        try:
+            if route.until > time.monotonic():
+                transfer.addresses = route.addresses
+                self._connect(transfer)
+            else:
+                self._find(transfer)
+        except Exception as error:
+            self.hub.loop.run_callback(transfer.fail, self._failure(error))
+
+    def cancel(self, transfer: Transfer) -> None:
+        """Stop a transfer; `done` is not called any more."""
+        transfer.done = None
+        if transfer.lookup is not None:
+            transfer.lookup.cancel()
+        if transfer.easy is not None and transfer.multi is not None:
+            transfer.multi.drop(transfer.easy)
+
+    def configure(self, guard: Guard, hosts: HostTable | None = None) -> None:
+        """Follow other rules: no connection and no name from before is used again.
+
+        hosts: None leaves them as they are.
+        """
+        self.guard = guard
+        if hosts is not None:
+            self.hosts = hosts
+        self._routes.clear()
+        self._settings.clear()
+        self._resolver.clear()
+        self._retire()
+        self._multi = Multi(self, self._connections)
+
+    def close(self) -> None:
+        """Release sockets and watchers; transfers must have ended or been cancelled."""
+        self._routes.clear()
+        self._settings.clear()
+        self._resolver.close()
+        self._retire()
+
+    def _retire(self) -> None:
+        self._multi.retire()
+        if self._alone is not None:
+            self._alone.retire()
+            self._alone = None
+
+    def check_address(self, route: Route, address: str) -> None:
+        """Ask the guard for an address that is about to be connected to.
+
+        Errors: EgressRefused.
+        """
+        try:
+            self.guard.check_address(route.peer, address, route.port)
+        except EgressRefused as refusal:
+            if route.connection.proxy is None:
+                raise
+            raise EgressRefused(f"proxy {refusal}") from None
+
+    def _check_names(self, route: Route) -> None:
+        origin, proxy = route.origin, route.connection.proxy
+        if proxy is None:
+            self.guard.check_host(origin.host, origin.port)
+            return
+        self.guard.check_behind_proxy(origin.host, origin.port)
+        try:
+            self.guard.check_name(proxy.host)
+        except EgressRefused as refusal:
+            raise EgressRefused(f"proxy {refusal}") from None
+
+    def _find(self, transfer: Transfer) -> None:
+        route = transfer.route
+        self._check_names(route)
+        known = self._resolver.cached(route.peer)
+        if known is not None:
+            self._found(transfer, known)
+            return
+        asked = time.monotonic()
+
+        def found(addresses: tuple[str, ...], error: ResolveError | None) -> None:
+            transfer.lookup = None
+            transfer.name_seconds += time.monotonic() - asked
+            if error is not None:
+                transfer.fail(self._unresolved(transfer, error))
+                return
+            try:
+                # The rules may have changed while the name was looked up.
+                self._check_names(route)
+                self._found(transfer, addresses)
+            except Exception as failure:
+                transfer.fail(self._failure(failure))
+
+        transfer.lookup = self._resolver.lookup(route.peer, transfer.deadline - asked, found)
+
+    def _found(self, transfer: Transfer, addresses: tuple[str, ...]) -> None:
+        """Keep the addresses that the guard allows, and connect to the first."""
+        route = transfer.route
+        allowed = []
+        refusal: EgressRefused | None = None
+        for address in addresses:
+            try:
+                self.check_address(route, address)
+            except EgressRefused as error:
+                refusal = refusal or error
+            else:
+                allowed.append(address)
+        if not allowed:
+            raise refusal or EgressRefused(f"{route.peer} has no address")
+        transfer.addresses = route.addresses = tuple(allowed)
+        route.until = self._resolver.good_until(route.peer)
+        self._connect(transfer)
+
+    def _connect(self, transfer: Transfer) -> None:
+        addresses = transfer.addresses
+        transfer.address = addresses[0]
+        transfer.addresses = addresses[1:]
+        self._add(transfer, addresses[0])
+
+    def _connect_to(self, transfer: Transfer, address: str | None) -> None:
+        """Begin a transfer anew, whose former attempt has failed."""
+        transfer.forget_answer()
+        transfer.address = address
+        try:
+            self._add(transfer, address or "")
+        except Exception as error:
+            transfer.fail(self._failure(error))
+
+    def _add(self, transfer: Transfer, address: str) -> None:
+        multi = self._multi
+        if transfer.route.once:
+            if self._alone is None:
+                self._alone = Multi(self, self._connections, alone=True)
+            multi = self._alone
+        multi.add(transfer, address, len(transfer.addresses))
+
+    def failed(self, transfer: Transfer, failure: Failure) -> None:
+        """A transfer ended with one of libcurl's errors: say so, or try the next address."""
+        transfer.sent = transfer.sent or failure.sent
+        if failure.refused and self._send_again(transfer):
+            return
+        if failure.fault is not None:
+            transfer.fail(failure.fault)
+            return
+        code, sent = failure.code, failure.sent
+        died = code == Code.SEND_ERROR and "Connection died" in failure.text
+        # Servers end kept connections just when the next request comes. libcurl knows it, but not
+        # over TLS, and it counts how often it met one with all the transfers of a handle.
+        ended = died or (failure.unheard and code in _ENDS)
+        may_repeat = transfer.method in IDEMPOTENT and not transfer.route.once
+        if ended and may_repeat and not transfer.repeated:
+            transfer.repeated = transfer.fresh = True
+            self._connect_to(transfer, transfer.address)
+            return
+        timed_out = code == Code.OPERATION_TIMEDOUT
+        connecting = not sent and transfer.appconnect == 0
+        if (
+            (code == Code.COULDNT_CONNECT or (timed_out and connecting))
+            and transfer.addresses
+            and not (transfer.sent and transfer.route.once)
+            and transfer.deadline - time.monotonic() > 0.001
+        ):
+            if transfer.address is not None:
+                transfer.route.avoid(transfer.address)
+            address, *left = transfer.addresses
+            transfer.addresses = tuple(left)
+            self._connect_to(transfer, address)
+            return
+        if timed_out:
+            transfer.fail(self.timeout_error(transfer, sent))
+            return
+        code, kind = settle(code, failure.text, failure.times)
+        # An attempt before this one may have come further.
+        sent = transfer.sent
+        transfer.fail(
+            WireError(words(code), kind=kind, possibly_sent=sent, code=code, detail=failure.text)
+        )
+
+    def _send_again(self, transfer: Transfer) -> bool:
+        """Have a request sent again that was not processed, whatever its method; whether it is."""
+        transfer.refusals += 1
+        left = transfer.deadline - time.monotonic()
+        if transfer.refusals > _MOST_REFUSALS or left < 0.001:
+            return False
+        transfer.fresh = transfer.refusals > _SHARED_REFUSALS
+        self._connect_to(transfer, transfer.address)
+        return True
+
+    def _failure(self, error: Exception) -> WireError:
+        """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
+        if isinstance(error, WireError):
+            return error
+        if isinstance(error, EgressRefused):
+            return refused(error)
+        if isinstance(error, pycurl.error):
+            code = int(error.args[0]) if error.args else 0
+            return WireError(words(code), code=code)
+        self.hub.handle_error(self, type(error), error, error.__traceback__)
+        return WireError("internal error in the wire")
+
+    def timeout_error(self, transfer: Transfer, sent: bool) -> WireError:
+        """The error of a deadline, with where the time went."""
+        total = time.monotonic() - transfer.started
+        name = transfer.name_seconds
+        handshake = max(transfer.connect, transfer.appconnect)
+        if not sent and handshake == 0:
+            handshake = total - name
+        limit, what = transfer.timeout, "Timeout"
+        kind: Kind = "timeout"
+        if time.monotonic() < transfer.deadline - 0.05:
+            limit, what, kind = transfer.connect_timeout, "Connect timeout", "connect"
+        error = WireError(
+            _timeout_words(what, limit, total, name, handshake),
+            kind=kind,
+            timed_out=True,
+            possibly_sent=sent,
+            code=Code.OPERATION_TIMEDOUT,
+        )
+        if kind == "connect":
+            of_host = transfer.route.settings.connect_timeout is not None
+            error.explain(
+                "It is the connect_timeout_milliseconds of the host: net.configure_host sets it"
+                if of_host
+                else "It is the setting connect_timeout_milliseconds: net.configure sets it, and "
+                "net.configure_host that of a host"
+            )
+        return error
+
+    def _unresolved(self, transfer: Transfer, error: ResolveError) -> WireError:
+        if error.timed_out:
+            total = time.monotonic() - transfer.started
+            return WireError(
+                _timeout_words("Timeout", transfer.timeout, total, transfer.name_seconds, 0.0),
+                timed_out=True,
+                code=Code.OPERATION_TIMEDOUT,
+            )
+        direct = transfer.route.connection.proxy is None
+        code = Code.COULDNT_RESOLVE_HOST if direct else Code.COULDNT_RESOLVE_PROXY
+        return WireError(words(code), code=code, detail=str(error))
+
+
+def _timeout_words(what: str, limit: float, total: float, name: float, handshake: float) -> str:
+    """The message of a deadline in pg_net's form: where the time went, to the millisecond."""
+    limit, total, name, handshake, rest = (
+        round(seconds * 1000)
+        for seconds in (limit, total, name, handshake, max(total - name - handshake, 0.0))
+    )
+    return (
+        f"{what} of {limit} ms reached. Total time: {total} ms (DNS time: {name} ms, "
+        f"TCP/SSL handshake time: {handshake} ms, HTTP Request/Response time: {rest} ms)"
+    )

@@ -1,0 +1,114 @@
+"""What a request's delivery promises: how often it is sent, under which key, and when again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pgnet.outbox import Claim, Outcome
+from pgnet.request.headers import parse_headers
+from pgnet.request.options import AT_MOST_ONCE, parse_options
+from pgnet.wire.answer import Answer
+from pgnet.wire.host import HostTable
+from pgnet.worker.retry import IDEMPOTENT_METHODS, NONE, Policy, choose, delay_after
+
+_KEY_HEADER = "Idempotency-Key"
+_UNKNOWN = "Whether the request was received is unknown, and it is not sent again."
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What is promised of one request.
+
+    policy: when it is attempted again. once: its bytes go out once at most. has_key: its caller
+    gave an idempotency key, as an option or a header. key_header: what is sent of it beside the
+    caller's headers. max_redirects: what the caller allows, None for the general rule.
+    """
+
+    policy: Policy = NONE
+    once: bool = False
+    has_key: bool = False
+    key_header: tuple[str, str] | None = None
+    max_redirects: int | None = None
+
+    def settle(self, outcome: Outcome, claim: Claim, answer: Answer, elapsed: float) -> Outcome:
+        """An outcome that failed, as it is to be recorded: failed, unknown, or to be retried.
+
+        elapsed: seconds since the request was claimed.
+        """
+        # Where the status is what became of the request, it decides, whatever else is amiss.
+        status = answer.status_code if answer.is_final else None
+        error = answer.error if status is None else None
+        never_sent = error is not None and not error.possibly_sent
+        if self.once and not never_sent:
+            if error is None:
+                return outcome
+            message = f"{outcome.error_msg}. {_UNKNOWN}"
+            return replace(outcome, state="unknown", error_msg=message)
+        delay = delay_after(
+            self.policy,
+            # One that ended without anybody's knowing how was none of the policy's.
+            attempt=claim.attempt - claim.lost,
+            age=claim.age + elapsed,
+            method=claim.method,
+            has_key=self.has_key,
+            status=status,
+            error_kind=None if error is None else error.kind,
+            never_sent=never_sent,
+            retry_after=answer.header("Retry-After"),
+            date=answer.header("Date"),
+            now=time.time(),
+            random=random.random,
+        )
+        if delay is None:
+            return outcome
+        return Outcome(
+            claim.id,
+            claim.token,
+            "retrying",
+            status_code=outcome.status_code,
+            timed_out=outcome.timed_out,
+            error_msg=outcome.error_msg,
+            retry_in=delay,
+        )
+
+
+PLAIN = Delivery()
+
+
+def delivery_of(claim: Claim, policies: Mapping[str, Policy], hosts: HostTable) -> Delivery:
+    """What is promised of a claimed request, by its options and what is said of its host.
+
+    Raises InvalidRequest for options that are none.
+    """
+    by_host = hosts.of(_host_of(claim.host)).retry if hosts.entries else None
+    if claim.options is None and by_host is None:
+        return PLAIN
+    options = parse_options(claim.options, stored=True)
+    policy = choose(policies, options.get("retry"), by_host)
+    policy = policy.with_max_attempts(options.get("max_attempts"))
+    once = options.get("delivery") == AT_MOST_ONCE
+    asked = "idempotency_key" in options
+    own_header = claim.headers is not None and _names_key(claim.headers)
+    key_header = None
+    if claim.idempotency_key is not None and not own_header:
+        is_idempotent = claim.method in IDEMPOTENT_METHODS
+        twice = not once and not is_idempotent and policy.may_send_twice(claim.method, False)
+        if asked or twice:
+            key_header = (_KEY_HEADER, claim.idempotency_key)
+    return Delivery(policy, once, asked or own_header, key_header, options.get("max_redirects"))
+
+
+def _names_key(headers: str) -> bool:
+    if "idempotency-key" not in headers.lower():
+        return False
+    fields = parse_headers(headers, lambda _name, _reference: "")
+    return any(name.lower() == "idempotency-key" for name, _value in fields)
+
+
+def _host_of(authority: str) -> str:
+    """The host of what stands between `//` and the path, without the port."""
+    host, colon, port = authority.rpartition(":")
+    return host if colon and port.isdigit() else authority

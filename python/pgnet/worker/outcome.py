@@ -1,0 +1,183 @@
+"""What is recorded of an answer: an outcome that the database can hold."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+from collections.abc import Sequence
+from typing import Any
+
+from pgnet.outbox import Claim, Outcome
+from pgnet.request.address import literal_address
+from pgnet.secret.mask import MASK, Mask
+from pgnet.wire.answer import Answer
+from pgnet.wire.charset import read_text
+from pgnet.wire.guard import is_public
+from pgnet.worker.assemble import Assembled
+from pgnet.worker.retry import NONE, Policy
+
+# Of a text of more bytes than this it is seen how long it is as JSON, in which it goes into the
+# database. What that makes longer than base64 does goes in base64.
+_LARGE = 1 << 20
+# What JSON escapes by two characters, and by six.
+_ESCAPED, _CONTROLS = b'"\\\b\t\n\f\r', bytes(c for c in range(32) if c not in b"\b\t\n\f\r")
+
+
+def outcome_of(
+    claim: Claim,
+    answer: Answer | str,
+    storable: Storable,
+    assembled: Assembled | None = None,
+    policy: Policy = NONE,
+) -> Outcome:
+    """What is recorded of an answer, or of a request that could not be sent.
+
+    assembled: what was sent; its secrets do not come back in what is recorded. policy: says which
+    answers are a success.
+    """
+    if isinstance(answer, str):
+        message = storable.text(answer)
+        unreadable = None if claim.fault is None else True
+        return Outcome(claim.id, claim.token, "failed", error_msg=message, unreadable=unreadable)
+    masks = () if assembled is None else assembled.masks
+
+    def text_of(text: str) -> str:
+        for mask in masks:
+            text = mask.text(text)
+        return storable.text(text)
+
+    timings = answer.timings
+    measured: dict[str, Any] = {
+        "redirects": answer.redirects,
+        "address": _told_address(answer),
+        "name_ms": timings.name * 1000,
+        "connect_ms": timings.connect * 1000,
+        "tls_ms": timings.tls * 1000,
+        "total_ms": timings.total * 1000,
+    }
+    if answer.redirects:
+        # Of a secret URL's redirect nobody knows how much of the secret it repeats.
+        secret_url = assembled is not None and assembled.secret_url
+        measured["final_url"] = _origin(answer.url) if secret_url else text_of(answer.url)
+    error = answer.error
+    status = answer.status_code
+    if error is not None:
+        measured |= {"timed_out": error.timed_out, "error_msg": text_of(error.message)}
+    if status is None:
+        return Outcome(claim.id, claim.token, "failed", **measured)
+    content_type = answer.header("Content-Type")
+    header_list = answer.header_list
+    if assembled is not None and assembled.secret_url:
+        # Nor where it points, if it was not followed.
+        header_list = [(n, MASK if n.lower() == "location" else v) for n, v in header_list]
+    if masks or not is_plain("".join([name + value for name, value in header_list])):
+        header_list = [(text_of(name), text_of(value)) for name, value in header_list]
+    return Outcome(
+        claim.id,
+        claim.token,
+        "succeeded" if answer.is_final and policy.accepts(status) else "failed",
+        status_code=status,
+        content_type=None if content_type is None else text_of(content_type),
+        headers=dict(header_list),
+        header_list=header_list,
+        http_version=answer.http_version,
+        first_byte_ms=timings.first_byte * 1000,
+        **storable.content(answer, content_type, masks),
+        **measured,
+    )
+
+
+def _origin(url: str) -> str:
+    return "/".join(url.split("/", 3)[:3]) + "/"
+
+
+def _told_address(answer: Answer) -> str | None:
+    """The address of an answer, but for one of the inner network that the URL does not name.
+
+    A role that may send requests to a name, or by a proxy, does not learn from it where that is.
+    """
+    address = answer.address
+    if address is None or is_public(address):
+        return address
+    # Not by urlsplit, which remembers URLs.
+    authority = answer.url.split("/", 3)[2]
+    end = "]" if authority.startswith("[") else ":"
+    host = authority.partition(end)[0].removeprefix("[")
+    return address if literal_address(host) == address else None
+
+
+def is_plain(text: str) -> bool:
+    """Whether any database can hold a text: ASCII without NUL."""
+    return text.isascii() and "\0" not in text
+
+
+class Storable:
+    """What the database's text can hold: no NUL, no half of a surrogate pair, and its encoding.
+
+    server_encoding is PostgreSQL's name of it.
+    """
+
+    def __init__(self, server_encoding: str) -> None:
+        self._encoding = "utf-8"
+        if server_encoding != "UTF8":
+            try:
+                self._encoding = codecs.lookup(server_encoding.replace("WIN", "cp")).name
+            except LookupError:
+                self._encoding = "ascii"
+
+    def text(self, text: str) -> str:
+        """The text, with what cannot be held replaced."""
+        if is_plain(text):
+            return text
+        return text.replace("\0", "?").encode(self._encoding, "replace").decode(self._encoding)
+
+    def content(
+        self, answer: Answer, content_type: str | None, masks: Sequence[Mask] = ()
+    ) -> dict[str, Any]:
+        """An answer's body as fields of an Outcome: text, or in base64 what is none.
+
+        masks: hide what they do in either.
+        """
+        body = answer.content
+        if not body:
+            return {}
+        # A part of a secret is not found: nothing of what may be one stays at an end that was cut.
+        hidden = 0 if answer.is_whole else max((mask.longest for mask in masks), default=0)
+        try:
+            text = read_text(body, content_type, is_whole=answer.is_whole)
+            for mask in masks:
+                text = mask.text(text)
+            if hidden:
+                text = text[:-hidden]
+            if not text.isascii():
+                text.encode(self._encoding)
+            if "\0" not in text:
+                return _as_fields(text, body)
+        except (LookupError, ValueError):
+            pass  # no text, no charset, or nothing that the database's encoding has
+        if masks and answer.as_it_came:
+            # Whoever undoes the coding would read what the masks have not found.
+            return {}
+        for mask in masks:
+            body = mask.bytes(body)
+        if hidden:
+            body = body[:-hidden]
+        return {"content_base64": _base64(body)} if body else {}
+
+
+def _as_fields(text: str, body: bytes) -> dict[str, Any]:
+    """A text as one of the two fields that it may have in an Outcome, whichever is shorter."""
+    if len(body) > _LARGE:
+        # The body, which the text was made of, says nearly the same, and is soon searched.
+        more = _count(body, _ESCAPED) + 5 * _count(body, _CONTROLS)
+        if more > len(body) / 3:
+            return {"text_base64": _base64(text.encode())}
+    return {"content": text} if text else {}
+
+
+def _count(body: bytes, characters: bytes) -> int:
+    return len(body) - len(body.translate(None, characters))
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -1,0 +1,76 @@
+"""The worker as a process of its own: what ``pgnet worker`` runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+
+import gevent
+import psycopg
+
+from pgnet.outbox import NO_DSN, OutboxRefused
+from pgnet.outbox.libpq import LibpqOutbox
+from pgnet.secret.directory import Directory, UnsafeFile
+from pgnet.worker.loop import Worker, raise_file_limit
+
+# Seconds that the threads which wait for work have to end.
+_IDLE_THREADS_END = 0.5
+
+
+def run(
+    dsn: str,
+    *,
+    concurrency: int | None = None,
+    grace: float | None = None,
+    secrets_dir: str | None = None,
+    verbose: bool = False,
+) -> int:
+    """Serve one database until SIGTERM or SIGINT; gives the exit status of the process.
+
+    dsn: a connection string or URI of libpq; what it leaves out comes from libpq's environment.
+    concurrency: requests in flight at once; None stands for the database's setting.
+    grace: seconds that requests in flight may take to end after a signal; None stands for the
+    database's setting max_grace.
+    secrets_dir: the directory of the secrets that this worker holds itself.
+    verbose: log more.
+
+    Returns 0 after a signal, 1 where the database refuses the worker, 2 for wrong arguments; what
+    is wrong stands on standard error.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    directory = None
+    if secrets_dir is not None:
+        try:
+            directory = Directory(secrets_dir)
+        except OSError as error:
+            return _fail(f"--secrets-dir cannot be read: {error.strerror}")
+        except UnsafeFile as fault:
+            return _fail(f"--secrets-dir is not safe: {fault}")
+    raise_file_limit()
+    try:
+        outbox = LibpqOutbox(dsn)
+    except psycopg.ProgrammingError:
+        return _fail(NO_DSN)
+    worker = Worker(outbox, grace=grace, concurrency=concurrency, directory=directory)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, worker.stop)
+    try:
+        worker.run()
+    except OutboxRefused as error:
+        return _fail(str(error), status=1)
+    finally:
+        # Python 3.13 and later complain about a thread that still waits for work when they end.
+        # A thread that waits for the server is not waited for: the server may hang.
+        with gevent.Timeout(_IDLE_THREADS_END, False):
+            gevent.get_hub().threadpool.kill()
+    return 0
+
+
+def _fail(message: str, *, status: int = 2) -> int:
+    print(f"pgnet worker: {message}", file=sys.stderr)
+    return status
