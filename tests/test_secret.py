@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 from canary import CANARY, found_in
 from pgnet.request.errors import InvalidRequest
-from pgnet.request.prefix import canonical_prefix, origin, within
-from pgnet.request.secret_reference import covers, is_name, reference_name
+from pgnet.request.prefix import canonical_prefix, covers, origin, within
+from pgnet.request.secret_reference import is_name, reference_name
 from pgnet.request.url import MAX_URL_LENGTH, canonical_url
 from pgnet.secret.directory import Directory, UnsafeFile
 from pgnet.secret.mask import Mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
@@ -10,7 +9,6 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,59 +195,3 @@ def test_status_and_metadata() -> None:
         capture_output=True, text=True, check=True, cwd="/",
     ).stdout.strip()  # fmt: skip
     assert os.path.exists(f"{installed}/py.typed")
-
-
-def test_layers() -> None:
-    """A file imports files of its own layer and of those below it, as architecture.md has them."""
-    text = page("architecture.md").partition("## The layers")[2].partition("\n\nThe SQL is")[0]
-    rows = re.findall(r"^\| ([^|]+) \| (`[^|]+) \| [^|]*\| [^|]*\|$", text, re.MULTILINE)
-    layer = {
-        file: place
-        for place, (_, files) in enumerate(rows)
-        for file in re.findall(r"`((?:outbox/)?\w+\.py)`", files)
-    }
-    assert len(rows) == 5
-    layer["__init__.py"] = len(rows)
-    layer["__main__.py"] = 0
-    faults = []
-    for path in PACKAGE.rglob("*.py"):
-        name = str(path.relative_to(PACKAGE))
-        above = [imported for imported in imports(path) if layer[imported] < layer[name]]
-        faults += [f"{name} imports {imported}" for imported in sorted(above)]
-    assert faults == []
-
-
-def imports(path: Path) -> set[str]:
-    """The files of the package that one imports when it runs: not those for its types alone."""
-    found: set[str] = set()
-
-    def add(module: str) -> None:
-        for name in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py"):
-            if (PACKAGE / name).exists():
-                found.add(name)
-
-    def walk(nodes: list[ast.stmt]) -> None:
-        for node in nodes:
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                continue
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pgnet"):
-                module = (node.module or "").partition(".")[2]
-                if module:
-                    add(module)
-                else:
-                    for alias in node.names:
-                        add(alias.name)
-            for body in ("body", "orelse", "handlers", "finalbody"):
-                walk(getattr(node, body, []))
-
-    walk(ast.parse(path.read_text()).body)
-    return found
-
-
-def test_the_ports(fresh_database: Database) -> None:
-    default_ports = fresh_database.value(
-        "select \"default\" from net.settings where name = 'egress_ports'"
-    )
-    assert default_ports == "80,443,1024-65535"
-    assert "80, 443 and those from 1024; setting `egress_ports`" in page("coming-from-pg_net.md")
-    assert "Of those below 1024 only 80 and 443 are open" in page("reference.md")

@@ -385,7 +385,7 @@ MUTANTS = (
         "an answer that we have not read yet is broken off for what a server has sent of it",
         (
             Edit(
-                "python/pgnet/multi.py",
+                "python/pgnet/wire/curl/multi.py",
                 "unseen = received - int.from_bytes(waiting, sys.byteorder)\n",
                 "unseen = received\n",
             ),

@@ -15,7 +15,7 @@ from pgnet.request.check import check as check_request
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.params import encode_form, encode_url_with_params_array
 from pgnet.request.params import urlencode_string as urlencode
-from pgnet.server import backend, commit_hook, waiting, wake_up
+from pgnet.server import backend, commit_hook, wake_up
 
 _POLLS = "the setting wake_up is poll"
 
@@ -85,7 +85,7 @@ def multipart(
 
 def secret_covers(url_prefix: str | None, url: str | None) -> bool:
     """Behind net._secret_covers: whether a secret with this prefix may go to a URL as stored."""
-    from pgnet.request.secret_reference import covers
+    from pgnet.request.prefix import covers
 
     return url is not None and covers(url_prefix, url)
 
@@ -145,6 +145,8 @@ def wake_next(slot: int | None) -> None:
 
 def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
     """Behind net._wait: what signals came within ``timeout`` seconds, and the slot."""
+    from pgnet.server import waiting
+
     plpy.commit()  # lets go of the snapshot of the CALL
     listening = wake_up.listener()
     signals = waiting.wait(

@@ -7,6 +7,7 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 
 from pgnet.request.errors import InvalidRequest
+from pgnet.request.secret_reference import split_secret_url
 from pgnet.request.url import canonical_url
 
 # How often a segment of a path may be percent-encoded.
@@ -55,6 +56,17 @@ def within(prefix: str, url: str) -> bool:
     if path[: len(above)] != above:
         return False
     return not above or all(map(_is_plain, path[len(above) :]))
+
+
+def covers(prefix: str | None, url: str) -> bool:
+    """Whether a secret with this prefix may go into a request to this URL, as it is stored.
+
+    Of a URL that is a secret itself only the origin is known: ``expand_url`` looks at the rest.
+    """
+    if prefix is None:
+        return False
+    parts = split_secret_url(url)
+    return within(prefix, url) if parts is None else origin(prefix) == parts[0]
 
 
 def origin(url: str) -> str:

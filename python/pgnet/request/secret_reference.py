@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 
 from pgnet.request.errors import InvalidRequest
-from pgnet.request.prefix import origin, within
 from pgnet.request.url import canonical_url
 
 TYPE_CHECKING = False
@@ -17,9 +16,10 @@ if TYPE_CHECKING:
 
 # Each of them is looked for in every answer, in all its forms.
 MAX_SECRETS = 20
+# Few requests refer to secrets: the patterns are compiled at their first use.
 _SECRET_URL = r"(?s:(https?://[^/?#{}]*)/\{secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})\}(\?.*)?)"
-_is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}").fullmatch
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+CONTROL = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
 HINT_NAME = "A name is of 1 to 63 letters, digits, and - _ . behind the first one."
 _HINT_REFERENCE = 'For example {"secret": "stripe", "prefix": "Bearer "}.'
 
@@ -57,18 +57,7 @@ def canonical_secret_url(url: str, secrets: list[str]) -> str:
 
 def is_name(text: object) -> bool:
     """Whether this is the name of a secret."""
-    return type(text) is str and _is_name(text) is not None
-
-
-def covers(prefix: str | None, url: str) -> bool:
-    """Whether a secret with this prefix may go into a request to this URL, as it is stored.
-
-    Of a URL that is a secret itself only the origin is known: ``expand_url`` looks at the rest.
-    """
-    if prefix is None:
-        return False
-    parts = split_secret_url(url)
-    return within(prefix, url) if parts is None else origin(prefix) == parts[0]
+    return type(text) is str and re.fullmatch(_NAME, text) is not None
 
 
 def reference_name(reference: Mapping[str, object]) -> str:
@@ -86,7 +75,7 @@ def read_reference(reference: Mapping[str, object]) -> tuple[str, str]:
         raise InvalidRequest("a header's value names no secret", HINT_NAME)
     if prefix is None:
         prefix = ""
-    if type(prefix) is not str or CONTROL.search(prefix):
+    if type(prefix) is not str or re.search(CONTROL, prefix):
         raise InvalidRequest(
             f'the "prefix" of secret "{name}" must be a string of printable characters',
             _HINT_REFERENCE,

@@ -26,7 +26,7 @@ def header_value(reference: Mapping[str, object], value: str) -> str:
     Raises InvalidRequest for a reference that is none, and a value that no header can hold.
     """
     name, prefix = read_reference(reference)
-    if CONTROL.search(value):
+    if re.search(CONTROL, value):
         raise InvalidRequest(f'secret "{name}" holds a character that no header can have')
     return (prefix + value).strip(" \t")
 
@@ -98,7 +98,7 @@ def check_value(name: str, value: str, prefix: str | None) -> None:
             "No header can hold it. Without a URL prefix it is one for net.configure_host, "
             "such as a key in PEM.",
         )
-    if CONTROL.search(value):
+    if re.search(CONTROL, value):
         raise InvalidRequest(
             f'the value of secret "{name}" has a control character, which no header can hold'
         )
