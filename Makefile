@@ -20,7 +20,8 @@ VENV := .venv
 CLUSTER = $(PYTHON) tools/sandbox.py
 
 DATA = $(sort $(SCRIPT) $(wildcard pgnet--*.sql))
-REGRESS = $(notdir $(basename $(sort $(wildcard tests/sql/*.sql))))
+# In this order: the first creates the extension, the last drops it.
+REGRESS = extension signatures requests settings drop
 REGRESS_OPTS = --inputdir=tests --outputdir=build/regress
 SPECS = $(notdir $(basename $(sort $(wildcard tests/isolation/specs/*.spec))))
 
@@ -210,7 +211,7 @@ run-test: $(VENV)/stamp
 CASES ?= 100000
 run-fuzz: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 run-fuzz: $(VENV)/stamp
-	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/test_strict.py
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/wire/test_strict.py
 
 SECONDS ?= 600
 run-chaos: $(VENV)/stamp

@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
 
-from cluster import Cluster, Database, Worker, wait_until
-from nginx import Nginx
+from servers.cluster import Cluster, Database, Worker, wait_until
+from servers.nginx import Nginx
 
 PLAIN_TABLE = """
     create table plain_queue (

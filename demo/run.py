@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tools")]
 
-from cluster import Cluster, Database
 from sandbox import echo_server, end_on_signal
+from servers.cluster import Cluster, Database
 
 # What the server must have on record, and nothing else, in any order.
 EXPECTED = sorted(

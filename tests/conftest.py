@@ -4,42 +4,34 @@
 |---|---|---|
 | cluster | the run | a PostgreSQL cluster with nothing preloaded |
 | make_cluster | the module | a function that makes further clusters with settings of their own |
-| cron_database | the module | a database with pg_cron; once for each way pg_cron runs its jobs |
 | database | the test | a new database in `cluster` with the extension, loopback allowed |
 | fresh_database | the test | the same as CREATE EXTENSION leaves it |
-| worker | the test | a worker process for `database` |
 | nginx | the run, its record the test | nginx with the echo module |
 | httpd | the run | our server that misbehaves; its URL |
-| nowhere | the run, always | fails it where a log has the secret of tests/canary.py |
+| nowhere | the run, always | fails it where a log has the secret of tests/servers/canary.py |
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import canary
-from cluster import (
+from servers import canary
+from servers.cluster import (
     Cluster,
     Database,
     Worker,
     before_removal,
-    pg_config,
     stale_installation,
 )
-from nginx import Nginx
-
-HERE = Path(__file__).resolve().parent
+from servers.nginx import Nginx
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nowhere() -> Iterator[None]:
-    """No log of a server or a worker, of the whole run, has the secret of tests/canary.py."""
+    """No log of a server or a worker, in the whole run, holds the secret of servers/canary.py."""
     before_removal.append(canary.look)
     yield
     before_removal.remove(canary.look)
@@ -78,22 +70,6 @@ def make_cluster(installed: None) -> Iterator[Callable[..., Cluster]]:
         cluster.close()
 
 
-@pytest.fixture(scope="module", params=["off", "on"], ids=["connection", "background_worker"])
-def cron_database(request: pytest.FixtureRequest, installed: None) -> Iterator[Database]:
-    """A database with pg_cron and the extension, loopback allowed."""
-    if not (Path(pg_config("pkglibdir")) / "pg_cron.so").exists():
-        pytest.skip("pg_cron is not installed here: make deps")
-    with Cluster(
-        shared_preload_libraries="pg_cron",
-        **{"cron.database_name": "scheduled", "cron.use_background_workers": request.param},
-    ) as cluster:
-        database = cluster.create_database(name="scheduled")
-        database.execute("create extension pg_cron")
-        database.execute("select net.allow_network('loopback')")
-        yield database
-        database.close()
-
-
 @pytest.fixture
 def fresh_database(cluster: Cluster) -> Iterator[Database]:
     database = cluster.create_database()
@@ -107,12 +83,6 @@ def database(fresh_database: Database) -> Database:
     return fresh_database
 
 
-@pytest.fixture
-def worker(database: Database) -> Iterator[Worker]:
-    with database.worker() as worker:
-        yield worker
-
-
 @pytest.fixture(scope="session")
 def running_nginx() -> Iterator[Nginx]:
     with Nginx() as nginx:
@@ -123,24 +93,6 @@ def running_nginx() -> Iterator[Nginx]:
 def nginx(running_nginx: Nginx) -> Nginx:
     running_nginx.forget()
     return running_nginx
-
-
-@pytest.fixture(scope="session")
-def httpd() -> Iterator[str]:
-    """The URL, without a slash at its end, of tests/httpd.py."""
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig=TERM", sys.executable, str(HERE / "httpd.py"), "--port", "0"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    with process:
-        url = process.stdout.readline().strip()
-        assert url.startswith("http://"), f"httpd.py printed {url!r} instead of its URL"
-        yield url.rstrip("/")
-        process.terminate()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,12 +26,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests")]
 
-from cluster import find_pg_config, pg_config, server_python
+from servers.cluster import find_pg_config, pg_config, server_python
 
 BUILD = ROOT / "build/mutants"
-SMOKE = ["tests/test_requests.py", "-k", "test_put_and_patch"]
+SMOKE = ["tests/database/test_requests.py", "-k", "test_put_and_patch"]
 # Seconds of chaos that catch what is rather a matter of chance.
-CHAOS = "tests/test_chaos.py::test_a_minute_of_chaos"
+CHAOS = "tests/chaos/test_chaos.py::test_a_minute_of_chaos"
 CHAOS_SECONDS = "30"
 # pytest's exit status when tests were run, and some failed.
 FAILED = 1
@@ -63,7 +63,7 @@ class Mutant:
 
 OUTBOX = "extension/50_outbox.sql"
 CLAIM = "extension/52_claim.sql"
-CRASHES = "tests/test_crashes.py::"
+CRASHES = "tests/chaos/test_crashes.py::"
 
 MUTANTS = (
     Mutant(
@@ -168,7 +168,7 @@ MUTANTS = (
                 "        perform net._note_fault(duty, fault, case when state = '55P03' then",
             ),
         ),
-        ("tests/test_heartbeat.py::test_a_trigger_that_raises_stops_nobody_else",),
+        ("tests/database/test_heartbeat.py::test_a_trigger_that_raises_stops_nobody_else",),
     ),
     Mutant(
         "expiry-begins-anew",
@@ -180,7 +180,9 @@ MUTANTS = (
                 "behind := '-infinity';\n    behind_id",
             ),
         ),
-        ("tests/test_heartbeat.py::test_many_rows_that_stay_do_not_starve_those_behind_them",),
+        (
+            "tests/database/test_heartbeat.py::test_many_rows_that_stay_do_not_starve_those_behind_them",
+        ),
     ),
     Mutant(
         "refused-outcome-in-memory",
@@ -192,7 +194,7 @@ MUTANTS = (
                 "    if false then\n",
             ),
         ),
-        ("tests/test_heartbeat.py::test_an_outcome_that_is_refused_is_kept",),
+        ("tests/database/test_heartbeat.py::test_an_outcome_that_is_refused_is_kept",),
     ),
     Mutant(
         "a-suspect-keeps-its-turn",
@@ -204,7 +206,7 @@ MUTANTS = (
                 "over = not self.apart and now >= self._began + _TURN",
             ),
         ),
-        ("tests/test_quarantine.py::test_a_suspect_that_hangs_stops_nobody",),
+        ("tests/database/test_quarantine.py::test_a_suspect_that_hangs_stops_nobody",),
     ),
     Mutant(
         "every-error-is-a-lost-connection",
@@ -216,7 +218,7 @@ MUTANTS = (
                 "        return OutboxLost(_message(error))\n",
             ),
         ),
-        ("tests/test_outbox_errors.py::test_a_claim_that_fails_stops_no_recording",),
+        ("tests/database/test_outbox_errors.py::test_a_claim_that_fails_stops_no_recording",),
     ),
     Mutant(
         "waits-for-a-lock-with-another-in-hand",
@@ -228,7 +230,7 @@ MUTANTS = (
                 "begin\n    return;\n    for round in 1 .. 10 loop\n",
             ),
         ),
-        ("tests/test_heartbeat.py::test_a_lock_is_waited_for_with_no_other_in_hand",),
+        ("tests/database/test_heartbeat.py::test_a_lock_is_waited_for_with_no_other_in_hand",),
     ),
     Mutant(
         "attempt-counted-after-the-send",
@@ -259,7 +261,9 @@ MUTANTS = (
                 "or set_config('synchronous_commit', 'off', true) is not null",
             ),
         ),
-        ("tests/test_once.py::test_the_attempt_is_on_disk_before_the_first_byte",),
+        (
+            "tests/chaos/test_at_most_once_on_disk.py::test_the_attempt_is_on_disk_before_the_first_byte",
+        ),
     ),
     Mutant(
         "deadline-by-the-workers-clock",
@@ -284,7 +288,7 @@ MUTANTS = (
                 " clock_timestamp()) + make_interval(secs => greatest(",
             ),
         ),
-        ("tests/test_clocks.py::test_a_claim_ends_by_the_databases_clock",),
+        ("tests/chaos/test_clocks.py::test_a_claim_ends_by_the_databases_clock",),
     ),
     Mutant(
         "retry-forgets-the-key",
@@ -321,7 +325,7 @@ MUTANTS = (
                 "            self._signals -= {'wake'}\n",
             ),
         ),
-        ("tests/test_wake_up.py::test_no_wake_up_is_lost",),
+        ("tests/database/test_wake_up.py::test_no_wake_up_is_lost",),
     ),
     Mutant(
         "wake-up-lost-between-waits",
@@ -335,7 +339,7 @@ MUTANTS = (
                 "        listener.read()\n",
             ),
         ),
-        ("tests/test_wake_up.py::test_a_wake_up_between_two_waits_is_kept",),
+        ("tests/database/test_wake_up.py::test_a_wake_up_between_two_waits_is_kept",),
     ),
     Mutant(
         "rescue-at-each-blip",
@@ -359,7 +363,7 @@ MUTANTS = (
                 "where o.worker = worker_id for update",
             ),
         ),
-        ("tests/test_worker_process.py::test_a_restart_sends_nothing_again",),
+        ("tests/database/test_worker_process.py::test_a_restart_sends_nothing_again",),
     ),
     Mutant(
         "at-most-once-after-a-loss",
@@ -414,7 +418,7 @@ MUTANTS = (
                 "where false order by",
             ),
         ),
-        ("tests/test_clocks.py::test_what_waits_is_sent_when_the_clock_is_put_back",),
+        ("tests/chaos/test_clocks.py::test_what_waits_is_sent_when_the_clock_is_put_back",),
     ),
 )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cluster import Cluster
+from servers.cluster import Cluster
 
 GREETING = """\
 pgnet sandbox: a throwaway cluster{with_worker}; it is gone when you leave with \\q.

@@ -24,7 +24,7 @@ from psycopg.types.json import Jsonb
 
 from chaos import crash, orders
 from chaos.tally import Tally
-from cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
+from servers.cluster import STOP_SIGNALS, Cluster, child_processes, process_fields
 
 DATABASE = "chaos"
 # The clients' role and the workers': neither is a superuser.

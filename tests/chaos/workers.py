@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from chaos.tally import Tally
-from cluster import CLEAN_ENVIRONMENT, as_server_user, server_python
+from servers.cluster import CLEAN_ENVIRONMENT, as_server_user, server_python
 
 # Seconds that requests in flight have to end after a SIGTERM, and that a worker may take besides.
 GRACE, MARGIN = 2, 2

@@ -9,12 +9,12 @@ from typing import Any
 import gevent
 import pytest
 
-import httpd
 from pgnet.wire.answer import Limits
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
-from wire.keeper import Keeper
-from wire.support import LOOPBACK, Client, NameServer
+from servers import httpd
+from servers.client import LOOPBACK, Client, NameServer
+from servers.keeper import Keeper
 
 
 @pytest.fixture(scope="session")

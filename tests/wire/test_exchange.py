@@ -12,12 +12,12 @@ from urllib.parse import quote, urlsplit
 import gevent
 import pytest
 
-import httpd
 import pgnet
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.exchange import Exchange, prepare
 from pgnet.wire.guard import EgressRules, Guard
-from wire.support import LOOPBACK, Client, NameServer
+from servers import httpd
+from servers.client import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]
 TIMEOUT = re.compile(

@@ -17,13 +17,11 @@ import pytest
 import trustme
 from gevent.event import AsyncResult
 
-import httpd
-from httpd import wait_until
-from misbehaviour import OLD_LIBCURL
-from nginx import Nginx
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.host import HostSettings, HostTable
-from wire.frames import (
+from servers import httpd
+from servers.client import Client
+from servers.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -40,7 +38,9 @@ from wire.frames import (
     fine,
     frame,
 )
-from wire.support import Client
+from servers.httpd import wait_until
+from servers.misbehaviour import OLD_LIBCURL
+from servers.nginx import Nginx
 
 MakeClient = Callable[..., Client]
 

@@ -1,4 +1,4 @@
-"""Each way of tests/misbehaviour.py, one after another and all at once: what comes of it."""
+"""Each way of servers/misbehaviour.py, one after another and all at once: what comes of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
-import httpd
-import misbehaviour
-from cluster import wait_until
-from misbehaviour import WAYS, Running, Way, several
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
-from wire.keeper import Keeper
-from wire.support import LOOPBACK, Client
+from servers import httpd, misbehaviour
+from servers.client import LOOPBACK, Client
+from servers.cluster import wait_until
+from servers.keeper import Keeper
+from servers.misbehaviour import WAYS, Running, Way, several
 
 LIMITS = Limits(**asdict(misbehaviour.LIMITS))
 # Seconds of the deadline, of what it may be late, and what one answer may cost.

@@ -11,15 +11,14 @@ import pycurl
 import pytest
 import trustme
 
-import httpd
-import proxyd
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.connection import Proxy
 from pgnet.wire.curl.easy import REQUEST_TARGET
 from pgnet.wire.guard import EgressRules
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
-from wire.support import LOOPBACK, Client, NameServer
+from servers import httpd, proxyd
+from servers.client import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]
 NAMES = ("a.example", "b.example", "proxy.example", "localhost", "127.0.0.1", "hang.example",

@@ -7,9 +7,9 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
-from httpd import wait_until
 from pgnet.wire.resolve import ResolveError, Resolver
-from wire.support import NameServer
+from servers.client import NameServer
+from servers.httpd import wait_until
 
 
 def look_up(resolver: Resolver, host: str, seconds: float = 5.0) -> tuple[str, ...]:

@@ -21,13 +21,12 @@ import pycurl
 import pytest
 import trustme
 
-import httpd
-import proxyd
-import tlsd
 from pgnet.wire.answer import Limits
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
-from wire.frames import (
+from servers import httpd, proxyd, tlsd
+from servers.client import Authority, Client, NameServer
+from servers.frames import (
     END_HEADERS,
     GOAWAY,
     HEADERS,
@@ -38,8 +37,7 @@ from wire.frames import (
     STATUS_200,
     frame,
 )
-from wire.support import Authority, Client, NameServer
-from wire.witness import FINE, Peer, Way, Witness
+from servers.witness import FINE, Peer, Way, Witness
 
 MakeClient = Callable[..., Client]
 METHODS = ("GET", "POST")

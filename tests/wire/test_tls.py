@@ -14,15 +14,14 @@ import gevent
 import pytest
 import trustme
 
-import httpd
-import tlsd
-from httpd import wait_until
 from pgnet.wire.answer import Answer
 from pgnet.wire.connection import PemFile, Tls
 from pgnet.wire.guard import Guard
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
-from wire.support import LOOPBACK, Client, NameServer
+from servers import httpd, tlsd
+from servers.client import LOOPBACK, Client, NameServer
+from servers.httpd import wait_until
 
 MakeClient = Callable[..., Client]
 NOT_OK = "SSL peer certificate or SSH remote key was not OK"

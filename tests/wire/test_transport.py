@@ -17,13 +17,13 @@ import pytest
 import requests
 import trustme
 
-import httpd
 from pgnet.wire.connection import Tls, ca_bundle
 from pgnet.wire.guard import EgressRefused, Guard
 from pgnet.wire.message import encode_headers, framing, parse_fields, parse_head
 from pgnet.wire.requests_adapter import CurlAdapter
 from pgnet.wire.wire_error import WireError
-from wire.support import LOOPBACK, Client
+from servers import httpd
+from servers.client import LOOPBACK, Client
 
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 

@@ -1,0 +1,233 @@
+"""The worker under a real pg_cron: by the minute, over a connection and in a background worker.
+
+pg_cron waits for the minute, so both clusters wait for it together, and each step for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from servers import httpd
+from servers.cluster import Cluster, Database, pg_config, wait_until
+from servers.httpd import Running
+
+# The longest time to the next minute, and some for pg_cron and the worker to start.
+A_MINUTE = 65.0
+
+
+@dataclass
+class Scheduled:
+    """A cluster with pg_cron, and three databases of it."""
+
+    cluster: Cluster
+    # where pg_cron keeps its jobs: a worker by net.schedule_worker()
+    home: Database
+    # a worker by the hint's line
+    second: Database
+    # a drain each minute
+    drained: Database
+
+    def worker_pid(self, database: Database) -> int | None:
+        pid: int | None = database.value(
+            "select max(w.pid) from net.worker w join pg_stat_activity a"
+            " on a.pid = w.pid and a.backend_start = w.backend_start"
+        )
+        return pid
+
+    def runs(self) -> list[tuple[Any, ...]]:
+        return self.home.rows(
+            "select database, command, status, return_message from cron.job_run_details"
+        )
+
+
+@pytest.fixture(scope="module")
+def witness() -> Iterator[Running]:
+    with httpd.running() as running:
+        yield running
+
+
+def make(use_background_workers: str) -> Scheduled:
+    cluster = Cluster(
+        shared_preload_libraries="pg_cron",
+        max_worker_processes=20,
+        **{
+            "cron.database_name": "home",
+            "cron.use_background_workers": use_background_workers,
+        },
+    )
+    cluster.create()
+    databases = [cluster.create_database(name=name) for name in ("home", "second", "drained")]
+    for database in databases:
+        database.execute("select net.allow_network('loopback')")
+    return Scheduled(cluster, *databases)
+
+
+@pytest.fixture(scope="module")
+def scheduled(installed: None) -> Iterator[list[Scheduled]]:
+    """One cluster whose pg_cron connects over localhost, one that uses background workers."""
+    if not (Path(pg_config("pkglibdir")) / "pg_cron.so").exists():
+        pytest.skip("pg_cron is not installed here: make deps")
+    made = [make("off"), make("on")]
+    yield made
+    for one in made:
+        for database in (one.home, one.second, one.drained):
+            database.close()
+        one.cluster.close()
+
+
+def outcome(database: Database) -> str | None:
+    """The contents of the responses, in order."""
+    found: str | None = database.value(
+        "select string_agg(content, ',' order by id) from net._http_response"
+    )
+    return found
+
+
+def wait_for_all(
+    scheduled: list[Scheduled], what: str, fetch: Any, predicate: Any, timeout: float
+) -> None:
+    wait_until(
+        lambda: [(fetch(one), one.runs()) for one in scheduled],
+        lambda found: all(predicate(value) for value, _runs in found),
+        what,
+        timeout,
+        0.05,
+    )
+
+
+def wait_for_another(one: Scheduled, database: Database, pid: int | None) -> None:
+    """Wait until the worker of this pid has ended; pg_cron may have started the next already."""
+    wait_until(
+        lambda: one.worker_pid(database), lambda found: found != pid, "the worker has ended", 2
+    )
+
+
+def test_what_is_missing_is_said(scheduled: list[Scheduled], cluster: Cluster) -> None:
+    bare = cluster.create_database()
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+        bare.execute("select net.schedule_worker()")
+    assert "shared_preload_libraries" in str(caught.value.diag.message_hint)
+    assert bare.value("select net.unschedule_worker()") is False
+    bare.drop()
+
+    home = scheduled[0].home
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+        home.execute("select net.schedule_worker()")
+    assert "create extension pg_cron" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.timeout(300)
+def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: Running) -> None:
+    for one in scheduled:
+        for database in (one.home, one.second, one.drained):
+            database.execute("select net.http_get(%s)", f"{witness.url}/body/first")
+        one.home.execute("create extension pg_cron")
+
+        job = one.home.value("select net.schedule_worker()")
+        assert one.home.rows(
+            "select schedule, command, database from cron.job where jobid = %s", job
+        ) == [("* * * * *", "call net.work()", "home")]
+        # said twice it is one job
+        assert one.home.value("select net.schedule_worker()") == job
+
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+            one.second.execute("select net.schedule_worker()")
+        hint = str(caught.value.diag.message_hint)
+        assert "home" in str(caught.value.diag.message_primary)
+        line = hint[hint.index("select cron.schedule_in_database(") :]
+        one.home.execute(line)
+
+        one.home.execute("select cron.schedule('* * * * *', 'call net.drain()')")
+        one.home.execute(
+            "select cron.schedule_in_database('drain', '* * * * *', 'call net.drain()', 'drained')"
+        )
+
+    # ---- the first minute
+
+    wait_for_all(
+        scheduled,
+        "workers run in both databases",
+        lambda one: (one.worker_pid(one.home), one.worker_pid(one.second)),
+        all,
+        A_MINUTE,
+    )
+    wait_for_all(
+        scheduled,
+        "what was queued before is answered, by the drain too",
+        lambda one: [outcome(database) for database in (one.home, one.second, one.drained)],
+        ["first"].__mul__(3).__eq__,
+        10,
+    )
+    for one in scheduled:
+        for database in (one.home, one.second):
+            assert (
+                database.value(
+                    "select count(*) from pg_stat_activity"
+                    " where datname = current_database() and application_name like 'pgnet%'"
+                )
+                == 1
+            )
+            # woken by the commit, not by the next minute
+            database.execute("select net.http_get(%s)", f"{witness.url}/body/second")
+            database.wait_for("select count(*) = 2 from net._http_response", timeout=2)
+            assert outcome(database) == "first,second"
+        one.home.wait_for(
+            "select count(*) = 2 from cron.job_run_details"
+            " where status = 'succeeded' and command = 'call net.drain()'"
+        )
+        assert one.worker_pid(one.drained) is None
+        checked = {
+            item: (ok, detail)
+            for item, ok, detail in one.home.rows("select item, ok, detail from net.check()")
+        }
+        assert checked["worker"][0]
+        assert checked["pg_cron"][0], checked["pg_cron"]
+
+    # ---- cancelled, they come back by themselves
+
+    for one in scheduled:
+        for database in (one.home, one.second):
+            pid = one.worker_pid(database)
+            database.execute("select pg_cancel_backend(%s)", pid)
+            wait_for_another(one, database, pid)
+            database.execute("select net.http_get(%s)", f"{witness.url}/body/third")
+        one.drained.execute("select net.http_get(%s)", f"{witness.url}/body/second")
+
+    wait_for_all(
+        scheduled,
+        "workers run again",
+        lambda one: (one.worker_pid(one.home), one.worker_pid(one.second)),
+        all,
+        A_MINUTE,
+    )
+    wait_for_all(
+        scheduled,
+        "what was queued meanwhile is answered",
+        lambda one: [outcome(database) for database in (one.home, one.second, one.drained)],
+        ["first,second,third", "first,second,third", "first,second"].__eq__,
+        10,
+    )
+
+    # ---- unscheduled
+
+    for one in scheduled:
+        assert one.home.value("select net.unschedule_worker()") is True
+        assert one.home.value("select net.unschedule_worker()") is False
+        assert one.home.value("select count(*) from cron.job where jobname = 'pgnet worker'") == 0
+        # the one that runs goes on until it is cancelled
+        one.home.execute("select net.http_get(%s)", f"{witness.url}/body/fourth")
+        one.home.wait_for("select count(*) = 4 from net._http_response", timeout=2)
+
+
+def test_a_shutdown_ends_them(scheduled: list[Scheduled]) -> None:
+    """The workers under pg_cron do not hold up a fast shutdown."""
+    for one in scheduled:
+        for database in (one.home, one.second, one.drained):
+            database.close()
+        one.cluster.stop("fast", timeout=5)

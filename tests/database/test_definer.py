@@ -1,0 +1,123 @@
+"""Functions altered to SECURITY DEFINER, as migrations for pg_net do, lend nobody a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from servers.cluster import Cluster, Database
+
+URL = "http://127.0.0.1:1025/"
+HEADERS = '{"X-K": {"secret": "k"}}'
+# Each function that queues: a call that names the secret in a header, and one in its URL.
+CALLS = {
+    "http_get": "select net.http_get({url}, headers => {headers})",
+    "http_post": "select net.http_post({url}, headers => {headers})",
+    "http_delete": "select net.http_delete({url}, headers => {headers})",
+    "http_request": "select net.http_request('GET', {url}, headers => {headers})",
+    "http_put": "select net.http_put({url}, headers => {headers})",
+    "http_patch": "select net.http_patch({url}, headers => {headers})",
+    "http_head": "select net.http_head({url}, headers => {headers})",
+}
+PLAIN, NAMED = f"'{URL}'", "'http://127.0.0.1:1025/{secret:k}'"
+
+
+@pytest.fixture(scope="module")
+def visitor(cluster: Cluster) -> Iterator[str]:
+    with cluster.connect() as connection:
+        connection.execute("create role definer_visitor login")
+        yield "definer_visitor"
+        connection.execute("drop role definer_visitor")
+
+
+@pytest.fixture
+def secret(database: Database, visitor: str) -> Iterator[Database]:
+    database.execute("select net.set_secret('k', 'a-long-secret-value', %s)", URL)
+    database.execute("grant create on schema public to public")
+    yield database
+    database.drop()
+
+
+def check(database: Database) -> tuple[bool, str, str | None]:
+    row = database.row("select ok, detail, hint from net.check() where item = 'definer functions'")
+    assert row is not None
+    return row
+
+
+def asks(connection: psycopg.Connection[Any], name: str) -> list[str | None]:
+    """What two calls with the secret are refused for; None where one is not."""
+    said: list[str | None] = []
+    for url, headers in ((PLAIN, f"'{HEADERS}'"), (NAMED, "'{}'")):
+        try:
+            connection.execute(CALLS[name].format(url=url, headers=headers))
+        except errors.InsufficientPrivilege as error:
+            said.append(f"{error.diag.message_primary} {error.diag.message_hint}")
+        else:
+            said.append(None)
+    return said
+
+
+@pytest.mark.parametrize("altered", CALLS)
+def test_an_altered_function(secret: Database, visitor: str, altered: str) -> None:
+    """A secret is refused, also to those who may use it; what names none goes on; others work."""
+    signature = secret.value("select %s::regproc::regprocedure::text", f"net.{altered}")
+    secret.execute(f"alter function {signature} security definer")
+    session = secret.connect(visitor)
+    for said in asks(session, altered):
+        assert said is not None
+        assert "was altered to SECURITY DEFINER: no request that it makes can name a secret" in said
+        assert f"alter function {signature} security invoker;" in said
+    session.execute(CALLS[altered].format(url=PLAIN, headers="'{}'"))
+    # The owner is told, with the statement that mends it.
+    ok, detail, hint = check(secret)
+    assert not ok
+    assert signature in detail
+    assert hint == f"alter function {signature} security invoker;"
+    # Whoever may use the secret goes on by the other functions.
+    secret.execute("select net.grant_secret('k', %s)", visitor)
+    through = {altered} | (
+        {"http_put", "http_patch", "http_head"} if altered == "http_request" else set()
+    )
+    for name in CALLS:
+        assert [said is None for said in asks(session, name)] == [name not in through] * 2, name
+    secret.execute(hint)
+    assert check(secret)[0]
+    assert asks(session, altered) == [None, None]
+
+
+@pytest.mark.parametrize("helper", ["_second_look", "_check_secret", "_secret_prefix"])
+def test_an_altered_helper(secret: Database, visitor: str, helper: str) -> None:
+    signature = secret.value("select %s::regproc::regprocedure::text", f"net.{helper}")
+    secret.execute(f"alter function {signature} security definer")
+    session = secret.connect(visitor)
+    for name in CALLS:
+        assert None not in asks(session, name), name
+    assert not check(secret)[0]
+
+
+def test_all_at_once(secret: Database, visitor: str) -> None:
+    secret.execute(
+        "do $$ declare f regprocedure; begin for f in select p.oid from pg_proc p"
+        " where p.pronamespace = 'net'::regnamespace and p.prokind = 'f' loop"
+        " execute format('alter function %s security definer', f); end loop; end $$"
+    )
+    session = secret.connect(visitor)
+    for name in CALLS:
+        assert None not in asks(session, name), name
+
+
+def test_a_function_that_lends_one_on_purpose(secret: Database, visitor: str) -> None:
+    """One's own definer function goes on working, and the doctor names it."""
+    secret.execute(
+        f"create function public.lend() returns bigint language sql security definer"
+        f" set search_path = pg_catalog, pg_temp"
+        f" as $$ select net.http_get('{URL}', headers => '{HEADERS}') $$"
+    )
+    secret.connect(visitor).execute("select public.lend()")
+    ok, detail, _hint = check(secret)
+    assert ok
+    assert "lend()" in detail

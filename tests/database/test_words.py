@@ -1,0 +1,197 @@
+"""What the pages and the metadata say in numbers, names and lists is what the code has."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import pgnet
+from pgnet.request.headers import MAX_HEADERS_LENGTH
+from pgnet.request.options import STORED_OPTIONS
+from pgnet.request.url import MAX_URL_LENGTH
+from pgnet.secret.value import MIN_LENGTH
+from pgnet.wire import resolve, transfer
+from pgnet.wire.curl import easy
+from pgnet.worker import loop as worker
+from pgnet.worker import retry
+from servers.cluster import ROOT, Database, server_python
+
+PACKAGE = ROOT / "python/pgnet"
+PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+
+
+def page(name: str) -> str:
+    return PAGES[name]
+
+
+def default(function: Callable[..., object], parameter: str) -> object:
+    return inspect.signature(function).parameters[parameter].default
+
+
+def megabytes(number: int) -> str:
+    return f"{number >> 20} MB"
+
+
+OPTIONS: dict[str, Any] = STORED_OPTIONS
+
+# Of each: the page, what stands there (with the number in a group), and what the code has.
+NUMBERS: list[tuple[str, str, object]] = [
+    ("reference.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
+    ("reference.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
+    ("reference.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
+    ("reference.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
+    ("hosts.md", r"looked up is good for (\d+) s", default(resolve.Resolver, "max_age")),
+    ("reference.md", r"`priority` \| \W(\d+) to", -OPTIONS["priority"][0]),
+    ("reference.md", r"`priority` \| \W\d+ to (\d+):", OPTIONS["priority"][1]),
+    (
+        "reference.md",
+        r"`max_redirects` \| 0 to (\d+): lowers",
+        OPTIONS["max_redirects"][1],
+    ),
+    ("reference.md", r"`max_attempts`, 1 to (\d+), is", OPTIONS["max_attempts"][1]),
+    ("production.md", r"At most (\d+ MB) of request bodies", megabytes(worker._CLAIM_BYTES)),
+    ("production.md", r"While (\d+ MB) of answers wait", megabytes(worker._UNRECORDED_BYTES)),
+    ("production.md", r"stays (\d+) below it", worker._OTHER_FILES),
+    (
+        "production.md",
+        r"at most (three quarters) of a worker's",
+        {0.75: "three quarters"}[worker._HOST_SHARE],
+    ),
+    ("secrets.md", r"has at least (\d+) characters, no line", MIN_LENGTH),
+    ("reference.md", r"A value has at least (\d+) characters", MIN_LENGTH),
+    ("reference.md", r"`User-Agent: pgnet/([\d.]+)`", pgnet.__version__),
+    ("hosts.md", r"their own \| `pgnet/([\d.]+)`", pgnet.__version__),
+    ("coming-from-pg_net.md", r"\| `pgnet/([\d.]+)`, unless", pgnet.__version__),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern", "number"), NUMBERS)
+def test_a_number(name: str, pattern: str, number: object) -> None:
+    found = re.findall(pattern, page(name))
+    assert found, f"{name} does not say {pattern}"
+    if isinstance(number, float):
+        number = int(number)
+    assert set(found) == {str(number)}
+
+
+def test_defaults_that_the_pages_repeat(fresh_database: Database) -> None:
+    """`setting` (value), wherever it stands."""
+    settings = dict(fresh_database.rows('select name, "default" from net.settings'))
+    seen = 0
+    for name, text in PAGES.items():
+        for setting, shown in re.findall(r"`(\w+)` \((a minute|\d[\w .]*)\)", text):
+            if setting not in settings:
+                continue
+            seen += 1
+            value = "1 minute" if shown == "a minute" else shown
+            if shown.isdigit():
+                assert settings[setting] == shown, f"{name}: {setting}"
+            elif not shown.endswith(("MB", "kB")):
+                same = "select %s::interval = %s::interval"
+                assert fresh_database.value(same, value, settings[setting]), f"{name}: {setting}"
+    assert seen >= 3
+
+
+def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
+    """Of settings of hosts and of retry policies."""
+    bounds = {
+        name: (int(low), int(high))
+        for name, low, high in fresh_database.rows(
+            "select name, minimum, maximum from net._known_host_settings()"
+            " where minimum is not null"
+        )
+    }
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) to (\d+)", page("hosts.md"), re.MULTILINE)
+    assert {name: (int(low), int(high)) for name, low, high in rows} == bounds
+    known = {
+        name: (int(low), int(high))
+        for name, low, high in fresh_database.rows(
+            "select name, minimum, maximum from net._known_retry_settings()"
+            " where minimum is not null"
+        )
+    }
+    text = page("reference.md").partition("### net.configure_retry")[2].partition("###")[0]
+    for name, low, high in re.findall(r"^\| `(\w+)` \| \d+ \| (\d+) to (\d+)", text, re.MULTILINE):
+        assert known[name] == (int(low), int(high)), name
+    for name, days in re.findall(r"^\| `(\w+)` .*[Uu]p to (\d+) days", text, re.MULTILINE):
+        assert known[name][1] == int(days) * 86_400_000, name
+
+
+def test_built_in_policies(fresh_database: Database) -> None:
+    policies = dict(fresh_database.rows("select name, settings from net.retry_policies"))
+    text = page("reference.md")
+    hours = {"minutes": 60_000, "hours": 3_600_000}
+    for name, attempts, number, unit in re.findall(
+        r"^\| `(safe|webhook)` \| (\d+) within (\d+) (minutes|hours)", text, re.MULTILINE
+    ):
+        assert policies[name]["max_attempts"] == int(attempts)
+        assert policies[name]["total_milliseconds"] == int(number) * hours[unit]
+    for waits, name in ((r"up to 1 s, 2 s, 4 s, 8 s", "safe"), (r"5 s, 15 s, 45 s", "webhook")):
+        assert waits in text
+        policy = policies[name]
+        first, factor = policy["backoff_milliseconds"], policy["backoff_factor"]
+        made = [first * factor**n // 1000 for n in range(waits.count(" s"))]
+        assert [int(n) for n in re.findall(r"(\d+) s", waits)] == made
+
+
+def test_idempotent_methods(fresh_database: Database) -> None:
+    """One list, wherever it stands; TRACE is never sent, and so in none."""
+    methods = set(retry.IDEMPOTENT_METHODS)
+    assert "TRACE" not in methods
+    lists = re.compile(r"GET, HEAD, [A-Z]+, [A-Z]+(?:,| and) [A-Z]+")
+    texts = [*PAGES.values()]
+    texts += [
+        row[0] for row in fresh_database.rows("select description from net._known_retry_settings()")
+    ]
+    found = [said for text in texts for said in lists.findall(text) if "POST" not in said]
+    assert len(found) >= 4
+    for said in found:
+        assert set(re.findall(r"[A-Z]+", said)) == methods, said
+    source = fresh_database.value("select prosrc from pg_proc where proname = '_is_idempotent'")
+    listed = re.search(r"array\[('GET'[^]]*)\]", source)
+    assert listed
+    assert set(re.findall(r"'(\w+)'", listed[1])) == methods
+    assert set(transfer.IDEMPOTENT) == methods
+
+
+def test_hints_are_sentences(fresh_database: Database) -> None:
+    for name, description in fresh_database.rows(
+        "select name, description from net._known_retry_settings() union all"
+        " select name, description from net._known_host_settings()"
+    ):
+        assert re.match(r"[A-Z0-9]", description), name
+        assert description.endswith("."), name
+    for path in [*ROOT.glob("extension/*.sql"), *PACKAGE.rglob("*.py")]:
+        found = re.findall(r"hint = '((?:and|or|but) [^']*)", path.read_text(), re.IGNORECASE)
+        assert found == [], path.name
+
+
+def test_nothing_says_a_setting_by_its_default() -> None:
+    """Thirty seconds of grace is the setting max_grace, which may be another time."""
+    for path in ROOT.glob("extension/*.sql"):
+        assert not re.search(r"\b\d+ s to end", path.read_text()), path.name
+
+
+def test_status_and_metadata() -> None:
+    """One version, one status; what is promised is in the package."""
+    project = tomllib.loads((ROOT / "python/pyproject.toml").read_text())
+    meta = json.loads((ROOT / "META.json").read_text())
+    classifiers = project["project"]["classifiers"]
+    beta = any("4 - Beta" in text for text in classifiers)
+    assert meta["release_status"] == ("testing" if beta else "stable")
+    assert "Typing :: Typed" in classifiers
+    for name in project["tool"]["setuptools"]["package-data"]["pgnet"]:
+        assert (PACKAGE / name).exists(), name
+    installed = subprocess.run(
+        [server_python(), "-c", "import os, pgnet; print(os.path.dirname(pgnet.__file__))"],
+        capture_output=True, text=True, check=True, cwd="/",
+    ).stdout.strip()  # fmt: skip
+    assert os.path.exists(f"{installed}/py.typed")

@@ -1,0 +1,934 @@
+"""Secrets as values: where one may go, how it gets into a request, how it is masked."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html
+import json
+import os
+import posixpath
+import quopri
+import random
+import re
+import string
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from pgnet.request.errors import InvalidRequest
+from pgnet.request.prefix import canonical_prefix, covers, origin, within
+from pgnet.request.secret_reference import is_name, reference_name
+from pgnet.request.url import MAX_URL_LENGTH, canonical_url
+from pgnet.secret.directory import Directory, UnsafeFile
+from pgnet.secret.mask import Mask
+from pgnet.secret.value import (
+    MAX_LENGTH,
+    check_value,
+    expand_url,
+    header_value,
+    sensitive,
+    without_line_break,
+)
+from servers.canary import CANARY, found_in
+
+# ---- names
+
+
+@pytest.mark.parametrize("name", ["a", "stripe", "9", "A-b_c.d", "x" * 63, "api.example.com"])
+def test_a_name(name: str) -> None:
+    assert is_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".a", "-a", "_a", "a b", "a/b", "../a", "a\n", "é", "x" * 64, "a{", "a\0",
+     None, 1],
+)  # fmt: skip
+def test_no_name(name: object) -> None:
+    assert not is_name(name)
+
+
+# ---- prefixes
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"),
+    [
+        ("https://api.example", "https://api.example/"),
+        ("HTTPS://Api.Example:443/v1", "https://api.example/v1"),
+        ("https://api.example/v1/", "https://api.example/v1/"),
+        ("http://127.0.0.1:8080/a%20b/", "http://127.0.0.1:8080/a%20b/"),
+        ("http://[::1]:80/", "http://[::1]/"),
+        ("https://bücher.example/ü", "https://xn--bcher-kva.example/%C3%BC"),
+        ("https://api.example/{x}/a b", "https://api.example/%7Bx%7D/a%20b"),
+    ],
+)
+def test_a_prefix(text: str, prefix: str) -> None:
+    assert canonical_prefix(text) == prefix
+    assert canonical_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "api.example", "ftp://api.example/", "https://", "https://user:word@api.example/",
+     "https://api.example/v1?", "https://api.example/v1?a=b", "https://api.example/#", "/v1",
+     "https://api.example/v1/..", "https://api.example/./v1", "https://api.example/%2e%2e/",
+     "https://api.example/%252E", "https://api.example/a%2Fb", "https://api.example/a%5cb",
+     "https://api.example/..;a", "https://api.example/%c0%ae%c0%ae/", "https://api.example/a\\b",
+     "https://api.example/{secret:x}", "https://api.example/a\tb",
+     f"https://user:{CANARY}@api.example/", CANARY, f"//{CANARY}/",
+     f"https://{CANARY} /"],
+)  # fmt: skip
+def test_no_prefix(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        canonical_prefix(text)
+    assert CANARY not in f"{caught.value.message} {caught.value.hint}"
+
+
+# ---- within
+
+INSIDE = [
+    ("https://h.example/", "https://h.example/"),
+    ("https://h.example/", "https://h.example/a/b?c=d"),
+    ("https://h.example/", "https://h.example/?c"),
+    # an origin covers all of it: there is nowhere to get out to
+    ("https://h.example/", "https://h.example/a/../b%2fc"),
+    ("https://h.example/v1", "https://h.example/v1"),
+    ("https://h.example/v1", "https://h.example/v1/"),
+    ("https://h.example/v1", "https://h.example/v1?x=../y"),
+    ("https://h.example/v1", "https://h.example/v1/x"),
+    ("https://h.example/v1", "https://h.example/v1//x"),
+    ("https://h.example/v1", "https://h.example/v1#x"),
+    ("https://h.example/v1/", "https://h.example/v1"),
+    ("https://h.example/v1/", "https://h.example/v1/x/y"),
+    ("https://h.example/v1/", "https://h.example/v1/.a./a..;x/a%2e%2e"),
+    ("https://h.example/v1/", "https://h.example/v1/.well-known/a..b;c=1"),
+    ("https://h.example/v1/", "https://h.example/v1/100%25/%C3%BC%20x"),
+    ("https://h.example:8443/v1/", "https://h.example:8443/v1/x"),
+    ("http://[::1]:8080/v1", "http://[::1]:8080/v1/x"),
+    ("https://h.example/a%20b", "https://h.example/a%20b/c"),
+]
+OUTSIDE = [
+    ("https://h.example/", "http://h.example/"),
+    ("https://h.example/", "https://h.example:8443/"),
+    ("https://h.example/", "https://h.example.evil.example/"),
+    ("https://h.example/", "https://evil.example/https://h.example/"),
+    ("https://h.example/", "https://h.example./"),
+    ("https://h.example/", "https://www.h.example/"),
+    ("https://h.example/", "https://h.example@evil.example/"),
+    ("https://h.example/", "https://H.example/"),
+    ("https://h.example/", "https://h.example:443/"),
+    ("https://h.example/", "https://h.example"),
+    ("https://h.example/", "https://h.example\\@evil.example/"),
+    ("https://h.example/", "//h.example/"),
+    ("https://h.example/", ""),
+    ("https://h.example/v1", "https://h.example/"),
+    ("https://h.example/v1", "https://h.example/v10"),
+    ("https://h.example/v1", "https://h.example/v"),
+    ("https://h.example/v1", "https://h.example/V1"),
+    ("https://h.example/v1", "https://h.example//v1"),
+    ("https://h.example/v1", "https://h.example/x/v1"),
+    ("https://h.example/v1", "https://h.example/v1;a/x"),
+    ("https://h.example/v1", "https://h.example/%761"),
+    ("https://h.example/v1", "https://h.example/v1%2fx"),
+    ("https://h.example/v1/a", "https://h.example/v1/"),
+    ("https://h.example/v1", "https://h.example/v1\n/x"),
+    # the prefix is none
+    ("https://h.example/v1?a", "https://h.example/v1?a"),
+    ("https://h.example/v1/..", "https://h.example/v1/.."),
+    ("https://h.example", "https://h.example/"),
+] + [
+    ("https://h.example/v1/", f"https://h.example/v1/{rest}")
+    for rest in (
+        *("..", "../x", "./x", "x/..", "x/../../y", ".", "%2e%2e/x", "%2E./x", ".%2e", "%2e"),
+        *("%252e%252e/x", "%25252e%25252e", "%2525252525252525252e", "..;a/x", ".;", "%2e%2e;a"),
+        *("..%3Ba=b/x", "%252e%252e%253b", "x%2f..", "x%2F", "x%252fy", "x%5cy", "x%5C.."),
+        *("%c0%ae%c0%ae/x", "%e0%80%ae", "%c0%af", "%ef%bc%8e%ef%bc%8e/", "%E2%80%A5/x"),
+        *("x%255c", "x%ef%bc%8fy"),
+        *("..%00/x", "%00", "..%20/x", "%09../x", "..%0a", "x%0d%0ay", "%u002e%u002e", "%25u002e"),
+        *("..%20;a", ".%20.", "%2e%e2%80%8b%2e", ".%0b./x", "%fe", "x%e9"),
+        # whatever a server makes of what begins with two dots
+        *("...", "..x", "..;", "..%3b", "..%00", ".%2e", "%2e%2e;", "%2e%2e%3bx/y"),
+        *("..%252f", "..:", "..~", "..%23", "..%3f", ".%252e;", "%2e.%2e", "..%e2%80%8b"),
+        *("%E2%80%A6", "..\\"),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("prefix", "url"), INSIDE)
+def test_inside(prefix: str, url: str) -> None:
+    assert within(prefix, url)
+    assert covers(prefix, url)
+
+
+@pytest.mark.parametrize(("prefix", "url"), OUTSIDE)
+def test_outside(prefix: str, url: str) -> None:
+    assert not within(prefix, url)
+    assert not covers(prefix, url)
+
+
+PIECES = [
+    *("/", "/", "/", "//", ".", "..", "v1", "v1", "v10", "a", ";", ";x", "?", "#", "%", "%25"),
+    *("%2e", "%2E", "%2f", "%2F", "%5c", "%5C", "%3b", "%3B", "%00", "%20", "%09", "%0a", "%c0"),
+    *("%ae", "%af", "%ef%bc%8e", "%ef%bc%8f", "%ef%bc%bc", "%e2%80%a5", "%e2%80%a4", "%u002e"),
+    *("2e", "2f", "5c", "u002e", "u002f", "@", ":", "h.example", "é"),
+]
+PATHS = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+
+
+def readings(url: str) -> set[str]:
+    """The paths for which a server, a proxy or a framework may take a URL."""
+    path = urlsplit(url).path
+    found = {path}
+    for _ in range(6):
+        found |= {unquote(p, errors="replace") for p in found}
+        found |= {unquote(p, "latin-1") for p in found}
+    found |= {re.sub("%[uU]([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), p) for p in found}
+    found |= {p.replace("\xc0\xae", ".").replace("\xc0\xaf", "/") for p in found}
+    found |= {unicodedata.normalize("NFKC", p) for p in found}
+    found |= {p.replace("\\", "/") for p in found}
+    found |= {re.sub(r"[\0-\x20\u200b]", "", p) for p in found}
+    found |= {p.partition("\0")[0] for p in found}
+    found |= {re.sub(r";[^/]*", "", p) for p in found}
+    return {re.sub("^/+", "/", posixpath.normpath(p or "/")) for p in found}
+
+
+@settings(max_examples=3000, deadline=None)
+@given(PATHS, PATHS)
+def test_no_server_reads_a_way_out(below: str, above: str) -> None:
+    """Whatever is within the prefix stays there, however it is decoded and normalized."""
+    prefix = "https://h.example/v1/a"
+    for path in (f"/v1/a/{below}", f"/v1/a{below}", above):
+        try:
+            url = canonical_url(f"https://h.example{path}")
+        except InvalidRequest:
+            continue
+        if within(prefix, url):
+            for reading in readings(url):
+                assert (reading + "/").startswith("/v1/a/"), reading
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.text("abc019-._~!$&'()*+,=:@", min_size=1, max_size=8), min_size=1, max_size=6),
+    st.integers(0, 6),
+    st.booleans(),
+)
+def test_each_url_is_within_what_is_above_it(path: list[str], depth: int, slash: bool) -> None:
+    assume("." not in path)
+    assume(not any(segment.startswith("..") for segment in path))
+    above = path[:depth]
+    prefix = f"https://h.example/{'/'.join(above)}{'/' if slash and above else ''}"
+    url = f"https://h.example/{'/'.join(path)}"
+    assert within(prefix, url)
+    assert not within(f"{prefix.rstrip('/')}/other", url)
+    assert not within(prefix, url.replace("h.example", "i.example"))
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_within_takes_any_text(prefix: str, url: str) -> None:
+    assert not within(prefix, url) or canonical_url(url).startswith(origin(prefix))
+
+
+def test_a_long_url_is_judged_at_once() -> None:
+    began = time.monotonic()
+    long = MAX_URL_LENGTH // 2 - 100
+    assert not within("https://h.example/v1", f"https://h.example/v1/%{'25' * long}2e")
+    assert within("https://h.example/v1", f"https://h.example/v1/{'a/' * long}")
+    assert time.monotonic() - began < 10
+
+
+# ---- references in headers
+
+
+def test_a_header_value() -> None:
+    assert header_value({"secret": "a"}, "value of it") == "value of it"
+    assert header_value({"secret": "a", "prefix": "Bearer "}, "token") == "Bearer token"
+    assert header_value({"secret": "a", "prefix": None}, "token") == "token"
+    assert header_value({"secret": "a", "prefix": " \t"}, "token") == "token"
+    assert reference_name({"prefix": "Basic ", "secret": "b.c"}) == "b.c"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [{}, {"secret": None}, {"secret": 1}, {"secret": ""}, {"secret": "a b"}, {"secret": ["a"]},
+     {"secret": "a", "prefix": 1}, {"secret": "a", "prefix": "\r\n"}, {"secret": "a", "suffix": ""},
+     {"secret": "a", "value": CANARY}, {"secret": "a", CANARY: 1}, {"secret": f"{CANARY} "},
+     {"secret": "a", "prefix": f"{CANARY}\n"}, {"prefix": CANARY}],
+)  # fmt: skip
+def test_no_reference(reference: dict[str, object]) -> None:
+    for use in (reference_name, lambda r: header_value(r, CANARY)):
+        with pytest.raises(InvalidRequest) as caught:
+            use(reference)
+        assert CANARY not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "value", [f"{CANARY}\n", f"{CANARY}\r\nX: 1", f"\0{CANARY}", f"{CANARY}\x7f"]
+)
+def test_a_value_that_no_header_can_hold(value: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        header_value({"secret": "a"}, value)
+    assert caught.value.message == 'secret "a" holds a character that no header can have'
+
+
+# ---- secret URLs
+
+HOOKS = "https://hooks.example/services/"
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "prefix", "url"),
+    [
+        ("https://hooks.example/{secret:s}", f"{HOOKS}T/B/X", HOOKS, f"{HOOKS}T/B/X"),
+        ("https://hooks.example/{secret:s}?a=b", f"{HOOKS}T", HOOKS, f"{HOOKS}T?a=b"),
+        ("https://hooks.example/{secret:s}?a=b", f"{HOOKS}T?c", HOOKS, f"{HOOKS}T?c&a=b"),
+        ("https://hooks.example/{secret:s}", "?token=x", HOOKS, f"{HOOKS}?token=x"),
+        ("https://hooks.example/{secret:s}?a", "?token=x", HOOKS[:-1], f"{HOOKS[:-1]}?token=x&a"),
+        ("https://hooks.example/{secret:s}", "HTTPS://Hooks.example/services/é", HOOKS,
+         f"{HOOKS}%C3%A9"),
+        ("http://[::1]:81/{secret:s}", "http://[::1]:81/x", "http://[::1]:81/", "http://[::1]:81/x"),
+    ],
+)  # fmt: skip
+def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
+    assert expand_url(stored, value, prefix) == url
+    assert covers(prefix, stored)
+
+
+@pytest.mark.parametrize(
+    ("stored", "value", "prefix", "message"),
+    [
+        ("https://hooks.example/x", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
+        ("https://hooks.example/{secret:s}/x", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
+        ("https://hooks.example/{secret:s", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
+        ("https://hooks.example/{secret:../s}", HOOKS, HOOKS, "the URL refers to no secret"),
+        ("https://evil.example/{secret:s}", f"{HOOKS}T", HOOKS,
+         'secret "s" belongs to another host by now'),
+        ("https://hooks.example/{secret:s}", CANARY, HOOKS,
+         'secret "s" holds neither a URL nor a query that begins with "?"'),
+        ("https://hooks.example/{secret:s}", f"?{CANARY}\tx", HOOKS,
+         'secret "s" holds neither a URL nor a query that begins with "?"'),
+        ("https://hooks.example/{secret:s}", f"https://u:{CANARY}@hooks.example/services/", HOOKS,
+         'secret "s" holds neither a URL nor a query that begins with "?"'),
+        ("https://hooks.example/{secret:s}", f"{HOOKS}{CANARY}#x", HOOKS,
+         'the URL that secret "s" holds has a fragment'),
+        ("https://hooks.example/{secret:s}", f"https://evil.example/{CANARY}", HOOKS,
+         'the URL that secret "s" holds is not within its URL prefix'),
+        ("https://hooks.example/{secret:s}", f"{HOOKS}../{CANARY}", HOOKS,
+         'the URL that secret "s" holds is not within its URL prefix'),
+        # by hand, past the caller's check
+        ("https://hooks.example/{secret:s}?a#b", f"{HOOKS}{CANARY}", HOOKS,
+         'the query behind secret "s" is none'),
+        ("https://hooks.example/{secret:s}?a b", f"{HOOKS}{CANARY}", HOOKS,
+         'the query behind secret "s" is none'),
+    ],
+)  # fmt: skip
+def test_a_secret_url_that_is_none(stored: str, value: str, prefix: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        expand_url(stored, value, prefix)
+    assert caught.value.message == message
+    assert CANARY not in str(caught.value.hint)
+
+
+def test_what_a_secret_url_covers() -> None:
+    """Only the origin of one is known: the worker looks at the rest when it has the value."""
+    assert covers("https://hooks.example/v1/", "https://hooks.example/{secret:other}?x")
+    assert not covers("https://hooks.example:81/", "https://hooks.example/{secret:other}")
+    assert not covers(None, "https://hooks.example/")
+    assert not covers("https://hooks.example/", "https://hooks.example/{secret:a}/../x")
+
+
+# ---- values
+
+
+@pytest.mark.parametrize(
+    ("value", "prefix"),
+    [
+        ("x" * 8, "https://h.example/"),
+        ("a value with spaces \t and ünicode", "https://h.example/"),
+        ("https://h.example/v1/12345678", "https://h.example/v1"),
+        ("?key=value", "https://h.example/v1"),
+        ("? no query at all", "https://h.example/v1"),
+        ("x", None),
+        ("-----BEGIN\nx\n", None),
+        (" ", None),
+        ("x" * MAX_LENGTH, "https://h.example/"),
+    ],
+)
+def test_a_value(value: str, prefix: str | None) -> None:
+    check_value("s", value, prefix)
+
+
+@pytest.mark.parametrize(
+    ("value", "prefix", "fault"),
+    [
+        ("", None, "is empty"),
+        ("", "https://h.example/", "is empty"),
+        ("x" * (MAX_LENGTH + 1), None, "longer than"),
+        ("a\0bcdefgh", None, "NUL"),
+        ("1234567", "https://h.example/", "fewer than 8"),
+        ("12345678\n", "https://h.example/", "line break"),
+        (f"{CANARY}\r\nX-Other: 1", "https://h.example/", "line break"),
+        (f"{CANARY}\x1b", "https://h.example/", "control character"),
+        (f"{CANARY}\x85", "https://h.example/", "control character"),
+        (f"{CANARY} ", "https://h.example/", "white space"),
+        (f"\t{CANARY}", "https://h.example/", "white space"),
+        (f"https://evil.example/{CANARY}", "https://h.example/", "not within"),
+        (f"https://h.example/{CANARY}", "https://h.example/v1", "not within"),
+        (f"https://u:{CANARY}@h.example/", "https://h.example/", "neither a URL"),
+        ("https://h.example/v1/1234567", "https://h.example/v1/", "behind its URL prefix"),
+        ("https://h.example/v1/", "https://h.example/v1/", "behind its URL prefix"),
+    ],
+)
+def test_no_value(value: str, prefix: str | None, fault: str) -> None:
+    with pytest.raises(InvalidRequest, match=fault) as caught:
+        check_value("s", value, prefix)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert CANARY not in said
+    assert not value or value not in said
+
+
+# ---- held by the worker
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("value")
+    (tmp_path / "line").write_text("value\n")
+    (tmp_path / "windows").write_bytes(b"value\r\n")
+    (tmp_path / "two").write_text("value\n\n")
+    (tmp_path / "pem").write_text("a\nb\n")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "unicode").write_text("wörd", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    directory = Directory(str(tmp_path))
+    found = {name.name: directory.read(name.name) for name in tmp_path.iterdir()}
+    assert found == {
+        "plain": "value",
+        "line": "value",
+        "windows": "value",
+        "two": "value\n",
+        "pem": "a\nb",
+        "empty": "",
+        "unicode": "wörd",
+        "link": "value",
+    }
+    assert directory.read("missing") is None
+    (tmp_path / "plain").write_text("another")
+    assert directory.read("link") == "another"
+
+
+def test_what_a_directory_does_not_give(tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "outside").write_text(CANARY)
+    (inside / "latin").write_bytes(CANARY.encode() + b"\xe9")
+    (inside / "huge").write_bytes(CANARY.encode() * (MAX_LENGTH // 4))
+    (inside / "directory").mkdir()
+    os.mkfifo(inside / "pipe")
+    directory = Directory(str(inside))
+    for name in ("../outside", "..", ".", "", "a/b", "/etc/passwd", "a\0b", "..\\outside"):
+        with pytest.raises(InvalidRequest, match="no name of a secret"):
+            directory.read(name)
+    for name in ("latin", "huge", "directory", "pipe"):
+        with pytest.raises(InvalidRequest, match=f'the file of secret "{name}"') as caught:
+            directory.read(name)
+        assert CANARY not in f"{caught.value.message} {caught.value.hint}"
+    with pytest.raises(OSError, match="No such file"):
+        Directory(str(tmp_path / "missing"))
+
+
+@pytest.fixture
+def secrets_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "secrets"
+    path.mkdir(mode=0o755)
+    (path / "key").write_text("value")
+    return path
+
+
+def test_how_containers_mount_secrets(secrets_dir: Path) -> None:
+    """By links to a directory that is exchanged; all may write, but for the sticky bit."""
+    (secrets_dir / "key").unlink()
+    (secrets_dir / "..1").mkdir(mode=0o755)
+    (secrets_dir / "..1" / "key").write_text("value")
+    (secrets_dir / "..data").symlink_to("..1")
+    (secrets_dir / "key").symlink_to("..data/key")
+    secrets_dir.chmod(0o1777)
+    assert Directory(str(secrets_dir)).read("key") == "value"
+    # and by a link to the directory itself
+    (secrets_dir.parent / "link").symlink_to("secrets")
+    assert Directory(str(secrets_dir.parent / "link")).read("key") == "value"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_directory_that_others_may_write(secrets_dir: Path, mode: int) -> None:
+    for of in (secrets_dir, secrets_dir.parent):
+        before = of.stat().st_mode
+        directory = Directory(str(secrets_dir))
+        of.chmod(mode)
+        with pytest.raises(UnsafeFile, match=f"chmod go-w {of}$"):
+            Directory(str(secrets_dir))
+        # It was changed under a worker that runs: what requesters are told names no path.
+        with pytest.raises(InvalidRequest, match="not used, since others may write it") as caught:
+            directory.read("key")
+        assert str(of) not in caught.value.message
+        of.chmod(before)
+        assert directory.read("key") == "value"
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o660, 0o602])
+def test_a_file_that_others_may_write(secrets_dir: Path, mode: int) -> None:
+    (secrets_dir / "key").chmod(mode)
+    with pytest.raises(UnsafeFile, match=f"chmod go-w {secrets_dir}/key$"):
+        Directory(str(secrets_dir))
+    # where a link leads to it, too
+    (secrets_dir / "key").rename(secrets_dir.parent / "elsewhere")
+    (secrets_dir / "key").symlink_to("../elsewhere")
+    with pytest.raises(UnsafeFile, match=f"chmod go-w {secrets_dir.parent}/elsewhere$"):
+        Directory(str(secrets_dir))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+def test_a_file_of_another_user(secrets_dir: Path) -> None:
+    key = secrets_dir / "key"
+    os.chown(key, 65534, 65534)
+    with pytest.raises(UnsafeFile, match=f"belongs to user 65534.*chown.* 0 {key}$"):
+        Directory(str(secrets_dir))
+    # A link of somebody else's, in a directory that is like /tmp, to a file that is well.
+    secrets_dir.chmod(0o1777)
+    key.unlink()
+    (secrets_dir.parent / "other").write_text("value")
+    key.symlink_to(secrets_dir.parent / "other")
+    assert Directory(str(secrets_dir)).read("key") == "value"
+    os.lchown(key, 65534, 65534)
+    with pytest.raises(UnsafeFile, match="belongs to user 65534"):
+        Directory(str(secrets_dir))
+    # The whole directory may be another user's: then its files are.
+    secrets_dir.chmod(0o755)
+    key.unlink()
+    key.write_text("value")
+    for path in (secrets_dir, key):
+        os.chown(path, 65534, 65534)
+    assert Directory(str(secrets_dir)).read("key") == "value"
+
+
+def test_links_without_end(secrets_dir: Path) -> None:
+    (secrets_dir / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        Directory(str(secrets_dir))
+
+
+def test_the_line_break() -> None:
+    assert [
+        without_line_break(text) for text in ("a", "a\n", "a\r\n", "a\n\n", "\n", "a\r", "")
+    ] == [*("a", "a", "a", "a\n", "", "a\r", "")]
+
+
+# ---- masks
+
+
+def js_escape(text: str) -> str:
+    """Escape as JavaScript that goes into HTML is."""
+    return "".join(c if c.isalnum() and c.isascii() else f"\\u{ord(c):04x}" for c in text)
+
+
+def dump(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+ENCODERS: dict[str, Callable[[str], str]] = {
+    "plain": lambda text: text,
+    "quote": quote,
+    "quote all": lambda text: quote(text, safe=""),
+    "quote little": lambda text: quote(text, safe=string.punctuation.replace("%", "")),
+    "quote_plus": quote_plus,
+    "quote in lower case": lambda text: re.sub("%..", lambda m: m[0].lower(), quote(text, "")),
+    "quote twice": lambda text: quote(quote(text, ""), ""),
+    "quote thrice": lambda text: quote_plus(quote(quote(text, ""), "")),
+    "every byte": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "JSON": dump,
+    "JSON as text": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    "JSON of PHP": lambda text: dump(text).replace("/", "\\/"),
+    "JSON in JSON": lambda text: dump(dump(text)),
+    "JSON in JSON in JSON": lambda text: dump(dump(dump(text))),
+    "JSON in HTML": lambda text: html.escape(dump(text)),
+    "HTML": html.escape,
+    "HTML twice": lambda text: html.escape(html.escape(text)),
+    "HTML text": lambda text: html.escape(text, quote=False),
+    "HTML numbers": lambda text: "".join(f"&#{ord(c)};" for c in text),
+    "HTML for what is not ASCII": lambda text: text.encode("ascii", "xmlcharrefreplace").decode(),
+    "hexadecimal": lambda text: text.encode().hex(),
+    "HEXADECIMAL": lambda text: text.encode().hex().upper(),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 of URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode(),
+    "base64 without =": lambda text: base64.b64encode(text.encode()).decode().rstrip("="),
+    "Python": lambda text: repr(text.encode())[2:-1],
+    "UTF-8 as Latin-1": lambda text: text.encode().decode("latin-1"),
+    "UTF-8 as Latin-1 in JSON": lambda text: dump(text.encode().decode("latin-1")),
+}
+
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="*")
+VALUES = st.one_of(
+    st.text(string.ascii_letters + string.digits + "_-", min_size=8, max_size=60),
+    st.text(
+        string.ascii_letters + string.punctuation.replace("*", "") + " ", min_size=8, max_size=40
+    ),
+    st.text(CHARACTERS, min_size=8, max_size=30),
+)
+BACKSLASHES = "\\" * 100
+SPECIAL = "sk/live \"a\\b'&<é>+%~ü=:?#{}€\U0001f511x"
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@settings(max_examples=150, deadline=None)
+@given(
+    value=VALUES, before=st.text(CHARACTERS, max_size=10), after=st.text(CHARACTERS, max_size=10)
+)
+@example(value=SPECIAL, before="", after="")
+@example(value=CANARY, before="{", after="}")
+@example(value='"' * 8, before='"', after='"')
+@example(value="\\" * 8, before="\\", after="\\")
+@example(value="%" * 8, before="%", after="25")
+@example(value="a" * 9, before="a", after="a")
+def test_no_form_is_left(name: str, value: str, before: str, after: str) -> None:
+    encode = ENCODERS[name]
+    whole = encode(value)
+    mask = Mask([value])
+    for text in (whole, f"{before}{whole}{after}"):
+        masked = mask.text(text)
+        assert whole not in masked
+        assert "***" in masked
+        data = text.encode()
+        masked_data = mask.bytes(data)
+        assert whole.encode() not in masked_data
+        assert b"***" in masked_data
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=VALUES, before=st.binary(max_size=40), after=st.binary(max_size=40), url=st.booleans())
+def test_no_form_is_left_within_base64(value: str, before: bytes, after: bytes, url: bool) -> None:
+    """What is left of a value in other text is less than a character at each end."""
+    alphabet = b"-_" if url else b"+/"
+    text = base64.b64encode(before + value.encode() + after, alphabet).decode()
+    masked = Mask([value]).text(text)
+    assert "***" in masked
+    inner = value.encode()[1:-1]
+    for part in masked.split("***"):
+        for shift in range(4):
+            piece = part.rstrip("=")[shift:]
+            decoded = base64.b64decode(piece[: len(piece) // 4 * 4], alphabet)
+            assert inner not in decoded or inner in before + after
+
+
+@settings(deadline=None)
+@given(value=VALUES, before=st.binary(max_size=20), after=st.binary(max_size=20))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "latin-1"])
+def test_bytes(encoding: str, value: str, before: bytes, after: bytes) -> None:
+    data = value.encode(encoding, "ignore")
+    assume(data.decode(encoding) == value)
+    masked = Mask([value]).bytes(before + data + after)
+    assert data not in masked
+    assert b"***" in masked
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(VALUES, min_size=1, max_size=4),
+    text=st.text(CHARACTERS, max_size=40),
+    data=st.data(),
+)
+def test_values_that_overlap(values: list[str], text: str, data: st.DataObject) -> None:
+    for value in values:
+        place = data.draw(st.integers(0, len(text)))
+        text = text[:place] + value + text[place:]
+    masked = Mask(values).text(text)
+    for value in values:
+        assert value not in masked
+
+
+def test_what_overlaps_is_one() -> None:
+    mask = Mask(["abcdefgh", "efghijkl", "abcdefgh-longer", ""])
+    assert mask.text("1abcdefghijkl2") == "1***2"
+    assert mask.text("abcdefgh-longer") == "***"
+    assert mask.text("abcdefghabcdefgh abcdefgh") == "*** ***"
+    assert Mask(["aaaaaaaa"]).text("a" * 11) == "***"
+
+
+@settings(deadline=None)
+@given(st.text(string.ascii_lowercase + ' ,.{}":&%\\', max_size=300))
+def test_other_text_stays(text: str) -> None:
+    mask = Mask([CANARY, SPECIAL, "12345678"])
+    assert mask.text(text) is text
+    data = text.encode()
+    assert mask.bytes(data) is data
+    assert Mask([]).text(text) is text
+    assert Mask([]).bytes(data) is data
+
+
+def test_a_short_value_is_masked_as_it_is() -> None:
+    """It is not looked for in forms that may be part of anything."""
+    mask = Mask(["pw"])
+    assert mask.text("user:pw@host cHc= 7077") == "user:***@host cHc= 7077"
+
+
+# ---- masks, where each character is written in a way of its own
+
+PERCENT = "%{:02x}".format
+ESCAPERS: list[Callable[[int], str]] = [
+    chr,
+    chr,
+    lambda code: chr(code).upper(),
+    PERCENT,
+    "%{:02X}".format,
+    "%25{:02x}".format,
+    "%252525{:02x}".format,
+    "%u00{:02x}".format,
+    "\\u00{:02x}".format,
+    "\\u{{{:x}}}".format,
+    "\\\\u00{:02X}".format,
+    "\\\\\\\\x{:02x}".format,
+    "\\{:03o}".format,
+    "&#{};".format,
+    "&#x{:x};".format,
+    "&#X000{:X};".format,
+    "&amp;#{};".format,
+    "&amp;amp;#0{};".format,
+    # one within another
+    lambda code: f"%5Cu00{code:02x}",
+    lambda code: f"%26%23{code}%3B",
+    lambda code: f"\\u0026#{code};",
+    lambda code: f"\\u0025{code:02x}",
+    lambda code: f"&#37;{code:02x}",
+    lambda code: "".join(f"&#{ord(c)};" for c in PERCENT(code)),
+]
+BREAKS = [
+    "",
+    "",
+    "",
+    "",
+    " ",
+    "%20",
+    "\n",
+    "\r\n",
+    "\\n",
+    "\\r\\n",
+    "%0A",
+    "%0d%0a",
+    "&#10;",
+    "\t",
+    "\\u000a",
+]
+PLAIN_VALUES = st.text(string.ascii_letters + string.digits + "_-", min_size=16, max_size=40)
+
+
+@settings(max_examples=500, deadline=None)
+@given(value=PLAIN_VALUES, chance=st.randoms(use_true_random=False), frame=st.booleans())
+def test_characters_in_forms_of_their_own(value: str, chance: random.Random, frame: bool) -> None:
+    written = ""
+    for character in value:
+        written += chance.choice(ESCAPERS)(ord(character)) + chance.choice(BREAKS)
+    before, after = ('<a href="/x?y=1&z=%20">', "</a> \u00e9") if frame else ("", "")
+    hidden = Mask([value]).text(f"{before}{written}{after}")
+    assert hidden.startswith(f"{before}***")
+    # A line break behind it is no part of it.
+    assert hidden.endswith(after)
+    assert len(hidden) <= len(f"{before}***{after}") + 6
+
+
+KEY = f"sk_live_{CANARY}"
+
+
+@pytest.mark.parametrize("place", range(len(KEY)))
+@pytest.mark.parametrize("escape", ESCAPERS[2:])
+def test_one_character_is_escaped(place: int, escape: Callable[[int], str]) -> None:
+    """And the rest of the text stays as it is."""
+    written = KEY[:place] + escape(ord(KEY[place])) + KEY[place + 1 :]
+    for before, after in (("", ""), ("x=", "&y=%41 z\\n"), ('{"a": "\\u00e9 ', '"}\n')):
+        assert Mask([KEY]).text(before + written + after) == f"{before}***{after}"
+
+
+def lines(text: str, width: int, end: str) -> str:
+    return end.join(text[at : at + width] for at in range(0, len(text), width))
+
+
+@pytest.mark.parametrize(
+    "end", ["\n", "\r\n", "\r\n ", "\\n", "\\r\\n", "%0A", "&#13;&#10;", "\n\t"]
+)
+@pytest.mark.parametrize("width", [1, 7, 64, 76])
+@pytest.mark.parametrize("form", ["base64", "base64 of URLs", "hexadecimal", "plain"])
+def test_a_form_that_is_broken_into_lines(form: str, width: int, end: str) -> None:
+    value = KEY * 3  # whose base64 needs no padding
+    whole = ENCODERS[form](value)
+    for text in (lines(whole, width, end), f"a {lines(whole, width, end)} b"):
+        assert Mask([value]).text(text) == text.replace(lines(whole, width, end), "***")
+
+
+@pytest.mark.parametrize("width", [64, 76])
+def test_base64_of_more_that_is_broken_into_lines(width: int) -> None:
+    for shift in range(3):
+        whole = base64.b64encode(b"x" * (shift + 90) + KEY.encode() + b"y" * 90).decode()
+        hidden = Mask([KEY]).text(lines(whole, width, "\r\n"))
+        assert "***" in hidden
+        for part in hidden.split("***"):
+            for cut in range(4):
+                piece = "".join(part.split()).rstrip("=")[cut:]
+                assert CANARY.encode() not in base64.b64decode(piece[: len(piece) // 4 * 4])
+
+
+@pytest.mark.parametrize("encode", [str, base64.b64encode])
+def test_quoted_printable(encode: Callable[[Any], Any]) -> None:
+    whole = encode(KEY) if encode is str else encode(KEY.encode()).decode()
+    for text in (
+        quopri.encodestring(f"{'x' * 60} {whole} =".encode()).decode(),
+        quopri.encodestring(whole.encode(), quotetabs=True).decode().replace("_", "=5F"),
+        whole.replace(whole[9], f"={ord(whole[9]):02X}"),
+        lines(whole, 9, "=\r\n"),
+        lines(whole, 9, "=\n"),
+        lines(whole, 9, "=\\r\\n"),
+    ):
+        hidden = Mask([KEY]).text(text)
+        assert "***" in hidden
+        assert whole[9:30] not in quopri.decodestring(hidden.encode()).decode()
+
+
+def test_a_word_in_another_case_is_another_word() -> None:
+    """A segment of a secret URL may be one: headers and headings are not to be lost for it."""
+    mask = Mask(["location", "Subscribe"])
+    for text in ("Location: x", "LOCATION", "subscribe to it"):
+        assert mask.text(text) is text
+    assert mask.text("loc%61tion lo\ncation Subscr&#105;be") == "*** *** ***"
+
+
+def test_another_case() -> None:
+    """A host name comes in lower case, and so may anything."""
+    mask = Mask([KEY])
+    for text in (KEY.lower(), KEY.upper(), f"https://{KEY.lower()}.evil.example/", KEY.swapcase()):
+        assert mask.text(text) == text.replace(text[8:-14], "***") or "***" in mask.text(text)
+        assert CANARY.lower() not in mask.text(text).lower()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "latin-1"])
+def test_bytes_with_one_character_escaped(encoding: str) -> None:
+    data = KEY.replace("C", "%43").encode(encoding)
+    assert b"***" in Mask([KEY]).bytes(b"\xff\xfe\0\1" + data + b"\xe9\0")
+    assert data[20:40] not in Mask([KEY]).bytes(b"\xff" + data + b"\0")
+
+
+def test_values_beyond_ascii_with_one_character_escaped() -> None:
+    value = "Schlüssel-für-Zoë-0123456789"
+    for text in (
+        f"a é {value.replace('S', '%53')} ü",
+        f"a é {lines(value, 5, chr(10))} ü",
+    ):
+        assert "Schl" not in Mask([value]).text(text)
+        assert Mask([value]).text(text)[:2] == text[:2]
+        assert Mask([value]).text(text)[-2:] == text[-2:]
+
+
+def test_escapes_of_other_things_stay() -> None:
+    text = "a%20b%41%2525 &amp;#97; \\u0061\\\\n =3D=\r\n \\/ &lt;&#x41;"
+    assert Mask([KEY]).text(text) is text
+    assert Mask([KEY]).text(f"{text}{KEY}{text}") == f"{text}***{text}"
+
+
+def test_masking_is_cheap() -> None:
+    """Also of what a server would send to keep a worker busy: that is replaced as a whole."""
+    mask = Mask([f"sk_live_{CANARY}", SPECIAL])
+    for text in ("x" * 10_000_000, "lorem ipsum dolor sit amet " * 400_000, "\\" * 10_000_000):
+        began = time.process_time()
+        assert mask.text(text) is text
+        assert time.process_time() - began < 1
+    for value, part in (
+        (f"sk_live_{CANARY}", f"sk_live_{CANARY}"),
+        (f"sk_live_{CANARY}", CANARY),
+        (SPECIAL, SPECIAL[:-1]),
+        (f'"{CANARY}', '"'),
+        (f"{CANARY}\\\\\\\\x", f"{CANARY}{BACKSLASHES}"),
+        ('"' * 9, '"'),
+        ("!?" * 30_000, "!?"),
+        ("a" * 9, "a"),
+        ('{"a":"b"},' * 800, '{"a":"b"},'),
+    ):
+        text = part * (10_000_000 // len(part))
+        began = time.process_time()
+        found = Mask([value]).text(text)
+        assert time.process_time() - began < 10
+        assert value not in found
+
+
+def test_masking_does_not_undo_what_is_packed() -> None:
+    """Said in the documentation: only what can be read is masked."""
+    packed = gzip.compress(CANARY.encode())
+    assert Mask([CANARY]).bytes(packed) == packed
+
+
+# ---- what to look for
+
+
+def masked(value: str, prefix: str | None, text: str) -> str:
+    return Mask(sensitive(value, prefix)).text(text)
+
+
+def test_the_parts_of_a_secret_url() -> None:
+    value = f"{HOOKS}T0/B0/{CANARY}?token=a%20{CANARY}%26b&x=1"
+    for shown in (
+        value,
+        f"Cannot GET /services/T0/B0/{CANARY}?token=a%20{CANARY}%26b&x=1",
+        f"no such hook: {CANARY}",
+        json.dumps({"args": {"token": f"a {CANARY}&b", "x": "1"}}),
+        f"<p>services/T0/B0/{CANARY}</p>",
+    ):
+        assert CANARY not in masked(value, HOOKS, shown)
+    # the prefix and what is short are no secrets
+    assert masked(value, HOOKS, f"{HOOKS} T0 B0 x=1 token") == f"{HOOKS} T0 B0 x=1 token"
+
+
+def test_the_parts_of_a_query() -> None:
+    value = f"?key={CANARY}&user=me"
+    for shown in (f"{HOOKS}?key={CANARY}&user=me", f"key={CANARY}", json.dumps({"key": CANARY})):
+        assert CANARY not in masked(value, HOOKS, shown)
+
+
+@pytest.mark.parametrize("password", [CANARY, f"{CANARY}@/ :%"])
+@pytest.mark.parametrize("kind", ["basic", "proxy"])
+def test_the_password(kind: str, password: str) -> None:
+    pair = f"user:{password}"
+    basic = base64.b64encode(pair.encode()).decode()
+    if kind == "basic":
+        value, prefix = basic, "https://h.example/"
+    else:
+        value, prefix = f"http://user:{quote(password, '')}@proxy.example:3128", None
+    for shown in (password, pair, value, basic, json.dumps([pair]), f"Basic {basic}"):
+        hidden = masked(value, prefix, shown)
+        assert "***" in hidden
+        assert not found_in(hidden)
+
+
+def test_values_that_are_no_urls() -> None:
+    assert sensitive(CANARY, "https://h.example/") == [CANARY]
+    assert sensitive(CANARY, None) == [CANARY]
+    # a URL that is not within its prefix cannot be set, but may be in a file
+    assert sensitive(f"https://evil.example/{CANARY}", HOOKS) == [f"https://evil.example/{CANARY}"]
+    assert sensitive("?\tno query", HOOKS) == ["?\tno query"]
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "token", "AWS4-HMAC-SHA256"])
+def test_a_token_behind_its_scheme(scheme: str) -> None:
+    assert set(sensitive(f"{scheme} {CANARY}", None)) == {f"{scheme} {CANARY}", CANARY}
+    mask = Mask(sensitive(f"{scheme} {CANARY}", None))
+    assert mask.text(f"you sent {CANARY}") == "you sent ***"
+
+
+def test_user_and_password_behind_their_scheme() -> None:
+    encoded = base64.b64encode(f"zoe:{CANARY}".encode()).decode()
+    assert CANARY in sensitive(f"Basic {encoded}", None)
+    # words are no token
+    assert sensitive("correct horse battery", None) == ["correct horse battery"]
