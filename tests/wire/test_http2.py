@@ -241,12 +241,13 @@ def test_a_server_that_says_goodbye(
                 return client(f"{nginx.tls_url}{path}?{number}", method, [], body, timeout=30)
 
             answers = gevent.pool.Pool(150).map(ask, range(total))
-            # Where bodies are to go over HTTP/2 with libcurl 7.88, it loses answers of what nginx
-            # has processed, the more the busier the machine: nginx answers before it has the body.
-            loses = OLD_LIBCURL and http_version == "2"
+            # Where bodies are to go over HTTP/2 with libcurl 7.88, it may lose an answer of what
+            # nginx has processed, and with it those of one connection: nginx answers before it has
+            # the body. On a busy machine that was up to 71 of 600, alone up to 3 of 200.
+            loses = OLD_LIBCURL and http_version == "2" and methods != ["GET"]
             failed = [a.error for a in answers if a.error is not None]
             assert all(error.possibly_sent for error in failed)
-            assert loses or failed == []
+            assert len(failed) <= (total / 4 if loses else 0), Counter(map(str, failed))
             served = wait_until(
                 lambda: Counter(s.uri for s in nginx.requests() if s.uri.startswith(path + "?")),
                 lambda uris: len(uris) == total,
