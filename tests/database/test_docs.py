@@ -21,10 +21,9 @@ import trustme
 from servers.cluster import ROOT, Cluster, Database, pg_config, server_python
 
 README = ROOT / "README.md"
-REFERENCE = ROOT / "docs/reference.md"
-HOSTS = ROOT / "docs/hosts.md"
-SWAP = ROOT / "docs/coming-from-pg_net.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+SWAP = DOCS / "coming-from-pg_net.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 EXAMPLES = ROOT / "examples"
 UNIT = EXAMPLES / "pgnet-worker@.service"
 
@@ -54,13 +53,18 @@ def prose(page: Path) -> str:
     return BLOCK.sub("", page.read_text())
 
 
-def section(page: Path, name: str) -> str:
+def section(name: str, pages: str = "*") -> str:
     """What stands under the first heading that holds a name, up to the next heading."""
-    parts = re.split(r"^(#{2,3} .*)$", page.read_text(), flags=re.MULTILINE)
-    for heading, text in itertools.pairwise(parts):
-        if heading.startswith("##") and re.search(rf"{re.escape(name)}\b", heading):
-            return heading + text
-    raise AssertionError(f"{page.name} has no section for {name}")
+    for page in sorted(DOCS.glob(f"{pages}.md")):
+        parts = re.split(r"^(#{1,3} .*)$", page.read_text(), flags=re.MULTILINE)
+        for heading, text in itertools.pairwise(parts):
+            if heading.startswith("#") and re.search(rf"{re.escape(name)}\b", heading):
+                return heading + text
+    raise AssertionError(f"no page has a section for {name}")
+
+
+def documentation() -> str:
+    return "\n".join(page.read_text() for page in DOCS.glob("*.md"))
 
 
 def psql(database: Database, script: str, *options: str) -> str:
@@ -153,15 +157,26 @@ def test_the_session_in_the_readme(ready: Database, url: str) -> None:
     assert printed.rstrip().splitlines() == prompt.sub("", shown).rstrip().splitlines()
 
 
-def test_the_readme(bare: Database, url: str) -> None:
+def test_from_the_readme_to_the_uninstallation(bare: Database, url: str) -> None:
     printed = run_page(bare, README, url)
     assert "127.0.0.1 is a loopback address and not allowed" in printed
+    run_page(bare, DOCS / "uninstall.md", url)
     assert bare.rows("select extname from pg_extension") == [("plpgsql",)]
 
 
-@pytest.mark.parametrize("name", ["reference", "production", "secrets", "delivery", "copies"])
+def test_getting_started(bare: Database, url: str) -> None:
+    printed = run_page(bare, DOCS / "getting-started.md", url)
+    assert "127.0.0.1 is a loopback address and not allowed" in printed
+
+
+# Pages that tests of their own run.
+RUN_APART = {"getting-started", "uninstall", "coming-from-pg_net", "certificates", "proxies"}
+WITH_SQL = [page.stem for page in DOCS.glob("*.md") if blocks(page, "sql")]
+
+
+@pytest.mark.parametrize("name", sorted(set(WITH_SQL) - RUN_APART))
 def test_a_page(ready: Database, url: str, name: str) -> None:
-    run_page(ready, ROOT / f"docs/{name}.md", url)
+    run_page(ready, DOCS / f"{name}.md", url)
 
 
 @pytest.fixture
@@ -173,51 +188,58 @@ def etc() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_the_page_on_hosts(ready: Database, url: str, etc: Path) -> None:
+def run_commands(database: Database, page: Path, etc: Path) -> None:
+    """Run the commands of a page, which are all of pgnet."""
+    for command in [line for text in blocks(page, "sh") for line in text.splitlines()]:
+        program, _, rest = command.replace("/etc/pgnet", str(etc)).partition(" ")
+        assert program == "pgnet"
+        subprocess.run(
+            ["/bin/sh", "-c", f"{server_python()} -m pgnet {rest}"],
+            env={**os.environ, **database.cluster.environment, "PGDATABASE": database.name},
+            check=True,
+        )
+
+
+def test_certificates(ready: Database, url: str, etc: Path) -> None:
     authority = trustme.CA()
     client = authority.issue_cert("shop@example.com")
     for name, content in (
         ("internal-ca.pem", authority.cert_pem.bytes()),
         ("partner.pem", client.cert_chain_pems[0].bytes()),
         ("partner.key", client.private_key_pem.bytes()),
-        ("office-proxy", b"http://user:password@proxy.office.example:3128\n"),
     ):
         (etc / name).write_bytes(content)
         (etc / name).chmod(0o644)
-
-    commands = [line for text in blocks(HOSTS, "sh") for line in text.splitlines()]
-    assert len(commands) == 2
-    for command in commands:
-        program, _, rest = command.replace("/etc/pgnet", str(etc)).partition(" ")
-        assert program == "pgnet"
-        subprocess.run(
-            ["/bin/sh", "-c", f"{server_python()} -m pgnet {rest}"],
-            env={**os.environ, **ready.cluster.environment, "PGDATABASE": ready.name},
-            check=True,
-        )
-    assert 'the certificate of "testbed.internal.example" is not checked any more' in run_page(
-        ready, HOSTS, url, etc
-    )
-    said = dict(ready.rows("select pattern, settings from net.hosts"))
-    assert said["*"]["proxy"] == {"secret": "office-proxy"}
-    assert said["*.internal.example"] == {
-        "ca": authority.cert_pem.bytes().decode(),
-        "proxy": "direct",
-    }
-    assert said["api.partner.example"] == {
+    run_commands(ready, DOCS / "certificates.md", etc)
+    printed = run_page(ready, DOCS / "certificates.md", url, etc)
+    assert 'the certificate of "testbed.internal.example" is not checked any more' in printed
+    configured = dict(ready.rows("select pattern, settings from net.hosts"))
+    assert configured["*.internal.example"] == {"ca": authority.cert_pem.bytes().decode()}
+    assert configured["api.partner.example"] == {
         "client_certificate": client.cert_chain_pems[0].bytes().decode(),
         "client_key": {"secret": "partner-key"},
     }
-    assert "testbed.internal.example" not in said
+    assert "testbed.internal.example" not in configured
+
+
+def test_proxies(ready: Database, url: str, etc: Path) -> None:
+    line = "http://user:password@proxy.office.example:3128\n"
+    (etc / "office-proxy").write_text(line)
+    (etc / "office-proxy").chmod(0o644)
+    run_commands(ready, DOCS / "proxies.md", etc)
+    run_page(ready, DOCS / "proxies.md", url, etc)
+    configured = dict(ready.rows("select pattern, settings from net.hosts"))
+    assert configured["*"]["proxy"] == {"secret": "office-proxy"}
+    assert configured["*.internal.example"] == {"proxy": "direct"}
 
 
 def test_failed_posts_are_sent_again(ready: Database, httpd: str) -> None:
-    """The statement of the page on production does send what failed."""
+    """The statement of the page on troubles does send what failed."""
     ready.execute("select net.http_post(%s, body => '{\"a\": 1}')", f"{httpd}/status/503")
     ready.wait_for("select count(*) from net.failures")
     statement = next(
         text
-        for text in blocks(ROOT / "docs/production.md", "sql")
+        for text in blocks(DOCS / "troubleshooting.md", "sql")
         if "net.failures f" in text and "net.retry" in text
     )
     assert "(1 row)" in psql(ready, statement)
@@ -383,10 +405,11 @@ def test_pg_cron(installed: None) -> None:
     ):
         psql(database, (EXAMPLES / "pg_cron.sql").read_text())
         assert database.rows("select jobname from cron.job") == []
-        # and what README says to start it and to take it out again
+        # and what the pages say to start it and to take it out again
         marked = [
             text
-            for mark, language, text in BLOCK.findall(README.read_text())
+            for page in (DOCS / "getting-started.md", DOCS / "uninstall.md")
+            for mark, language, text in BLOCK.findall(page.read_text())
             if language == "sql" and "pg_cron" in mark
         ]
         assert len(marked) == 2
@@ -435,18 +458,19 @@ def public(names: list[tuple[str]]) -> list[str]:
     return sorted({name for (name,) in names if not name.startswith("_") or name in KNOWN_PRIVATE})
 
 
-def test_every_function_is_in_the_reference(ready: Database) -> None:
+def test_every_function_is_on_its_page(ready: Database) -> None:
+    """And in the list of all functions."""
     functions = public(
         ready.rows("select proname from pg_proc where pronamespace = 'net'::regnamespace")
     )
     assert len(functions) > 25
-    text = REFERENCE.read_text()
+    text = (DOCS / "functions.md").read_text()
     missing = [name for name in functions if not re.search(rf"net\.{name}\b", text)]
     assert missing == []
 
 
-def test_every_argument_is_in_the_reference(ready: Database) -> None:
-    text = REFERENCE.read_text()
+def test_every_argument_is_on_a_page(ready: Database) -> None:
+    text = documentation()
     signatures = ready.rows(
         "select proname, proargnames from pg_proc"
         " where pronamespace = 'net'::regnamespace and proargnames is not null"
@@ -461,7 +485,7 @@ def test_every_argument_is_in_the_reference(ready: Database) -> None:
     assert missing == []
 
 
-def test_every_relation_is_in_the_reference(ready: Database) -> None:
+def test_every_relation_is_on_a_page(ready: Database) -> None:
     rows = ready.rows(
         "select c.relname, array_agg(a.attname::text order by a.attnum) from pg_class c"
         " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
@@ -472,28 +496,29 @@ def test_every_relation_is_in_the_reference(ready: Database) -> None:
     internal |= {"host", "retry_policy", "secret", "secret_grant", "database"}
     internal |= {"unrecorded", "fault"}
     for name, columns in views_and_tables.items():
-        found = section(REFERENCE, f"net.{name}")
+        found = section(f"net.{name}")
         if name not in internal and name != "failed":
             missing = [column for column in columns if f"`{column}`" not in found]
             assert missing == [], f"columns of net.{name}"
 
 
-def test_every_type_is_in_the_reference(ready: Database) -> None:
+def test_every_type_is_on_a_page(ready: Database) -> None:
     types = ready.rows(
         "select t.typname from pg_type t left join pg_class c on c.oid = t.typrelid"
         " where t.typnamespace = 'net'::regnamespace and t.typelem = 0"
         " and coalesce(c.relkind, 'c') = 'c'"
     )
-    found = section(REFERENCE, "Types")
+    found = section("Types", "tables")
     assert [name for (name,) in types if f"`net.{name}`" not in found] == []
     states = ready.value("select enum_range(null::net.request_state)::text")
-    found = section(REFERENCE, "States")
-    assert [state for state in states.strip("{}").split(",") if f"`{state}`" not in found] == []
+    for page in ("results", "glossary"):
+        found = section("States", page)
+        assert [state for state in states.strip("{}").split(",") if f"`{state}`" not in found] == []
 
 
-def test_every_setting_is_in_the_reference(ready: Database) -> None:
+def test_every_setting_is_on_its_page(ready: Database) -> None:
     """With its default: an interval may be written otherwise."""
-    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section(REFERENCE, "net.configure"), re.M)
+    rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section("net.configure"), re.MULTILINE)
     known = ready.rows('select name, "default", unit from net.settings')
     assert sorted(name for name, _ in rows) == sorted(name for name, _, _ in known)
     for name, default, kind in known:
@@ -504,18 +529,16 @@ def test_every_setting_is_in_the_reference(ready: Database) -> None:
             assert shown == default, name
 
 
-def test_every_setting_of_hosts_is_in_its_page(ready: Database) -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", section(HOSTS, "The settings"), re.MULTILINE)
+def test_every_setting_of_hosts_is_on_its_page(ready: Database) -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", section("net.configure_host"), re.MULTILINE)
     known = ready.rows("select name from net._known_host_settings()")
     assert sorted(rows) == sorted(name for (name,) in known)
-    found = section(REFERENCE, "net.configure_host")
-    assert [name for (name,) in known if f"`{name}`" not in found] == []
 
 
-def test_every_setting_of_retry_policies_is_in_the_reference(ready: Database) -> None:
+def test_every_setting_of_retry_policies_is_on_its_page(ready: Database) -> None:
     """With what the policy safe says."""
     rows = re.findall(
-        r"^\| `(\w+)` \| `?([^|]+?)`? \|", section(REFERENCE, "net.configure_retry"), re.MULTILINE
+        r"^\| `(\w+)` \| `?([^|]+?)`? \|", section("net.configure_retry"), re.MULTILINE
     )
     known = ready.rows("select name, default_value from net._known_retry_settings()")
     assert {name: json.loads(shown) for name, shown in rows} == dict(known)
@@ -535,7 +558,7 @@ def test_what_the_pages_name_exists(ready: Database) -> None:
         assert named - known == set(), page.name
 
 
-def test_the_options_are_in_the_reference() -> None:
+def test_the_options_are_on_their_page() -> None:
     usage = subprocess.run(
         [server_python(), "-m", "pgnet", "worker", "--help"],
         capture_output=True,
@@ -544,7 +567,7 @@ def test_the_options_are_in_the_reference() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT / "python"), "COLUMNS": "80"},
     ).stdout
     options = set(re.findall(r"^  (?:-h, )?(--\w+)", usage, re.MULTILINE)) - {"--help"}
-    found = section(REFERENCE, "The command pgnet")
+    found = section("pgnet worker", "command")
     assert {option for option in options if f"| `{option}" not in found} == set()
     assert set(re.findall(r"^\| `(--\w+)", found, re.MULTILINE)) == options
 
@@ -553,15 +576,9 @@ def test_every_file_is_in_the_architecture() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     files = [path.name for path in (ROOT / "extension").glob("[0-9]*.sql")]
     package = ROOT / "python/pgnet"
-    files += [
-        str(path.relative_to(package))
-        for path in package.rglob("*.py")
-        if path.name not in ("__init__.py", "__main__.py")
-    ]
+    files += [path.name for path in package.rglob("*.py") if path.name != "__main__.py"]
     assert [name for name in files if f"`{name}`" not in text] == []
-    named = re.findall(r"`((?:outbox/)?\w+\.(?:py|sql))`", text)
-    existing = {*files, "outbox/__init__.py"}
-    assert [name for name in named if name not in existing] == []
+    assert [name for name in re.findall(r"`(\w+\.(?:py|sql))`", text) if name not in files] == []
 
 
 def test_targets_of_make_exist() -> None:
@@ -600,6 +617,11 @@ def test_links_resolve(page: Path) -> None:
         assert target.is_relative_to(ROOT), f"{page.name}: {link}"
         if fragment:
             assert fragment in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text()))
+    assert listed == {page.name for page in DOCS.glob("*.md")} - {"README.md"}
 
 
 def test_every_page_can_be_reached() -> None:

@@ -25,7 +25,8 @@ from pgnet.worker import retry
 from servers.cluster import ROOT, Database, server_python
 
 PACKAGE = ROOT / "python/pgnet"
-PAGES = {path.name: path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+PAGES = {path.name: path.read_text() for path in ROOT.glob("docs/*.md")}
+PAGES["the README"] = (ROOT / "README.md").read_text()
 
 
 def page(name: str) -> str:
@@ -44,38 +45,39 @@ OPTIONS: dict[str, Any] = STORED_OPTIONS
 
 # Of each: the page, what stands there (with the number in a group), and what the code has.
 NUMBERS: list[tuple[str, str, object]] = [
-    ("reference.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
-    ("reference.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
-    ("reference.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
-    ("reference.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
+    ("errors-at-the-call.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
+    ("errors-at-the-call.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
+    ("settings.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
+    ("settings.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
     ("hosts.md", r"looked up is good for (\d+) s", default(resolve.Resolver, "max_age")),
-    ("reference.md", r"`priority` \| \W(\d+) to", -OPTIONS["priority"][0]),
-    ("reference.md", r"`priority` \| \W\d+ to (\d+):", OPTIONS["priority"][1]),
+    ("requests.md", r"`priority` \| \W(\d+) to", -OPTIONS["priority"][0]),
+    ("requests.md", r"`priority` \| \W\d+ to (\d+):", OPTIONS["priority"][1]),
     (
-        "reference.md",
+        "requests.md",
         r"`max_redirects` \| 0 to (\d+): lowers",
         OPTIONS["max_redirects"][1],
     ),
-    ("reference.md", r"`max_attempts`, 1 to (\d+), is", OPTIONS["max_attempts"][1]),
-    ("production.md", r"At most (\d+ MB) of request bodies", megabytes(worker._CLAIM_BYTES)),
-    ("production.md", r"While (\d+ MB) of answers wait", megabytes(worker._UNRECORDED_BYTES)),
-    ("production.md", r"stays (\d+) below it", worker._OTHER_FILES),
+    ("requests.md", r"`max_attempts` \| 1 to (\d+):", OPTIONS["max_attempts"][1]),
+    ("capacity.md", r"At most (\d+ MB) of request bodies", megabytes(worker._CLAIM_BYTES)),
+    ("capacity.md", r"While (\d+ MB) of answers wait", megabytes(worker._UNRECORDED_BYTES)),
+    ("capacity.md", r"stays (\d+) below it", worker._OTHER_FILES),
     (
-        "production.md",
+        "troubleshooting.md",
         r"at most (three quarters) of a worker's",
         {0.75: "three quarters"}[worker._HOST_SHARE],
     ),
     ("secrets.md", r"has at least (\d+) characters, no line", MIN_LENGTH),
-    ("reference.md", r"A value has at least (\d+) characters", MIN_LENGTH),
-    ("reference.md", r"`User-Agent: pgnet/([\d.]+)`", pgnet.__version__),
+    ("headers.md", r"All headers of a request have at most (\d+) bytes", MAX_HEADERS_LENGTH),
+    ("urls.md", r"more than (\d+) characters", MAX_URL_LENGTH),
+    ("headers.md", r"`User-Agent: pgnet/([\d.]+)`", pgnet.__version__),
     ("hosts.md", r"their own \| `pgnet/([\d.]+)`", pgnet.__version__),
-    ("coming-from-pg_net.md", r"\| `pgnet/([\d.]+)`, unless", pgnet.__version__),
+    ("pg_net-differences.md", r"\| `pgnet/([\d.]+)`, unless", pgnet.__version__),
 ]
 
 
 @pytest.mark.parametrize(("name", "pattern", "number"), NUMBERS)
 def test_a_number(name: str, pattern: str, number: object) -> None:
-    found = re.findall(pattern, page(name))
+    found = re.findall(pattern, " ".join(page(name).split()))
     assert found, f"{name} does not say {pattern}"
     if isinstance(number, float):
         number = int(number)
@@ -118,7 +120,7 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
             " where minimum is not null"
         )
     }
-    text = page("reference.md").partition("### net.configure_retry")[2].partition("###")[0]
+    text = page("retries.md").partition("## net.configure_retry")[2]
     for name, low, high in re.findall(r"^\| `(\w+)` \| \d+ \| (\d+) to (\d+)", text, re.MULTILINE):
         assert known[name] == (int(low), int(high)), name
     for name, days in re.findall(r"^\| `(\w+)` .*[Uu]p to (\d+) days", text, re.MULTILINE):
@@ -127,7 +129,7 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
 
 def test_built_in_policies(fresh_database: Database) -> None:
     policies = dict(fresh_database.rows("select name, settings from net.retry_policies"))
-    text = page("reference.md")
+    text = page("retries.md")
     hours = {"minutes": 60_000, "hours": 3_600_000}
     for name, attempts, number, unit in re.findall(
         r"^\| `(safe|webhook)` \| (\d+) within (\d+) (minutes|hours)", text, re.MULTILINE
@@ -146,7 +148,7 @@ def test_idempotent_methods(fresh_database: Database) -> None:
     """One list, wherever it stands; TRACE is never sent, and so in none."""
     methods = set(retry.IDEMPOTENT_METHODS)
     assert "TRACE" not in methods
-    lists = re.compile(r"GET, HEAD, [A-Z]+, [A-Z]+(?:,| and) [A-Z]+")
+    lists = re.compile(r"GET, HEAD, [A-Z]+, [A-Z]+(?:,| and| or) [A-Z]+")
     texts = [*PAGES.values()]
     texts += [
         row[0] for row in fresh_database.rows("select description from net._known_retry_settings()")
@@ -195,3 +197,34 @@ def test_status_and_metadata() -> None:
         capture_output=True, text=True, check=True, cwd="/",
     ).stdout.strip()  # fmt: skip
     assert os.path.exists(f"{installed}/py.typed")
+
+
+def test_the_ports(fresh_database: Database) -> None:
+    default_ports = fresh_database.value(
+        "select \"default\" from net.settings where name = 'egress_ports'"
+    )
+    assert default_ports == "80,443,1024-65535"
+    differences = page("pg_net-differences.md")
+    assert "80, 443 and those from 1024; setting `egress_ports`" in differences
+    assert "Of those below 1024 only 80 and 443 are open" in page("egress.md")
+
+
+# ---- how the pages are written
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len(PAGES["the README"].split()) <= 900
+
+
+@pytest.mark.parametrize("name", sorted(set(PAGES) - {"architecture.md"}))
+def test_lines_of_prose(name: str) -> None:
+    """At most 100 characters, so that a diff can be read: not tables, headings and outputs."""
+    prose = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    long = [line for line in prose.splitlines() if len(line) > 100 and not re.match(r"[|#]", line)]
+    assert long == []
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_a_page_is_short(name: str) -> None:
+    """A page for one subject has a screen or a few; a longer one is two."""
+    assert len(page(name).splitlines()) <= 320

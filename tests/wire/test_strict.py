@@ -1,8 +1,8 @@
 """What hypothesis makes of a request reaches a strict server as just that request, or is refused.
 
 Each case is asked for as a caller does it, and compared with what `wanted` says of it by rules of
-its own: RFC 3986 and 9110, and what docs/reference.md promises. Method, target, fields in their
-order and body must be the same to the byte; nothing else may arrive.
+its own: RFC 3986 and 9110, and what docs/urls.md and docs/headers.md promise. Method, target,
+fields in their order and body must be the same to the byte; nothing else may arrive.
 
 The suite's cases are always the same ones; `make fuzz` makes others, as many as it is told.
 """
