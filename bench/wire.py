@@ -29,8 +29,9 @@ import pycurl
 from gevent.event import Event
 
 from pgnet.wire.answer import Answer, Limits
-from pgnet.wire.exchange import Exchange, prepare
+from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.message import WireRequest
 
 NGINX = """
 daemon off;
@@ -93,7 +94,7 @@ class Run:
 
     def begin(self) -> None:
         self.left -= 1
-        self.exchange.start(prepare("GET", self.url, [], None), 10.0, self.done)
+        self.exchange.start(WireRequest("GET", self.url, [], None), 10.0, self.done)
 
     def done(self, answer: Answer) -> None:
         if answer.status_code != 200 or answer.content != b"ok":

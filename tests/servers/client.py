@@ -13,8 +13,9 @@ import trustme
 from gevent.event import AsyncResult
 
 from pgnet.wire.answer import Answer
-from pgnet.wire.exchange import Exchange, Handle, prepare
+from pgnet.wire.exchange import Exchange, Handle
 from pgnet.wire.guard import EgressRules
+from pgnet.wire.message import WireRequest
 from pgnet.wire.resolve import Resolver
 
 LOOPBACK = EgressRules.from_json({"allow_networks": ["127.0.0.0/8", "::1/128"]})
@@ -43,7 +44,8 @@ class Client:
             assert len(calls) == 1, "done was called twice"
             ended.set(answer)
 
-        handle = self.exchange.start(prepare(method, url, headers, body), timeout, done, **more)
+        request = WireRequest(method, url, list(headers), body)
+        handle = self.exchange.start(request, timeout, done, **more)
         return handle, ended
 
     def __call__(

@@ -477,9 +477,10 @@ def client() -> None:
     from pgnet.request.url import canonical_url
     from pgnet.wire import guard as guard_module
     from pgnet.wire.answer import Limits
-    from pgnet.wire.exchange import Exchange, prepare
+    from pgnet.wire.exchange import Exchange
     from pgnet.wire.guard import EgressRules, Guard
     from pgnet.wire.host import HostSettings, HostTable
+    from pgnet.wire.message import WireRequest
     from pgnet.wire.resolve import Resolver
 
     exchanges: dict[str, Exchange] = {}
@@ -518,7 +519,7 @@ def client() -> None:
             except InvalidRequest as error:
                 ended.set({"invalid": error.message})
                 continue
-            request = prepare(case.get("method", "GET"), url, case.get("headers", []), None)
+            request = WireRequest(case.get("method", "GET"), url, case.get("headers", []), None)
             exchanges[name].start(request, timeout, ended.set)
 
     def collect() -> list[dict[str, Any]]:

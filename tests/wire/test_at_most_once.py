@@ -46,7 +46,7 @@ def test_each_has_a_connection_of_its_own(
 ) -> None:
     server.reset()
     for number in range(6):
-        assert client(server.url + "/x", method, once=number % 2 == 0).error is None
+        assert client(server.url + "/x", method, at_most_once=number % 2 == 0).error is None
     record = [entry["connection"] for entry in server.record()]
     # nor does anybody else use it afterwards
     assert len(set(record)) == 4
@@ -59,7 +59,7 @@ def test_a_connection_that_ends_without_an_answer_is_the_end(
 ) -> None:
     server = keeper(None)
     for number in range(10):
-        answer = client(server.url, method, once=True)
+        answer = client(server.url, method, at_most_once=True)
         assert len(server.arrived) == number + 1
         assert answer.error is not None
         assert answer.error.message == "Server returned nothing (no headers, no data)"
@@ -74,7 +74,7 @@ def test_no_kept_connection_is_used(
     server = keeper(FINE, None)
     for _ in range(10):
         assert client(server.url).error is None
-        assert client(server.url, method, once=True).error is None
+        assert client(server.url, method, at_most_once=True).error is None
     assert [m for _, m, _ in server.arrived].count(method) >= 10
 
 
@@ -131,7 +131,7 @@ def test_no_answer_makes_it_go_out_again(
         body = LARGE if method == "POST" else None
         client = trusting()
         for number in range(3):
-            client(server.url, method, [], body, once=True)
+            client(server.url, method, [], body, at_most_once=True)
             assert len(server.witness.arrived) == number + 1
         server.witness.stop()
 
@@ -141,11 +141,11 @@ def test_each_hop_has_it_once(client: Client, server: httpd.Running, other: http
     for running in (server, other):
         running.reset()
     to = f"{server.url}/hop/307?to=/x"
-    assert client(to, "POST", [], b"pay", once=True).status_code == 200
+    assert client(to, "POST", [], b"pay", at_most_once=True).status_code == 200
     record = server.record()
     assert [entry["body"] for entry in record] == ["pay", "pay"]
     assert len({entry["connection"] for entry in record}) == 2
-    assert client(f"{server.url}/hop/302?to={other.url}/empty", once=True).error is not None
+    assert client(f"{server.url}/hop/302?to={other.url}/empty", at_most_once=True).error is not None
     assert len(other.record()) == 1
 
 
@@ -182,7 +182,7 @@ def test_another_address_only_where_nothing_was_sent(
         url = f"{scheme}://two.example:{first.port}/"
         if way is None:
             first.stop()
-        answer = client(url, method, [], body, once=True)
+        answer = client(url, method, [], body, at_most_once=True)
         if way is None:
             assert (answer.error, answer.address) == (None, "127.0.0.2")
             assert len(second.arrived) == 1
@@ -214,7 +214,7 @@ def test_another_address_where_nobody_answers_the_door(
         client = trusting(Limits(connect_timeout=0.3), resolver=name_server.resolver())
         second = Witness(fine, certificate, address=("127.0.0.2", port))
         scheme = "http" if certificate is None else "https"
-        answer = client(f"{scheme}://two.example:{port}/", method, once=True)
+        answer = client(f"{scheme}://two.example:{port}/", method, at_most_once=True)
         assert (answer.error, answer.address) == (None, "127.0.0.2")
         assert len(second.arrived) == 1
         second.stop()
@@ -239,7 +239,7 @@ def test_others_keep_sharing_their_connection(
         ended = []
         for number in range(40):
             method = "POST" if number % 4 < 2 else "GET"
-            more = {"once": number % 2 == 0, "timeout": 30.0}
+            more = {"at_most_once": number % 2 == 0, "timeout": 30.0}
             ended.append(client.begin(witness.url, method, [], None, **more)[1])
         answers = [result.get(timeout=30) for result in ended]
         assert [answer.error for answer in answers] == [None] * 40
@@ -257,7 +257,7 @@ def test_many_at_once_each_go_out_once(client: Client, way: Way) -> None:
     witness = Witness(way)
     timeout = 1.0 if way is Peer.hang else 30.0
     ended = [
-        client.begin(f"{witness.url}{n}", "DELETE", timeout=timeout, once=True)[1]
+        client.begin(f"{witness.url}{n}", "DELETE", timeout=timeout, at_most_once=True)[1]
         for n in range(100)
     ]
     for result in ended:
@@ -269,11 +269,11 @@ def test_many_at_once_each_go_out_once(client: Client, way: Way) -> None:
 
 def test_rules_that_change_meanwhile(client: Client, server: httpd.Running) -> None:
     """Those on their way end as they would have, and leave nothing behind."""
-    ended = [client.begin(server.url + "/delay/0.3", once=True)[1] for _ in range(5)]
+    ended = [client.begin(server.url + "/delay/0.3", at_most_once=True)[1] for _ in range(5)]
     gevent.sleep(0.05)
     client.exchange.configure(Guard(EgressRules()))
     assert [result.get(timeout=10).status_code for result in ended] == [200] * 5
-    answer = client(server.url + "/x", once=True)
+    answer = client(server.url + "/x", at_most_once=True)
     assert answer.error is not None
     assert answer.error.kind == "request"
     wait_until(server.open_connections, lambda n: n == 0, "all are closed", 5, gevent.sleep)

@@ -14,8 +14,9 @@ import pytest
 
 import pgnet
 from pgnet.wire.answer import Answer, Limits
-from pgnet.wire.exchange import Exchange, prepare
+from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.message import WireRequest
 from servers import httpd
 from servers.client import LOOPBACK, Client, NameServer
 
@@ -861,7 +862,7 @@ def test_a_callback_that_fails_stops_nobody(
         raise RuntimeError("the callback's own fault")
 
     for _ in range(10):
-        client.exchange.start(prepare("GET", server.url + "/x", [], None), 5.0, done)
+        client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
     for _ in range(10):
         ok(client(server.url + "/x"))
     httpd.wait_until(lambda: len(calls), lambda n: n == 10, "all calls", loop_sleep=gevent.sleep)
@@ -904,9 +905,9 @@ def test_done_may_start_the_next(client: Client, server: httpd.Running) -> None:
     def done(answer: Answer) -> None:
         answers.append(answer)
         if len(answers) < 50:
-            client.exchange.start(prepare("GET", server.url + "/x", [], None), 5.0, done)
+            client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
 
-    client.exchange.start(prepare("GET", server.url + "/x", [], None), 5.0, done)
+    client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
     httpd.wait_until(
         lambda: len(answers), lambda n: n == 50, "fifty answers", loop_sleep=gevent.sleep
     )

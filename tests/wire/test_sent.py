@@ -262,7 +262,9 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
         assert client(witness.url).content == b"ok"
     hangs = name.endswith("hang")
     body = LARGE if case.method == "POST" else None
-    answer = client(witness.url, case.method, [], body, HANGS if hangs else PATIENT, once=case.once)
+    answer = client(
+        witness.url, case.method, [], body, HANGS if hangs else PATIENT, at_most_once=case.once
+    )
     error = answer.error
     if error is None:
         # A proxy that reaches nobody says so, and nobody could tell that from the server's answer.
@@ -366,7 +368,7 @@ def refused() -> int:
 def test_nobody_there(make_client: MakeClient, scheme: str, once: bool) -> None:
     # the broadcast address has no connections, and so it is unreachable at once
     for address in (f"127.0.0.1:{refused()}", "127.255.255.255:80"):
-        error = failed(make_client(), f"{scheme}://{address}/", once=once)
+        error = failed(make_client(), f"{scheme}://{address}/", at_most_once=once)
         assert error.message == "Couldn't connect to server"
         assert (error.kind, error.possibly_sent, error.timed_out) == ("connect", False, False)
 
@@ -378,10 +380,10 @@ def test_no_connection_in_time(
 ) -> None:
     url = full_backlog.replace("http", scheme)
     client = make_client(limits=Limits(connect_timeout=0.2))
-    error = failed(client, url, once=once)
+    error = failed(client, url, at_most_once=once)
     assert (error.kind, error.possibly_sent, error.timed_out) == ("connect", False, True)
     # the deadline of the whole request, while it is still connecting
-    error = failed(make_client(), url, timeout=0.2, once=once)
+    error = failed(make_client(), url, timeout=0.2, at_most_once=once)
     assert (error.kind, error.possibly_sent, error.timed_out) == ("timeout", False, True)
 
 
@@ -398,7 +400,7 @@ def test_no_name(
         settings = HostSettings(proxy=f"http://{url}" if by_proxy else None)
         client = make_client(hosts=HostTable({"*": settings}), resolver=resolver)
         url = f"{scheme}://127.0.0.1/" if by_proxy else f"{scheme}://{url}/"
-        error = failed(client, url, timeout=timeout, once=once)
+        error = failed(client, url, timeout=timeout, at_most_once=once)
         assert (error.kind, error.possibly_sent) == (kind, False), error
         assert error.timed_out == (kind == "timeout")
 
@@ -459,7 +461,7 @@ def test_no_handshake(secure: World) -> None:
         if warm:
             # a connection that stands is of no use to what has one of its own
             assert client(witness.url, timeout=PATIENT).content == b"ok"
-        error = failed(client, witness.url, method, body, PATIENT, once=once)
+        error = failed(client, witness.url, method, body, PATIENT, at_most_once=once)
         seen = (hello, end, method, warm, once, error.kind, error.message, error.detail)
         assert not error.possibly_sent, seen
         if error.timed_out:
@@ -483,7 +485,7 @@ def test_a_server_that_is_not_trusted(
         (authority.certificate, "127.0.0.3"),
     ):
         witness = serve(Peer.hang, certificate, address=(host, 0))
-        error = failed(secure.client(), witness.url, "POST", LARGE, once=once)
+        error = failed(secure.client(), witness.url, "POST", LARGE, at_most_once=once)
         assert error.message.endswith("SSL peer certificate or SSH remote key was not OK")
         assert (error.kind, error.possibly_sent) == ("tls", False)
         assert witness.arrived == []
@@ -500,7 +502,7 @@ def test_a_client_that_is_not_trusted(
     more = ("--client-ca", str(strangers), "--highest", highest)
     with tlsd.running(authority.certificate, *more) as url:
         client = make_client(hosts=HostTable({"*": HostSettings(ca=authority.ca)}))
-        error = failed(client, url + "/", once=once)
+        error = failed(client, url + "/", at_most_once=once)
     assert error.kind == "tls"
     assert error.possibly_sent == (highest == "TLSv1_3")
 
@@ -529,11 +531,11 @@ def test_proxies_that_fail(
         ("flood", "response", "response"),
         ("hang", "connect", "timeout"),
     ):
-        error = failed(client, f"https://{way}.example/", "POST", LARGE, once=once)
+        error = failed(client, f"https://{way}.example/", "POST", LARGE, at_most_once=once)
         assert (error.kind, error.possibly_sent) == (kind, False), (way, error)
         timeout = 1.0 if way == "hang" else PATIENT
         # not POST: a proxy that has answered closes its connection, perhaps just now
-        answer = client(f"http://{way}.example/", "PUT", [], b"x", timeout, once=once)
+        answer = client(f"http://{way}.example/", "PUT", [], b"x", timeout, at_most_once=once)
         if kind_in_clear is None:
             # its answer is the answer
             assert (answer.error, answer.status_code) == (None, int(way[-3:]))
@@ -565,7 +567,7 @@ def test_no_connection_to_the_proxy(
         settings = HostSettings(ca=authority.ca, proxy=proxy)
         limits = Limits(connect_timeout=1.0)
         client = make_client(limits=limits, hosts=HostTable({"*": settings}))
-        error = failed(client, f"{scheme}://a.example/", "POST", LARGE, once=once)
+        error = failed(client, f"{scheme}://a.example/", "POST", LARGE, at_most_once=once)
         assert (error.kind, error.possibly_sent) == (kind, False), (proxy, error)
     assert strange.arrived == broken.arrived == []
 
@@ -586,7 +588,7 @@ def test_what_is_refused_here(client: Client, server: httpd.Running) -> None:
         (server.url, "GET", [("X", "a\nb")]),
     ):
         for once in (False, True):
-            error = client(url, method, headers, once=once).error
+            error = client(url, method, headers, at_most_once=once).error
             assert error is not None
             assert (error.kind, error.possibly_sent) == ("request", False), (url, error)
     assert server.record() == []
@@ -607,7 +609,9 @@ def test_redirects_that_fail(make_client: MakeClient, server: httpd.Running) -> 
     ):
         for once in (False, True):
             timeout = 1.0 if kind == "timeout" else PATIENT
-            error = failed(client, f"{server.url}/hop/302?to={to}", timeout=timeout, once=once)
+            error = failed(
+                client, f"{server.url}/hop/302?to={to}", timeout=timeout, at_most_once=once
+            )
             assert (error.kind, error.possibly_sent) == (kind, True), (to, error)
 
 
@@ -621,7 +625,7 @@ def test_limits(make_client: MakeClient, server: httpd.Running) -> None:
 
 @pytest.mark.parametrize("once", [False, True])
 def test_cancelled(client: Client, server: httpd.Running, once: bool) -> None:
-    handle, ended = client.begin(server.url + "/hang", once=once)
+    handle, ended = client.begin(server.url + "/hang", at_most_once=once)
     gevent.sleep(0.01)
     handle.cancel()
     error = ended.get(timeout=5).error

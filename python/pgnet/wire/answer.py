@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import requests
 
-from pgnet.wire.message import Head, WireResponse, build_response
+from pgnet.secret.mask import MASK
+from pgnet.wire.message import Head, WireRequest, WireResponse, build_response
+from pgnet.wire.redirect import locations_in, resolve
 from pgnet.wire.transport import Transfer
 from pgnet.wire.wire_error import WireError
 
-# The longest body of a redirect that is kept while it is followed.
+# The longest body of a redirect that is kept while the redirect is followed, in bytes.
 _REDIRECT_BODY = 65536
 
 
@@ -22,7 +25,7 @@ class Limits:
     max_response_bytes: of the decoded body.
     max_wire_bytes: of the body as it comes, which may be compressed.
     max_header_bytes: of all header sections of one response.
-    max_redirects: hops that are followed; at 0 a redirect is the answer itself.
+    max_redirects: hops that are followed; with 0 a redirect is the answer itself.
     connect_timeout: seconds to connect to one server, TLS included.
     """
 
@@ -49,28 +52,29 @@ class Timings(NamedTuple):
 
 
 class Answer:
-    """The one outcome of a request: a response, an error, or what came of a response and an error.
+    """The one outcome of a request: a response, an error, or an error and what came before it.
 
     error: what went wrong; None where a whole response came.
-    status_code: of the last response whose status came; None where none did.
-    is_final: whether the status is what became of the request. Not where there is none, and not
-    where a redirect was followed and the next server gave no answer: then the error is.
+    status_code: of the last response whose status came; None where none came.
+    is_final: whether the status says what became of the request. It does not where there is none,
+    nor where a redirect was followed and the next server gave no answer: then the error says it.
     header_list: the response's fields in order, repeats kept; empty without a status.
-    content: the decoded body, or what came of it; empty without a status.
-    is_whole: whether all of the body came. as_it_came: whether it has a coding that was not undone.
+    content: the decoded body, or as much of it as came; empty without a status.
+    is_whole: whether all of the body came.
+    as_it_came: whether the body has a coding that was not undone.
     http_version: "1.0", "1.1", "2"; empty without a status.
-    address: the IP address last connected to, or tried.
-    url: where the answer comes from after all redirects, without fragment; without an answer, where
-    the last attempt went.
+    address: the IP address that was connected to last, or tried last.
+    url: the URL that was answered, after all redirects, without its fragment; without an answer,
+    the URL of the last attempt.
     redirects: how many were followed.
     timings: where the time went.
     """
 
     __slots__ = (
+        "_answered",
         "_head",
         "_request",
         "_response",
-        "_transfer",
         "address",
         "as_it_came",
         "error",
@@ -87,7 +91,7 @@ class Answer:
     def __init__(
         self,
         transfer: Transfer | None,
-        request: requests.PreparedRequest,
+        request: WireRequest,
         error: WireError | None,
         timings: Timings,
         redirects: int,
@@ -99,10 +103,11 @@ class Answer:
         self.http_version = ""
         self.status_code: int | None = None
         self.address = None if transfer is None else transfer.address
-        self.url = (request.url or "").partition("#")[0] if transfer is None else transfer.url
+        self.url = request.url.partition("#")[0] if transfer is None else transfer.url
         self.is_final = self.as_it_came = False
         self.is_whole = error is None
-        self._transfer: Transfer | Followed | None = None
+        # What holds the body.
+        self._answered: Transfer | Followed | None = None
         self._request = request
         self._response: WireResponse | None = None
         self._head: Head | None = None
@@ -114,16 +119,16 @@ class Answer:
             self._take(transfer)
 
     def _take(self, answered: Transfer | Followed) -> None:
-        self._transfer = answered
+        self._answered = answered
         self._head = head = answered.head
         self.http_version, self.status_code = head.version, head.status
         self.header_list = head.fields
 
-    def fall_back(self, redirect: Followed, is_final: bool, was_followed: bool) -> None:
-        """The last answer is this redirect, behind which none came.
+    def fall_back(self, redirect: Followed, is_final: bool, *, was_followed: bool) -> None:
+        """Show the redirect that was followed, since no answer came from behind it.
 
-        is_final: whether it is what became of the request. was_followed: whether anything was sent
-        to where it points.
+        is_final: whether its status says what became of the request.
+        was_followed: whether anything was sent to the URL that it points to.
         """
         self._take(redirect)
         self.is_final = is_final
@@ -131,18 +136,42 @@ class Answer:
             self.url, self.address = redirect.url, redirect.address
             self.redirects -= 1
 
+    def hide_target(self, may_follow: Callable[[str], bool]) -> None:
+        """Hide the URLs that a redirect points to, where one of them repeats a secret.
+
+        A Location may do so in a form that only shows once it is read as a URL.
+        """
+        for location in locations_in(self.header_list):
+            try:
+                target = resolve(self.url, location)
+            except ValueError:
+                target = location
+            if may_follow(target):
+                continue
+            self.header_list = [
+                (name, MASK if name.lower() == "location" else value)
+                for name, value in self.header_list
+            ]
+            # The body of a redirect mostly repeats the URL.
+            self.forget_content()
+            if self.error is None:
+                message = "the redirect repeats a secret beyond its URL prefix and is not shown"
+                self.error = WireError(message, possibly_sent=True)
+            return
+
     @property
     def size(self) -> int:
         """How many bytes the content has."""
-        return 0 if self._transfer is None else self._transfer.size
+        return 0 if self._answered is None else self._answered.size
 
     @property
     def content(self) -> bytes:
-        return b"" if self._transfer is None else self._transfer.content
+        """The decoded body."""
+        return b"" if self._answered is None else self._answered.content
 
     def forget_content(self) -> None:
         """Go on without the body, and say that it is not whole."""
-        self._transfer = None
+        self._answered = None
         self.is_whole = False
 
     def header(self, name: str) -> str | None:
@@ -153,7 +182,7 @@ class Answer:
 
     @property
     def response(self) -> requests.Response | None:
-        """The same as requests' own response, made when it is asked for; None on an error."""
+        """The same as a Response of requests, made when it is asked for; None on an error."""
         if self._response is None and self.error is None and self._head is not None:
             self._response = build_response(
                 self._request, self.url, self._head, self.content, self.timings.total
@@ -162,7 +191,7 @@ class Answer:
 
 
 class Followed:
-    """A redirect that is being followed: what is left to tell where nothing comes of it."""
+    """A redirect that is being followed: what an Answer shows where no server answers behind it."""
 
     __slots__ = ("address", "content", "first_byte", "head", "url")
 
@@ -171,14 +200,15 @@ class Followed:
         self.url = transfer.url
         self.address = transfer.address
         self.first_byte = first_byte_of(transfer)
-        # It waits beside the answer that is to come, and that may take all the room there is.
+        # It waits beside the answer that is to come, which may take all the room there is.
         self.content = transfer.content if transfer.size <= _REDIRECT_BODY else b""
 
     @property
     def size(self) -> int:
+        """How many bytes the content has."""
         return len(self.content)
 
 
 def first_byte_of(transfer: Transfer) -> float:
-    """Seconds from the start to the first byte of an answer."""
+    """Seconds from the start of the request to the first byte of this hop's answer."""
     return transfer.hop_started - transfer.started + transfer.first_byte

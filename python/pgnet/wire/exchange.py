@@ -1,98 +1,60 @@
-"""One request, one outcome: redirects, limits, and the deadline over all of it."""
+"""One request, one outcome: redirects, limits, and one deadline over all of it.
+
+Theory of operation
+-------------------
+
+An Exchange performs many requests beside each other, as callbacks of gevent's hub. No greenlet
+waits for a request, so a request costs no stack. `Exchange.start` returns a Handle at once; the way
+of the request from there is
+
+    start -> Transfer -> hop_ended -> next_hop -> Transfer -> hop_ended -> ... -> finish -> done
+
+- A **Transfer** is one request to one server. The transport looks up the name, asks the guard,
+  connects, and calls `hop_ended` when that server has answered, or when it is clear that it will
+  not.
+- **`next_hop`** (redirect.py) has the rules of redirects. It returns the request that the answer
+  leads on to, the reason why that must not be sent, or None. The same Transfer then begins again:
+  the start and the deadline of the first hop stay.
+- **`finish`** makes the one Answer, and calls `done` with it.
+
+What holds, whatever happens:
+
+- `done` is called exactly once for each `start`, from the hub, and never before `start` returns. A
+  fault of our own code becomes the error of an Answer, too.
+- The deadline covers all hops: look-ups, connections, TLS, redirects, the last byte of the body.
+- Rules that change (`configure`) hold for each hop that begins after that.
+- A redirect that was followed to a server without an answer is itself the answer that is shown,
+  beside the error. `Answer.is_final` says which of both became of the request: the redirect where
+  it has answered the request and the next hop only fetches what it points to (the method became
+  GET), or where the next hop was refused here; otherwise the error.
+- What a secret must not reach, no hop is told, and no answer shows: `bound` has the headers that
+  stay behind, `may_follow` judges the URLs.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import gevent
-import requests
 
-from pgnet.request.prefix import within
-from pgnet.secret.mask import MASK
 from pgnet.wire.answer import Answer, Followed, Limits, Timings, first_byte_of
-from pgnet.wire.connection import Origin
 from pgnet.wire.guard import Guard
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.message import WireRequest, check_method, encode_headers
-from pgnet.wire.redirect import HARMLESS, REDIRECTS, resolve, same_origin
+from pgnet.wire.redirect import is_redirect, next_hop
 from pgnet.wire.resolve import Resolver
 from pgnet.wire.transport import Route, Transfer, Transport
-from pgnet.wire.wire_error import Code, WireError
+from pgnet.wire.wire_error import WireError
 
 Done = Callable[[Answer], None]
 
-
-def _nobody(_: Answer) -> None:
-    """Whoever waited has been told."""
-
-
-_UNBOUND: Mapping[str, str] = MappingProxyType({})
+_NOTHING_BOUND: Mapping[str, str] = MappingProxyType({})
 _NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def prepare(
-    method: str, url: str, headers: Iterable[tuple[str, str]], body: bytes | None
-) -> WireRequest:
-    """A request that is sent exactly as it is said here.
-
-    Arguments: the method; a canonical URL, whose fragment is not sent; header fields, where a
-    repeated name is a repeated header; the body or None.
-    """
-    return WireRequest(method, url, list(headers), body)
-
-
-class Handle:
-    """A request on its way."""
-
-    __slots__ = (
-        "_answered",
-        "_bound",
-        "_connect",
-        "_done",
-        "_exchange",
-        "_max_redirects",
-        "_may_follow",
-        "_once",
-        "_redirect",
-        "_redirects",
-        "_request",
-        "_tls",
-        "_transfer",
-    )
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        request: requests.PreparedRequest,
-        done: Done,
-        bound: Mapping[str, str],
-        may_follow: Callable[[str], bool] | None,
-        once: bool,
-    ) -> None:
-        self._exchange = exchange
-        self._request = request
-        self._done = done
-        self._bound = bound
-        self._may_follow = may_follow
-        self._once = once
-        self._max_redirects = 0
-        self._redirects = 0
-        # The redirect that is being followed, and whether one of them has answered the request:
-        # what follows it only fetches what it points to.
-        self._redirect: Followed | None = None
-        self._answered = False
-        self._connect = self._tls = 0.0
-        self._transfer: Transfer | None = None
-
-    def cancel(self) -> None:
-        """Stop it; `done` is still called, with an error. No effect after its end."""
-        self._exchange._cancel(self)
-
-    def _hop_ended(self, transfer: Transfer) -> None:
-        self._exchange._hop_ended(self, transfer)
+# The least that a request gets, in seconds.
+_SHORTEST_TIMEOUT = 0.001
 
 
 class Exchange:
@@ -102,8 +64,8 @@ class Exchange:
     limits: what a request may cost.
     hosts: what is special about some hosts.
     concurrency: how many connections are kept for use again; it does not bound `start`.
-    hub: gevent's, of the current thread if none is given.
-    resolver: looks names up; one with the system's name servers if none is given.
+    hub: gevent's hub; None means that of the current thread.
+    resolver: looks names up; None means one with the system's name servers.
     """
 
     def __init__(
@@ -130,34 +92,35 @@ class Exchange:
 
     def start(
         self,
-        request: requests.PreparedRequest,
+        request: WireRequest,
         timeout: float,
         done: Done,
         *,
-        bound: Mapping[str, str] = _UNBOUND,
+        bound: Mapping[str, str] = _NOTHING_BOUND,
         max_redirects: int | None = None,
         may_follow: Callable[[str], bool] | None = None,
-        once: bool = False,
+        at_most_once: bool = False,
     ) -> Handle:
-        """Begin a request. Never blocks and never raises for what is wrong with the request.
+        """Begin a request. Never blocks, and never raises for what is wrong with the request.
 
-        timeout: seconds in all, from the lookup of the first name to the last byte of the last hop.
+        timeout: seconds in all, from the look-up of the first name to the last byte of the last
+        hop.
         done: called exactly once, in the hub, with the Answer; it must not switch greenlets.
         bound: names of headers, in lower case, and the URL prefix beyond which a redirect must not
         carry each.
         max_redirects: of this request; it lowers what limits and host allow, and never raises it.
         may_follow: asked for the URL of each redirect; false where it repeats a secret beyond the
         URL prefix that the secret is bound to.
-        once: whether its bytes go out once at most on each hop, whatever the method: over a
-        connection of its own, by HTTP/1.1, to another address only where nothing can have been
-        sent. What a proxy does with it is the proxy's affair.
+        at_most_once: whether the bytes of each hop go out at most once, whatever the method: over a
+        connection of their own, by HTTP/1.1, to another address only where nothing can have been
+        sent. What a proxy does with them is up to the proxy.
         """
-        handle = Handle(self, request, done, bound, may_follow, once)
+        handle = Handle(self, request, done, bound, may_follow, at_most_once)
         self._handles.add(handle)
         try:
-            self._begin(handle, max(timeout, 0.001), max_redirects)
+            handle._begin(max(timeout, _SHORTEST_TIMEOUT), max_redirects)
         except WireError as error:
-            self._hub.loop.run_callback(self._finish, handle, error)
+            self._hub.loop.run_callback(handle._finish, error)
         return handle
 
     def configure(
@@ -165,7 +128,7 @@ class Exchange:
     ) -> None:
         """Follow other rules: requests begun from now on, and redirects of those on their way.
 
-        No connection made and no name looked up before is used again. None leaves limits or hosts
+        No connection and no looked-up name from before is used again. None leaves limits or hosts
         as they are.
         """
         if limits is not None:
@@ -173,220 +136,200 @@ class Exchange:
         self._transport.configure(guard, hosts)
 
     def close(self) -> None:
-        """Cancel what is on its way and release all sockets and watchers."""
+        """Cancel what is on its way, and release all sockets and watchers."""
         for handle in list(self._handles):
-            self._cancel(handle)
+            handle.cancel()
         self._transport.close()
 
-    def _begin(self, handle: Handle, timeout: float, max_redirects: int | None) -> None:
+    def _connect_timeout(self, settings: HostSettings) -> float:
+        of_host = settings.connect_timeout
+        return of_host if of_host is not None else self._limits.connect_timeout
+
+
+class Handle:
+    """A request on its way through an Exchange, hop by hop."""
+
+    __slots__ = (
+        "_answered",
+        "_at_most_once",
+        "_bound",
+        "_connect",
+        "_done",
+        "_exchange",
+        "_max_redirects",
+        "_may_follow",
+        "_redirect",
+        "_redirects",
+        "_request",
+        "_tls",
+        "_transfer",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        request: WireRequest,
+        done: Done,
+        bound: Mapping[str, str],
+        may_follow: Callable[[str], bool] | None,
+        at_most_once: bool,
+    ) -> None:
+        self._exchange = exchange
+        # What the current hop asks.
+        self._request = request
+        self._done: Done | None = done
+        self._bound = bound
+        self._may_follow = may_follow
+        self._at_most_once = at_most_once
+        self._max_redirects = 0
+        self._redirects = 0
+        # The redirect that is being followed; and whether a redirect has answered the request, so
+        # that the hops behind it only fetch what it points to.
+        self._redirect: Followed | None = None
+        self._answered = False
+        # Seconds of the hops before, summed up.
+        self._connect = self._tls = 0.0
+        # None before the first hop, and after the end.
+        self._transfer: Transfer | None = None
+
+    def cancel(self) -> None:
+        """Stop it; `done` is still called, with an error. No effect after its end."""
+        exchange = self._exchange
+        if self not in exchange._handles:
+            return
+        if self._transfer is not None:
+            if self._transfer.done is None:
+                # The hop has ended, and `done` is about to be called.
+                return
+            exchange._transport.cancel(self._transfer)
+        error = WireError("Request was cancelled", kind="request", possibly_sent=True)
+        exchange._hub.loop.run_callback(self._finish, error)
+
+    def _begin(self, timeout: float, max_redirects: int | None) -> None:
+        """Start the first hop. Errors: WireError."""
         started = time.monotonic()
-        request = handle._request
-        limits = self._limits
-        method = request.method or ""
+        exchange, request = self._exchange, self._request
+        limits, transport = exchange._limits, exchange._transport
+        method, body = request.method, request.body
         check_method(method)
-        body = request.body
-        if isinstance(body, str):
-            body = body.encode()
         if method == "HEAD" and body is not None:
             raise WireError("a HEAD request has no body")
-        url = request.url or ""
+        url = request.url
         if "#" in url:
             url = url.partition("#")[0]
-        route = self._transport.route(url, once=handle._once, body=body)
+        route = transport.route(url, once=self._at_most_once, body=body)
         settings = route.settings
-        hops = settings.max_redirects
-        if hops is None:
-            hops = limits.max_redirects
-        handle._max_redirects = hops if max_redirects is None else min(hops, max_redirects)
-        handle._transfer = transfer = Transfer(
+        most = settings.max_redirects
+        if most is None:
+            most = limits.max_redirects
+        self._max_redirects = most if max_redirects is None else min(most, max_redirects)
+        self._transfer = transfer = Transfer(
             method,
             url,
             route,
-            _header_lines(_fields_of(request), route),
+            _header_lines(request, route),
             body,
             started=started,
             timeout=timeout,
-            connect_timeout=self._connect_timeout(settings),
+            connect_timeout=exchange._connect_timeout(settings),
             max_response_bytes=limits.max_response_bytes,
             max_wire_bytes=limits.max_wire_bytes,
             max_header_bytes=limits.max_header_bytes,
-            done=handle._hop_ended,
+            done=self._hop_ended,
         )
-        self._transport.start(transfer)
+        transport.start(transfer)
 
-    def _connect_timeout(self, settings: HostSettings) -> float:
-        own = settings.connect_timeout
-        return own if own is not None else self._limits.connect_timeout
-
-    def _hop_ended(self, handle: Handle, transfer: Transfer) -> None:
-        """One server answered, or not: follow its redirect, or finish."""
+    def _hop_ended(self, transfer: Transfer) -> None:
+        """A server has answered, or it has not: follow its redirect, or finish."""
         error = transfer.error
-        handle._connect += transfer.connect
-        handle._tls += max(transfer.appconnect - transfer.connect, 0.0)
-        if error is None and transfer.head.status in REDIRECTS and handle._max_redirects:
+        self._connect += transfer.connect
+        self._tls += max(transfer.appconnect - transfer.connect, 0.0)
+        if error is None and is_redirect(transfer.head.status):
             try:
-                if self._follow(handle, transfer):
+                following = next_hop(
+                    self._request,
+                    transfer.head,
+                    self._redirects,
+                    self._max_redirects,
+                    self._bound,
+                    self._may_follow,
+                )
+                if isinstance(following, WireRequest):
+                    self._follow(following, transfer)
                     return
+                error = following
             except WireError as refusal:
                 error = refusal
             except Exception as failure:
-                self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+                hub = self._exchange._hub
+                hub.handle_error(self, type(failure), failure, failure.__traceback__)
                 error = WireError(
                     "internal error in following a redirect", kind="request", possibly_sent=True
                 )
-        self._finish(handle, error)
+        self._finish(error)
 
-    def _follow(self, handle: Handle, transfer: Transfer) -> bool:
-        """Go where a redirect points (RFC 9110, section 15.4); False when it points nowhere.
-
-        Errors: WireError when it may not be followed.
-        """
-        locations = {value for name, value in transfer.head.fields if name.lower() == "location"}
-        if locations <= {""}:
-            return False
-        if handle._redirects >= handle._max_redirects:
-            raise WireError(
-                Code.TOO_MANY_REDIRECTS.words,
-                possibly_sent=True,
-                code=Code.TOO_MANY_REDIRECTS,
-            )
-        before = transfer.route.origin
-        try:
-            # Of two that differ nobody knows which one is meant.
-            (location,) = locations
-            url = resolve(transfer.url, location)
-            after = Origin.of(url)
-        except (WireError, ValueError):
-            raise WireError(
-                "redirect to an invalid or unsupported URL", possibly_sent=True
-            ) from None
-        if before.scheme == "https" and after.scheme == "http":
-            raise WireError("redirect from https to http is not followed", possibly_sent=True)
-        if handle._may_follow is not None and not handle._may_follow(url):
-            raise WireError(
-                "the redirect repeats a secret beyond its URL prefix and is not followed",
-                possibly_sent=True,
-            )
-
-        method, body = transfer.method, transfer.body
-        status = transfer.head.status
-        rewritten = (status == 303 and method != "HEAD") or (
-            status in (301, 302) and method == "POST"
-        )
-        if rewritten:
-            method, body = "GET", None
-        same = same_origin(before, after)
-        # Each prefix once: a URL and the list of headers may be long.
-        beyond = {p for p in set(handle._bound.values()) if not within(p, url)}
-        if not same and (body is not None or method not in ("GET", "HEAD", "OPTIONS")):
-            raise WireError(
-                f"redirect of a {method} request to another origin is not followed",
-                possibly_sent=True,
-            )
-        kept = [
-            (name, value)
-            for name, value in _fields_of(handle._request)
-            if (same or name.lower() in HARMLESS)
-            and not (rewritten and name.lower().startswith("content-"))
-            and handle._bound.get(name.lower()) not in beyond
-        ]
-        # What is left out here stays out, also when a later hop comes back.
-        handle._request = WireRequest(method, url, kept, body)
-        route = self._transport.route(url, once=handle._once, body=body)
-        handle._redirects += 1
-        handle._redirect = Followed(transfer)
-        # RFC 9110, section 15.4.4: it has done what was asked, and says where to see it.
-        handle._answered = handle._answered or method != transfer.method
+    def _follow(self, request: WireRequest, transfer: Transfer) -> None:
+        """Start the next hop. Errors: WireError."""
+        transport = self._exchange._transport
+        self._request = request
+        route = transport.route(request.url, once=self._at_most_once, body=request.body)
+        self._redirects += 1
+        self._redirect = Followed(transfer)
+        # RFC 9110, section 15.4.4: the server has done what was asked, and says where to see it.
+        self._answered = self._answered or request.method != transfer.method
         transfer.again(
-            method,
-            url,
+            request.method,
+            request.url,
             route,
-            _header_lines(kept, route),
-            body,
-            self._connect_timeout(route.settings),
-            handle._hop_ended,
+            _header_lines(request, route),
+            request.body,
+            self._exchange._connect_timeout(route.settings),
+            self._hop_ended,
         )
         if transfer.deadline <= time.monotonic():
-            raise self._transport.timeout_error(transfer, True)
-        self._transport.start(transfer)
-        return True
+            raise transport.timeout_error(transfer, True)
+        transport.start(transfer)
 
-    def _cancel(self, handle: Handle) -> None:
-        if handle not in self._handles:
+    def _finish(self, error: WireError | None) -> None:
+        """Make the Answer, and call `done` with it; the first time only."""
+        exchange = self._exchange
+        if self not in exchange._handles:
             return
-        if handle._transfer is not None:
-            if handle._transfer.done is None:
-                # It has ended, and `done` is on its way.
-                return
-            self._transport.cancel(handle._transfer)
-        error = WireError("Request was cancelled", kind="request", possibly_sent=True)
-        self._hub.loop.run_callback(self._finish, handle, error)
-
-    def _finish(self, handle: Handle, error: WireError | None) -> None:
-        """Tell the outcome, once."""
-        if handle not in self._handles:
-            return
-        self._handles.discard(handle)
-        transfer = handle._transfer
-        timings = _NO_TIME
+        exchange._handles.discard(self)
+        transfer, redirect = self._transfer, self._redirect
         if transfer is not None:
-            first_byte = 0.0
-            if error is not None and (handle._redirects or transfer.head.status):
-                error.possibly_sent = True
-            if transfer.head.status:
-                first_byte = first_byte_of(transfer)
-            elif handle._redirect is not None:
-                first_byte = handle._redirect.first_byte
-            timings = Timings(
-                transfer.name_seconds,
-                handle._connect,
-                handle._tls,
-                first_byte,
-                time.monotonic() - transfer.started,
-            )
             if error is None:
                 error = transfer.note
-        answer = Answer(transfer, handle._request, error, timings, handle._redirects)
-        if answer.status_code is None and handle._redirect is not None and error is not None:
+            elif self._redirects or transfer.head.status:
+                error.possibly_sent = True
+        answer = Answer(transfer, self._request, error, self._timings(), self._redirects)
+        if answer.status_code is None and redirect is not None and error is not None:
             refused = error.kind == "request"
-            answer.fall_back(handle._redirect, handle._answered or refused, not refused)
-        if handle._may_follow is not None and answer.status_code in REDIRECTS:
-            _hide_target(answer, handle._may_follow)
-        # Who keeps the handle does not keep the answer.
-        done, handle._done, handle._transfer = handle._done, _nobody, None
+            answer.fall_back(redirect, self._answered or refused, was_followed=not refused)
+        if self._may_follow is not None and is_redirect(answer.status_code):
+            answer.hide_target(self._may_follow)
+        # The owner of the handle may keep it, and does not keep the answer by that.
+        done, self._done, self._transfer = self._done, None, None
+        assert done is not None
         try:
             done(answer)
         except Exception as failure:
-            # Whose callback fails has got its answer; the loop goes on for everybody else.
-            self._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+            # The one whose callback fails has its answer; the loop goes on for all others.
+            exchange._hub.handle_error(self, type(failure), failure, failure.__traceback__)
+
+    def _timings(self) -> Timings:
+        transfer = self._transfer
+        if transfer is None:
+            return _NO_TIME
+        first_byte = 0.0
+        if transfer.head.status:
+            first_byte = first_byte_of(transfer)
+        elif self._redirect is not None:
+            first_byte = self._redirect.first_byte
+        total = time.monotonic() - transfer.started
+        return Timings(transfer.name_seconds, self._connect, self._tls, first_byte, total)
 
 
-def _hide_target(answer: Answer, may_follow: Callable[[str], bool]) -> None:
-    """Hide where a redirect points that is the answer, where that repeats a secret.
-
-    It may do so in a form that only shows once it is read as a URL.
-    """
-    for location in [v for name, v in answer.header_list if name.lower() == "location"]:
-        try:
-            target = resolve(answer.url, location)
-        except ValueError:
-            target = location
-        if not may_follow(target):
-            answer.header_list = [
-                (name, MASK if name.lower() == "location" else value)
-                for name, value in answer.header_list
-            ]
-            # It mostly says the same once more.
-            answer.forget_content()
-            if answer.error is None:
-                words = "the redirect repeats a secret beyond its URL prefix and is not shown"
-                answer.error = WireError(words, possibly_sent=True)
-            return
-
-
-def _fields_of(request: requests.PreparedRequest) -> list[tuple[str, str]]:
-    return request.fields if isinstance(request, WireRequest) else list(request.headers.items())
-
-
-def _header_lines(fields: list[tuple[str, str]], route: Route) -> list[bytes]:
+def _header_lines(request: WireRequest, route: Route) -> list[bytes]:
+    fields = request.fields
     return encode_headers(fields, route.settings.user_agent) if fields else route.headers

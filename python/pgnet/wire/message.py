@@ -218,13 +218,17 @@ def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
 
 
 class WireRequest(requests.PreparedRequest):
-    """requests' PreparedRequest, sent exactly as it is said here.
+    """A PreparedRequest of requests that is sent exactly as it is given.
 
-    method, url, body: assigned, not prepared; requests would rewrite what was checked and stored.
-    fields: the header fields in order, where a name may come again.
+    method, url, body: taken as they are. requests would rewrite what was checked and stored. A
+    fragment of the URL is not sent.
+    fields: the header fields in order; a repeated name is a repeated header.
     """
 
-    # Of requests' own, for all alike: nothing here is hooked, kept or rewound.
+    method: str
+    url: str
+    body: bytes | None
+    # Attributes of requests' class, the same for all: nothing here is hooked, kept or rewound.
     hooks: Any = MappingProxyType({})
     _cookies = None
     _body_position = None

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.headers import parse_headers
 from pgnet.request.prefix import within
@@ -20,8 +18,8 @@ from pgnet.request.url import canonical_url
 from pgnet.secret.directory import Directory
 from pgnet.secret.mask import Mask
 from pgnet.secret.value import check_value, expand_url, header_value, sensitive
-from pgnet.wire.exchange import prepare
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.message import WireRequest
 
 if TYPE_CHECKING:
     from pgnet.outbox import Claim, Secret
@@ -37,7 +35,7 @@ class Assembled:
     secret_url: whether its URL is one.
     """
 
-    request: requests.PreparedRequest
+    request: WireRequest
     bound: Mapping[str, str] = field(default_factory=dict)
     masks: Sequence[Mask] = ()
     may_follow: Callable[[str], bool] | None = None
@@ -80,7 +78,7 @@ def assemble(
         fields = parse_headers(claim.headers)
         if key_header is not None:
             fields.append(key_header)
-        request = prepare(claim.method, canonical_url(claim.url), fields, claim.body)
+        request = WireRequest(claim.method, canonical_url(claim.url), fields, claim.body)
         follow = _follower(masks, None, ()) if masks else None
         return Assembled(request, {}, masks, follow)
 
@@ -111,7 +109,7 @@ def assemble(
     prefixes = [secret.url_prefix or "" for secret in secrets.values()]
     own = Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix))
     return Assembled(
-        prepare(claim.method, url, fields, claim.body),
+        WireRequest(claim.method, url, fields, claim.body),
         bound,
         (*masks, own),
         _follower(masks, own, prefixes),

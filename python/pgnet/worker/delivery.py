@@ -22,13 +22,15 @@ _UNKNOWN = "Whether the request was received is unknown, and it is not sent agai
 class Delivery:
     """What is promised of one request.
 
-    policy: when it is attempted again. once: its bytes go out once at most. has_key: its caller
-    gave an idempotency key, as an option or a header. key_header: what is sent of it beside the
-    caller's headers. max_redirects: what the caller allows, None for the general rule.
+    policy: when it is attempted again.
+    at_most_once: whether its bytes go out at most once.
+    has_key: whether its caller gave an idempotency key, as an option or as a header.
+    key_header: the header that carries the key, where it is sent beside the caller's headers.
+    max_redirects: how many the caller allows; None stands for the general rule.
     """
 
     policy: Policy = NONE
-    once: bool = False
+    at_most_once: bool = False
     has_key: bool = False
     key_header: tuple[str, str] | None = None
     max_redirects: int | None = None
@@ -42,7 +44,7 @@ class Delivery:
         status = answer.status_code if answer.is_final else None
         error = answer.error if status is None else None
         never_sent = error is not None and not error.possibly_sent
-        if self.once and not never_sent:
+        if self.at_most_once and not never_sent:
             if error is None:
                 return outcome
             message = f"{outcome.error_msg}. {_UNKNOWN}"
@@ -89,16 +91,20 @@ def delivery_of(claim: Claim, policies: Mapping[str, Policy], hosts: HostTable) 
     options = parse_options(claim.options, stored=True)
     policy = choose(policies, options.get("retry"), by_host)
     policy = policy.with_max_attempts(options.get("max_attempts"))
-    once = options.get("delivery") == AT_MOST_ONCE
+    at_most_once = options.get("delivery") == AT_MOST_ONCE
     asked = "idempotency_key" in options
     own_header = claim.headers is not None and _names_key(claim.headers)
     key_header = None
     if claim.idempotency_key is not None and not own_header:
         is_idempotent = claim.method in IDEMPOTENT_METHODS
-        twice = not once and not is_idempotent and policy.may_send_twice(claim.method, False)
+        twice = (
+            not at_most_once and not is_idempotent and policy.may_send_twice(claim.method, False)
+        )
         if asked or twice:
             key_header = (_KEY_HEADER, claim.idempotency_key)
-    return Delivery(policy, once, asked or own_header, key_header, options.get("max_redirects"))
+    return Delivery(
+        policy, at_most_once, asked or own_header, key_header, options.get("max_redirects")
+    )
 
 
 def _names_key(headers: str) -> bool:

@@ -546,7 +546,7 @@ class Worker:
                 bound=assembled.bound,
                 max_redirects=delivery.max_redirects,
                 may_follow=assembled.may_follow,
-                once=delivery.once,
+                at_most_once=delivery.at_most_once,
             )
         except InvalidRequest as error:
             self._done(flight, error.message)
