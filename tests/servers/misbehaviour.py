@@ -594,6 +594,8 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     return {
         "gzip": (one, "gzip"),
         "deflate": (zlib.compress(bytes(64 * MIB), 9), "deflate"),
+        # In Python each character of it takes four bytes.
+        "wide-text": (gzip.compress("\U0001f600".encode() + b"x" * 64 * MIB), "gzip"),
         "br": (zeros_as_brotli(256), "br"),
         "gzip-twice": (two, "gzip, gzip"),
         "gzip-three-times": (gzip.compress(two), "gzip, gzip, gzip"),
@@ -606,7 +608,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
     }
 
 
-def _bomb(name: str) -> None:
+def _bomb(name: str, content: str = ZEROS) -> None:
     async def serve(peer: Peer) -> None:
         body, coding = bombs()[name]
         await peer.send(with_length(body, f"Content-Encoding: {coding}"))
@@ -619,9 +621,9 @@ def _bomb(name: str) -> None:
         await peer.send(b"0\r\n\r\n")
 
     # What is too long on the wire as well may be either.
-    WAYS[f"bomb-{name}"] = Way(f"bomb-{name}", TOO_LONG.beside(200, ZEROS), serve)
+    WAYS[f"bomb-{name}"] = Way(f"bomb-{name}", TOO_LONG.beside(200, content), serve)
     WAYS[f"bomb-{name}-in-chunks"] = Way(
-        f"bomb-{name}-in-chunks", TOO_LONG.beside(200, ZEROS), in_chunks
+        f"bomb-{name}-in-chunks", TOO_LONG.beside(200, content), in_chunks
     )
 
 
@@ -636,6 +638,7 @@ for _name in (
     "three-codings",
 ):
     _bomb(_name)
+_bomb("wide-text", ".{1,4}x{10000,}")
 
 
 # Nobody has asked for it, so whoever takes it may take its bytes for those on the wire.

@@ -514,6 +514,7 @@ def test_idempotent_methods_are_those_of_the_standard() -> None:
 
 
 def test_it_imports_the_standard_library_only() -> None:
-    code = "import sys, pgnet.retry; print({'gevent', 'requests', 'pycurl'} & set(sys.modules))"
+    others = "{'gevent', 'requests', 'pycurl'}"
+    code = f"import sys, pgnet.worker.retry; print({others} & set(sys.modules))"
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, env={"PYTHONPATH": "python"}) == b"set()\n"

@@ -16,6 +16,7 @@ from typing import Any
 import gevent
 import psycopg
 from gevent.event import Event
+from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
@@ -109,6 +110,22 @@ _CANCELLED = 2.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
 
 
+class _Json:
+    """A JSON text in UTF-8, as it goes to the server: no str is kept beside its bytes."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+
+
+class _JsonDumper(Dumper):
+    oid = psycopg.adapters.types["json"].oid
+
+    def dump(self, obj: _Json) -> bytes:
+        return obj.text
+
+
 class LibpqOutbox:
     """See pgnet.outbox.Outbox.
 
@@ -138,6 +155,7 @@ class LibpqOutbox:
             "client_encoding": "UTF8",
         }
         connection = psycopg.connect(**parameters, autocommit=True, row_factory=dict_row)
+        connection.adapters.register_dumper(_Json, _JsonDumper)
         row = connection.execute("select pg_catalog.pg_backend_pid() as pid").fetchone()
         if row is None or row["pid"] != connection.info.backend_pid:
             # Before anything is set: the session is somebody else's next.
@@ -267,7 +285,7 @@ class LibpqOutbox:
     def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
         parameters: dict[str, Any] = {}
         if outcomes:
-            parameters["outcomes"] = encode_outcomes(outcomes)
+            parameters["outcomes"] = _Json(encode_outcomes(outcomes).encode())
         if demand is not None:
             parameters |= {
                 "worker": self._worker_id,

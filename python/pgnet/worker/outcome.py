@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from pgnet.worker.assemble import Assembled
 from pgnet.worker.retry import NONE, Policy
 
 # Of a text of more bytes than this it is seen how long it is as JSON, in which it goes into the
-# database. What that makes longer than base64 does goes in base64.
+# database. What that makes longer than base64 does goes in base64, and so does what Python holds in
+# two bytes or four for each of the body: there are several copies of it on the way.
 _LARGE = 1 << 20
 # What JSON escapes by two characters, and by six.
 _ESCAPED, _CONTROLS = b'"\\\b\t\n\f\r', bytes(c for c in range(32) if c not in b"\b\t\n\f\r")
@@ -143,18 +145,14 @@ class Storable:
             return {}
         # A part of a secret is not found: nothing of what may be one stays at an end that was cut.
         hidden = 0 if answer.is_whole else max((mask.longest for mask in masks), default=0)
-        try:
-            text = read_text(body, content_type, is_whole=answer.is_whole)
-            for mask in masks:
-                text = mask.text(text)
-            if hidden:
-                text = text[:-hidden]
-            if not text.isascii():
-                text.encode(self._encoding)
-            if "\0" not in text:
-                return _as_fields(text, body)
-        except (LookupError, ValueError):
-            pass  # no text, no charset, or nothing that the database's encoding has
+        text = self._text(answer, content_type, masks, hidden)
+        if text is not None:
+            if len(body) <= _LARGE or not _is_long_as_json(text, body):
+                return {"content": text} if text else {}
+            data = text.encode()
+            # It may be the largest of all: one wide character has each other one take four bytes.
+            del text
+            return {"text_base64": _base64(data)}
         if masks and answer.as_it_came:
             # Whoever undoes the coding would read what the masks have not found.
             return {}
@@ -164,15 +162,33 @@ class Storable:
             body = body[:-hidden]
         return {"content_base64": _base64(body)} if body else {}
 
+    def _text(
+        self, answer: Answer, content_type: str | None, masks: Sequence[Mask], hidden: int
+    ) -> str | None:
+        """An answer's body without its last `hidden` characters, None where it is no text.
 
-def _as_fields(text: str, body: bytes) -> dict[str, Any]:
-    """A text as one of the two fields that it may have in an Outcome, whichever is shorter."""
-    if len(body) > _LARGE:
-        # The body, which the text was made of, says nearly the same, and is soon searched.
-        more = _count(body, _ESCAPED) + 5 * _count(body, _CONTROLS)
-        if more > len(body) / 3:
-            return {"text_base64": _base64(text.encode())}
-    return {"content": text} if text else {}
+        Nor where it is none that the database can hold.
+        """
+        try:
+            text = read_text(answer.content, content_type, is_whole=answer.is_whole)
+            for mask in masks:
+                text = mask.text(text)
+            if hidden:
+                text = text[:-hidden]
+            if not text.isascii():
+                text.encode(self._encoding)
+        except (LookupError, ValueError):
+            return None
+        return None if "\0" in text else text
+
+
+def _is_long_as_json(text: str, body: bytes) -> bool:
+    """Whether a text that was read from a body is longer as JSON, in memory too, than in base64."""
+    if sys.getsizeof(text) >= 2 * len(body):
+        return True
+    # The body says nearly the same as the text, and is soon searched.
+    more = _count(body, _ESCAPED) + 5 * _count(body, _CONTROLS)
+    return more > len(body) / 3
 
 
 def _count(body: bytes, characters: bytes) -> int:
