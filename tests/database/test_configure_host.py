@@ -17,6 +17,7 @@ import trustme
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
+from pgnet.secret.mask import MASK
 from servers.cluster import Cluster, Database, wait_until
 from servers.nginx import Nginx
 
@@ -263,6 +264,23 @@ def test_the_host_header(database: Database, nginx: Nginx) -> None:
     assert [line for line in content.splitlines() if line[:5].lower() == "host:"] == [
         "Host: shop.example"
     ]
+
+
+def test_secrets_are_bound_to_the_url_whatever_the_host_header(
+    database: Database, nginx: Nginx
+) -> None:
+    """A name that is only asked for opens nothing, and hides nothing."""
+    configure(database, "127.0.0.1", {"host_header": "shop.example"})
+    database.execute("select net.set_secret('named', 'open sesame', 'http://shop.example/')")
+    database.execute("select net.set_secret('placed', 'open sesame', %s)", f"{nginx.url}/")
+    call = "select net.http_get(%s, headers => jsonb_build_object('X-A', %s::jsonb))"
+    with pytest.raises(errors.InvalidParameterValue, match='"named" may not go'):
+        database.execute(call, f"{nginx.url}/headers", '{"secret": "named"}')
+    request_id = database.value(call, f"{nginx.url}/headers", '{"secret": "placed"}')
+    database.execute("call net.drain()")
+    content = database.value("select content from net.wait(%s)", request_id)
+    # The value has gone there, and is hidden in what comes back.
+    assert {"Host: shop.example", f"X-A: {MASK}"} <= set(content.splitlines())
 
 
 def test_a_secret_that_is_missing_stops_requests_to_that_host_only(

@@ -11,7 +11,7 @@ from pgnet.wire.answer import Limits
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
 from servers import httpd
-from servers.client import LOOPBACK, Client
+from servers.client import LOOPBACK, Client, NameServer
 
 MakeClient = Callable[..., Client]
 
@@ -126,9 +126,20 @@ def hosts_of(entry: dict[str, Any]) -> list[str]:
     return [value for name, value in entry["headers"] if name.lower() == "host"]
 
 
-@pytest.mark.parametrize("name", ["shop.example", "Shop.Example", "shop.example:8443", "a_b"])
+@pytest.mark.parametrize(
+    ("name", "sent"),
+    [
+        ("shop.example", "shop.example"),
+        ("Shop.Example", "shop.example"),
+        ("shop.example:8443", "shop.example:8443"),
+        ("shop.example:443", "shop.example:443"),
+        # the port of http
+        ("shop.example:80", "shop.example"),
+        ("a_b", "a_b"),
+    ],
+)
 def test_another_name_is_asked_for(
-    make_client: MakeClient, server: httpd.Running, name: str
+    make_client: MakeClient, server: httpd.Running, name: str, sent: str
 ) -> None:
     """It is not looked up, and the URL stays that of the request."""
     client = make_client(hosts=HostTable({"127.0.0.1": HostSettings(host_header=name)}))
@@ -136,13 +147,11 @@ def test_another_name_is_asked_for(
         for method, body in (("GET", None), ("POST", b"x")):
             answer = client(server.url + rest, method, [("X-A", "b")], body)
             seen = json.loads(answer.content)
-            assert hosts_of(seen) == [name.lower()]
+            assert hosts_of(seen) == [sent]
             assert seen["target"] == rest
             assert (answer.url, answer.address) == (server.url + rest, "127.0.0.1")
     # one address, two hosts: another spelling is the same one, another name is not
-    assert hosts_of(json.loads(client(f"http://127.1:{server.port}/echo").content)) == [
-        name.lower()
-    ]
+    assert hosts_of(json.loads(client(f"http://127.1:{server.port}/echo").content)) == [sent]
     own = f"localhost:{server.port}"
     assert hosts_of(json.loads(client(f"http://{own}/echo").content)) == [own]
     # the caller has no say in it
@@ -160,6 +169,40 @@ def test_another_name_is_of_its_host_on_each_hop(
     assert [hosts_of(entry) for entry in server.record()] == [["shop.example"]] * 2
     own = other.url.partition("://")[2]
     assert [hosts_of(entry) for entry in other.record()] == [[own]] * 2
+
+
+def test_another_name_and_the_host_of_that_name(
+    make_client: MakeClient,
+    server: httpd.Running,
+    other: httpd.Running,
+    name_server: NameServer,
+) -> None:
+    """They are two hosts: each is connected to where it is, and gets what is meant for it."""
+    name_server.answers["shop.example"] = ["127.0.0.2"]
+    named = f"shop.example:{other.port}"
+    client = make_client(
+        hosts=HostTable({"127.0.0.1": HostSettings(host_header=named)}),
+        resolver=name_server.resolver(),
+    )
+    for _ in range(2):
+        addresses = [client(url + "/echo").address for url in (server.url, f"http://{named}")]
+        assert addresses == ["127.0.0.1", "127.0.0.2"]
+    server.reset()
+    other.reset()
+    headers = [("Authorization", "mine")]
+    client(f"{server.url}/redirect/302?to=http://{named}/echo", "GET", headers)
+    assert [hosts_of(entry) for entry in server.record()] == [[named]]
+    (entry,) = other.record()
+    assert hosts_of(entry) == [named]
+    assert "Authorization" not in {name for name, _ in entry["headers"]}
+
+
+def test_another_name_of_an_ipv6_address(make_client: MakeClient) -> None:
+    client = make_client(hosts=HostTable({"::1": HostSettings(host_header="shop.example")}))
+    with httpd.running("::1") as server:
+        for address in ("[::1]", "[0:0::0:1]"):
+            answer = client(f"http://{address}:{server.port}/echo")
+            assert hosts_of(json.loads(answer.content)) == ["shop.example"]
 
 
 def test_another_name_changes_nothing_about_where_a_request_may_go(
