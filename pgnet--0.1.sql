@@ -26,7 +26,7 @@ begin
     end if;
     -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in it, can put functions beside
     -- those of the extension (CVE-2022-2625), and DROP EXTENSION takes the schema away.
-    select pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
+    select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
              and d.refobjid operator(pg_catalog.=) n.oid and d.deptype operator(pg_catalog.=) 'n') as objects
@@ -37,27 +37,32 @@ begin
         where d.classid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
             and d.deptype operator(pg_catalog.=) 'e'
     ) m on m.objid operator(pg_catalog.=) n.oid
-    where n.nspname operator(pg_catalog.=) 'net';
+    where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
+    order by n.nspname
+    limit 1;
     if found then
         raise exception using
             errcode = 'duplicate_schema',
-            message = 'pgnet cannot be installed: the schema "net" exists already',
+            message = pg_catalog.format('pgnet cannot be installed: the schema "%s" exists already', taken.name),
             detail = pg_catalog.format('It belongs to the role "%s"%s, and holds %s object(s). pgnet makes this schema itself, '
                 'so that nothing of others is in it.', taken.owner,
                 case when taken.extname is not null then pg_catalog.format(' and to the extension "%s"', taken.extname) else '' end,
                 taken.objects),
             hint = case
                 when taken.extname is not null then pg_catalog.format('drop extension %I; ', taken.extname)
-                when taken.objects operator(pg_catalog.=) 0 then 'drop schema net; '
-                else 'alter schema net rename to another_name; ' end operator(pg_catalog.||) 'create extension pgnet cascade;';
+                when taken.objects operator(pg_catalog.=) 0 then pg_catalog.format('drop schema %s; ', taken.name)
+                else pg_catalog.format('alter schema %s rename to another_name; ', taken.name) end operator(pg_catalog.||) 'create extension pgnet cascade;';
     end if;
 end
 $$;
 
+-- What people call and read stands in net, and the few private names that users of pg_net know; the rest stands in pgnet.
 create schema net;
 comment on schema net is
     'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
+create schema pgnet;
+comment on schema pgnet is
+    'The inside of the extension pgnet: its tables, and the functions that its own functions and its workers call. Names here change without notice.';
 
 -- ======== extension/10_types.sql ========
 
@@ -114,28 +119,28 @@ comment on type net.outcome is
 -- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
 
 -- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
-create function net._caller()
+create function pgnet.caller_role()
     returns regrole language sql stable parallel safe cost 1
 as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
-comment on function net._caller() is 'The current role, as a regrole.';
+comment on function pgnet.caller_role() is 'The current role, as a regrole.';
 
-create function net._is_operator()
+create function pgnet.caller_is_owner()
     returns boolean
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
-comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+comment on function pgnet.caller_is_owner() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
 -- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
-create function net._require_owner()
+create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not net._is_operator() then
+    if not pgnet.caller_is_owner() then
         raise exception using
             errcode = 'insufficient_privilege',
             message = format('role "%s" is not the owner of pgnet', current_user),
@@ -144,10 +149,10 @@ begin
     end if;
 end
 $$;
-comment on function net._require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+comment on function pgnet.require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
 
 -- The role with this name, which need not be quoted.
-create function net._role(name text)
+create function pgnet.role_named(name text)
     returns regrole
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -163,7 +168,7 @@ begin
     return found_role;
 end
 $$;
-comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+comment on function pgnet.role_named(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
 -- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
 -- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
@@ -173,7 +178,7 @@ comment on function net._role(text) is 'The role of this name; raises 42704 wher
 
 -- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
 -- (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
-create function net._owners_path()
+create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -190,29 +195,29 @@ begin
         limit 1), '"$user", public') || ', pg_temp';
 end
 $$;
-comment on function net._owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+comment on function pgnet.owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
 
-create function net._use_owners_path()
+create function pgnet.use_owners_path()
     returns text language plpgsql volatile parallel unsafe
-as $$ begin return pg_catalog.set_config('search_path', net._owners_path(), true); end $$;
-comment on function net._use_owners_path() is 'Sets the owner''s path, until net._pin_path() or the end of the calling function.';
+as $$ begin return pg_catalog.set_config('search_path', pgnet.owners_path(), true); end $$;
+comment on function pgnet.use_owners_path() is 'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
 
-create function net._pin_path()
+create function pgnet.pin_path()
     returns text language plpgsql volatile parallel unsafe
 as $$ begin return pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); end $$;
-comment on function net._pin_path() is 'Sets the path of the extension''s functions again.';
+comment on function pgnet.pin_path() is 'Sets the path of the extension''s functions again.';
 
-create table net.worker_role (
+create table pgnet.worker_role (
     role regrole primary key
 );
-comment on table net.worker_role is
+comment on table pgnet.worker_role is
     'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
-select pg_catalog.pg_extension_config_dump('net.worker_role', '');
+select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
 -- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
 -- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
 -- has left its number behind in the table: nobody is a member of it.
-create function net._require_worker(
+create function pgnet.require_worker(
     -- the registration that the caller says it is; NULL: it does not say
     worker_id bigint default null
 )
@@ -226,7 +231,7 @@ declare
     registered record;
 begin
     if not pg_has_role(session_role, current_user, 'member')
-        and not exists (select from net.worker_role w where pg_has_role(session_role, w.role, 'member'))
+        and not exists (select from pgnet.worker_role w where pg_has_role(session_role, w.role, 'member'))
     then
         raise exception using
             errcode = 'insufficient_privilege',
@@ -254,7 +259,7 @@ begin
     if worker_id is null then
         return;
     end if;
-    select w.pid, w.ended into registered from net.worker w where w.id = worker_id;
+    select w.pid, w.ended into registered from pgnet.worker w where w.id = worker_id;
     if registered.pid is null or registered.ended is not null then
         raise exception using
             errcode = 'connection_does_not_exist',
@@ -269,7 +274,7 @@ begin
     end if;
 end
 $$;
-comment on function net._require_worker(bigint) is
+comment on function pgnet.require_worker(bigint) is
     'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
 
 -- ======== extension/20_settings.sql ========
@@ -277,7 +282,7 @@ comment on function net._require_worker(bigint) is
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
 
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
-create function net._known_settings()
+create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
     language sql immutable parallel safe cost 10 rows 16
     set search_path = pg_catalog, pg_temp
@@ -290,7 +295,7 @@ as $$
         ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
          'How long a response is kept after it was recorded.'),
         ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
-         'How long a request that failed is kept, body and all, in net.failed.'),
+         'How long a request that failed is kept, body and all, in net.failures.'),
         ('batch_size', 'integer', '500', 1, 10000, 'requests',
          'How many outcomes a worker records, and how many requests it claims, in one transaction.'),
         ('concurrency', 'integer', '1000', 1, 100000, 'requests',
@@ -322,10 +327,10 @@ as $$
         ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
          'The ports that may be requested: numbers and ranges, with commas.')
 $$;
-comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
+comment on function pgnet.known_settings() is 'The settings that exist; net.settings shows them with their values.';
 
 -- NULL where the value is fine, else what is wrong with it.
-create function net._setting_fault(setting_name text, setting_value text)
+create function pgnet.setting_fault(setting_name text, setting_value text)
     returns text
     language plpgsql stable parallel unsafe cost 100
     set search_path = pg_catalog, pg_temp
@@ -336,7 +341,7 @@ declare
     known record;
     amount numeric;
 begin
-    select * into known from net._known_settings() k where k.name = setting_name;
+    select * into known from pgnet.known_settings() k where k.name = setting_name;
     if not found then
         return pg_catalog.format('unknown setting "%s"', setting_name);
     end if;
@@ -382,61 +387,61 @@ begin
     return null;
 end
 $$;
-comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+comment on function pgnet.setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
 
-create table net.setting (
+create table pgnet.setting (
     name text primary key,
     value text not null,
-    constraint setting_is_valid check (net._setting_fault(name, value) is null)
+    constraint setting_is_valid check (pgnet.setting_fault(name, value) is null)
 );
-comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
-select pg_catalog.pg_extension_config_dump('net.setting', '');
+comment on table pgnet.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 
 -- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
-create table net.configuration (
+create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
-insert into net.configuration (revision, generation) values (1, 1);
+comment on table pgnet.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+insert into pgnet.configuration (revision, generation) values (1, 1);
 
-create function net._configuration_changed()
+create function pgnet.announce_configuration()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._require_owner();
-    update net.configuration set revision = revision + 1;
-    perform net._signal_workers('reload');
+    perform pgnet.require_owner();
+    update pgnet.configuration set revision = revision + 1;
+    perform pgnet.signal_workers('reload');
 end
 $$;
-comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+comment on function pgnet.announce_configuration() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
 
-create function net._current_setting(setting_name text)
+create function pgnet.setting_value(setting_name text)
     returns text
     language sql stable parallel safe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(
-        (select s.value from net.setting s where s.name = setting_name),
-        (select k.default_value from net._known_settings() k where k.name = setting_name))
+        (select s.value from pgnet.setting s where s.name = setting_name),
+        (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
 $$;
-comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+comment on function pgnet.setting_value(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
 
-create function net._max_timeout_milliseconds()
+create function pgnet.max_timeout_milliseconds()
     returns integer
     language sql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
-as $$ select (extract(epoch from net._current_setting('max_timeout')::interval) * 1000)::integer $$;
-comment on function net._max_timeout_milliseconds() is 'The setting max_timeout in ms.';
+as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
+comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
-    from net._known_settings() k
-    left join net.setting s on s.name operator(pg_catalog.=) k.name;
+    from pgnet.known_settings() k
+    left join pgnet.setting s on s.name operator(pg_catalog.=) k.name;
 comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
 
 create function net.configure(
@@ -451,7 +456,7 @@ create function net.configure(
 as $$
 declare
     fault text;
-    before text := net._current_setting(name);
+    before text := pgnet.setting_value(name);
     now_set text;
 begin
     if name is null or not exists (select from net.settings s where s.name = configure.name) then
@@ -461,9 +466,9 @@ begin
             hint = 'known: ' || (select pg_catalog.string_agg(s.name, ', ' order by s.name) from net.settings s);
     end if;
     if value is null then
-        delete from net.setting s where s.name = configure.name;
+        delete from pgnet.setting s where s.name = configure.name;
     else
-        fault := net._setting_fault(name, value);
+        fault := pgnet.setting_fault(name, value);
         if fault is not null then
             raise exception using
                 errcode = 'invalid_parameter_value',
@@ -472,19 +477,19 @@ begin
                         from net.settings s where s.name = configure.name);
         end if;
         -- Not in the constraint of the table: what it says must not depend on another row.
-        if name = 'timeout_milliseconds' and value::integer > net._max_timeout_milliseconds() then
+        if name = 'timeout_milliseconds' and value::integer > pgnet.max_timeout_milliseconds() then
             raise exception using
                 errcode = 'invalid_parameter_value',
                 message = pg_catalog.format('invalid value for setting "timeout_milliseconds": must not be more than max_timeout, %s ms',
-                    net._max_timeout_milliseconds()),
+                    pgnet.max_timeout_milliseconds()),
                 hint = pg_catalog.format('Raise that first: select net.configure(''max_timeout'', ''%s s'').',
                     pg_catalog.ceil(value::numeric / 1000));
         end if;
-        insert into net.setting values (configure.name, configure.value)
+        insert into pgnet.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
-    perform net._configuration_changed();
-    now_set := net._current_setting(name);
+    perform pgnet.announce_configuration();
+    now_set := pgnet.setting_value(name);
     raise notice using message = case when now_set = before then pg_catalog.format('setting "%s" stays %s', name, now_set)
         else pg_catalog.format('setting "%s" is %s now; it was %s', name, now_set, before) end;
 end
@@ -496,25 +501,25 @@ comment on function net.configure(text, text) is
 
 -- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
 
-create table net.egress_rule (
+create table pgnet.egress_rule (
     kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
     pattern text not null,
     allow boolean not null,
     created timestamptz not null default pg_catalog.now(),
     primary key (kind, pattern)
 );
-comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
-select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
+comment on table pgnet.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
-    from net.egress_rule r
+    from pgnet.egress_rule r
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
-create function net._networks(network text)
+create function pgnet.networks_of(network text)
     returns setof text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -543,10 +548,10 @@ begin
     end case;
 end
 $$;
-comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
+comment on function pgnet.networks_of(text) is 'The networks that a word or a cidr stands for.';
 
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
-create function net._host_pattern(pattern text)
+create function pgnet.host_pattern(pattern text)
     returns text
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -565,9 +570,9 @@ begin
     return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
-comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+comment on function pgnet.host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
 
-create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
+create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -578,25 +583,25 @@ declare
 begin
     if rule_allow is null then
         with gone as (
-            delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
+            delete from pgnet.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
         )
         select array_agg(g.pattern) into dropped from gone g;
     else
-        insert into net.egress_rule (kind, pattern, allow)
+        insert into pgnet.egress_rule (kind, pattern, allow)
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = case
         when dropped is not null then format('no rule for %s any more', array_to_string(dropped, ', '))
         when rule_allow is null then format('there was no rule for %s', listed)
-        when rule_allow and rule_kind = 'host' and net._current_setting('egress') <> 'listed' then format(
+        when rule_allow and rule_kind = 'host' and pgnet.setting_value('egress') <> 'listed' then format(
             'requests to %s are allowed; that counts once the setting egress is "listed"', listed)
         when rule_allow then format('requests to %s are allowed', listed)
         else format('requests to %s are refused', listed) end;
 end
 $$;
-comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+comment on function pgnet.set_egress_rules(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -604,7 +609,7 @@ create function net.allow_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), true) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
     'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
 
@@ -614,7 +619,7 @@ create function net.deny_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), false) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
     'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
 
@@ -624,7 +629,7 @@ create function net.forget_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), null) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
 comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
 
 create function net.allow_host(
@@ -633,7 +638,7 @@ create function net.allow_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], true) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], true) $$;
 comment on function net.allow_host(text) is
     'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
 
@@ -643,7 +648,7 @@ create function net.deny_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], false) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], false) $$;
 comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
 
 create function net.forget_host(
@@ -652,7 +657,7 @@ create function net.forget_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
 
 -- ======== extension/27_secrets.sql ========
@@ -660,51 +665,51 @@ comment on function net.forget_host(text) is 'Takes back what net.allow_host or 
 -- Secrets: requests hold their names; the values are put in by the worker that sends them.
 
 -- No CHECK here: the error of one prints the row, and the value with it.
-create table net.secret (
+create table pgnet.secret (
     name text primary key,
     value text,
     url_prefix text,
     created timestamptz default pg_catalog.now(),
     changed timestamptz default pg_catalog.now()
 );
-comment on table net.secret is
+comment on table pgnet.secret is
     'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
-comment on column net.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
-comment on column net.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+comment on column pgnet.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column pgnet.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
 -- Otherwise ANALYZE would keep samples of the values in pg_statistic.
-alter table net.secret alter column value set statistics 0;
+alter table pgnet.secret alter column value set statistics 0;
 
-create table net.secret_grant (
-    secret text references net.secret (name) on update cascade on delete cascade,
+create table pgnet.secret_grant (
+    secret text references pgnet.secret (name) on update cascade on delete cascade,
     role regrole,
     primary key (secret, role)
 );
-comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+comment on table pgnet.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
 -- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
 -- behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
-    from net.secret s
-    where net._is_operator()
+    from pgnet.secret s
+    where pgnet.caller_is_owner()
         or exists (
-            select from net.secret_grant g
+            select from pgnet.secret_grant g
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
 
-create function net._secret_covers(url_prefix text, url text)
+create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
     language plpython3u immutable parallel safe cost 100
 as $$
 from pgnet import sql_v1
 return sql_v1.secret_covers(url_prefix, url)
 $$;
-comment on function net._secret_covers(text, text) is
+comment on function pgnet.secret_covers(text, text) is
     'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
 
-create function net._secret_check(
+create function pgnet.inspect_secret(
     name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
 )
     language plpython3u immutable parallel safe cost 100
@@ -712,11 +717,11 @@ as $$
 from pgnet import sql_v1
 return sql_v1.secret_check(name, value, url_prefix)
 $$;
-comment on function net._secret_check(text, text, text) is
+comment on function pgnet.inspect_secret(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
 
 -- What a role that may not use a secret learns is the same whether there is one or not.
-create function net._refuse_secret(name text)
+create function pgnet.refuse_secret(name text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -729,7 +734,7 @@ begin
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if net._is_operator() then
+    if pgnet.caller_is_owner() then
         raise exception using
             errcode = 'undefined_object',
             message = format('secret "%s" does not exist', name),
@@ -741,10 +746,10 @@ begin
         hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
 end
 $$;
-comment on function net._refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+comment on function pgnet.refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
 
 -- What a secret is bound to, as far as the current role may use it.
-create function net._secret_prefix(name text)
+create function pgnet.secret_prefix(name text)
     returns text
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -752,9 +757,9 @@ as $$
 declare
     known record;
 begin
-    select s.url_prefix into known from net.secrets s where s.name = _secret_prefix.name;
+    select s.url_prefix into known from net.secrets s where s.name = secret_prefix.name;
     if not found then
-        perform net._refuse_secret(name);
+        perform pgnet.refuse_secret(name);
     end if;
     if known.url_prefix is null then
         raise exception using
@@ -765,18 +770,18 @@ begin
     return known.url_prefix;
 end
 $$;
-comment on function net._secret_prefix(text) is
+comment on function pgnet.secret_prefix(text) is
     'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) where there is none, 22023 where it has no prefix.';
 
-create function net._check_secret(name text, url text)
+create function pgnet.check_secret(name text, url text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    url_prefix text := net._secret_prefix(name);
+    url_prefix text := pgnet.secret_prefix(name);
 begin
-    if not net._secret_covers(url_prefix, url) then
+    if not pgnet.secret_covers(url_prefix, url) then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('secret "%s" may not go to this URL', name),
@@ -784,7 +789,7 @@ begin
     end if;
 end
 $$;
-comment on function net._check_secret(text, text) is
+comment on function pgnet.check_secret(text, text) is
     'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
 
 create function net.secret_url(
@@ -796,7 +801,7 @@ create function net.secret_url(
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
     -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is asked or raised.
-as $$ select format('%s/{secret:%s}', substring(net._secret_prefix(name) from '^https?://[^/]+'), name) $$;
+as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
 
@@ -818,18 +823,18 @@ declare
     checked record;
 begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
-        perform net._refuse_secret(name);
+        perform pgnet.refuse_secret(name);
     end if;
-    select * into checked from net._secret_check(set_secret.name, set_secret.value,
-        coalesce(set_secret.url_prefix, (select s.url_prefix from net.secret s where s.name = set_secret.name)));
+    select * into checked from pgnet.inspect_secret(set_secret.name, set_secret.value,
+        coalesce(set_secret.url_prefix, (select s.url_prefix from pgnet.secret s where s.name = set_secret.name)));
     if checked.message is not null then
-        perform net._raise('22023', checked.message, checked.hint);
+        perform pgnet.raise_error('22023', checked.message, checked.hint);
     end if;
-    insert into net.secret (name, value, url_prefix)
+    insert into pgnet.secret (name, value, url_prefix)
     values (set_secret.name, set_secret.value, checked.canonical_prefix)
     on conflict on constraint secret_pkey do update
         set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = format('secret "%s" is set; %s; %s', name,
         case when value is null then 'workers hold its value' else 'its value is in the database' end,
         case when checked.canonical_prefix is null then 'no request can carry it, net.configure_host can name it'
@@ -851,9 +856,9 @@ as $$
 declare
     dropped boolean;
 begin
-    delete from net.secret s where s.name = drop_secret.name;
+    delete from pgnet.secret s where s.name = drop_secret.name;
     dropped := found;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     if dropped then
         raise notice using message = format('secret "%s" is dropped; queued requests that name it will fail', name);
     end if;
@@ -863,29 +868,29 @@ $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
 
-create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
+create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee_role regrole := net._role(grantee);
+    grantee_role regrole := pgnet.role_named(grantee);
 begin
-    if not exists (select from net.secret s where s.name = secret_name) then
-        perform net._refuse_secret(secret_name);
+    if not exists (select from pgnet.secret s where s.name = secret_name) then
+        perform pgnet.refuse_secret(secret_name);
     end if;
-    delete from net.secret_grant g
+    delete from pgnet.secret_grant g
     where not exists (select from pg_roles r where r.oid = g.role)
         or (not granted and g.secret = secret_name and g.role = grantee_role);
     if granted then
-        insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+        insert into pgnet.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
         raise notice using message = format('role "%s" may use secret "%s"', grantee, secret_name);
     else
         raise notice using message = format('secret "%s" is not granted to role "%s"', secret_name, grantee);
     end if;
 end
 $$;
-comment on function net._set_secret_grant(text, text, boolean) is
+comment on function pgnet.set_secret_grant(text, text, boolean) is
     'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
 
 create function net.grant_secret(
@@ -896,7 +901,7 @@ create function net.grant_secret(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_secret_grant(name, role, true) $$;
+as $$ select pgnet.set_secret_grant(name, role, true) $$;
 comment on function net.grant_secret(text, text) is
     'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
 
@@ -908,12 +913,12 @@ create function net.revoke_secret(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_secret_grant(name, role, false) $$;
+as $$ select pgnet.set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
     'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
 
 -- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
-create function net._secrets(
+create function pgnet.claimed_secrets(
     -- the requests, the tokens of their claims, and the secrets they name: a triple each
     ids bigint[], tokens uuid[], names text[]
 )
@@ -931,8 +936,8 @@ create function net._secrets(
 as $$
 #variable_conflict use_column
 begin
-    perform net._lock_tables();
-    lock table net.secret, net.secret_grant in access share mode nowait;
+    perform pgnet.lock_tables();
+    lock table pgnet.secret, pgnet.secret_grant in access share mode nowait;
     return query
     with asked as materialized (
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
@@ -941,22 +946,22 @@ begin
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
             -- In here the current role is the owner.
             pg_has_role(q.requested_by, current_user, 'usage') or exists (
-                select from net.secret_grant g
+                select from pgnet.secret_grant g
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (
             select q.url, q.headers, q.requested_by from net.http_request_queue q
-            where q.id = a.id and exists (select from net.claim c where c.id = a.id and c.token = a.token offset 0)
+            where q.id = a.id and exists (select from pgnet.claim c where c.id = a.id and c.token = a.token offset 0)
             offset 0
         ) q
-        left join net.secret s on s.name = a.name
+        left join pgnet.secret s on s.name = a.name
     ), judged as (
         select a.*, case
             when a.named is not true then format('the request does not name the secret "%s"', a.name)
             when a.role is null then format('the role that asked for the secret "%s" does not exist any more', a.name)
             when not (a.known and a.granted) then format('secret "%s" does not exist, or role "%s" may not use it', a.name, a.role)
             when a.url_prefix is null then format('secret "%s" has no URL prefix: no request can use it', a.name)
-            when not net._secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
+            when not pgnet.secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
             end as fault
         from asked a
     )
@@ -965,7 +970,7 @@ begin
     from judged j;
 end
 $$;
-comment on function net._secrets(bigint[], uuid[], text[]) is
+comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
     'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
 
 -- ======== extension/28_hosts.sql ========
@@ -973,7 +978,7 @@ comment on function net._secrets(bigint[], uuid[], text[]) is
 -- What is said of single hosts: how to connect to them, whom to trust, what to show.
 
 -- The one list of what can be said of a host: name, kind, bounds, meaning.
-create function net._known_host_settings()
+create function pgnet.known_host_settings()
     returns table (name text, kind text, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
     set search_path = pg_catalog, pg_temp
@@ -991,10 +996,10 @@ as $$
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
-comment on function net._known_host_settings() is 'What net.configure_host knows.';
+comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
 -- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
-create function net._host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -1006,7 +1011,7 @@ begin
         if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
             return 'must be {"secret": name}';
         end if;
-        if not exists (select from net.secret s where s.name = given ->> 'secret') then
+        if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
             return format('names the secret "%s", which does not exist', given ->> 'secret');
         end if;
         return null;
@@ -1057,22 +1062,22 @@ begin
     return null;
 end
 $$;
-comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
 
-create table net.host (
+create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
-comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
-select pg_catalog.pg_extension_config_dump('net.host', '');
+comment on table pgnet.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
-    select h.pattern, h.settings from net.host h
+    select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
-create function net._configured_host(host text)
+create function pgnet.configured_host_pattern(host text)
     returns text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -1089,7 +1094,7 @@ begin
         null; -- a name
     end;
     begin
-        return net._host_pattern(host);
+        return pgnet.host_pattern(host);
     exception when invalid_parameter_value then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -1098,7 +1103,7 @@ begin
     end;
 end
 $$;
-comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+comment on function pgnet.configured_host_pattern(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -1111,14 +1116,14 @@ create function net.configure_host(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    host_pattern text := net._configured_host(host);
+    host_pattern text := pgnet.configured_host_pattern(host);
     merged jsonb;
     given record;
     fault text;
 begin
     if settings is null or settings = 'null' then
-        delete from net.host h where h.pattern = host_pattern;
-        perform net._configuration_changed();
+        delete from pgnet.host h where h.pattern = host_pattern;
+        perform pgnet.announce_configuration();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
@@ -1128,21 +1133,21 @@ begin
     end if;
     for given in
         select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
-        from jsonb_each(settings) s left join net._known_host_settings() k on k.name = s.key
+        from jsonb_each(settings) s left join pgnet.known_host_settings() k on k.name = s.key
     loop
         if given.name is null then
             raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_host_settings() k);
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_host_settings() k);
         end if;
         continue when given.value = 'null';
-        fault := net._host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        fault := pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
         if fault is not null then
             raise exception using errcode = 'invalid_parameter_value',
                 message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
-                hint = (select k.description from net._known_host_settings() k where k.name = given.key);
+                hint = (select k.description from pgnet.known_host_settings() k where k.name = given.key);
         end if;
     end loop;
-    merged := jsonb_strip_nulls(coalesce((select h.settings from net.host h where h.pattern = host_pattern), '{}') || settings);
+    merged := jsonb_strip_nulls(coalesce((select h.settings from pgnet.host h where h.pattern = host_pattern), '{}') || settings);
     if (merged ? 'client_certificate') <> (merged ? 'client_key') then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('client_certificate and client_key of host "%s" go together', host_pattern),
@@ -1165,12 +1170,12 @@ begin
             hint = 'Better: give the authority that signed it as "ca".';
     end if;
     if merged = '{}' then
-        delete from net.host h where h.pattern = host_pattern;
+        delete from pgnet.host h where h.pattern = host_pattern;
     else
-        insert into net.host (pattern, settings) values (host_pattern, merged)
+        insert into pgnet.host (pattern, settings) values (host_pattern, merged)
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
         else format('for host "%s" are configured: %s', host_pattern,
             (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;
@@ -1180,26 +1185,26 @@ comment on function net.configure_host(text, jsonb) is
     'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
 
 -- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
-create function net._host_settings()
+create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(jsonb_object_agg(h.pattern, (
         select jsonb_object_agg(s.key, coalesce(
-            (select to_jsonb(v.value) from net.secret v
+            (select to_jsonb(v.value) from pgnet.secret v
              where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
         from jsonb_each(h.settings) s)), '{}')
-    from net.host h
+    from pgnet.host h
 $$;
-comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+comment on function pgnet.host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
 
 -- ======== extension/29_retry.sql ========
 
 -- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
 
 -- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
-create function net._known_retry_settings()
+create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
     set search_path = pg_catalog, pg_temp
@@ -1219,9 +1224,9 @@ as $$
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
-comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+comment on function pgnet.known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
 
-create function net._built_in_retry_policies()
+create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
     language sql immutable parallel safe cost 10 rows 3
     set search_path = pg_catalog, pg_temp
@@ -1234,30 +1239,30 @@ as $$
             "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
-comment on function net._built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+comment on function pgnet.built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
 
-create table net.retry_policy (
+create table pgnet.retry_policy (
     name text primary key,
     settings jsonb not null
 );
-comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
-select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
+comment on table pgnet.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
     select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
     from (
-        select b.name, b.settings, true as built_in from net._built_in_retry_policies() b
+        select b.name, b.settings, true as built_in from pgnet.built_in_retry_policies() b
         union all
-        select o.name, o.settings, false from net.retry_policy o
+        select o.name, o.settings, false from pgnet.retry_policy o
     ) p
     cross join (
-        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from net._known_retry_settings() k
+        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
 
 -- NULL where the value is fine, else what is wrong with it.
-create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -1309,16 +1314,16 @@ begin
     end case;
 end
 $$;
-comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
-create function net._check_retry(name text)
+create function pgnet.check_retry_policy(name text)
     returns void
     language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = _check_retry.name) then
+    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = check_retry_policy.name) then
         return;
     end if;
     raise exception using
@@ -1328,7 +1333,7 @@ begin
         hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
 end
 $$;
-comment on function net._check_retry(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+comment on function pgnet.check_retry_policy(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
 
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
@@ -1350,15 +1355,15 @@ begin
             message = format('invalid name %s of a retry policy', coalesce('"' || left(name, 80) || '"', 'NULL')),
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if exists (select from net._built_in_retry_policies() b where b.name = configure_retry.name) then
+    if exists (select from pgnet.built_in_retry_policies() b where b.name = configure_retry.name) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('retry policy "%s" is built in: it cannot be changed', name),
             hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
     end if;
     if settings is null or settings = 'null' then
-        delete from net.retry_policy p where p.name = configure_retry.name;
+        delete from pgnet.retry_policy p where p.name = configure_retry.name;
         select string_agg(h.pattern, ', ' order by h.pattern) into users
-        from net.host h where h.settings ->> 'retry' = configure_retry.name;
+        from pgnet.host h where h.settings ->> 'retry' = configure_retry.name;
         if users is not null then
             raise exception using errcode = 'dependent_objects_still_exist',
                 message = format('retry policy "%s" is in use', name),
@@ -1366,7 +1371,7 @@ begin
                 hint = format('Give these hosts another one first: select net.configure_host(%L, ''{"retry": null}'')',
                     split_part(users, ', ', 1));
         end if;
-        perform net._configuration_changed();
+        perform pgnet.announce_configuration();
         raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
@@ -1376,24 +1381,24 @@ begin
     end if;
     for given in
         select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
-        from jsonb_each(settings) s left join net._known_retry_settings() k on k.name = s.key
+        from jsonb_each(settings) s left join pgnet.known_retry_settings() k on k.name = s.key
     loop
         if given.name is null then
             raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_retry_settings() k);
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_retry_settings() k);
         end if;
         continue when given.value = 'null';
-        fault := net._retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        fault := pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
         if fault is not null then
             raise exception using errcode = 'invalid_parameter_value',
                 message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
                 hint = given.description;
         end if;
     end loop;
-    insert into net.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
+    insert into pgnet.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = (
         select format('retry policy "%s": %s attempts at most, within %s ms', p.name, p.settings ->> 'max_attempts', p.settings ->> 'total_milliseconds')
         from net.retry_policies p where p.name = configure_retry.name);
@@ -1402,22 +1407,22 @@ $$;
 comment on function net.configure_retry(text, jsonb) is
     'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
 
-create function net._retry_policies()
+create function pgnet.retry_policy_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
-comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
+comment on function pgnet.retry_policy_settings() is 'All retry policies by name, complete, for workers.';
 
 -- ======== extension/30_queue.sql ========
 
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
 
 -- The host and port of a URL: hosts take turns. No column of the queue: computed for the index alone.
-create function net._host(url text)
+create function pgnet.host_of_url(url text)
     returns text language sql immutable parallel safe cost 1
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
-comment on function net._host(text) is 'The host and port of a canonical URL.';
+comment on function pgnet.host_of_url(text) is 'The host and port of a canonical URL.';
 
 -- What an INSERT costs is paid by every caller: a CHECK constraint is compiled anew by each, as a generated column is, and
 -- a view with a check option is more than rights on columns. So there are none of them: what the functions check the worker
@@ -1464,7 +1469,7 @@ comment on column net.http_request_queue.waits_since is 'When due was set: a clo
 comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
 -- The claim's scan skips over this one from host to host, and at each host from role to role. What waits for a time never stands
 -- in front of what is ready.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), requested_by, priority, id)
+create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
@@ -1480,7 +1485,7 @@ create view net._new_request as
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
 -- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one, or one that replication brings.
-create function net._was_numbered_here(request_id bigint)
+create function pgnet.was_numbered_here(request_id bigint)
     returns boolean
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -1491,21 +1496,21 @@ exception when object_not_in_prerequisite_state then
     return false;
 end
 $$;
-comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
+comment on function pgnet.was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
 
 create policy own_requests on net.http_request_queue for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy delete_own_requests on net.http_request_queue for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
-create view net._queue with (security_invoker) as
+create view pgnet.ready_request with (security_invoker) as
     select q.id, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.context, q.priority, q.requested_by,
-        net._host(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
+        pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
     from net.http_request_queue q
     where q.due is null and q.origin is null;
-comment on view net._queue is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
+comment on view pgnet.ready_request is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
 
-create table net.worker (
+create table pgnet.worker (
     id bigint generated always as identity primary key,
     kind text not null constraint worker_kind check (kind operator(pg_catalog.=) any (array['backend', 'process'])),
     pid integer not null,
@@ -1519,18 +1524,18 @@ create table net.worker (
     ended timestamptz,
     cut_off integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.1);
-comment on table net.worker is
+comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not take another's for its own.
 do $$
 begin
-    perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('net.worker', 'id'),
+    perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('pgnet.worker', 'id'),
         1000 operator(pg_catalog.*) pg_catalog.floor(pg_catalog.random() operator(pg_catalog.*) 1000000)::bigint operator(pg_catalog.+) 1, false);
 end
 $$;
 
-create table net.claim (
+create table pgnet.claim (
     id bigint primary key,
     host text not null,
     worker bigint,
@@ -1541,16 +1546,16 @@ create table net.claim (
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
-comment on table net.claim is
+comment on table pgnet.claim is
     'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
-comment on column net.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in net.unrecorded.';
-comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
-create policy own_claims on net.claim for select
+comment on column pgnet.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in pgnet.unrecorded.';
+comment on column pgnet.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
+create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
 -- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or something refuses them. They
 -- wait here and not in a worker: its memory is bounded, and it may stop.
-create table net.unrecorded (
+create table pgnet.unrecorded (
     id bigint primary key,
     token uuid not null,
     outcome json not null,
@@ -1559,16 +1564,16 @@ create table net.unrecorded (
     message text,
     hint text
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.unrecorded is
+comment on table pgnet.unrecorded is
     'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign key is in the way. Workers try again; net.check() names them.';
-comment on column net.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
-comment on column net.unrecorded.outcome is 'As net._record takes it, with headers and body.';
-comment on column net.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
-comment on column net.unrecorded.hint is 'What can be done about it.';
-create index unrecorded_retry_at on net.unrecorded (retry_at);
+comment on column pgnet.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
+comment on column pgnet.unrecorded.outcome is 'As pgnet.record_outcomes takes it, with headers and body.';
+comment on column pgnet.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
+comment on column pgnet.unrecorded.hint is 'What can be done about it.';
+create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
 -- Duties of the heartbeat that fail: each fails alone.
-create table net.fault (
+create table pgnet.fault (
     duty text primary key,
     since timestamptz not null default pg_catalog.clock_timestamp(),
     retry_at timestamptz not null,
@@ -1580,16 +1585,16 @@ create table net.fault (
     behind timestamptz,
     behind_id bigint
 );
-comment on table net.fault is
+comment on table pgnet.fault is
     'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. The other duties are done.';
-comment on column net.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
-comment on column net.fault.failures is 'How often it failed in a row.';
-comment on column net.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
-comment on column net.fault.kept is 'Of an expiry: how many rows could not be deleted.';
-comment on column net.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
-comment on column net.fault.behind_id is 'and of this id.';
+comment on column pgnet.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
+comment on column pgnet.fault.failures is 'How often it failed in a row.';
+comment on column pgnet.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
+comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
+comment on column pgnet.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
+comment on column pgnet.fault.behind_id is 'and of this id.';
 
-create table net.attempt (
+create table pgnet.attempt (
     request_id bigint not null,
     attempt integer not null,
     requested_by regrole not null,
@@ -1603,10 +1608,10 @@ create table net.attempt (
     retry_in interval,
     primary key (request_id, attempt)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
-create index attempt_ended on net.attempt (ended);
-create policy own_attempts on net.attempt for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+comment on table pgnet.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
+create index attempt_ended on pgnet.attempt (ended);
+create policy own_attempts on pgnet.attempt for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 create table net._http_response (
     -- pg_net's columns
@@ -1674,11 +1679,11 @@ comment on column net._http_response.total_ms is 'Milliseconds from the start to
 comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
 create policy own_responses on net._http_response for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy delete_own_responses on net._http_response for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
-create table net.failed (
+create table pgnet.failed (
     id bigint primary key,
     method net.http_method not null,
     url text not null,
@@ -1698,21 +1703,21 @@ create table net.failed (
     error_msg text,
     idempotency_key text
 );
-comment on table net.failed is
+comment on table pgnet.failed is
     'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
-comment on column net.failed.idempotency_key is
+comment on column pgnet.failed.idempotency_key is
     'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method needs none.';
-create index failed_failed on net.failed (failed);
-create policy own_failures on net.failed for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy delete_own_failures on net.failed for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create index failed_failed on pgnet.failed (failed);
+create policy own_failures on pgnet.failed for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy delete_own_failures on pgnet.failed for delete
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 -- What is to be done with a request. The calling role inserts the row itself, with its own rights, and a worker does it later, in
 -- the worker's session: so nothing runs with the owner's rights in the session of whoever calls net.cancel. INSERT and SELECT
 -- are all that PUBLIC has, here as on the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table.
 -- The key begins with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
-create table net.mark (
+create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
     action text not null constraint mark_action check (action operator(pg_catalog.=) any (array['cancel', 'forget', 'retry'])),
@@ -1723,33 +1728,35 @@ create table net.mark (
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
-comment on table net.mark is
+comment on table pgnet.mark is
     'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts only for a request of the role that stands in it. A role sees its own, and inserts them by these functions.';
-comment on column net.mark.request_id is 'The request''s id.';
-comment on column net.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
-comment on column net.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in net.failed.';
-comment on column net.mark.marked is 'When the transaction that marked it began.';
-comment on column net.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
-comment on column net.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
-create index mark_done on net.mark (request_id) where done;
-create policy own_marks on net.mark for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy insert_own_marks on net.mark for insert
+comment on column pgnet.mark.request_id is 'The request''s id.';
+comment on column pgnet.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
+comment on column pgnet.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in pgnet.failed.';
+comment on column pgnet.mark.marked is 'When the transaction that marked it began.';
+comment on column pgnet.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+comment on column pgnet.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
+create index mark_done on pgnet.mark (request_id) where done;
+create policy own_marks on pgnet.mark for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy insert_own_marks on pgnet.mark for insert
     with check (
-        requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and retry_at is null and not done
+        -- Whoever may not call net.cancel marks nothing, although the table stands in pgnet.
+        and pg_catalog.has_schema_privilege('net', 'usage')
         and (action operator(pg_catalog.<>) 'retry' or exists (
-            select from net.failed f
+            select from pgnet.failed f
             where f.id operator(pg_catalog.=) request_id and f.requested_by operator(pg_catalog.=) mark.requested_by)));
 
 -- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
 create policy insert_own_requests on net.http_request_queue for insert
     with check (
-        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and created operator(pg_catalog.=) current_timestamp
         and due is null and waits_since is null and origin is null
-        and net._was_numbered_here(id)
+        and pgnet.was_numbered_here(id)
         -- net.retry marks the failure first.
         and (retry_of is null or exists (
-            select from net.mark m
+            select from pgnet.mark m
             where m.requested_by operator(pg_catalog.=) http_request_queue.requested_by
                 and m.request_id operator(pg_catalog.=) retry_of and m.action operator(pg_catalog.=) 'retry')));
 
@@ -1759,7 +1766,7 @@ create policy insert_own_requests on net.http_request_queue for insert
 -- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
 
 -- Not part of a dump: what is restored from one is a database of its own.
-create table net.database (
+create table pgnet.database (
     system_identifier bigint not null,
     database_oid oid not null,
     key_namespace uuid not null default pg_catalog.gen_random_uuid(),
@@ -1769,26 +1776,26 @@ create table net.database (
     publisher_key_namespace uuid,
     single boolean primary key default true check (single)
 );
-comment on table net.database is
+comment on table pgnet.database is
     'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
-comment on column net.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
-comment on column net.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
-comment on column net.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
-comment on column net.database.own_ids_from is 'and so are 10^12 ids from this one.';
-comment on column net.database.last_id is 'The last id that was given before these.';
-comment on column net.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
-insert into net.database (system_identifier, database_oid)
+comment on column pgnet.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column pgnet.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column pgnet.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+comment on column pgnet.database.own_ids_from is 'and so are 10^12 ids from this one.';
+comment on column pgnet.database.last_id is 'The last id that was given before these.';
+comment on column pgnet.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+insert into pgnet.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
     join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
 
-create function net._copy_fault()
+create function pgnet.copy_fault()
     returns text
     language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when d.single is null then 'The table net.database is empty.'
+        when d.single is null then 'The table pgnet.database is empty.'
         when d.system_identifier <> s.system_identifier then format(
             'It is remembered as one of the server with the system identifier %s, and this one has %s.',
             d.system_identifier, s.system_identifier)
@@ -1798,12 +1805,12 @@ as $$
         end
     from pg_control_system() s
     join pg_database c on c.datname = current_database()
-    left join net.database d on true
+    left join pgnet.database d on true
 $$;
-comment on function net._copy_fault() is
+comment on function pgnet.copy_fault() is
     'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
 
-create function net._refuse_copy()
+create function pgnet.refuse_copy()
     returns void
     language plpgsql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
@@ -1811,8 +1818,8 @@ as $$
 declare
     fault text;
 begin
-    perform net._require_worker();
-    fault := net._copy_fault();
+    perform pgnet.require_worker();
+    fault := pgnet.copy_fault();
     if fault is not null then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
@@ -1823,13 +1830,13 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+comment on function pgnet.refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
 
 -- ---- the mode: whether anything is sent
 
 -- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
 -- from there, so these are read as they are.
-create function net._mode_sources()
+create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
@@ -1848,26 +1855,26 @@ as $$
         union all
         select 'the setting pgnet.mode of this session', current_setting('pgnet.mode', true)
         union all
-        select 'net.configure', net._current_setting('mode')
+        select 'net.configure', pgnet.setting_value('mode')
     ) s
     where s.said <> ''
 $$;
-comment on function net._mode_sources() is
+comment on function pgnet.mode_sources() is
     'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
 
-create function net._mode()
+create function pgnet.mode_in_force()
     returns text
     language sql volatile parallel unsafe cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
+        select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
-comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
+comment on function pgnet.mode_in_force() is 'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says anything.';
 
 -- ---- logical replication
 
-create function net._subscription()
+create function pgnet.applying_subscription()
     returns text
     language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
@@ -1878,11 +1885,11 @@ as $$
     where a.pid = pg_backend_pid()
     limit 1
 $$;
-comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+comment on function pgnet.applying_subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
 
 -- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
 -- a range of its own: neither a call here nor the replication may fail because the other has used the number.
-create function net._set_ids_apart()
+create function pgnet.set_ids_apart()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -1892,20 +1899,20 @@ declare
     used record;
 begin
     -- Of several that copy tables, the first one does it, and the others wait.
-    perform from net.database d where d.own_ids_from is null for update;
+    perform from pgnet.database d where d.own_ids_from is null for update;
     if found then
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
-        update net.database
+        update pgnet.database
         set own_ids_from = range_start, last_id = case when used.is_called then used.last_value else 0 end,
             -- In a copy the numbers are the original's. The margin: numbers that are given out at this very moment.
-            own_ids_until = case when used.is_called and net._copy_fault() is null then used.last_value + 1000 else 0 end;
+            own_ids_until = case when used.is_called and pgnet.copy_fault() is null then used.last_value + 1000 else 0 end;
         perform setval('net.http_request_queue_id_seq', range_start, false);
     end if;
 end
 $$;
-comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+comment on function pgnet.set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
 
-create function net._is_known(table_name name, request_id bigint, attempt integer)
+create function pgnet.is_known_row(table_name name, request_id bigint, attempt integer)
     returns boolean
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -1913,48 +1920,48 @@ as $$
     select case table_name
         when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
         when '_http_response' then exists (select from net._http_response r where r.id = request_id)
-        when 'failed' then exists (select from net.failed f where f.id = request_id)
-        when 'attempt' then exists (select from net.attempt a where a.request_id = _is_known.request_id and a.attempt = _is_known.attempt)
+        when 'failed' then exists (select from pgnet.failed f where f.id = request_id)
+        when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
 $$;
-comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
+comment on function pgnet.is_known_row(name, bigint, integer) is 'Whether the table has a row with this key.';
 
 -- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
-create function net._refuse_other_tables(table_schema name)
+create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if table_schema <> 'net' then
+    if table_schema not in ('net', 'pgnet') then
         raise exception using
             errcode = 'insufficient_privilege',
             message = 'this trigger function is for the tables of pgnet only';
     end if;
 end
 $$;
-comment on function net._refuse_other_tables(name) is 'Raises 42501 for a table that is not in the schema net.';
+comment on function pgnet.refuse_other_tables(name) is 'Raises 42501 for a table that is in neither of the extension''s schemas.';
 
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
-create function net._take_replicated()
+create function pgnet.take_replicated_row()
     returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    subscription text := net._subscription();
+    subscription text := pgnet.applying_subscription();
     own record;
     request_id bigint;
     attempt integer;
 begin
-    perform net._refuse_other_tables(tg_table_schema);
+    perform pgnet.refuse_other_tables(tg_table_schema);
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
-            select d.own_ids_until, d.own_ids_from into own from net.database d;
+            select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             if own.own_ids_from is null then
-                perform net._set_ids_apart();
-                select d.own_ids_until, d.own_ids_from into own from net.database d;
+                perform pgnet.set_ids_apart();
+                select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             end if;
             if tg_table_name = 'attempt' then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
@@ -1963,7 +1970,7 @@ begin
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
             if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999
-                or (tg_op = 'INSERT' and net._is_known(tg_table_name, request_id, attempt))
+                or (tg_op = 'INSERT' and pgnet.is_known_row(tg_table_name, request_id, attempt))
             then
                 return null;
             end if;
@@ -1971,33 +1978,33 @@ begin
         if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
             new.origin := coalesce(subscription, case
                 when tg_op = 'UPDATE' then old.origin
-                when not net._was_numbered_here(new.id) then 'replica' end);
+                when not pgnet.was_numbered_here(new.id) then 'replica' end);
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function net._take_replicated() is
+comment on function pgnet.take_replicated_row() is
     'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
-create function net._keep_own()
+create function pgnet.keep_own_row()
     returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
+    perform pgnet.refuse_other_tables(tg_table_schema);
+    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or pgnet.applying_subscription() is not null) then
         if tg_table_name = 'database' and tg_op <> 'DELETE' then
-            update net.database set publisher_key_namespace = new.key_namespace;
+            update pgnet.database set publisher_key_namespace = new.key_namespace;
         end if;
         return null;
     end if;
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
+comment on function pgnet.keep_own_row() is 'For what replication brings of workers, claims and settings: it is dropped.';
 
 do $$
 declare
@@ -2006,11 +2013,11 @@ begin
     for relation in
         select c.oid::pg_catalog.regclass as name,
             case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
-                then '_take_replicated' else '_keep_own' end as procedure
+                then 'take_replicated_row' else 'keep_own_row' end as procedure
         from pg_catalog.pg_class c
-        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
     loop
-        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function net.%I()',
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
             relation.name, relation.procedure);
         -- It fires for what is replicated, and nobody else pays for it.
         execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
@@ -2027,14 +2034,14 @@ create function net.adopt_database()
     set session_replication_role = origin
 as $$
 declare
-    was_copy boolean := net._copy_fault() is not null;
+    was_copy boolean := pgnet.copy_fault() is not null;
     remembered record;
     used record;
     highest bigint;
     subscriptions text;
 begin
-    perform net._require_owner();
-    lock table net.database in share row exclusive mode;
+    perform pgnet.require_owner();
+    lock table pgnet.database in share row exclusive mode;
     select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
     from pg_subscription s
     join pg_subscription_rel r on r.srsubid = s.oid
@@ -2046,12 +2053,12 @@ begin
             hint = 'Drop it, or disable it, and adopt the database again.';
     end if;
 
-    select * into remembered from net.database d;
+    select * into remembered from pgnet.database d;
     select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
     highest := greatest(
         (select max(q.id) from net.http_request_queue q),
         (select max(r.id) from net._http_response r),
-        (select max(f.id) from net.failed f),
+        (select max(f.id) from pgnet.failed f),
         case
             when used.is_called then used.last_value
             -- Set apart for this server's own, but none was made: go on where the publisher was.
@@ -2062,8 +2069,8 @@ begin
         0);
     perform setval('net.http_request_queue_id_seq', highest + 1, false);
 
-    delete from net.database;
-    insert into net.database (system_identifier, database_oid, key_namespace)
+    delete from pgnet.database;
+    insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
         -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
@@ -2074,12 +2081,12 @@ begin
 
     update net.http_request_queue set origin = null where origin is not null;
     -- The sessions of a copy's workers may be alive in the original.
-    delete from net.worker w
+    delete from pgnet.worker w
     where was_copy or not exists (
         select from pg_stat_get_activity(w.pid) a
         where a.backend_start = w.backend_start and a.datid = (select c.oid from pg_database c where c.datname = current_database()));
-    perform net._rescue();
-    perform net._configuration_changed();
+    perform pgnet.rescue_requests();
+    perform pgnet.announce_configuration();
     perform net.wake();
 end
 $$;
@@ -2095,17 +2102,17 @@ comment on function net.adopt_database() is
 
 -- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
 -- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
-create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
 return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._check(text, text, jsonb, jsonb, integer, jsonb) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where net._second_look decides. Also arms the wake-up at the commit.';
+comment on function pgnet.check_request(text, text, jsonb, jsonb, integer, jsonb) is
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
 
-create function net._inspect(
+create function pgnet.inspect_request(
     method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
     -- the URL as it is stored, and the secrets that the request names
     out complete_url text, out secrets text[],
@@ -2117,10 +2124,10 @@ as $$
 from pgnet import sql_v1
 return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
-    'What net._check found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
+comment on function pgnet.inspect_request(text, text, jsonb, jsonb, integer, jsonb) is
+    'What pgnet.check_request found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
 
-create function net._raise(sqlstate text, message text, hint text)
+create function pgnet.raise_error(sqlstate text, message text, hint text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2132,11 +2139,11 @@ begin
     raise exception using errcode = sqlstate, message = message, hint = hint;
 end
 $$;
-comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
+comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
 -- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
 -- is told by the arguments: options are NULL in pg_net's three.
-create function net._refuse_altered(method text, options jsonb)
+create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2151,8 +2158,8 @@ declare
 begin
     select p.oid into altered
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.prosecdef
-        and p.proname = any (called || array['_second_look', '_check_secret', '_secret_prefix']);
+    where p.prosecdef and (p.pronamespace = to_regnamespace('net') and p.proname = any (called)
+        or p.pronamespace = to_regnamespace('pgnet') and p.proname = any ( array['check_or_raise', 'check_secret', 'secret_prefix']));
     if found then
         raise exception using
             errcode = 'insufficient_privilege',
@@ -2162,10 +2169,10 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_altered(text, jsonb) is
+comment on function pgnet.refuse_altered_function(text, jsonb) is
     'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
 
-create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+create function pgnet.check_or_raise(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2174,24 +2181,24 @@ declare
     found record;
     secret text;
 begin
-    select * into found from net._inspect(method, url, params, headers, timeout_milliseconds, options);
+    select * into found from pgnet.inspect_request(method, url, params, headers, timeout_milliseconds, options);
     if found.message is not null then
-        perform net._raise(found.sqlstate, found.message, found.hint);
+        perform pgnet.raise_error(found.sqlstate, found.message, found.hint);
     end if;
     if found.secrets <> '{}' then
-        perform net._refuse_altered(method, options);
+        perform pgnet.refuse_altered_function(method, options);
     end if;
     foreach secret in array found.secrets loop
-        perform net._check_secret(secret, found.complete_url);
+        perform pgnet.check_secret(secret, found.complete_url);
     end loop;
     return found.complete_url;
 end
 $$;
-comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
+comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
 -- Headers with a Content-Type where none is given in any case.
-create function net._with_type(headers jsonb, content_type text)
+create function pgnet.with_content_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
@@ -2206,7 +2213,7 @@ begin
     return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function net._with_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
+comment on function pgnet.with_content_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -2223,11 +2230,11 @@ create function net.http_get(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    target pg_catalog.text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    target pg_catalog.text := pgnet.check_request('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        target := pgnet.check_or_raise('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -2257,12 +2264,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
-        else net._with_type(http_post.headers, 'application/json') end;
-    target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        else pgnet.with_content_type(http_post.headers, 'application/json') end;
+    target pg_catalog.text := pgnet.check_request('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        target := pgnet.check_or_raise('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -2292,12 +2299,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
-        else net._with_type(http_delete.headers, 'application/json') end;
-    target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        else pgnet.with_content_type(http_delete.headers, 'application/json') end;
+    target pg_catalog.text := pgnet.check_request('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        target := pgnet.check_or_raise('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -2308,16 +2315,16 @@ $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
     'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
 
-create function net._form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
+create function pgnet.inspect_form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
     language plpython3u immutable parallel safe cost 10
 as $$
 from pgnet import sql_v1
 return sql_v1.form(form)
 $$;
-comment on function net._form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+comment on function pgnet.inspect_form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
 -- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
-create function net._require_utf8(headers jsonb)
+create function pgnet.require_utf8(headers jsonb)
     returns void
     language plpgsql immutable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2335,9 +2342,9 @@ begin
     end if;
 end
 $$;
-comment on function net._require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
+comment on function pgnet.require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
 
-create function net._encode_form(form jsonb)
+create function pgnet.encode_form(form jsonb)
     returns bytea
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2345,14 +2352,14 @@ as $$
 declare
     made record;
 begin
-    select * into made from net._form(form);
+    select * into made from pgnet.inspect_form(form);
     if made.message is not null then
-        perform net._raise(made.sqlstate, made.message, made.hint);
+        perform pgnet.raise_error(made.sqlstate, made.message, made.hint);
     end if;
     return convert_to(made.encoded, 'UTF8');
 end
 $$;
-comment on function net._encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+comment on function pgnet.encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -2402,10 +2409,10 @@ declare
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
-        perform net._raise('22023', 'a request has at most one body', 'Give one of body, body_text, body_form and body_bytes.');
+        perform pgnet.raise_error('22023', 'a request has at most one body', 'Give one of body, body_text, body_form and body_bytes.');
     elsif bodies operator(pg_catalog.=) 1 then
         if token operator(pg_catalog.=) 'HEAD' then
-            perform net._raise('22023', 'a HEAD request has no body', 'Leave the body out, or use GET or POST.');
+            perform pgnet.raise_error('22023', 'a HEAD request has no body', 'Leave the body out, or use GET or POST.');
         end if;
         if http_request.body is not null then
             content_type := 'application/json';
@@ -2415,7 +2422,7 @@ begin
             content := pg_catalog.convert_to(http_request.body_text, 'UTF8');
         elsif http_request.body_form is not null then
             content_type := 'application/x-www-form-urlencoded';
-            content := net._encode_form(http_request.body_form);
+            content := pgnet.encode_form(http_request.body_form);
         else
             content_type := 'application/octet-stream';
             content := http_request.body_bytes;
@@ -2423,34 +2430,34 @@ begin
         if typed_headers is null or typed_headers operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
             typed_headers := pg_catalog.jsonb_build_object('Content-Type', content_type);
         else
-            typed_headers := net._with_type(typed_headers, content_type);
+            typed_headers := pgnet.with_content_type(typed_headers, content_type);
         end if;
     end if;
     if token is null then
-        perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
+        perform pgnet.raise_error('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
-    target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
+    target := pgnet.check_request(token, http_request.url, http_request.params, typed_headers, total, chosen);
     if target is null then
-        target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
+        target := pgnet.check_or_raise(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
-        perform net._require_utf8(typed_headers);
+        perform pgnet.require_utf8(typed_headers);
     end if;
     if pg_catalog.pg_column_size(http_request.context) operator(pg_catalog.>) 100000
-        and net._json_text(http_request.context, 16000000) is null
+        and pgnet.json_text(http_request.context, 16000000) is null
     then
-        perform net._raise('22023', 'the context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8',
+        perform pgnet.raise_error('22023', 'the context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8',
             'It comes back with the outcome: keep in a table what is large, and give its key here.');
     end if;
     -- Checked by now: an object.
     others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
     if http_request.retry is not null then
-        perform net._check_retry(http_request.retry);
+        perform pgnet.check_retry_policy(http_request.retry);
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('retry', http_request.retry);
     end if;
     if http_request.max_attempts is not null then
         if http_request.max_attempts operator(pg_catalog.<) 1 or http_request.max_attempts operator(pg_catalog.>) 1000 then
-            perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
+            perform pgnet.raise_error('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
@@ -2483,7 +2490,7 @@ create function net.http_put(
     set search_path = pg_catalog, pg_temp
 as $$
     select net.http_request('PUT', url, body => body, params => params,
-        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+        headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
     'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
@@ -2506,7 +2513,7 @@ create function net.http_patch(
     set search_path = pg_catalog, pg_temp
 as $$
     select net.http_request('PATCH', url, body => body, params => params,
-        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+        headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
     'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
@@ -2531,7 +2538,7 @@ $$;
 comment on function net.http_head(text, jsonb, jsonb, integer) is
     'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
 
-create function net._multipart(
+create function pgnet.inspect_multipart(
     parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
 )
     language plpython3u volatile parallel unsafe cost 100
@@ -2539,7 +2546,7 @@ as $$
 from pgnet import sql_v1
 return sql_v1.multipart(parts, files)
 $$;
-comment on function net._multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+comment on function pgnet.inspect_multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
 
 create function net.multipart(
     -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
@@ -2557,9 +2564,9 @@ as $$
 declare
     made record;
 begin
-    select * into made from net._multipart(parts, files);
+    select * into made from pgnet.inspect_multipart(parts, files);
     if made.message is not null then
-        perform net._raise(made.sqlstate, made.message, made.hint);
+        perform pgnet.raise_error(made.sqlstate, made.message, made.hint);
     end if;
     content_type := made.content_type;
     body := made.body;
@@ -2581,7 +2588,7 @@ $$;
 comment on function net._urlencode_string(varchar) is
     'Percent-encodes text as UTF-8, RFC 3986 unreserved characters kept. NULL gives NULL.';
 
-create function net._append_to_query(
+create function pgnet.append_to_query(
     url text, params_array text[], out encoded text, out message text, out hint text, out sqlstate text
 )
     language plpython3u immutable parallel safe cost 10
@@ -2589,7 +2596,7 @@ as $$
 from pgnet import sql_v1
 return sql_v1.append_to_query(url, params_array)
 $$;
-comment on function net._append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+comment on function pgnet.append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
 
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
@@ -2604,9 +2611,9 @@ as $$
 declare
     result record;
 begin
-    select * into result from net._append_to_query(url, params_array);
+    select * into result from pgnet.append_to_query(url, params_array);
     if result.message is not null then
-        perform net._raise(result.sqlstate, result.message, result.hint);
+        perform pgnet.raise_error(result.sqlstate, result.message, result.hint);
     end if;
     return result.encoded;
 end
@@ -2618,22 +2625,22 @@ comment on function net._encode_url_with_params_array(text, text[]) is
 
 -- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
 
-create function net._arm(signal text)
+create function pgnet.arm_wake_up(signal text)
     returns text
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
-comment on function net._arm(text) is
+comment on function pgnet.arm_wake_up(text) is
     'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
 
-create function net._signal_workers(signal text)
+create function pgnet.signal_workers(signal text)
     returns void
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._arm(signal) $$;
-comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
+as $$ select pgnet.arm_wake_up(signal) $$;
+comment on function pgnet.signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
 
 create function net.wake()
     returns void
@@ -2645,27 +2652,27 @@ $$;
 comment on function net.wake() is
     'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
 
-create function net._wake_next(slot integer)
+create function pgnet.wake_next_worker(slot integer)
     returns void
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 sql_v1.wake_next(slot)
 $$;
-comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+comment on function pgnet.wake_next_worker(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
 
-create function net._wake_up_fault()
+create function pgnet.wake_up_fault()
     returns text
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
-comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+comment on function pgnet.wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
 
-create procedure net._wait(
+create procedure pgnet.wait_for_signals(
     -- how long at most, in seconds
     timeout double precision,
     -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
@@ -2676,10 +2683,10 @@ create procedure net._wait(
     language plpython3u
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
-comment on procedure net._wait(double precision, text, integer) is
+comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
 
 -- ======== extension/50_outbox.sql ========
@@ -2690,30 +2697,30 @@ comment on procedure net._wait(double precision, text, integer) is
 -- as any other, and any index. So what is looked up for a row is a sub-select with OFFSET 0, of which it cannot make a join; what
 -- is changed or deleted is given as an array of ids; and ORDER BY, with enable_sort off, names the index to read.
 
-create function net._alive(worker_pid integer, worker_backend_start timestamptz)
+create function pgnet.session_is_alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
     language sql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
     select exists (select from pg_stat_get_activity(worker_pid) a where a.backend_start = worker_backend_start)
 $$;
-comment on function net._alive(integer, timestamptz) is
+comment on function pgnet.session_is_alive(integer, timestamptz) is
     'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
 
-create function net._worker_is_up()
+create function pgnet.worker_is_up()
     returns boolean
     language sql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
 as $$
-    select exists (select from net.worker w where w.ended is null and net._alive(w.pid, w.backend_start))
+    select exists (select from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start))
 $$;
-comment on function net._worker_is_up() is 'Whether a worker serves this database now.';
+comment on function pgnet.worker_is_up() is 'Whether a worker serves this database now.';
 
 -- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
 -- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
 -- Whoever may not work is told so first, and locks nothing.
-create function net._lock_tables(
-    -- as for net._require_worker
+create function pgnet.lock_tables(
+    -- as for pgnet.require_worker
     worker_id bigint default null
 )
     returns void
@@ -2726,22 +2733,24 @@ declare
 begin
     for round in 1 .. 10 loop
         begin
-            lock table net.worker_role, net.worker in access share mode nowait;
-            perform net._require_worker(worker_id);
-            lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded, net.worker
+            lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
+            perform pgnet.require_worker(worker_id);
+            lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
                 in row exclusive mode nowait;
-            lock table net._queue, net.setting, net.configuration, net.database, net.mark in access share mode nowait;
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
             -- At the commit, behind what the session does next, its path would count, and from PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
             return;
         exception when lock_not_available then
             null;
         end;
-        foreach relation in array array['http_request_queue', 'claim', 'attempt', '_http_response', 'failed', 'unrecorded', 'worker',
-            '_queue', 'setting', 'configuration', 'database', 'worker_role', 'mark']
+        foreach relation in array array[
+            'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
+            'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
+            'pgnet.mark']
         loop
             begin
-                execute format('lock table net.%I in row exclusive mode', relation);
+                execute format('lock table %s in row exclusive mode', relation);
                 raise exception using errcode = 'PN000';
             exception when sqlstate 'PN000' then
                 null; -- it has let go of the lock again
@@ -2751,15 +2760,15 @@ begin
     raise exception using
         errcode = 'lock_not_available',
         message = 'the tables of pgnet are locked again and again',
-        hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace = ''net''::regnamespace).';
+        hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace in (''net''::regnamespace, ''pgnet''::regnamespace)).';
 end
 $$;
-comment on function net._lock_tables(bigint) is
-    'Asks net._require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+comment on function pgnet.lock_tables(bigint) is
+    'Asks pgnet.require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
 
 -- ---- what fails, and what can be done about it
 
-create function net._remedy(relations regclass[], state text, referrer text, constraint_name text)
+create function pgnet.remedy(relations regclass[], state text, referrer text, constraint_name text)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2779,28 +2788,28 @@ as $$
             'The server''s log says more.')
     end
 $$;
-comment on function net._remedy(regclass[], text, text, text) is
+comment on function pgnet.remedy(regclass[], text, text, text) is
     'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
 
-create function net._fire_deferred()
+create function pgnet.fire_deferred()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._use_owners_path();
+    perform pgnet.use_owners_path();
     set constraints all immediate;
 end
 $$;
-comment on function net._fire_deferred() is
+comment on function pgnet.fire_deferred() is
     'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
 
-create function net._note_fault(duty text, message text, hint text, brief boolean default false)
+create function pgnet.note_fault(duty text, message text, hint text, brief boolean default false)
     returns void
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    insert into net.fault as f (duty, retry_at, failures, message, hint, brief)
+    insert into pgnet.fault as f (duty, retry_at, failures, message, hint, brief)
     values (duty, clock_timestamp() + interval '1 s', 1, message, hint, brief)
     on conflict on constraint fault_pkey do update
     set message = excluded.message, hint = excluded.hint, brief = excluded.brief, failures = f.failures + 1,
@@ -2808,27 +2817,27 @@ as $$
     -- A lock of the moment hides no lasting fault.
     where f.brief or not excluded.brief
 $$;
-comment on function net._note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
+comment on function pgnet.note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
 
-create function net._is_idempotent(method text)
+create function pgnet.is_idempotent(method text)
     returns boolean
     language sql immutable parallel safe cost 1
 as $$
     select pg_catalog.upper(method collate "C")
         operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
 $$;
-comment on function net._is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+comment on function pgnet.is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
 
-create function net._derived_key(key_namespace uuid, id bigint, created timestamptz)
+create function pgnet.derived_idempotency_key(key_namespace uuid, id bigint, created timestamptz)
     returns text
     language sql stable parallel safe cost 10
 as $$
     select pg_catalog.md5(pg_catalog.concat_ws(':', key_namespace, id, extract(epoch from created)))::pg_catalog.uuid::pg_catalog.text
 $$;
-comment on function net._derived_key(uuid, bigint, timestamptz) is
+comment on function pgnet.derived_idempotency_key(uuid, bigint, timestamptz) is
     'An idempotency key that is the same for each attempt of a request, and for no other request.';
 
-create function net._idempotency_key(id bigint, created timestamptz, method text, options jsonb)
+create function pgnet.idempotency_key(id bigint, created timestamptz, method text, options jsonb)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -2837,14 +2846,14 @@ as $$
         when options ? 'idempotency_key' then
             -- Another value than a string may be 1 GB as text.
             case when jsonb_typeof(options -> 'idempotency_key') = 'string' then options ->> 'idempotency_key' end
-        when not net._is_idempotent(method) then net._derived_key((select d.key_namespace from net.database d), id, created)
+        when not pgnet.is_idempotent(method) then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), id, created)
     end
 $$;
-comment on function net._idempotency_key(bigint, timestamptz, text, jsonb) is
+comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
     'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
 
 -- Ends a queued request that has no answer to show.
-create function net._end(id bigint, state text, error_msg text, attempts integer)
+create function pgnet.end_without_answer(id bigint, state text, error_msg text, attempts integer)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2856,38 +2865,38 @@ declare
     path text;
 begin
     with request as materialized (
-        select q.* from net.http_request_queue q where q.id = _end.id
+        select q.* from net.http_request_queue q where q.id = end_without_answer.id
     ), dequeued as (
-        delete from net.http_request_queue q where q.id = _end.id
+        delete from net.http_request_queue q where q.id = end_without_answer.id
     ), unclaimed as (
-        delete from net.claim c where c.id = _end.id
+        delete from pgnet.claim c where c.id = end_without_answer.id
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
         )
-        select r.id, _end.state::net.request_state, false, _end.error_msg, _end.attempts, r.context, r.method, r.url,
+        select r.id, end_without_answer.state::net.request_state, false, end_without_answer.error_msg, end_without_answer.attempts, r.context, r.method, r.url,
             r.requested_by, r.created, r.retry_of
         from request r
     ), failed as (
-        insert into net.failed (
+        insert into pgnet.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
             retry_of, state, attempts, error_msg, idempotency_key
         )
         select r.id, r.method, r.url, r.headers, r.body, r.timeout_milliseconds, r.requested_by, r.created, r.priority,
-            r.context, r.options, r.retry_of, _end.state::net.request_state, _end.attempts, _end.error_msg,
-            net._idempotency_key(r.id, r.created, r.method, r.options)
+            r.context, r.options, r.retry_of, end_without_answer.state::net.request_state, end_without_answer.attempts, end_without_answer.error_msg,
+            pgnet.idempotency_key(r.id, r.created, r.method, r.options)
         from request r
-        where _end.state in ('failed', 'unknown')
+        where end_without_answer.state in ('failed', 'unknown')
     )
-    select net._use_owners_path() into path;
+    select pgnet.use_owners_path() into path;
 end
 $$;
-comment on function net._end(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+comment on function pgnet.end_without_answer(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
 
 -- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
 -- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
 -- somebody else holds a lock on keeps its claim until the next look.
-create function net._free(
+create function pgnet.return_claims(
     -- the requests; NULL means none
     ids bigint[],
     -- what became of the attempt
@@ -2895,7 +2904,7 @@ create function net._free(
     -- lost: with its worker; stopped: the worker ended in order
     ending text
 )
-    -- how many could not be freed, because something refuses it; net.fault has one of them
+    -- how many could not be freed, because something refuses it; pgnet.fault has one of them
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2905,7 +2914,7 @@ create function net._free(
 as $$
 declare
     request record;
-    max_losses integer := net._current_setting('max_losses')::integer;
+    max_losses integer := pgnet.setting_value('max_losses')::integer;
     fate text;
     message text;
     path text;
@@ -2917,8 +2926,8 @@ declare
 begin
     for request in
         select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
-            (select count(*) from net.attempt a where a.request_id = c.id and a.ending = 'lost') + 1 as losses
-        from net.claim c
+            (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending = 'lost') + 1 as losses
+        from pgnet.claim c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
         ) q on true
@@ -2931,7 +2940,7 @@ begin
         continue when request.seen and not request.locked;
         begin
             if not request.locked then -- its requester has deleted it
-                delete from net.claim c where c.id = request.claim_id;
+                delete from pgnet.claim c where c.id = request.claim_id;
                 continue;
             end if;
             fate := null;
@@ -2944,28 +2953,28 @@ begin
             end if;
             if fate is null then
                 with attempted as (
-                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
                     values (
-                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = request.id)),
-                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)
+                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = request.id)),
+                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)
                     on conflict do nothing
                 ), quarantined as (
                     update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
-                    where q.id = request.id and _free.ending = 'lost' and request.losses >= 2
+                    where q.id = request.id and return_claims.ending = 'lost' and request.losses >= 2
                 ), unclaimed as (
-                    delete from net.claim c where c.id = request.id
+                    delete from pgnet.claim c where c.id = request.id
                 )
-                select net._use_owners_path() into path;
-                perform net._pin_path();
+                select pgnet.use_owners_path() into path;
+                perform pgnet.pin_path();
             else
-                perform net._end(request.id, fate, message, request.attempt);
+                perform pgnet.end_without_answer(request.id, fate, message, request.attempt);
             end if;
-            perform net._fire_deferred();
+            perform pgnet.fire_deferred();
         exception when others then
             -- This one stays claimed; the others are freed.
             get stacked diagnostics fault = message_text, referrer = table_name, referrer_schema = schema_name, broken = constraint_name;
-            perform net._note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), net._remedy(
-                array['net.http_request_queue', 'net.claim', 'net.attempt', 'net._http_response', 'net.failed']::regclass[],
+            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), pgnet.remedy(
+                array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::regclass[],
                 sqlstate, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')));
             failed := failed + 1;
         end;
@@ -2973,10 +2982,10 @@ begin
     return failed;
 end
 $$;
-comment on function net._free(bigint[], text, text) is
-    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in net.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+comment on function pgnet.return_claims(bigint[], text, text) is
+    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
 
-create function net._register(
+create function pgnet.register_worker(
     -- backend: the worker is this session; process: it only talks through this session
     worker_kind text,
     -- for a worker whose connection broke: the id and the secret it was given, and the requests it still works on
@@ -2999,49 +3008,49 @@ as $$
 declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
-    perform net._lock_tables();
+    perform pgnet.lock_tables();
     -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
     -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
     execute 'unlisten pgnet';
-    perform net._refuse_copy();
-    update net.worker w
+    perform pgnet.refuse_copy();
+    update pgnet.worker w
     set pid = pg_backend_pid(), backend_start = session_start, gone_since = null, stalled_since = null, ended = null
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
         -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
-        delete from net.claim c where c.id = any (array(
-            select o.id from net.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
+        delete from pgnet.claim c where c.id = any (array(
+            select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
         return;
     end if;
     -- One session is one worker: an earlier run in it that was broken off left this.
     for known_id in
-        select w.id from net.worker w
+        select w.id from pgnet.worker w
         where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
     loop
-        perform net._free(
-            (select array_agg(c.id) from net.claim c where c.worker = known_id), 'The worker stopped while it was in flight.', 'stopped');
-        update net.worker w set ended = clock_timestamp() where w.id = known_id;
+        perform pgnet.return_claims(
+            (select array_agg(c.id) from pgnet.claim c where c.worker = known_id), 'The worker stopped while it was in flight.', 'stopped');
+        update pgnet.worker w set ended = clock_timestamp() where w.id = known_id;
     end loop;
-    insert into net.worker (kind, pid, backend_start, host, version)
+    insert into pgnet.worker (kind, pid, backend_start, host, version)
     values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
     -- Who was alone looks more often from now on.
-    perform net._signal_workers('reload');
+    perform pgnet.signal_workers('reload');
 end
 $$;
-comment on function net._register(text, bigint, uuid, bigint[], text, text) is
+comment on function pgnet.register_worker(text, bigint, uuid, bigint[], text, text) is
     'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
 
-create function net._excerpt(given text, at_most integer)
+create function pgnet.ascii_excerpt(given text, at_most integer)
     returns text
     language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
-comment on function net._excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
+comment on function pgnet.ascii_excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
-create function net._store(outcomes json, size integer)
+create function pgnet.store_outcomes(outcomes json, size integer)
     returns bigint[]
     language plpgsql volatile parallel unsafe cost 1000
     set search_path = pg_catalog, pg_temp
@@ -3070,7 +3079,7 @@ begin
             retry_in double precision, unreadable boolean
         )
         cross join lateral (
-            select c.attempt, c.claimed from net.claim c where c.id = r.id and c.token = r.token for update of c skip locked
+            select c.attempt, c.claimed from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
         ) c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
@@ -3088,26 +3097,26 @@ begin
             waits_since = clock_timestamp()
         where q.id = any (array(select h.id from held h where h.locked and h.state = 'retrying'))
     ), unclaimed as (
-        delete from net.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
+        delete from pgnet.claim c where c.id = any (array(select h.id from held h where h.locked or h.seen is null))
     ), attempted as (
-        insert into net.attempt (
+        insert into pgnet.attempt (
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
         select h.id,
             -- A claim counts in its own snapshot: one that was freed meanwhile may have had the same number.
-            greatest(h.attempt, 1 + (select max(a.attempt) from net.attempt a where a.request_id = h.id)), h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
+            greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)), h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
             h.error_msg, make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'
         on conflict do nothing
     ), failed as (
-        insert into net.failed (
+        insert into pgnet.failed (
             id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
             retry_of, state, attempts, status_code, error_msg, idempotency_key
         )
         select h.id, h.method, h.url, h.request_headers, h.body, h.timeout_milliseconds, h.requested_by, h.requested,
             h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
-            net._idempotency_key(h.id, h.requested, h.method, h.options)
+            pgnet.idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
         -- What cannot be a request is not kept in order to be sent again.
         where h.locked and h.state in ('failed', 'unknown', 'cancelled') and h.unreadable is not true
@@ -3120,9 +3129,9 @@ begin
         select h.id, h.status_code, h.content_type, h.headers,
             coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
             decode(h.content_base64, 'base64'), h.attempt,
-            case when h.unreadable and net._json_text(h.context, 16000000) is null then null else h.context end,
-            case when h.unreadable then net._excerpt(h.method, 255) else h.method end,
-            case when h.unreadable then net._excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
+            case when h.unreadable and pgnet.json_text(h.context, 16000000) is null then null else h.context end,
+            case when h.unreadable then pgnet.ascii_excerpt(h.method, 255) else h.method end,
+            case when h.unreadable then pgnet.ascii_excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
             h.header_list, h.final_url, h.redirects, h.http_version, h.address,
             h.name_ms, h.connect_ms, h.tls_ms, h.first_byte_ms, h.total_ms, h.retry_of
         from held h
@@ -3130,25 +3139,25 @@ begin
     )
     -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
     select count(*) into done from held h
-    where (select net._use_owners_path()) is not null and (h.locked or h.seen is null);
+    where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
-    perform net._pin_path();
+    perform pgnet.pin_path();
     if done < size then
         -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
         select coalesce(array_agg(r.id), '{}') into held_up
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
-        where exists (select from net.claim c where c.id = r.id and c.token = r.token offset 0);
+        where exists (select from pgnet.claim c where c.id = r.id and c.token = r.token offset 0);
     end if;
     return held_up;
 end
 $$;
-comment on function net._store(json, integer) is
-    'One batch of net._record: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+comment on function pgnet.store_outcomes(json, integer) is
+    'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
 
-create function net._record(
+create function pgnet.record_outcomes(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
     -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt.
-    -- put_aside: it comes for the second time, and is kept in net.unrecorded where it cannot be recorded now
+    -- put_aside: it comes for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -3158,14 +3167,14 @@ create function net._record(
     set lock_timeout = '500ms'
 as $$
 begin
-    perform net._lock_tables();
-    return net._store_or_halve(outcomes);
+    perform pgnet.lock_tables();
+    return pgnet.store_or_halve(outcomes);
 end
 $$;
-comment on function net._record(json) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault, or where that fails too kept in net.unrecorded. Gives the ids that are held up by a lock, for the worker to come again.';
+comment on function pgnet.record_outcomes(json) is
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a lock, for the worker to come again.';
 
-create function net._store_or_halve(outcomes json)
+create function pgnet.store_or_halve(outcomes json)
     returns bigint[]
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3183,7 +3192,7 @@ declare
     broken text;
 begin
     begin
-        held_up := net._store(outcomes, size);
+        held_up := pgnet.store_outcomes(outcomes, size);
     exception when others then
         get stacked diagnostics fault = message_text, state = returned_sqlstate,
             referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
@@ -3193,7 +3202,7 @@ begin
             select coalesce(array_agg(h.id), '{}') into held_up
             from unnest(held_up) h (id)
             join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = h.id
-            where (o.value ->> 'put_aside')::boolean is not true or not net._put_aside(o.value, null, null);
+            where (o.value ->> 'put_aside')::boolean is not true or not pgnet.put_aside(o.value, null, null);
         end if;
         return held_up;
     end if;
@@ -3202,7 +3211,7 @@ begin
     -- No memory for a large one is its own fault.
     if state ~ '^(40|53|57|58|25006)' and (state <> '53200' or octet_length(outcomes::text) < 1000000) then
         -- Not a row's fault, it seems: the worker keeps its outcomes and comes again, with fewer.
-        if again is true and net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then
+        if again is true and pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
             return '{}';
         end if;
         raise exception using errcode = state, message = fault;
@@ -3212,49 +3221,49 @@ begin
         perform set_config('lock_timeout', '20ms', true);
     end if;
     if size > 1 then
-        return net._store_or_halve(net._slice(outcomes, 1, size / 2)) || net._store_or_halve(net._slice(outcomes, size / 2 + 1, size));
+        return pgnet.store_or_halve(pgnet.json_slice(outcomes, 1, size / 2)) || pgnet.store_or_halve(pgnet.json_slice(outcomes, size / 2 + 1, size));
     end if;
     if state = '55P03' then
-        return case when again and net._put_aside(outcome, null, null) then '{}' else array[(outcome ->> 'id')::bigint] end;
+        return case when again and pgnet.put_aside(outcome, null, null) then '{}' else array[(outcome ->> 'id')::bigint] end;
     end if;
     bare := jsonb_build_object(
         'id', outcome -> 'id', 'token', outcome -> 'token', 'state', 'failed', 'timed_out', false,
         'error_msg', 'The response could not be recorded: ' || fault);
     begin
         -- A status that came is not lost: it says that the request was received.
-        return net._store(json_build_array(bare || jsonb_build_object(
+        return pgnet.store_outcomes(json_build_array(bare || jsonb_build_object(
             'state', case when outcome ->> 'state' = 'retrying' then 'failed' else outcome ->> 'state' end,
             'status_code', outcome -> 'status_code', 'timed_out', outcome -> 'timed_out')), 1);
     exception when others then
         null; -- it may be the status that is refused
     end;
     begin
-        return net._store(json_build_array(bare), 1);
+        return pgnet.store_outcomes(json_build_array(bare), 1);
     exception when others then
         get stacked diagnostics fault = message_text, state = returned_sqlstate,
             referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
     end;
-    if net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then
+    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
         return '{}';
     end if;
     return array[(outcome ->> 'id')::bigint];
 end
 $$;
-comment on function net._store_or_halve(json) is 'Behind net._record.';
+comment on function pgnet.store_or_halve(json) is 'Behind pgnet.record_outcomes.';
 
-create function net._recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
+create function pgnet.recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select net._remedy(
-        array['net._http_response', 'net.http_request_queue', 'net.claim', 'net.attempt', 'net.failed']::regclass[], state,
+    select pgnet.remedy(
+        array['net._http_response', 'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'pgnet.failed']::regclass[], state,
         case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
 $$;
-comment on function net._recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
+comment on function pgnet.recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
 
 -- Its claim stays, and is nobody's: so no worker attempts the request again.
-create function net._put_aside(outcome json, message text, hint text)
+create function pgnet.put_aside(outcome json, message text, hint text)
     returns boolean
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3263,16 +3272,16 @@ declare
     claimed record;
 begin
     select c.id, c.token into claimed
-    from net.claim c
+    from pgnet.claim c
     where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid
     for update skip locked;
     if not found then
         -- Its claim is gone, or somebody holds a lock on that too.
         return not exists (
-            select from net.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
+            select from pgnet.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
     end if;
-    update net.claim c set worker = null where c.id = claimed.id;
-    insert into net.unrecorded as u (id, token, outcome, message, hint)
+    update pgnet.claim c set worker = null where c.id = claimed.id;
+    insert into pgnet.unrecorded as u (id, token, outcome, message, hint)
     values (claimed.id, claimed.token, outcome, message, hint)
     on conflict on constraint unrecorded_pkey do update
     set token = excluded.token, outcome = excluded.outcome, since = excluded.since, retry_at = excluded.retry_at,
@@ -3282,10 +3291,10 @@ exception when others then
     return false;
 end
 $$;
-comment on function net._put_aside(json, text, text) is
-    'Keeps an outcome in net.unrecorded; false where that cannot be: the worker keeps it.';
+comment on function pgnet.put_aside(json, text, text) is
+    'Keeps an outcome in pgnet.unrecorded; false where that cannot be: the worker keeps it.';
 
-create function net._record_put_aside()
+create function pgnet.record_put_aside()
     -- seconds until more is to be tried; NULL where nothing waits
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -3306,14 +3315,14 @@ declare
     referrer text;
     broken text;
 begin
-    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.unrecorded in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
     -- One by one: any of them may be 10 MB.
     foreach request_id in array array(
-        select u.id from net.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
+        select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
     loop
         -- The worker's other work waits.
         exit when clock_timestamp() > present + interval '1 s';
-        select u.id, u.since into waiting from net.unrecorded u where u.id = request_id for update skip locked;
+        select u.id, u.since into waiting from pgnet.unrecorded u where u.id = request_id for update skip locked;
         continue when not found;
         fault := null;
         begin
@@ -3324,9 +3333,9 @@ begin
                     raise exception using errcode = 'PN000';
                 end if;
             end if;
-            select u.* into waiting from net.unrecorded u where u.id = request_id;
-            if net._store(json_build_array(waiting.outcome), 1) = '{}' then
-                delete from net.unrecorded u where u.id = request_id;
+            select u.* into waiting from pgnet.unrecorded u where u.id = request_id;
+            if pgnet.store_outcomes(json_build_array(waiting.outcome), 1) = '{}' then
+                delete from pgnet.unrecorded u where u.id = request_id;
                 continue;
             end if;
         exception when sqlstate 'PN000' then
@@ -3335,20 +3344,20 @@ begin
             get stacked diagnostics fault = message_text, state = returned_sqlstate,
                 referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
         end;
-        update net.unrecorded u
-        set message = fault, hint = case when fault is not null then net._recording_remedy(state, referrer_schema, referrer, broken) end,
+        update pgnet.unrecorded u
+        set message = fault, hint = case when fault is not null then pgnet.recording_remedy(state, referrer_schema, referrer, broken) end,
             -- After half the time that it has waited, and half a minute at most.
             retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
         where u.id = request_id;
     end loop;
     return (
         select case when min(u.retry_at) is not null then greatest(extract(epoch from min(u.retry_at) - clock_timestamp()), 0.1) end
-        from net.unrecorded u);
+        from pgnet.unrecorded u);
 end
 $$;
-comment on function net._record_put_aside() is 'Records what net.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
+comment on function pgnet.record_put_aside() is 'Records what pgnet.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
 
-create function net._slice(elements json, first integer, last integer)
+create function pgnet.json_slice(elements json, first integer, last integer)
     returns json
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -3357,9 +3366,9 @@ as $$
     from json_array_elements(elements) with ordinality e
     where e.ordinality between first and last
 $$;
-comment on function net._slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
+comment on function pgnet.json_slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
 
-create function net._release(
+create function pgnet.release_requests(
     -- the requests to give back, and the tokens of their claims
     ids bigint[], tokens uuid[],
     -- what became of the attempt, for net.attempts; NULL where none was begun
@@ -3376,26 +3385,26 @@ as $$
 declare
     held bigint[];
 begin
-    perform net._lock_tables();
+    perform pgnet.lock_tables();
     -- What somebody cancels just now is not the worker's any more.
     held := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
         cross join lateral (
-            select c.id from net.claim c where c.id = g.id and c.token = g.token for update of c skip locked
+            select c.id from pgnet.claim c where c.id = g.id and c.token = g.token for update of c skip locked
         ) c);
     if reason is null then
-        delete from net.claim c where c.id = any (held);
+        delete from pgnet.claim c where c.id = any (held);
     else
-        perform net._free(held, reason, 'stopped');
+        perform pgnet.return_claims(held, reason, 'stopped');
     end if;
 end
 $$;
-comment on function net._release(bigint[], uuid[], text) is
+comment on function pgnet.release_requests(bigint[], uuid[], text) is
     'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
 
-create function net._deregister(
-    -- as net._register gave them
+create function pgnet.deregister_worker(
+    -- as pgnet.register_worker gave them
     worker_id bigint, worker_secret uuid,
     -- how many requests it did not finish, for net.workers
     cut_off integer default 0
@@ -3409,20 +3418,20 @@ create function net._deregister(
     set lock_timeout = '500ms'
 as $$
 begin
-    perform net._lock_tables();
-    update net.worker w set ended = clock_timestamp(), cut_off = _deregister.cut_off
+    perform pgnet.lock_tables();
+    update pgnet.worker w set ended = clock_timestamp(), cut_off = deregister_worker.cut_off
     where w.id = worker_id and w.secret = worker_secret;
     if found then
-        perform net._free(
-            (select array_agg(c.id) from net.claim c where c.worker = worker_id), 'The worker stopped while it was in flight.', 'stopped');
+        perform pgnet.return_claims(
+            (select array_agg(c.id) from pgnet.claim c where c.worker = worker_id), 'The worker stopped while it was in flight.', 'stopped');
     end if;
 end
 $$;
-comment on function net._deregister(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
+comment on function pgnet.deregister_worker(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
 
 -- ---- the heartbeat: what every worker does each time it looks. Each duty fails alone.
 
-create function net._mend_clocks()
+create function pgnet.mend_clocks()
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3436,10 +3445,10 @@ declare
     present timestamptz := clock_timestamp();
     path text;
 begin
-    lock table net.http_request_queue, net.claim in row exclusive mode nowait;
-    update net.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
+    lock table net.http_request_queue, pgnet.claim in row exclusive mode nowait;
+    update pgnet.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
     where c.id = any (array(
-        select o.id from net.claim o where o.claimed > present + interval '5 s' for update skip locked));
+        select o.id from pgnet.claim o where o.claimed > present + interval '5 s' for update skip locked));
     with put_back as (
         update net.http_request_queue q
         set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
@@ -3447,16 +3456,16 @@ begin
             select o.id from net.http_request_queue o
             where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked))
     )
-    select net._use_owners_path() into path;
-    perform net._pin_path();
+    select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
     return null;
 end
 $$;
-comment on function net._mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
+comment on function pgnet.mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
 
 -- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
 -- more fall free; NULL where none will.
-create function net._rescue()
+create function pgnet.rescue_requests()
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3469,80 +3478,80 @@ as $$
 declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
-    rescue_after interval := net._current_setting('rescue_after');
+    rescue_after interval := pgnet.setting_value('rescue_after');
     -- A worker that is well says so each time it looks, which is every second where there are others.
     stalled_after interval := interval '5 s';
 begin
-    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.worker in row exclusive mode nowait;
-    update net.worker w set gone_since = clock_timestamp()
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
-        select g.id from net.worker g
+        select g.id from pgnet.worker g
         where g.ended is null
-            and (g.gone_since is null and not net._alive(g.pid, g.backend_start) or g.gone_since > clock_timestamp())
+            and (g.gone_since is null and not pgnet.session_is_alive(g.pid, g.backend_start) or g.gone_since > clock_timestamp())
         for update skip locked);
-    update net.worker w set stalled_since = clock_timestamp()
+    update pgnet.worker w set stalled_since = clock_timestamp()
     where w.id in (
-        select s.id from net.worker s
+        select s.id from pgnet.worker s
         where (s.stalled_since is null or s.stalled_since > clock_timestamp())
-            and s.id = any (array(select distinct c.worker from net.claim c where c.deadline < present))
+            and s.id = any (array(select distinct c.worker from pgnet.claim c where c.deadline < present))
         for update skip locked);
     if found then
         -- One that is well looks at once, and says so.
-        perform net._signal_workers('reload');
+        perform pgnet.signal_workers('reload');
     end if;
-    if net._free(array(
+    if pgnet.return_claims(array(
         -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
         with gone as materialized (
-            select w.id from net.worker w
+            select w.id from pgnet.worker w
             -- A worker that was a backend died with it; a process may still come back over a new connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
-            select w.id from net.worker w where w.stalled_since < clock_timestamp() - stalled_after
+            select w.id from pgnet.worker w where w.stalled_since < clock_timestamp() - stalled_after
             for update skip locked
         )
-        select c.id from net.claim c
+        select c.id from pgnet.claim c
         where c.worker in (select g.id from gone g)
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
             -- Of an outcome that is put aside the claim has no worker, and stays.
-            or (c.worker is not null and not exists (select from net.worker w where w.id = c.worker and w.ended is null))),
+            or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
         'The worker was lost.', 'lost') = 0
     then
-        delete from net.fault f where f.duty = 'giving back requests';
+        delete from pgnet.fault f where f.duty = 'giving back requests';
     end if;
     return (
         select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
         from (
             select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
-            from net.worker w
+            from pgnet.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
-                and w.id = any (array(select distinct c.worker from net.claim c))
+                and w.id = any (array(select distinct c.worker from pgnet.claim c))
         ) f
         -- One that refuses to be freed is not waited for.
         where f.free > clock_timestamp() - interval '1 s');
 end
 $$;
-comment on function net._rescue() is
+comment on function pgnet.rescue_requests() is
     'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
 
-create function net._forget_workers()
+create function pgnet.forget_workers()
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    rescue_after interval := net._current_setting('rescue_after');
+    rescue_after interval := pgnet.setting_value('rescue_after');
 begin
-    lock table net.worker, net.claim in row exclusive mode nowait;
-    delete from net.worker w
+    lock table pgnet.worker, pgnet.claim in row exclusive mode nowait;
+    delete from pgnet.worker w
     where coalesce(w.ended, w.gone_since + rescue_after) < clock_timestamp() - interval '1 hour'
-        and w.id <> all (array(select distinct c.worker from net.claim c where c.worker is not null));
+        and w.id <> all (array(select distinct c.worker from pgnet.claim c where c.worker is not null));
     return null;
 end
 $$;
-comment on function net._forget_workers() is 'Deletes workers that ended more than an hour ago.';
+comment on function pgnet.forget_workers() is 'Deletes workers that ended more than an hour ago.';
 
-create function net._delete_expired(kind text, ids bigint[], before timestamptz)
+create function pgnet.delete_expired_rows(kind text, ids bigint[], before timestamptz)
     -- the ids of those that were deleted
     returns bigint[]
     language plpgsql volatile parallel unsafe
@@ -3558,37 +3567,37 @@ begin
         with old as (
             delete from net._http_response r where r.id = any (ids) returning r.id, r.attempts
         ), attempts as (
-            delete from net.attempt a
+            delete from pgnet.attempt a
             where a.request_id = any (array(
-                select o.id from old o where o.attempts > 1 and not exists (select from net.failed f where f.id = o.id offset 0)))
+                select o.id from old o where o.attempts > 1 and not exists (select from pgnet.failed f where f.id = o.id offset 0)))
         )
-        select array_agg(o.id) into deleted from old o where (select net._use_owners_path()) is not null;
+        select array_agg(o.id) into deleted from old o where (select pgnet.use_owners_path()) is not null;
     elsif kind = 'failed requests' then
         with old as (
-            delete from net.failed f where f.id = any (ids) returning f.id
+            delete from pgnet.failed f where f.id = any (ids) returning f.id
         ), attempts as (
-            delete from net.attempt a
+            delete from pgnet.attempt a
             where a.request_id = any (array(
                 select o.id from old o where not exists (select from net._http_response r where r.id = o.id offset 0)))
         )
-        select array_agg(o.id) into deleted from old o where (select net._use_owners_path()) is not null;
+        select array_agg(o.id) into deleted from old o where (select pgnet.use_owners_path()) is not null;
     else
         with old as (
-            delete from net.attempt a where a.request_id = any (ids) and a.ended < before returning a.request_id
+            delete from pgnet.attempt a where a.request_id = any (ids) and a.ended < before returning a.request_id
         )
-        select array_agg(distinct o.request_id) into deleted from old o where (select net._use_owners_path()) is not null;
+        select array_agg(distinct o.request_id) into deleted from old o where (select pgnet.use_owners_path()) is not null;
     end if;
     set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
-    perform net._pin_path();
+    perform pgnet.pin_path();
     return coalesce(deleted, '{}');
 end
 $$;
-comment on function net._delete_expired(text, bigint[], timestamptz) is
+comment on function pgnet.delete_expired_rows(text, bigint[], timestamptz) is
     'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
 
 -- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
 -- them. They are tried again after a while, a few of them first.
-create function net._expire(
+create function pgnet.expire(
     -- responses, failed requests or attempts
     kind text
 )
@@ -3606,9 +3615,9 @@ declare
     -- In variables: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     keep interval := case kind
-        when 'responses' then net._current_setting('ttl')::interval
-        when 'failed requests' then net._current_setting('ttl_failed')::interval
-        else greatest(net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval) end;
+        when 'responses' then pgnet.setting_value('ttl')::interval
+        when 'failed requests' then pgnet.setting_value('ttl_failed')::interval
+        else greatest(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval) end;
     before timestamptz := present - keep;
     fault record;
     probe boolean;
@@ -3629,12 +3638,12 @@ declare
     path text;
 begin
     if kind = 'attempts' then
-        lock table net.attempt in row exclusive mode nowait;
-        lock table net.http_request_queue, net._http_response, net.failed in access share mode nowait;
+        lock table pgnet.attempt in row exclusive mode nowait;
+        lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
     else
-        lock table net._http_response, net.failed, net.attempt in row exclusive mode nowait;
+        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
     end if;
-    select f.* into fault from net.fault f where f.duty = own_duty;
+    select f.* into fault from pgnet.fault f where f.duty = own_duty;
     probe := coalesce(fault.retry_at <= present, false);
     most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
     behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
@@ -3649,26 +3658,26 @@ begin
     elsif kind = 'failed requests' then
         select array_agg(o.id), array_agg(o.failed) into ids, times
         from (
-            select f.id, f.failed from net.failed f
+            select f.id, f.failed from pgnet.failed f
             where f.failed < before and (f.failed, f.id) > (behind, behind_id)
             order by f.failed, f.id limit most for update skip locked
         ) o;
     else
         select array_agg(o.request_id), array_agg(o.ended) into ids, times
         from (
-            select a.request_id, a.ended from net.attempt a
+            select a.request_id, a.ended from pgnet.attempt a
             where a.ended < before and (a.ended, a.request_id) > (behind, behind_id)
                 and not exists (select from net.http_request_queue q where q.id = a.request_id offset 0)
                 and not exists (select from net._http_response r where r.id = a.request_id offset 0)
-                and not exists (select from net.failed f where f.id = a.request_id offset 0)
+                and not exists (select from pgnet.failed f where f.id = a.request_id offset 0)
             order by a.ended, a.request_id limit most for update skip locked
         ) o;
     end if;
     if ids is not null then
         begin
             -- One that a trigger or a rule keeps without a word counts as an error.
-            if cardinality(net._delete_expired(kind, ids, before)) < cardinality(ids) and (kind <> 'attempts' or exists (
-                select from net.attempt a where a.request_id = any (ids) and a.ended < before))
+            if cardinality(pgnet.delete_expired_rows(kind, ids, before)) < cardinality(ids) and (kind <> 'attempts' or exists (
+                select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
             then
                 raise exception 'a trigger or a rule keeps it';
             end if;
@@ -3679,8 +3688,8 @@ begin
             while position < cardinality(ids) and clock_timestamp() < present + interval '2 s' loop
                 position := position + 1;
                 begin
-                    if net._delete_expired(kind, ids[position:position], before) = '{}'
-                        and (kind <> 'attempts' or exists (select from net.attempt a where a.request_id = ids[position] and a.ended < before))
+                    if pgnet.delete_expired_rows(kind, ids[position:position], before) = '{}'
+                        and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = ids[position] and a.ended < before))
                     then
                         raise exception 'a trigger or a rule keeps it';
                     end if;
@@ -3693,18 +3702,18 @@ begin
         end;
     end if;
     if refused > 0 then
-        remedy := net._remedy(array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'net.failed' else 'net.attempt' end,
-            'net.attempt']::regclass[], state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, ''));
+        remedy := pgnet.remedy(array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'pgnet.failed' else 'pgnet.attempt' end,
+            'pgnet.attempt']::regclass[], state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, ''));
     end if;
     if probe and most = 20 and refused = position and refused > 0 then
         -- As before: it goes on behind them.
-        update net.fault f
+        update pgnet.fault f
         set failures = f.failures + 1, message = said, hint = remedy,
             retry_at = clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
         where f.duty = own_duty;
         return 1;
     elsif refused > 0 then
-        insert into net.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
+        insert into pgnet.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
         values (own_duty, clock_timestamp() + interval '2 s', 1, said, remedy, refused, times[position], ids[position])
         on conflict on constraint fault_pkey do update
         set message = excluded.message, hint = excluded.hint,
@@ -3714,14 +3723,14 @@ begin
                 else f.retry_at end;
     elsif probe then
         -- Something has changed: all of them are tried again.
-        update net.fault f
+        update pgnet.fault f
         set kept = 0, behind = null, behind_id = null, retry_at = clock_timestamp() + interval '2 s'
         where f.duty = own_duty;
     end if;
     if fault.duty is not null and refused = 0 and coalesce(cardinality(ids), 0) < most
         and (probe or fault.kept = 0)
     then
-        delete from net.fault f where f.duty = own_duty;
+        delete from pgnet.fault f where f.duty = own_duty;
     end if;
     if cardinality(ids) = most or position < cardinality(ids) then
         return 0.1;
@@ -3729,16 +3738,16 @@ begin
     behind := case when refused > 0 then times[position] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
     next_due := keep + case kind
         when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
-        when 'failed requests' then (select f.failed from net.failed f where f.failed > behind order by f.failed limit 1)
+        when 'failed requests' then (select f.failed from pgnet.failed f where f.failed > behind order by f.failed limit 1)
         end;
-    next_due := least(next_due, (select f.retry_at from net.fault f where f.duty = own_duty));
+    next_due := least(next_due, (select f.retry_at from pgnet.fault f where f.duty = own_duty));
     return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
 end
 $$;
-comment on function net._expire(text) is
-    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and net.fault says how many and why.';
+comment on function pgnet.expire(text) is
+    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and pgnet.fault says how many and why.';
 
-create function net._do_duty(duty text, worker_id bigint, holding bigint[])
+create function pgnet.do_duty(duty text, worker_id bigint, holding bigint[])
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3746,7 +3755,7 @@ create function net._do_duty(duty text, worker_id bigint, holding bigint[])
 as $$
 declare
     next_time double precision;
-    known timestamptz := (select f.retry_at from net.fault f where f.duty = _do_duty.duty);
+    known timestamptz := (select f.retry_at from pgnet.fault f where f.duty = do_duty.duty);
     fault text;
     state text;
     referrer_schema text;
@@ -3758,37 +3767,37 @@ begin
     end if;
     begin
         next_time := case duty
-            when 'saying what is in flight' then net._hold(worker_id, holding)
-            when 'mending clocks' then net._mend_clocks()
-            when 'acting on marks' then net._act_on_marks()
-            when 'rescuing requests' then net._rescue()
-            when 'recording what was put aside' then net._record_put_aside()
-            when 'forgetting workers' then net._forget_workers()
-            when 'deleting expired responses' then net._expire('responses')
-            when 'deleting expired failed requests' then net._expire('failed requests')
-            when 'deleting expired attempts' then net._expire('attempts')
+            when 'saying what is in flight' then pgnet.renew_claims(worker_id, holding)
+            when 'mending clocks' then pgnet.mend_clocks()
+            when 'acting on marks' then pgnet.act_on_marks()
+            when 'rescuing requests' then pgnet.rescue_requests()
+            when 'recording what was put aside' then pgnet.record_put_aside()
+            when 'forgetting workers' then pgnet.forget_workers()
+            when 'deleting expired responses' then pgnet.expire('responses')
+            when 'deleting expired failed requests' then pgnet.expire('failed requests')
+            when 'deleting expired attempts' then pgnet.expire('attempts')
             end;
-        perform net._fire_deferred();
+        perform pgnet.fire_deferred();
     exception when others then
         get stacked diagnostics fault = message_text, state = returned_sqlstate,
             referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-        perform net._note_fault(duty, fault, case when state = '55P03' then
+        perform pgnet.note_fault(duty, fault, case when state = '55P03' then
             'Another session holds a lock: select pid, pg_blocking_pids(pid), query from pg_stat_activity where state <> ''idle'';'
-            else net._remedy(array['net.http_request_queue', 'net.claim', 'net.attempt', 'net._http_response', 'net.failed', 'net.worker']::regclass[],
+            else pgnet.remedy(array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.worker']::regclass[],
                 state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')) end,
             state = '55P03');
         return 1;
     end;
     if known is not null and duty not like 'deleting expired %' then
-        delete from net.fault f where f.duty = _do_duty.duty;
+        delete from pgnet.fault f where f.duty = do_duty.duty;
     end if;
     return next_time;
 end
 $$;
-comment on function net._do_duty(text, bigint, bigint[]) is
-    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in net.fault.';
+comment on function pgnet.do_duty(text, bigint, bigint[]) is
+    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in pgnet.fault.';
 
-create function net._hold(worker_id bigint, holding bigint[])
+create function pgnet.renew_claims(worker_id bigint, holding bigint[])
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3797,30 +3806,30 @@ create function net._hold(worker_id bigint, holding bigint[])
     set jit = off
 as $$
 begin
-    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.worker in row exclusive mode nowait;
-    update net.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if holding is not null then
         -- It is well, and its word on what it works on counts, whatever the clock says.
-        update net.claim c set deadline = clock_timestamp() + interval '1 minute'
+        update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
-            select o.id from net.claim o
+            select o.id from pgnet.claim o
             where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (holding) for update skip locked));
-        perform net._free(array(
-            select c.id from net.claim c where c.worker = worker_id and c.id <> all (holding)),
+        perform pgnet.return_claims(array(
+            select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (holding)),
             'The worker lost track of it.', 'lost');
         -- Those that somebody has deleted meanwhile.
-        delete from net.claim c where c.id = any (array(
-            select o.id from net.claim o
+        delete from pgnet.claim c where c.id = any (array(
+            select o.id from pgnet.claim o
             where o.worker = worker_id and o.id = any (holding) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
 end
 $$;
-comment on function net._hold(bigint, bigint[]) is
+comment on function pgnet.renew_claims(bigint, bigint[]) is
     'A worker is well and says what it works on: that stays its own. What it has lost track of is freed, and what was deleted is not its own any more.';
 
-create function net._faults()
+create function pgnet.fault_messages()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -3829,16 +3838,16 @@ as $$
     from (
         -- A lock may be gone in a moment.
         select f.duty, f.message || case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end as message, f.hint
-        from net.fault f
+        from pgnet.fault f
         where not f.brief or f.failures > 2
         union all
         (select 'recording', format('the outcome of request %s is refused: %s', u.id, u.message), u.hint
-        from net.unrecorded u where u.message is not null order by u.since limit 1)
+        from pgnet.unrecorded u where u.message is not null order by u.since limit 1)
     ) f
 $$;
-comment on function net._faults() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
+comment on function pgnet.fault_messages() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
 
-create function net._tend(
+create function pgnet.heartbeat(
     -- the worker that looks; NULL: a session that is not registered as one
     worker_id bigint,
     -- the requests that it has in flight or has outcomes of; NULL: it does not say
@@ -3862,26 +3871,26 @@ declare
     next_duty double precision;
     next_due double precision;
     quarantined boolean := false;
-    next_look double precision := extract(epoch from net._current_setting('poll_interval')::interval);
+    next_look double precision := extract(epoch from pgnet.setting_value('poll_interval')::interval);
 begin
-    -- As net._lock_tables does: whoever waits for a lock holds none.
-    lock table net.setting, net.configuration, net.host, net.egress_rule, net.retry_policy, net.database, net.worker, net.worker_role, net.mark
+    -- As pgnet.lock_tables does: whoever waits for a lock holds none.
+    lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker, pgnet.worker_role, pgnet.mark
         in access share mode nowait;
-    lock table net.fault in row exclusive mode nowait;
-    perform net._require_worker(worker_id);
+    lock table pgnet.fault in row exclusive mode nowait;
+    perform pgnet.require_worker(worker_id);
     -- Read first: what changes while the rest is read has a higher number.
-    select f.revision, f.generation into configuration from net.configuration f;
+    select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside', 'deleting expired responses',
         'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
     loop
-        next_duty := least(next_duty, net._do_duty(duty, worker_id, holding));
+        next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, holding));
     end loop;
     if holding <> '{}' then
         -- What is deleted or cancelled meanwhile is to be noticed.
         next_look := least(next_look, 5);
     end if;
-    if net._current_setting('wake_up') = 'poll' or exists (
+    if pgnet.setting_value('wake_up') = 'poll' or exists (
         -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
         select from pg_prepared_xacts p
         where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
@@ -3890,13 +3899,13 @@ begin
     end if;
     if (
         select q.id from net.http_request_queue q
-        where q.due >= 'infinity' and q.origin is null and not exists (select from net.claim c where c.id = q.id offset 0)
+        where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
         order by q.due limit 1) is not null
     then
         quarantined := true;
         next_look := least(next_look, 1);
     end if;
-    if exists (select from net.worker w where w.id <> worker_id and w.ended is null and net._alive(w.pid, w.backend_start)) then
+    if exists (select from pgnet.worker w where w.id <> worker_id and w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start)) then
         next_look := least(next_look, 1);
     end if;
     next_due := extract(epoch from clock_timestamp() - (
@@ -3908,52 +3917,52 @@ begin
     return jsonb_build_object(
         -- What is recorded until then expires a ttl later: a short one has to be looked after.
         'next_look', least(next_look, next_duty, next_due, greatest(1, extract(epoch from least(
-            net._current_setting('ttl')::interval, net._current_setting('ttl_failed')::interval)))),
+            pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval)))),
         'revision', configuration.revision,
         'generation', configuration.generation,
         'settings', (select jsonb_object_agg(k.name,
-                        case k.kind when 'interval' then to_jsonb(extract(epoch from net._current_setting(k.name)::interval))
-                            when 'integer' then to_jsonb(net._current_setting(k.name)::bigint)
-                            else to_jsonb(net._current_setting(k.name)) end)
-                     from net._known_settings() k)
+                        case k.kind when 'interval' then to_jsonb(extract(epoch from pgnet.setting_value(k.name)::interval))
+                            when 'integer' then to_jsonb(pgnet.setting_value(k.name)::bigint)
+                            else to_jsonb(pgnet.setting_value(k.name)) end)
+                     from pgnet.known_settings() k)
             || jsonb_build_object('server_encoding', current_setting('server_encoding')),
-        'hosts', net._host_settings(),
-        'policies', net._retry_policies(),
-        'mode', net._mode(),
+        'hosts', pgnet.host_settings(),
+        'policies', pgnet.retry_policy_settings(),
+        'mode', pgnet.mode_in_force(),
         'quarantined', quarantined,
-        'dropped', to_jsonb(net._dropped(worker_id, holding)),
-        'faults', net._faults(),
+        'dropped', to_jsonb(pgnet.dropped_requests(worker_id, holding)),
+        'faults', pgnet.fault_messages(),
         'egress', jsonb_build_object(
-            'egress', net._current_setting('egress'),
-            'ports', net._current_setting('egress_ports'),
-            'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and r.allow),
-            'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'network' and not r.allow),
-            'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and r.allow),
+            'egress', pgnet.setting_value('egress'),
+            'ports', pgnet.setting_value('egress_ports'),
+            'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'network' and r.allow),
+            'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'network' and not r.allow),
+            'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'host' and r.allow),
             -- The database's own door stays shut even where its network is allowed.
             'deny_endpoints', (select jsonb_agg(distinct a.address || ':' || current_setting('port'))
                 from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr()) when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address) where a.address is not null),
             -- Where the worker is on the server's own host, on none of that host's addresses.
             'own_port', case when inet_server_addr() is null or inet_server_addr() = inet_client_addr() then current_setting('port')::integer end,
-            'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from net.egress_rule r where r.kind = 'host' and not r.allow)));
+            'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'host' and not r.allow)));
 end
 $$;
-comment on function net._tend(bigint, bigint[]) is
+comment on function pgnet.heartbeat(bigint, bigint[]) is
     'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
 
 -- ======== extension/52_claim.sql ========
 
 -- Claiming: which requests a worker takes, and what it gets of them.
 --
--- net._claim chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
+-- pgnet.claim_requests chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
 -- stored. It goes from host to host, and at each host from role to role, over the index http_request_queue_turn, and takes some
 -- rows of each. So nobody waits behind another host's requests, nor behind another role's, whatever priorities these have.
--- net._claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
+-- pgnet.read_claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
 -- that has no form in UTF-8. Then each row is read by itself, and for one at fault the worker gets the reason in place of the
 -- request. The worker records it, so that the request ends as failed, and all others go out.
 
 -- Whether a value is written out as quickly as it is read: it is short, and has no number that is much longer as text. In jsonb the
 -- 131,072 digits of 1e131071 take ten bytes.
-create function net._is_plain_json(value jsonb)
+create function pgnet.is_plain_json(value jsonb)
     returns boolean
     language sql stable parallel safe cost 1
 as $$
@@ -3965,18 +3974,18 @@ as $$
             or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
                 and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
 $$;
-comment on function net._is_plain_json(jsonb) is
+comment on function pgnet.is_plain_json(jsonb) is
     'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
 
 -- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it: pglz makes 90 bytes of one at most,
--- lz4 255. What is longer than net._json_text writes out counts nothing: it is not written out.
-create function net._json_size(value jsonb)
+-- lz4 255. What is longer than pgnet.json_text writes out counts nothing: it is not written out.
+create function pgnet.json_size(value jsonb)
     returns bigint
     language sql stable parallel safe cost 1
 as $$
     select case
         when value is null then 0
-        when net._is_plain_json(value) then pg_catalog.pg_column_size(value)
+        when pgnet.is_plain_json(value) then pg_catalog.pg_column_size(value)
         when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
             then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
         when pg_catalog.pg_column_compression(value) is not null
@@ -3985,12 +3994,12 @@ as $$
         else 2500000
         end
 $$;
-comment on function net._json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
+comment on function pgnet.json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
 
 -- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so deeply that it cannot be read, or
 -- has no form in UTF-8.
 -- Nothing that is too long is written out in order to see that.
-create function net._json_text(value jsonb, at_most integer default 2500000)
+create function pgnet.json_text(value jsonb, at_most integer default 2500000)
     returns text
     language plpgsql stable parallel unsafe cost 1000
     set search_path = pg_catalog, pg_temp
@@ -4023,17 +4032,17 @@ exception
         return null;
 end
 $$;
-comment on function net._json_text(jsonb, integer) is
+comment on function pgnet.json_text(jsonb, integer) is
     'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be read, or has no form in UTF-8.';
 
 -- The bounds are wider than those of request.py, which judges what is read here.
-create function net._claimed(
+create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
     claim_token uuid,
     -- whether they are attempted alone
     alone boolean,
-    -- whether net._is_plain_json is known to be true of headers and options of all
+    -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
     -- why none of them can be sent; NULL: they are looked at
     reason text default null
@@ -4058,13 +4067,13 @@ declare
     -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises that.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
     -- Looked up after the requests were chosen: a setting that was changed before a request was made counts for it.
-    usual_timeout integer := net._current_setting('timeout_milliseconds');
-    longest_timeout integer := net._max_timeout_milliseconds();
+    usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
+    longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
     return query
     select q.id, claim_token::text, c.attempt,
         case when c.attempt = 1 then 0
-            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
+            else (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
         case when q.fault is null then upper(q.method collate "C") else '' end,
         case when q.fault is null then q.url else '' end,
         case when q.fault is null then q.header_text end,
@@ -4073,12 +4082,12 @@ begin
         case when q.fault is null then q.option_text end,
         case when q.fault is null then q.host else regexp_replace(left(q.host, 253), '[^!-~]', '?', 'g') end,
         q.requested_by::oid,
-        (select f.revision from net.configuration f),
+        (select f.revision from pgnet.configuration f),
         case when isfinite(q.created) then extract(epoch from clock_timestamp() - q.created)::double precision else 0 end,
         case when q.fault is not null then null
-            when q.options ? 'idempotency_key' then net._idempotency_key(q.id, q.created, q.method, q.options)
-            when not net._is_idempotent(q.method)
-                then net._derived_key((select d.key_namespace from net.database d), q.id, q.created) end,
+            when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
+            when not pgnet.is_idempotent(q.method)
+                then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -4096,15 +4105,15 @@ begin
                     then '' -- which it never is
                 end) as fault
         from (
-            select w.*, net._host(w.url) as host,
+            select w.*, pgnet.host_of_url(w.url) as host,
                 case when reason is null then
-                    case when plain or net._is_plain_json(w.headers) then w.headers::text else net._json_text(w.headers) end end as header_text,
+                    case when plain or pgnet.is_plain_json(w.headers) then w.headers::text else pgnet.json_text(w.headers) end end as header_text,
                 case when reason is null then
-                    case when plain or net._is_plain_json(w.options) then w.options::text else net._json_text(w.options) end end as option_text,
+                    case when plain or pgnet.is_plain_json(w.options) then w.options::text else pgnet.json_text(w.options) end end as option_text,
                 case when reason is null then
                     w.context is null
                     or pg_column_compression(w.context) is null and pg_column_size(w.context) <= 8000
-                    or net._json_text(w.context, 16000000) is not null end as has_context
+                    or pgnet.json_text(w.context, 16000000) is not null end as has_context
             from net.http_request_queue w
             where w.id = c.id
             offset 0
@@ -4116,10 +4125,10 @@ begin
         or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
-comment on function net._claimed(bigint[], integer[], uuid, boolean, boolean, text) is
+comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
     'What a worker gets of the requests that it has claimed. What cannot be a request has a fault instead: it is not read any further. Raises what reading a row raises.';
 
-create function net._claim(
+create function pgnet.claim_requests(
     -- who claims
     worker_id bigint,
     -- how many requests at most
@@ -4176,25 +4185,25 @@ declare
     crowded oid[] := '{}';
     taken record;
 begin
-    perform net._lock_tables(worker_id);
+    perform pgnet.lock_tables(worker_id);
     quota := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
+        when (select q.host from pgnet.ready_request q order by q.host limit 1)
+            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then lone_quota
         else host_quota end;
     -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
     -- 100,000 of them. So that role waits until workers have acted on its marks.
-    if (select m.request_id from net.mark m order by m.requested_by offset 2000 limit 1) is not null then
+    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is not null then
         with recursive roles (role) as (
-            (select m.requested_by from net.mark m order by m.requested_by limit 1)
+            (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
             union all
-            select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+            select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
             from roles r where r.role is not null
         )
         select coalesce(array_agg(r.role::oid), '{}') into crowded
         from roles r
         where (
             select count(*) from (
-                select m.action, m.retry_at from net.mark m where m.requested_by = r.role limit 10000
+                select m.action, m.retry_at from pgnet.mark m where m.requested_by = r.role limit 10000
             ) m
             where m.action <> 'retry' and m.retry_at is null) > 2000;
     end if;
@@ -4205,16 +4214,16 @@ begin
                 select w.id from net.http_request_queue w where w.due <= present and w.origin is null
                 order by w.due limit 1000 for update skip locked))
         )
-        select net._use_owners_path() into path;
-        perform net._pin_path();
+        select pgnet.use_owners_path() into path;
+        perform pgnet.pin_path();
     end if;
     if alone then
         -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
         with quarantined as (
-            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+            select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
             from net.http_request_queue q
             where q.due >= 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
             order by q.due
         )
         select array_agg(t.id) into suspects
@@ -4226,24 +4235,24 @@ begin
         ) t;
     end if;
     with recursive later (host, role, number) as (
-        (select q.host, q.role, 1 from net._queue q
+        (select q.host, q.role, 1 from pgnet.ready_request q
          where not alone and (q.host, q.role) > (after_host, after_role) order by q.host, q.role limit 1)
         union all
         select n.host, n.role, l.number + 1
         from later l
         cross join lateral (
-            select q.host, q.role from net._queue q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
+            select q.host, q.role from pgnet.ready_request q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
         ) n
         where l.number < look_at and (wraps or (n.host, n.role) <= (last_host, last_role))
     ), earlier (host, role, number) as (
-        (select q.host, q.role, 1 + (select count(*)::integer from later) from net._queue q
+        (select q.host, q.role, 1 + (select count(*)::integer from later) from pgnet.ready_request q
          where not alone and wraps and (select count(*) from later) < look_at and (q.host, q.role) <= (last_host, last_role)
          order by q.host, q.role limit 1)
         union all
         select n.host, n.role, e.number + 1
         from earlier e
         cross join lateral (
-            select q.host, q.role from net._queue q
+            select q.host, q.role from pgnet.ready_request q
             where (q.host, q.role) > (e.host, e.role) and (q.host, q.role) <= (last_host, last_role)
             order by q.host, q.role limit 1
         ) n
@@ -4259,16 +4268,16 @@ begin
             select o.*, row_number() over () as turn
             from (
                 select q.id, q.host, q.role, q.timeout_milliseconds,
-                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + net._json_size(q.context) as size,
+                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + pgnet.json_size(q.context) as size,
                     coalesce(pg_column_size(q.headers), 0) + coalesce(pg_column_size(q.options), 0) as plain_size,
-                    case when net._is_plain_json(q.headers) is not false and net._is_plain_json(q.options) is not false then null
-                        else net._json_size(q.headers) + net._json_size(q.options) end as odd_size
-                from net._queue q
+                    case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
+                        else pgnet.json_size(q.headers) + pgnet.json_size(q.options) end as odd_size
+                from pgnet.ready_request q
                 where q.host = h.host and q.role = h.role
-                    and not exists (select from net.claim c where c.id = q.id offset 0)
+                    and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
-                    and ((select not exists (select from net.mark)) or not exists (
-                        select from net.mark m
+                    and ((select not exists (select from pgnet.mark)) or not exists (
+                        select from pgnet.mark m
                         where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
                 order by q.priority, q.id
                 limit quota
@@ -4284,12 +4293,12 @@ begin
         union all
         select l.id, l.host, l.role, l.timeout_milliseconds, 0, false, 1, 1
         from (
-            select q.id, net._host(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
+            select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
             from net.http_request_queue q
             where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+                and ((select not exists (select from pgnet.mark)) or not exists (
+                    select from pgnet.mark m
                     where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
             for update of q skip locked
         ) l
@@ -4302,12 +4311,12 @@ begin
     ), chosen as (
         select b.* from bounded b where alone or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
     ), claimed as (
-        insert into net.claim as c (id, host, worker, token, attempt, deadline)
+        insert into pgnet.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
-            1 + (select count(*) from net.attempt a where a.request_id = b.id),
+            1 + (select count(*) from pgnet.attempt a where a.request_id = b.id),
             clock_timestamp() + make_interval(secs => greatest(0, least(
-                coalesce(b.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)),
-                (select net._max_timeout_milliseconds()))) / 1000.0 + 60)
+                coalesce(b.timeout_milliseconds, (select pgnet.setting_value('timeout_milliseconds')::integer)),
+                (select pgnet.max_timeout_milliseconds()))) / 1000.0 + 60)
         from chosen b
         order by b.place
         on conflict on constraint claim_pkey do nothing
@@ -4332,7 +4341,7 @@ begin
 
     if taken.ids is not null then
         begin
-            return query select * from net._claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
+            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
         exception
             when transaction_rollback or insufficient_resources or operator_intervention or system_error
                 or object_not_in_prerequisite_state or read_only_sql_transaction then
@@ -4342,14 +4351,14 @@ begin
                 for at in 1 .. cardinality(taken.ids) loop
                     begin
                         return query
-                        select * from net._claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
+                        select * from pgnet.read_claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
                     exception
                         when transaction_rollback or insufficient_resources or operator_intervention or system_error
                             or object_not_in_prerequisite_state or read_only_sql_transaction then
                             raise;
                         when others then
                             return query
-                            select * from net._claimed(
+                            select * from pgnet.read_claimed(
                                 taken.ids[at:at], taken.attempts[at:at], claim_token, alone, false,
                                 'The request cannot be read: ' || sqlerrm || '.');
                     end;
@@ -4363,7 +4372,7 @@ begin
     end if;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
+comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
     'Takes ready requests for a worker, host by host and role by role in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk. A row that cannot be a request comes with its fault alone.';
 
 -- ======== extension/55_marks.sql ========
@@ -4372,20 +4381,20 @@ comment on function net._claim(bigint, integer, integer, integer, text[], bigint
 -- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
 -- What is known of a cancelled request.
-create function net._cancellation(in_flight boolean, attempts integer)
+create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
     select case when in_flight then 'The request was cancelled while it was in flight: it may have been received.'
         when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
         else 'The request was cancelled before it was sent.' end
 $$;
-comment on function net._cancellation(boolean, integer) is 'The error message of a cancelled request.';
+comment on function pgnet.cancellation_message(boolean, integer) is 'The error message of a cancelled request.';
 
 -- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may become one with all of a table,
 -- where the statistics say that it is empty.
 -- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
 -- role's request finds nothing: both the id and the role are looked for, each time.
-create function net._carry_out(marks net.mark[])
+create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -4405,14 +4414,14 @@ begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
             c.attempt as in_flight,
-            (select count(*)::integer from net.attempt a where a.request_id = q.id) as attempts,
+            (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- What is seen and could not be locked is somebody else's at this moment.
             (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
                 and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
         from unnest(marks) m
         cross join lateral (
-            select k.ctid as place from net.mark k
+            select k.ctid as place from pgnet.mark k
             where k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action offset 0
         ) k
         left join lateral (
@@ -4425,10 +4434,10 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt from net.claim c where c.id = q.id for update of c skip locked
+            select c.attempt from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
-            select true as seen from net.claim c where c.id = q.id offset 0
+            select true as seen from pgnet.claim c where c.id = q.id offset 0
         ) d on true
         left join lateral (
             select r.id from net._http_response r
@@ -4440,60 +4449,60 @@ begin
             where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget' offset 0
         ) s on true
         left join lateral (
-            select f.id from net.failed f
+            select f.id from pgnet.failed f
             where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
             for update of f skip locked
         ) f on true
         left join lateral (
-            select true as seen from net.failed f
+            select true as seen from pgnet.failed f
             where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel' offset 0
         ) g on true
     ), dequeued as (
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
-        delete from net.claim c
+        delete from pgnet.claim c
         where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
         )
-        select m.request_id, 'cancelled', false, net._cancellation(m.in_flight is not null, m.attempts),
+        select m.request_id, 'cancelled', false, pgnet.cancellation_message(m.in_flight is not null, m.attempts),
             coalesce(m.in_flight, m.attempts), m.context, m.method, m.url, m.requested_by, m.created, m.retry_of
         from marked m
         where m.free and m.locked and m.action = 'cancel'
             and not exists (
-                select from net.mark f
+                select from pgnet.mark f
                 where f.requested_by = m.requested_by and f.request_id = m.request_id and f.action = 'forget' offset 0)
     ), forgotten as (
         delete from net._http_response r
         where r.id = any (array(select m.response_id from marked m where m.free and m.response_id is not null))
     ), failures as (
-        delete from net.failed f
+        delete from pgnet.failed f
         where f.id = any (array(select m.failed_id from marked m where m.free and m.failed_id is not null))
     ), attempts as (
-        delete from net.attempt a
+        delete from pgnet.attempt a
         where a.request_id = any (array(
             select m.request_id from marked m
             where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
     ), unmarked as (
-        delete from net.mark k
+        delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
     ), kept as (
-        update net.mark k set done = true
+        update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
     select count(*) into taken from marked m
-    where (select net._use_owners_path()) is not null and m.free and m.in_flight is not null;
+    where (select pgnet.use_owners_path()) is not null and m.free and m.in_flight is not null;
     return taken;
 end
 $$;
-comment on function net._carry_out(net.mark[]) is
+comment on function pgnet.carry_out_marks(pgnet.mark[]) is
     'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
 
--- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
+-- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
 -- work does not wait for more than a few seconds of that: the next look goes on.
-create function net._carry_out_each(marks net.mark[])
+create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4507,7 +4516,7 @@ declare
     referrer text;
     broken text;
 begin
-    return net._carry_out(marks);
+    return pgnet.carry_out_marks(marks);
 exception when others then
     get stacked diagnostics said = message_text, state = returned_sqlstate,
         referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
@@ -4515,27 +4524,27 @@ exception when others then
         raise;
     end if;
     if size > 1 then
-        taken := net._carry_out_each(marks[:size / 2]);
+        taken := pgnet.carry_out_or_halve(marks[:size / 2]);
         if clock_timestamp() < now() + interval '2 s' then
-            taken := taken + net._carry_out_each(marks[size / 2 + 1:]);
+            taken := taken + pgnet.carry_out_or_halve(marks[size / 2 + 1:]);
         end if;
         return taken;
     end if;
-    update net.mark m
+    update pgnet.mark m
     set retry_at = clock_timestamp() + case when state = '55P03' then interval '1 s' else interval '1 minute' end
     where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
     if state <> '55P03' then
-        perform net._note_fault(
+        perform pgnet.note_fault(
             'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, said),
-            net._recording_remedy(state, referrer_schema, referrer, broken));
+            pgnet.recording_remedy(state, referrer_schema, referrer, broken));
     end if;
     return 0;
 end
 $$;
-comment on function net._carry_out_each(net.mark[]) is
-    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and net.fault has the last one.';
+comment on function pgnet.carry_out_or_halve(pgnet.mark[]) is
+    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and pgnet.fault has the last one.';
 
-create function net._act_on_marks()
+create function pgnet.act_on_marks()
     -- the seconds until more is to be done; NULL where no mark is left
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -4552,57 +4561,57 @@ declare
     present timestamptz := clock_timestamp();
     -- Of each role: roles take turns, however many marks one of them makes.
     most integer := 1000;
-    marks net.mark[];
+    marks pgnet.mark[];
 begin
-    if not exists (select from net.mark m) then
-        delete from net.fault f where f.duty = 'cancelling and forgetting';
+    if not exists (select from pgnet.mark m) then
+        delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
         return null;
     end if;
-    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark, net.worker
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
         in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
-    delete from net.mark m
+    delete from pgnet.mark m
     where (m.requested_by, m.request_id, m.action) in (
-        select d.requested_by, d.request_id, d.action from net.mark d
+        select d.requested_by, d.request_id, d.action from pgnet.mark d
         where d.done and age(d.xmin) > (select coalesce(max(age(a.backend_xmin)), 0) from pg_stat_get_activity(null) a)
         order by d.request_id limit 5000 for update skip locked);
     with recursive roles (role) as (
-        (select m.requested_by from net.mark m order by m.requested_by limit 1)
+        (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
         union all
-        select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+        select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
         from roles r where r.role is not null
     )
     select array_agg(t.m) into marks
     from roles r
     cross join lateral (
-        select m from net.mark m
+        select m from pgnet.mark m
         where m.requested_by = r.role and not m.done and coalesce(m.retry_at, '-infinity') <= present
         order by m.request_id limit most for update skip locked
     ) t;
-    if net._carry_out_each(marks) > 0 and exists (
-        select from net.worker w where w.ended is null and w.pid <> pg_backend_pid())
+    if pgnet.carry_out_or_halve(marks) > 0 and exists (
+        select from pgnet.worker w where w.ended is null and w.pid <> pg_backend_pid())
     then
         -- The worker that has them in flight learns it when it looks.
-        perform net._signal_workers('reload');
+        perform pgnet.signal_workers('reload');
     end if;
-    if exists (select from net.fault f where f.duty = 'cancelling and forgetting')
-        and not exists (select from net.mark m where m.retry_at is not null)
+    if exists (select from pgnet.fault f where f.duty = 'cancelling and forgetting')
+        and not exists (select from pgnet.mark m where m.retry_at is not null)
     then
-        delete from net.fault f where f.duty = 'cancelling and forgetting';
+        delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
     end if;
     if cardinality(marks) >= most then
         return 0;
     end if;
     return (
         select greatest(extract(epoch from min(coalesce(m.retry_at, present)) - present), 0.1)
-        from net.mark m where not m.done
+        from pgnet.mark m where not m.done
         having count(*) > 0);
 end
 $$;
-comment on function net._act_on_marks() is
-    'Cancels and forgets what is marked so, and takes out of net.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+comment on function pgnet.act_on_marks() is
+    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
 
-create function net._dropped(worker_id bigint, holding bigint[])
+create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
     returns bigint[]
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -4612,10 +4621,10 @@ create function net._dropped(worker_id bigint, holding bigint[])
 as $$
     select array(
         select h.id from unnest(holding) h (id)
-        where not exists (select from net.claim c where c.id = h.id and c.worker = worker_id offset 0)
+        where not exists (select from pgnet.claim c where c.id = h.id and c.worker = worker_id offset 0)
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
-comment on function net._dropped(bigint, bigint[]) is
+comment on function pgnet.dropped_requests(bigint, bigint[]) is
     'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';
 
 -- ======== extension/60_outcome.sql ========
@@ -4623,7 +4632,7 @@ comment on function net._dropped(bigint, bigint[]) is
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
 -- The state of a request that has not ended.
-create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
+create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
     -- Each a constant of the type: to cast text to it would be stable only.
@@ -4631,14 +4640,14 @@ as $$
         when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
-comment on function net._waiting_state(integer, boolean, timestamptz, boolean) is
+comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) is
     'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
-        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
         q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
-        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt)
+        case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
             else a.error_msg end as error_msg,
@@ -4650,19 +4659,19 @@ create view net.requests with (security_invoker) as
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
     left join lateral (
-        select c.id, c.worker, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
+        select c.id, c.worker, c.attempt from pgnet.claim c where c.id operator(pg_catalog.=) q.id offset 0
     ) c on true
     left join lateral (
-        select t.attempt, t.status_code, t.error_msg from net.attempt t
+        select t.attempt, t.status_code, t.error_msg from pgnet.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
     left join lateral (
-        select k.marked from net.mark k
+        select k.marked from pgnet.mark k
         where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
             and k.action operator(pg_catalog.=) 'cancel' offset 0
     ) k on true
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) q.requested_by and m.request_id operator(pg_catalog.=) q.id
             and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
@@ -4670,7 +4679,7 @@ create view net.requests with (security_invoker) as
         r.requested, r.created, case when pg_catalog.isfinite(r.requested) then pg_catalog.now() operator(pg_catalog.-) r.requested end, r.retry_of
     from net._http_response r
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
@@ -4681,7 +4690,7 @@ create view net.attempts with (security_invoker) as
     from (
         select a.request_id, a.requested_by, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out,
             a.error_msg, a.retry_in
-        from net.attempt a
+        from pgnet.attempt a
         union all
         select r.id, r.requested_by, r.attempts, r.state::pg_catalog.text,
             r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
@@ -4689,17 +4698,17 @@ create view net.attempts with (security_invoker) as
         from net._http_response r
         where r.attempts operator(pg_catalog.>) 0
             and not exists (
-                select from net.attempt a
+                select from pgnet.attempt a
                 where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
         union all
         select q.id, q.requested_by, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-        from net.claim c
+        from pgnet.claim c
         cross join lateral (
             select q.id, q.requested_by from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0
         ) q
     ) t
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
@@ -4707,7 +4716,7 @@ comment on view net.attempts is
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
 -- parsing it twice, and from PostgreSQL 16 on.
-create function net._json_or_null(
+create function pgnet.json_or_null(
     -- a body that is text
     content text,
     -- a body that is not text, such as JSON with characters that the database's encoding has not
@@ -4743,21 +4752,21 @@ exception when others then
     return null;
 end
 $$;
-comment on function net._json_or_null(text, bytea) is
+comment on function pgnet.json_or_null(text, bytea) is
     'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its text as jsonb are beyond 1 GB together.';
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
         -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
-            then net._json_or_null(r.content, r.content_bytes) end as content_json,
+            then pgnet.json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
@@ -4766,16 +4775,16 @@ comment on view net.responses is
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
-    from net.failed f
+    from pgnet.failed f
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
-create function net._is_mine(row_xmin xid)
+create function pgnet.written_here(row_xmin xid)
     returns boolean
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4789,10 +4798,10 @@ as $$
         ) x
         where newer < 2147483648), false)
 $$;
-comment on function net._is_mine(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+comment on function pgnet.written_here(xid) is 'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
-create function net._look_up(request_id bigint)
+create function pgnet.outcome_so_far(request_id bigint)
     returns net.outcome
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -4802,28 +4811,28 @@ as $$
     from (
         select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
             r.requested_by, 1 as place
-        from net._http_response r where r.id = _look_up.request_id
+        from net._http_response r where r.id = outcome_so_far.request_id
         union all
-        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
             null, null, null, null,
-            case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) end,
+            case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
             coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
-        left join net.claim c on c.id = q.id
+        left join pgnet.claim c on c.id = q.id
         left join lateral (
-            select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+            select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true
-        left join net.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
-        where q.id = _look_up.request_id
+        left join pgnet.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
+        where q.id = outcome_so_far.request_id
     ) o
-    where not exists (select from net.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
+    where not exists (select from pgnet.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
     order by o.place
     limit 1
 $$;
-comment on function net._look_up(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+comment on function pgnet.outcome_so_far(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
 
 -- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
-create function net._refuse_to_wait(request_id bigint)
+create function pgnet.refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4833,7 +4842,7 @@ create function net._refuse_to_wait(request_id bigint)
     set jit = off
 as $$
 begin
-    if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
+    if exists (select from net.http_request_queue q where q.id = request_id and pgnet.written_here(q.xmin)) then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('request %s is not sent before this transaction commits', request_id),
@@ -4850,7 +4859,7 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_to_wait(bigint) is
+comment on function pgnet.refuse_to_wait(bigint) is
     'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
 
 create function net.wait(
@@ -4875,7 +4884,7 @@ begin
         return null;
     end if;
     loop
-        select * into outcome from net._look_up(wait.id);
+        select * into outcome from pgnet.outcome_so_far(wait.id);
         if outcome.state is null then
             raise exception using
                 errcode = 'no_data_found',
@@ -4887,7 +4896,7 @@ begin
             return outcome;
         end if;
         if not waited then
-            perform net._refuse_to_wait(wait.id);
+            perform pgnet.refuse_to_wait(wait.id);
             waited := true;
         end if;
         perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
@@ -4935,12 +4944,12 @@ declare
     warned boolean := false;
 begin
     loop
-        select * into outcome from net._look_up(request_id);
+        select * into outcome from pgnet.outcome_so_far(request_id);
         if outcome.state is null or outcome.state >= 'succeeded' then
             return outcome.state is not null;
         end if;
-        perform net._refuse_to_wait(request_id);
-        if not warned and not net._worker_is_up() then
+        perform pgnet.refuse_to_wait(request_id);
+        if not warned and not pgnet.worker_is_up() then
             raise warning using
                 message = format('request %s waits: no worker is running', request_id),
                 hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
@@ -4973,11 +4982,11 @@ begin
     if not async then
         perform net._await_response(request_id);
     end if;
-    select * into outcome from net._look_up(request_id);
+    select * into outcome from pgnet.outcome_so_far(request_id);
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
-        if net._worker_is_up() then
+        if pgnet.worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
         end if;
         return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
@@ -5018,7 +5027,7 @@ as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
 -- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
-create function net._mark(request_id bigint, requested_by regrole, action text)
+create function pgnet.mark_request(request_id bigint, requested_by regrole, action text)
     -- whether it was not marked so before
     returns boolean
     language plpgsql volatile parallel unsafe
@@ -5026,17 +5035,17 @@ create function net._mark(request_id bigint, requested_by regrole, action text)
     set row_security = on
 as $$
 begin
-    if requested_by = net._caller() then
-        insert into net.mark (request_id, action) values (_mark.request_id, _mark.action) on conflict do nothing;
+    if requested_by = pgnet.caller_role() then
+        insert into pgnet.mark (request_id, action) values (mark_request.request_id, mark_request.action) on conflict do nothing;
     else
         -- The right to say whose request it is the owner has alone.
-        insert into net.mark (request_id, requested_by, action)
-        values (_mark.request_id, _mark.requested_by, _mark.action) on conflict do nothing;
+        insert into pgnet.mark (request_id, requested_by, action)
+        values (mark_request.request_id, mark_request.requested_by, mark_request.action) on conflict do nothing;
     end if;
     return found;
 end
 $$;
-comment on function net._mark(bigint, regrole, text) is
+comment on function pgnet.mark_request(bigint, regrole, text) is
     'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
 
 create function net.cancel(
@@ -5055,15 +5064,15 @@ as $$
 declare
     requester regrole := (
         select q.requested_by from net.http_request_queue q
-        where q.id = cancel.id and (q.requested_by = net._caller() or net._is_operator())
+        where q.id = cancel.id and (q.requested_by = pgnet.caller_role() or pgnet.caller_is_owner())
             and not exists (
-                select from net.mark m
+                select from pgnet.mark m
                 where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    if requester is null or not net._mark(id, requester, 'cancel') then
+    if requester is null or not pgnet.mark_request(id, requester, 'cancel') then
         return false;
     end if;
-    perform net._reload();
+    perform pgnet.reload_workers();
     return true;
 end
 $$;
@@ -5091,15 +5100,15 @@ declare
             union all
             select r.requested_by from net._http_response r where r.id = forget.id
             union all
-            select f.requested_by from net.failed f where f.id = forget.id
+            select f.requested_by from pgnet.failed f where f.id = forget.id
         ) o
-        where o.requested_by = net._caller() or net._is_operator()
+        where o.requested_by = pgnet.caller_role() or pgnet.caller_is_owner()
         limit 1);
 begin
-    if requester is null or not net._mark(id, requester, 'forget') then
+    if requester is null or not pgnet.mark_request(id, requester, 'forget') then
         return false;
     end if;
-    perform net._reload();
+    perform pgnet.reload_workers();
     return true;
 end
 $$;
@@ -5135,10 +5144,10 @@ begin
     if id is null then
         return null;
     end if;
-    select f.requested_by, f.state into requester, found_state from net.failed f
-    where f.id = retry.id and (f.requested_by = net._caller() or net._is_operator())
+    select f.requested_by, f.state into requester, found_state from pgnet.failed f
+    where f.id = retry.id and (f.requested_by = pgnet.caller_role() or pgnet.caller_is_owner())
         and not exists (
-            select from net.mark m
+            select from pgnet.mark m
             where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel');
     if found_state = 'unknown' and even_unknown is not true then
         raise exception using
@@ -5147,8 +5156,8 @@ begin
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
     -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
-    marked := requester is not null and net._mark(id, requester, 'retry');
-    select * into request from net.failed f where marked and f.id = retry.id and f.requested_by = requester;
+    marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
+    select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
         raise exception using
             errcode = 'no_data_found',
@@ -5161,7 +5170,7 @@ begin
         -- A row that was inserted by hand may have options that are no object; it has failed for that.
         case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    if requester = net._caller() then
+    if requester = pgnet.caller_role() then
         insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
         values (
@@ -5210,13 +5219,13 @@ declare
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    if not net._worker_is_up() then
+    if not pgnet.worker_is_up() then
         raise warning using
             message = pg_catalog.format('request %s waits: no worker is running', id),
             hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
     end if;
     loop
-        select * into outcome from net._look_up(id);
+        select * into outcome from pgnet.outcome_so_far(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
         perform pg_catalog.pg_sleep(nap);
@@ -5236,7 +5245,7 @@ comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint,
 
 -- The worker in the database, and how to start, see and restart workers.
 
-create procedure net._serve(
+create procedure pgnet.serve(
     max_runtime interval,
     until_idle boolean,
     -- true where nothing can be committed: inside a transaction block
@@ -5245,10 +5254,10 @@ create procedure net._serve(
     language plpython3u
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
-comment on procedure net._serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
+comment on procedure pgnet.serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
 
 create procedure net.work(
     -- claim no more after this time; NULL stays
@@ -5259,10 +5268,10 @@ as $$
 declare
     in_transaction_block boolean;
 begin
-    perform net._refuse_copy();
-    call net._serve(max_runtime, false, in_transaction_block);
+    perform pgnet.refuse_copy();
+    call pgnet.serve(max_runtime, false, in_transaction_block);
     if in_transaction_block then
-        perform net._refuse_transaction_block('net.work');
+        perform pgnet.refuse_transaction_block('net.work');
     end if;
 end
 $$;
@@ -5278,17 +5287,17 @@ as $$
 declare
     in_transaction_block boolean;
 begin
-    perform net._refuse_copy();
-    call net._serve(max_runtime, true, in_transaction_block);
+    perform pgnet.refuse_copy();
+    call pgnet.serve(max_runtime, true, in_transaction_block);
     if in_transaction_block then
-        perform net._refuse_transaction_block('net.drain');
+        perform pgnet.refuse_transaction_block('net.drain');
     end if;
 end
 $$;
 comment on procedure net.drain(interval) is
     'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
-create function net._refuse_transaction_block(procedure text)
+create function pgnet.refuse_transaction_block(procedure text)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -5301,23 +5310,24 @@ begin
         hint = format('Run it by itself: call %s();', procedure);
 end
 $$;
-comment on function net._refuse_transaction_block(text) is 'Raises 25001 with what to do.';
+comment on function pgnet.refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
 -- What a worker's role needs: nothing else, no table.
-create function net._worker_routines()
+create function pgnet.worker_routines()
     returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select p.oid::regprocedure
     from pg_proc p
-    where p.pronamespace = (select n.oid from pg_namespace n where n.nspname = 'net') and p.proname = any (array[
-        '_register', '_claim', '_record', '_release', '_secrets', '_deregister', '_tend', '_wait', '_wake_next', '_wake_up_fault',
-        '_refuse_copy', '_serve', 'work', 'drain',
-        -- what these call with the rights of the worker's role
-        '_require_worker', '_refuse_transaction_block', '_current_setting'])
+    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
+        or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
+            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'claimed_secrets', 'deregister_worker',
+            'heartbeat', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
+            -- what these call with the rights of the worker's role
+            'require_worker', 'refuse_transaction_block', 'setting_value')
 $$;
-comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
+comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
 -- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
 -- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
@@ -5326,7 +5336,7 @@ declare
     routine pg_catalog.regprocedure;
 begin
     for routine in
-        select p.oid from net._worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
+        select p.oid from pgnet.worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
         where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
     loop
         execute pg_catalog.format(
@@ -5344,14 +5354,14 @@ create function net.grant_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee regrole := net._role(role);
+    grantee regrole := pgnet.role_named(role);
     routine regprocedure;
 begin
-    perform net._configuration_changed();
-    delete from net.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
-    insert into net.worker_role values (grantee) on conflict do nothing;
-    execute format('grant usage on schema net to %s', grantee);
-    for routine in select r from net._worker_routines() r loop
+    perform pgnet.announce_configuration();
+    delete from pgnet.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
+    insert into pgnet.worker_role values (grantee) on conflict do nothing;
+    execute format('grant usage on schema net, pgnet to %s', grantee);
+    for routine in select r from pgnet.worker_routines() r loop
         execute format('grant execute on routine %s to %s', routine, grantee);
     end loop;
     raise notice using message = format('role "%s" may run workers in this database', role);
@@ -5369,13 +5379,13 @@ create function net.revoke_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee regrole := net._role(role);
+    grantee regrole := pgnet.role_named(role);
     routine regprocedure;
 begin
     -- A worker that runs looks at once, and ends.
-    perform net._configuration_changed();
-    delete from net.worker_role w where w.role = grantee;
-    for routine in select r from net._worker_routines() r loop
+    perform pgnet.announce_configuration();
+    delete from pgnet.worker_role w where w.role = grantee;
+    for routine in select r from pgnet.worker_routines() r loop
         execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
     raise notice using message = format('role "%s" may run no workers in this database', role);
@@ -5385,25 +5395,25 @@ comment on function net.revoke_worker(text) is
     'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create view net.workers as
-    select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
+    select w.id, w.kind, case when pgnet.caller_is_owner() then w.host end as host, w.pid, w.version,
         case when w.ended is not null then 'stopped'
-            when not net._alive(w.pid, w.backend_start) then 'lost'
+            when not pgnet.session_is_alive(w.pid, w.backend_start) then 'lost'
             when w.stalled_since is not null then 'stalled'
             else 'running' end as state,
-        (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
+        (select pg_catalog.count(*) from pgnet.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
-    from net.worker w
+    from pgnet.worker w
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
-create function net._reload()
+create function pgnet.reload_workers()
     returns void
     language sql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
-as $$ select net._signal_workers('reload') $$;
-comment on function net._reload() is 'Has the workers read their settings again at the commit.';
+as $$ select pgnet.signal_workers('reload') $$;
+comment on function pgnet.reload_workers() is 'Has the workers read their settings again at the commit.';
 
 create function net.worker_restart()
     returns boolean
@@ -5411,11 +5421,11 @@ create function net.worker_restart()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if net._is_operator() then
-        update net.configuration set generation = generation + 1;
-        perform net._configuration_changed();
+    if pgnet.caller_is_owner() then
+        update pgnet.configuration set generation = generation + 1;
+        perform pgnet.announce_configuration();
     else
-        perform net._reload();
+        perform pgnet.reload_workers();
     end if;
     return true;
 end
@@ -5429,7 +5439,7 @@ create function net.check_worker_is_up()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not net._worker_is_up() then
+    if not pgnet.worker_is_up() then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = 'the pgnet worker is not up',
@@ -5446,7 +5456,7 @@ create function net.wait_until_running()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    while not net._worker_is_up() loop
+    while not pgnet.worker_is_up() loop
         perform pg_sleep(0.05);
     end loop;
 end
@@ -5519,7 +5529,7 @@ comment on function net.unschedule_worker() is
 
 -- The doctor: one look at everything that has to be right.
 
-create function net._python_check(
+create function pgnet.inspect_python(
     out package_version text, out package_path text, out python_version text, out missing text, out ca_bundle text, out wake_up_fault text
 )
     language plpython3u volatile parallel unsafe
@@ -5527,11 +5537,11 @@ as $$
 from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
-comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
+comment on function pgnet.inspect_python() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
 
 -- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
 -- REFERENCES and the sequences.
-create function net._right_faults()
+create function pgnet.right_faults()
     -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
     returns table (kind text, fault text, cure text)
     language sql stable
@@ -5539,23 +5549,26 @@ create function net._right_faults()
     -- The catalogs fit in it, also where a database allows no temporary file.
     set work_mem = '16MB'
 as $$
-    with object (class, oid, sub, kind, name, owner, acl, type) as (
-        select 'pg_namespace'::regclass, n.oid, 0, 'schema', 'net', n.nspowner, n.nspacl, 'n'
-        from pg_namespace n where n.nspname = 'net'
+    with schemas as (
+        select n.oid from pg_namespace n where n.nspname in ('net', 'pgnet')
+    ), object (class, oid, sub, kind, name, owner, acl, type) as (
+        select 'pg_namespace'::regclass, n.oid, 0, 'schema', n.nspname::text, n.nspowner, n.nspacl, 'n'
+        from pg_namespace n where n.nspname in ('net', 'pgnet')
         union all
         select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
             c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
-        from pg_class c where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v', 'S')
+        from pg_class c join schemas s on s.oid = c.relnamespace where c.relkind in ('r', 'v', 'S')
         union all
         select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
             c.relowner, a.attacl, 'c'
         from pg_class c join pg_attribute a on a.attrelid = c.oid
-        where c.relnamespace = to_regnamespace('net') and (a.attacl is not null or exists (
+        join schemas s on s.oid = c.relnamespace
+        where (a.attacl is not null or exists (
             select from pg_init_privs i
             where i.classoid = 'pg_class'::regclass and i.objoid = c.oid and i.objsubid = a.attnum))
         union all
         select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
-        from pg_proc p where p.pronamespace = to_regnamespace('net')
+        from pg_proc p join schemas s on s.oid = p.pronamespace
     ), held as (
         select o.*, a.grantee, a.privilege_type as privilege
         from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
@@ -5567,9 +5580,9 @@ as $$
         cross join lateral aclexplode(i.initprivs) a
         where a.grantee = 0
     ), worker as (
-        select w.role, r.oid as routine from net.worker_role w
+        select w.role, r.oid as routine from pgnet.worker_role w
         join pg_roles g on g.oid = w.role
-        cross join net._worker_routines() r (oid)
+        cross join pgnet.worker_routines() r (oid)
     ), beyond as (
         select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
         from held h
@@ -5579,11 +5592,11 @@ as $$
             and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
     ), caller as (
         select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
-        where p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
     ), missing as (
         select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
         from given g cross join caller c
-        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net[.]_')
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name ~ '^net[.][^_]')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
@@ -5604,18 +5617,30 @@ as $$
     from missing m
     group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
     union all
+    select 'missing', format('%s has not USAGE on pgnet', r.role), format('grant usage on schema pgnet to %s;', r.role)
+    from (
+        select case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        from held h
+        where h.kind = 'schema' and h.name = 'net' and h.privilege = 'USAGE'
+            and not exists (select from worker w where w.role = h.grantee)
+            and not exists (
+                select from held u
+                where u.kind = 'schema' and u.name = 'pgnet' and u.privilege = 'USAGE' and u.grantee in (0, h.grantee))
+    ) r
+    union all
     select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
         format('select net.grant_worker(%L);', g.rolname)
     from worker w join pg_roles g on g.oid = w.role
-    where not has_function_privilege(w.role, w.routine, 'execute') or not has_schema_privilege(w.role, 'net', 'usage')
+    where not has_function_privilege(w.role, w.routine, 'execute')
+        or not has_schema_privilege(w.role, 'net', 'usage') or not has_schema_privilege(w.role, 'pgnet', 'usage')
     group by w.role, g.rolname
 $$;
-comment on function net._right_faults() is
+comment on function pgnet.right_faults() is
     'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
 
 -- What others have put on the extension's tables runs in sessions of callers, with their rights, and in sessions of workers, with the
 -- owner's. A function that looks for names in the session's path finds there what those have put into it.
-create function net._open_paths()
+create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -5623,7 +5648,7 @@ as $$
     with tables as (
         select c.oid, c.oid::regclass::text as name
         from pg_class c
-        where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v')
+        where c.relnamespace in (to_regnamespace('net'), to_regnamespace('pgnet')) and c.relkind in ('r', 'v')
     ), parts (classid, objid, name) as (
         select 'pg_trigger'::regclass, t.oid, format('trigger %I on %s', t.tgname, r.name)
         from pg_trigger t join tables r on r.oid = t.tgrelid where not t.tgisinternal
@@ -5654,13 +5679,13 @@ as $$
     join pg_proc f on f.oid = case d.refclassid when 'pg_proc'::regclass then d.refobjid else o.oprcode end
     join pg_namespace n on n.oid = f.pronamespace
     join pg_language l on l.oid = f.prolang
-    where n.nspname not in ('net', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
+    where n.nspname not in ('net', 'pgnet', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
         and not exists (
             select from unnest(f.proconfig) c (said)
             where lower(c.said) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
-comment on function net._open_paths() is
+comment on function pgnet.open_paths() is
     'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose functions have no fixed search_path that ends in pg_temp, and the statement that gives them one.';
 
 create function net.check()
@@ -5695,13 +5720,13 @@ declare
     missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
-    copy_fault text := net._copy_fault();
+    copy_fault text := pgnet.copy_fault();
     modes text;
     unknown_modes text;
     replicated bigint;
 begin
-    perform net._require_owner();
-    select * into python from net._python_check();
+    perform pgnet.require_owner();
+    select * into python from pgnet.inspect_python();
 
     return query select 'version', python.package_version = extension_version,
         format('extension %s, Python package %s', extension_version, python.package_version),
@@ -5715,10 +5740,10 @@ begin
             'Needed only where net.work() or net.drain() run: apt-get install python3-gevent python3-requests python3-pycurl.' end;
     return query select 'CA bundle', python.ca_bundle is not null, coalesce(python.ca_bundle, 'none found'),
         case when python.ca_bundle is null then 'https needs one: apt-get install ca-certificates.' end;
-    return query select 'wake-up', python.wake_up_fault is null and net._current_setting('wake_up') = 'callback',
-        case when net._current_setting('wake_up') = 'poll' then 'setting wake_up is "poll": workers look every second'
+    return query select 'wake-up', python.wake_up_fault is null and pgnet.setting_value('wake_up') = 'callback',
+        case when pgnet.setting_value('wake_up') = 'poll' then 'setting wake_up is "poll": workers look every second'
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
-        case when net._current_setting('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
+        case when pgnet.setting_value('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
 
     select count(*) into replicated from net.http_request_queue q where q.origin is not null;
@@ -5732,19 +5757,19 @@ begin
     select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
         string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
     into modes, unknown_modes
-    from net._mode_sources() m;
-    return query select 'mode', net._mode() = 'on',
-        case net._mode()
+    from pgnet.mode_sources() m;
+    return query select 'mode', pgnet.mode_in_force() = 'on',
+        case pgnet.mode_in_force()
             when 'on' then 'requests are sent'
             when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
-            when net._mode() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+            when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 
     if standby then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
     else
-        workers := (select count(*) from net.worker w where net._alive(w.pid, w.backend_start));
+        workers := (select count(*) from pgnet.worker w where pgnet.session_is_alive(w.pid, w.backend_start));
         return query select 'worker', workers > 0, format('%s running', workers),
             case when workers = 0 then
                 'select net.schedule_worker(), call net.work() in a session of its own, or start the process "pgnet worker".' end;
@@ -5761,7 +5786,7 @@ begin
     return query
     select 'heartbeat', false, format('%s fails since %s: %s%s', f.duty, date_trunc('second', f.since), f.message,
         case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end), f.hint
-    from net.fault f
+    from pgnet.fault f
     where not f.brief or f.failures > 2
     order by f.duty;
     if not found then
@@ -5772,23 +5797,23 @@ begin
         case when r.refused = 0 then format('%s outcomes wait for a lock', r.number)
             else format('%s outcomes cannot be recorded, since %s: %s (request %s)', r.refused, date_trunc('second', u.since), u.message, u.id) end,
         u.hint
-    from (select count(*) as number, count(u.message) as refused from net.unrecorded u) r
+    from (select count(*) as number, count(u.message) as refused from pgnet.unrecorded u) r
     left join lateral (
-        select u.* from net.unrecorded u where u.message is not null order by u.since limit 1
+        select u.* from pgnet.unrecorded u where u.message is not null order by u.since limit 1
     ) u on true;
 
     select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
         string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
         string_agg(f.cure, ' ' order by f.cure)
     into beyond, lacking, cures
-    from net._right_faults() f;
+    from pgnet.right_faults() f;
     return query select 'rights', cures is null,
         concat_ws('. ', case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
                 else 'only roles with usage on the schema net may send requests' end,
             'beyond what the extension gave: ' || beyond, 'missing: ' || lacking),
         cures;
     select string_agg(o.place, ', ' order by o.place), string_agg(distinct o.cure, ' ') into open_paths, cures
-    from net._open_paths() o;
+    from pgnet.open_paths() o;
     return query select 'triggers', open_paths is null,
         coalesce('without a fixed search_path that ends in pg_temp: ' || open_paths, 'nothing on the tables looks for names in a session''s path'),
         cures;
@@ -5797,17 +5822,18 @@ begin
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
     into altered, cures
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.prosecdef
-        and (p.proname !~ '^_' or p.proname = any (array[
-            '_check', '_inspect', '_second_look', '_check_secret', '_refuse_secret', '_secret_prefix', '_look_up', '_await_response',
-            '_http_collect_response', '_refuse_to_wait', '_is_mine', '_caller', '_is_operator', '_require_owner']));
+    where p.prosecdef
+        and (p.pronamespace = to_regnamespace('net')
+            or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
+                'check_request', 'inspect_request', 'check_or_raise', 'check_secret', 'refuse_secret', 'secret_prefix', 'outcome_so_far',
+                'refuse_to_wait', 'written_here', 'caller_role', 'caller_is_owner', 'require_owner'));
     lent := (
         select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
         from pg_proc p
-        where p.prosecdef and p.pronamespace <> to_regnamespace('net')
+        where p.prosecdef and p.pronamespace not in (to_regnamespace('net'), to_regnamespace('pgnet'))
             and p.prosrc ~* '[[:<:]]net[[:space:]]*[.][[:space:]]*"?http_(get|post|delete|request|put|patch|head)[[:>:]]'
             and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
-                or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
+                or exists (select from pgnet.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
     return query select 'definer functions', altered is null,
         concat_ws('; ',
             'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
@@ -5815,25 +5841,25 @@ begin
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
     return query select 'egress', true,
-        format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
-            else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
+        format('%s; %s rule(s) in net.egress', case pgnet.setting_value('egress') when 'public' then 'public addresses are allowed'
+            else 'only what net.egress lists is allowed' end, (select count(*) from pgnet.egress_rule)),
         null::text;
 
-    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
+    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from pgnet.host h where h.settings -> 'verify' = 'false');
     missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
-        from net.host h cross join jsonb_each(h.settings) v
-        where jsonb_typeof(v.value) = 'object' and not exists (select from net.secret s where s.name = v.value ->> 'secret'));
+        from pgnet.host h cross join jsonb_each(h.settings) v
+        where jsonb_typeof(v.value) = 'object' and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
     return query select 'hosts', unverified is null and missing is null,
         coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
-            format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
+            format('%s configured in net.hosts, every certificate is checked', (select count(*) from pgnet.host))),
         case when unverified is not null then
             'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
             when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
     return query
     with held as (
-        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s
+        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from pgnet.secret s
     ), backends as (
-        select count(*) as number from net.worker w where w.kind = 'backend' and net._alive(w.pid, w.backend_start)
+        select count(*) as number from pgnet.worker w where w.kind = 'backend' and pgnet.session_is_alive(w.pid, w.backend_start)
     )
     select 'secrets', h.elsewhere = 0 or b.number = 0,
         format('%s in the database, %s held by workers', h.here, h.elsewhere),
@@ -5876,22 +5902,22 @@ comment on function net.check() is
 
 -- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
 -- pass: that a trigger refuses.
-create function net._refuse_truncate()
+create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._require_owner();
+    perform pgnet.require_owner();
     return null;
 end
 $$;
-comment on function net._refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+comment on function pgnet.refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
 -- What others attach to a table runs in the sessions of all who write to it, a worker's among them: a trigger, and the triggers
 -- on the table of a foreign key, whose action runs them as its owner or, where they are deferred, as whoever commits (before PostgreSQL
 -- 18). So the rights TRIGGER and REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
-create function net._refuse_attachment()
+create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -5909,7 +5935,7 @@ begin
         join pg_constraint k on d.classid = 'pg_class'::regclass and k.conrelid = d.objid and k.contype = 'f'
     loop
         perform from pg_class c
-        where c.oid = made.relation and c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage');
+        where c.oid = made.relation and c.relnamespace in (to_regnamespace('net'), to_regnamespace('pgnet')) and not pg_has_role(current_user, c.relowner, 'usage');
         if found then
             raise exception using
                 errcode = 'insufficient_privilege',
@@ -5921,7 +5947,7 @@ begin
     end loop;
 end
 $$;
-comment on function net._refuse_attachment() is
+comment on function pgnet.refuse_attachment() is
     'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a table or view of the extension, or a foreign key to one.';
 
 -- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
@@ -5931,23 +5957,24 @@ declare
     given record;
 begin
     for given in
-        with net as (
-            select n.oid, n.nspowner, n.nspacl from pg_catalog.pg_namespace n where n.nspname operator(pg_catalog.=) 'net'
+        with own as (
+            select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
+            where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
         ), object (name, owner, acl) as (
-            select 'schema net', n.nspowner, n.nspacl from net n
+            select pg_catalog.format('schema %s', n.nspname), n.nspowner, n.nspacl from own n
             union all
             select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
                 c.relowner, c.relacl
-            from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
+            from pg_catalog.pg_class c join own n on n.oid operator(pg_catalog.=) c.relnamespace
             where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
             union all
             select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
                 p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
-            from pg_catalog.pg_proc p join net n on n.oid operator(pg_catalog.=) p.pronamespace
+            from pg_catalog.pg_proc p join own n on n.oid operator(pg_catalog.=) p.pronamespace
             union all
             select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
                 t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
-            from pg_catalog.pg_type t join net n on n.oid operator(pg_catalog.=) t.typnamespace
+            from pg_catalog.pg_type t join own n on n.oid operator(pg_catalog.=) t.typnamespace
             left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
             where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
         )
@@ -5963,8 +5990,9 @@ begin
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
-grant usage on schema net to public;
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So everything by which requests are
+-- made stands in net, the view net._new_request too. USAGE on pgnet alone opens no way to make one.
+grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
@@ -5973,10 +6001,10 @@ to public;
 -- may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
-grant insert (request_id, action), select on net.mark to public;
-grant select on net._http_response, net.failed to public;
-grant select on net.attempt to public;
-grant select (id, worker, attempt, claimed) on net.claim to public;
+grant insert (request_id, action), select on pgnet.mark to public;
+grant select on net._http_response, pgnet.failed to public;
+grant select on pgnet.attempt to public;
+grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
@@ -5993,13 +6021,13 @@ grant execute on routine
 to public;
 -- What these, and the views, call with the caller's rights.
 grant execute on function
-    net._caller, net._is_operator, net._require_owner, net._require_worker, net._raise,
-    net._check, net._inspect, net._second_look, net._with_type, net._form, net._encode_form, net._require_utf8, net._multipart,
-    net._append_to_query, net._json_text, net._host, net._was_numbered_here,
-    net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
-    net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
-    net._waiting_state, net._cancellation, net._mark, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
-    net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
+    pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
+    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.with_content_type, pgnet.inspect_form, pgnet.encode_form, pgnet.require_utf8, pgnet.inspect_multipart,
+    pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
+    pgnet.check_secret, pgnet.refuse_altered_function, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix, pgnet.check_retry_policy,
+    pgnet.setting_value, pgnet.known_settings, pgnet.known_host_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies,
+    pgnet.waiting_state, pgnet.cancellation_message, pgnet.mark_request, pgnet.written_here, pgnet.outcome_so_far, pgnet.refuse_to_wait, pgnet.json_or_null,
+    pgnet.session_is_alive, pgnet.worker_is_up, pgnet.reload_workers, pgnet.refuse_transaction_block
 to public;
 
 do $$
@@ -6008,18 +6036,18 @@ declare
 begin
     for relation in
         select c.oid from pg_catalog.pg_class c
-        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
     loop
         execute pg_catalog.format('alter table %s enable row level security', relation);
         execute pg_catalog.format(
-            'create trigger refuse_truncate before truncate on %s for each statement execute function net._refuse_truncate()', relation);
+            'create trigger refuse_truncate before truncate on %s for each statement execute function pgnet.refuse_truncate()', relation);
     end loop;
 end
 $$;
 
 create event trigger pgnet_refuse_attachment on ddl_command_end
     when tag in ('CREATE TRIGGER', 'CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
-    execute function net._refuse_attachment();
+    execute function pgnet.refuse_attachment();
 comment on event trigger pgnet_refuse_attachment is
     'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in the sessions of all who send requests.';
 
@@ -6042,7 +6070,7 @@ $$;
 -- A worker that has lived through DROP EXTENSION registers again.
 do $$
 begin
-    perform net._signal_workers('reload');
+    perform pgnet.signal_workers('reload');
 exception when others then
     null; -- where the package is not installed, no worker of this server can be signalled
 end

@@ -85,7 +85,7 @@ def backend_worker(database: Database) -> Iterator[None]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    database.wait_for("select net._worker_is_up()")
+    database.wait_for("select pgnet.worker_is_up()")
     yield
     database.execute("select pg_cancel_backend(%s)", pid)
     thread.join()

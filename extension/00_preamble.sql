@@ -21,7 +21,7 @@ begin
     end if;
     -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in it, can put functions beside
     -- those of the extension (CVE-2022-2625), and DROP EXTENSION takes the schema away.
-    select pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
+    select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
              and d.refobjid operator(pg_catalog.=) n.oid and d.deptype operator(pg_catalog.=) 'n') as objects
@@ -32,24 +32,29 @@ begin
         where d.classid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
             and d.deptype operator(pg_catalog.=) 'e'
     ) m on m.objid operator(pg_catalog.=) n.oid
-    where n.nspname operator(pg_catalog.=) 'net';
+    where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
+    order by n.nspname
+    limit 1;
     if found then
         raise exception using
             errcode = 'duplicate_schema',
-            message = 'pgnet cannot be installed: the schema "net" exists already',
+            message = pg_catalog.format('pgnet cannot be installed: the schema "%s" exists already', taken.name),
             detail = pg_catalog.format('It belongs to the role "%s"%s, and holds %s object(s). pgnet makes this schema itself, '
                 'so that nothing of others is in it.', taken.owner,
                 case when taken.extname is not null then pg_catalog.format(' and to the extension "%s"', taken.extname) else '' end,
                 taken.objects),
             hint = case
                 when taken.extname is not null then pg_catalog.format('drop extension %I; ', taken.extname)
-                when taken.objects operator(pg_catalog.=) 0 then 'drop schema net; '
-                else 'alter schema net rename to another_name; ' end operator(pg_catalog.||) 'create extension pgnet cascade;';
+                when taken.objects operator(pg_catalog.=) 0 then pg_catalog.format('drop schema %s; ', taken.name)
+                else pg_catalog.format('alter schema %s rename to another_name; ', taken.name) end operator(pg_catalog.||) 'create extension pgnet cascade;';
     end if;
 end
 $$;
 
+-- What people call and read stands in net, and the few private names that users of pg_net know; the rest stands in pgnet.
 create schema net;
 comment on schema net is
     'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
+create schema pgnet;
+comment on schema pgnet is
+    'The inside of the extension pgnet: its tables, and the functions that its own functions and its workers call. Names here change without notice.';

@@ -1,28 +1,28 @@
 -- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
 
 -- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
-create function net._caller()
+create function pgnet.caller_role()
     returns regrole language sql stable parallel safe cost 1
 as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
-comment on function net._caller() is 'The current role, as a regrole.';
+comment on function pgnet.caller_role() is 'The current role, as a regrole.';
 
-create function net._is_operator()
+create function pgnet.caller_is_owner()
     returns boolean
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
-comment on function net._is_operator() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+comment on function pgnet.caller_is_owner() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
 -- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
-create function net._require_owner()
+create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not net._is_operator() then
+    if not pgnet.caller_is_owner() then
         raise exception using
             errcode = 'insufficient_privilege',
             message = format('role "%s" is not the owner of pgnet', current_user),
@@ -31,10 +31,10 @@ begin
     end if;
 end
 $$;
-comment on function net._require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+comment on function pgnet.require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
 
 -- The role with this name, which need not be quoted.
-create function net._role(name text)
+create function pgnet.role_named(name text)
     returns regrole
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -50,7 +50,7 @@ begin
     return found_role;
 end
 $$;
-comment on function net._role(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+comment on function pgnet.role_named(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
 -- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
 -- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
@@ -60,7 +60,7 @@ comment on function net._role(text) is 'The role of this name; raises 42704 wher
 
 -- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
 -- (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
-create function net._owners_path()
+create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -77,29 +77,29 @@ begin
         limit 1), '"$user", public') || ', pg_temp';
 end
 $$;
-comment on function net._owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+comment on function pgnet.owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
 
-create function net._use_owners_path()
+create function pgnet.use_owners_path()
     returns text language plpgsql volatile parallel unsafe
-as $$ begin return pg_catalog.set_config('search_path', net._owners_path(), true); end $$;
-comment on function net._use_owners_path() is 'Sets the owner''s path, until net._pin_path() or the end of the calling function.';
+as $$ begin return pg_catalog.set_config('search_path', pgnet.owners_path(), true); end $$;
+comment on function pgnet.use_owners_path() is 'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
 
-create function net._pin_path()
+create function pgnet.pin_path()
     returns text language plpgsql volatile parallel unsafe
 as $$ begin return pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true); end $$;
-comment on function net._pin_path() is 'Sets the path of the extension''s functions again.';
+comment on function pgnet.pin_path() is 'Sets the path of the extension''s functions again.';
 
-create table net.worker_role (
+create table pgnet.worker_role (
     role regrole primary key
 );
-comment on table net.worker_role is
+comment on table pgnet.worker_role is
     'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
-select pg_catalog.pg_extension_config_dump('net.worker_role', '');
+select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
 -- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
 -- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
 -- has left its number behind in the table: nobody is a member of it.
-create function net._require_worker(
+create function pgnet.require_worker(
     -- the registration that the caller says it is; NULL: it does not say
     worker_id bigint default null
 )
@@ -113,7 +113,7 @@ declare
     registered record;
 begin
     if not pg_has_role(session_role, current_user, 'member')
-        and not exists (select from net.worker_role w where pg_has_role(session_role, w.role, 'member'))
+        and not exists (select from pgnet.worker_role w where pg_has_role(session_role, w.role, 'member'))
     then
         raise exception using
             errcode = 'insufficient_privilege',
@@ -141,7 +141,7 @@ begin
     if worker_id is null then
         return;
     end if;
-    select w.pid, w.ended into registered from net.worker w where w.id = worker_id;
+    select w.pid, w.ended into registered from pgnet.worker w where w.id = worker_id;
     if registered.pid is null or registered.ended is not null then
         raise exception using
             errcode = 'connection_does_not_exist',
@@ -156,5 +156,5 @@ begin
     end if;
 end
 $$;
-comment on function net._require_worker(bigint) is
+comment on function pgnet.require_worker(bigint) is
     'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';

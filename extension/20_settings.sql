@@ -1,7 +1,7 @@
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
 
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
-create function net._known_settings()
+create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
     language sql immutable parallel safe cost 10 rows 16
     set search_path = pg_catalog, pg_temp
@@ -14,7 +14,7 @@ as $$
         ('ttl', 'interval', '06:00:00', 0, 315360000, 'interval',
          'How long a response is kept after it was recorded.'),
         ('ttl_failed', 'interval', '14 days', 0, 315360000, 'interval',
-         'How long a request that failed is kept, body and all, in net.failed.'),
+         'How long a request that failed is kept, body and all, in net.failures.'),
         ('batch_size', 'integer', '500', 1, 10000, 'requests',
          'How many outcomes a worker records, and how many requests it claims, in one transaction.'),
         ('concurrency', 'integer', '1000', 1, 100000, 'requests',
@@ -46,10 +46,10 @@ as $$
         ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
          'The ports that may be requested: numbers and ranges, with commas.')
 $$;
-comment on function net._known_settings() is 'The settings that exist; net.settings shows them with their values.';
+comment on function pgnet.known_settings() is 'The settings that exist; net.settings shows them with their values.';
 
 -- NULL where the value is fine, else what is wrong with it.
-create function net._setting_fault(setting_name text, setting_value text)
+create function pgnet.setting_fault(setting_name text, setting_value text)
     returns text
     language plpgsql stable parallel unsafe cost 100
     set search_path = pg_catalog, pg_temp
@@ -60,7 +60,7 @@ declare
     known record;
     amount numeric;
 begin
-    select * into known from net._known_settings() k where k.name = setting_name;
+    select * into known from pgnet.known_settings() k where k.name = setting_name;
     if not found then
         return pg_catalog.format('unknown setting "%s"', setting_name);
     end if;
@@ -106,61 +106,61 @@ begin
     return null;
 end
 $$;
-comment on function net._setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+comment on function pgnet.setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
 
-create table net.setting (
+create table pgnet.setting (
     name text primary key,
     value text not null,
-    constraint setting_is_valid check (net._setting_fault(name, value) is null)
+    constraint setting_is_valid check (pgnet.setting_fault(name, value) is null)
 );
-comment on table net.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
-select pg_catalog.pg_extension_config_dump('net.setting', '');
+comment on table pgnet.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 
 -- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
 -- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
-create table net.configuration (
+create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table net.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
-insert into net.configuration (revision, generation) values (1, 1);
+comment on table pgnet.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+insert into pgnet.configuration (revision, generation) values (1, 1);
 
-create function net._configuration_changed()
+create function pgnet.announce_configuration()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._require_owner();
-    update net.configuration set revision = revision + 1;
-    perform net._signal_workers('reload');
+    perform pgnet.require_owner();
+    update pgnet.configuration set revision = revision + 1;
+    perform pgnet.signal_workers('reload');
 end
 $$;
-comment on function net._configuration_changed() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+comment on function pgnet.announce_configuration() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
 
-create function net._current_setting(setting_name text)
+create function pgnet.setting_value(setting_name text)
     returns text
     language sql stable parallel safe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(
-        (select s.value from net.setting s where s.name = setting_name),
-        (select k.default_value from net._known_settings() k where k.name = setting_name))
+        (select s.value from pgnet.setting s where s.name = setting_name),
+        (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
 $$;
-comment on function net._current_setting(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+comment on function pgnet.setting_value(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
 
-create function net._max_timeout_milliseconds()
+create function pgnet.max_timeout_milliseconds()
     returns integer
     language sql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
-as $$ select (extract(epoch from net._current_setting('max_timeout')::interval) * 1000)::integer $$;
-comment on function net._max_timeout_milliseconds() is 'The setting max_timeout in ms.';
+as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
+comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
-    from net._known_settings() k
-    left join net.setting s on s.name operator(pg_catalog.=) k.name;
+    from pgnet.known_settings() k
+    left join pgnet.setting s on s.name operator(pg_catalog.=) k.name;
 comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
 
 create function net.configure(
@@ -175,7 +175,7 @@ create function net.configure(
 as $$
 declare
     fault text;
-    before text := net._current_setting(name);
+    before text := pgnet.setting_value(name);
     now_set text;
 begin
     if name is null or not exists (select from net.settings s where s.name = configure.name) then
@@ -185,9 +185,9 @@ begin
             hint = 'known: ' || (select pg_catalog.string_agg(s.name, ', ' order by s.name) from net.settings s);
     end if;
     if value is null then
-        delete from net.setting s where s.name = configure.name;
+        delete from pgnet.setting s where s.name = configure.name;
     else
-        fault := net._setting_fault(name, value);
+        fault := pgnet.setting_fault(name, value);
         if fault is not null then
             raise exception using
                 errcode = 'invalid_parameter_value',
@@ -196,19 +196,19 @@ begin
                         from net.settings s where s.name = configure.name);
         end if;
         -- Not in the constraint of the table: what it says must not depend on another row.
-        if name = 'timeout_milliseconds' and value::integer > net._max_timeout_milliseconds() then
+        if name = 'timeout_milliseconds' and value::integer > pgnet.max_timeout_milliseconds() then
             raise exception using
                 errcode = 'invalid_parameter_value',
                 message = pg_catalog.format('invalid value for setting "timeout_milliseconds": must not be more than max_timeout, %s ms',
-                    net._max_timeout_milliseconds()),
+                    pgnet.max_timeout_milliseconds()),
                 hint = pg_catalog.format('Raise that first: select net.configure(''max_timeout'', ''%s s'').',
                     pg_catalog.ceil(value::numeric / 1000));
         end if;
-        insert into net.setting values (configure.name, configure.value)
+        insert into pgnet.setting values (configure.name, configure.value)
         on conflict on constraint setting_pkey do update set value = excluded.value;
     end if;
-    perform net._configuration_changed();
-    now_set := net._current_setting(name);
+    perform pgnet.announce_configuration();
+    now_set := pgnet.setting_value(name);
     raise notice using message = case when now_set = before then pg_catalog.format('setting "%s" stays %s', name, now_set)
         else pg_catalog.format('setting "%s" is %s now; it was %s', name, now_set, before) end;
 end

@@ -1,24 +1,24 @@
 -- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
 
-create table net.egress_rule (
+create table pgnet.egress_rule (
     kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
     pattern text not null,
     allow boolean not null,
     created timestamptz not null default pg_catalog.now(),
     primary key (kind, pattern)
 );
-comment on table net.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
-select pg_catalog.pg_extension_config_dump('net.egress_rule', '');
+comment on table pgnet.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
-    from net.egress_rule r
+    from pgnet.egress_rule r
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
-create function net._networks(network text)
+create function pgnet.networks_of(network text)
     returns setof text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -47,10 +47,10 @@ begin
     end case;
 end
 $$;
-comment on function net._networks(text) is 'The networks that a word or a cidr stands for.';
+comment on function pgnet.networks_of(text) is 'The networks that a word or a cidr stands for.';
 
 -- A host pattern: an exact name, or *.example.com for everything below it; lower case, no port.
-create function net._host_pattern(pattern text)
+create function pgnet.host_pattern(pattern text)
     returns text
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -69,9 +69,9 @@ begin
     return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
-comment on function net._host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+comment on function pgnet.host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
 
-create function net._set_egress(rule_kind text, rule_patterns text[], rule_allow boolean)
+create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -82,25 +82,25 @@ declare
 begin
     if rule_allow is null then
         with gone as (
-            delete from net.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
+            delete from pgnet.egress_rule r where r.kind = rule_kind and r.pattern = any (rule_patterns) returning r.pattern
         )
         select array_agg(g.pattern) into dropped from gone g;
     else
-        insert into net.egress_rule (kind, pattern, allow)
+        insert into pgnet.egress_rule (kind, pattern, allow)
         select rule_kind, p, rule_allow from unnest(rule_patterns) p
         on conflict (kind, pattern) do update set allow = excluded.allow, created = excluded.created;
     end if;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = case
         when dropped is not null then format('no rule for %s any more', array_to_string(dropped, ', '))
         when rule_allow is null then format('there was no rule for %s', listed)
-        when rule_allow and rule_kind = 'host' and net._current_setting('egress') <> 'listed' then format(
+        when rule_allow and rule_kind = 'host' and pgnet.setting_value('egress') <> 'listed' then format(
             'requests to %s are allowed; that counts once the setting egress is "listed"', listed)
         when rule_allow then format('requests to %s are allowed', listed)
         else format('requests to %s are refused', listed) end;
 end
 $$;
-comment on function net._set_egress(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+comment on function pgnet.set_egress_rules(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -108,7 +108,7 @@ create function net.allow_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), true) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
     'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
 
@@ -118,7 +118,7 @@ create function net.deny_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), false) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
     'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
 
@@ -128,7 +128,7 @@ create function net.forget_network(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('network', array(select net._networks(network)), null) $$;
+as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
 comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
 
 create function net.allow_host(
@@ -137,7 +137,7 @@ create function net.allow_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], true) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], true) $$;
 comment on function net.allow_host(text) is
     'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
 
@@ -147,7 +147,7 @@ create function net.deny_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], false) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], false) $$;
 comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
 
 create function net.forget_host(
@@ -156,5 +156,5 @@ create function net.forget_host(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_egress('host', array[net._host_pattern(pattern)], null) $$;
+as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';

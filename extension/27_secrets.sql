@@ -1,51 +1,51 @@
 -- Secrets: requests hold their names; the values are put in by the worker that sends them.
 
 -- No CHECK here: the error of one prints the row, and the value with it.
-create table net.secret (
+create table pgnet.secret (
     name text primary key,
     value text,
     url_prefix text,
     created timestamptz default pg_catalog.now(),
     changed timestamptz default pg_catalog.now()
 );
-comment on table net.secret is
+comment on table pgnet.secret is
     'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
-comment on column net.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
-comment on column net.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+comment on column pgnet.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column pgnet.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
 -- Otherwise ANALYZE would keep samples of the values in pg_statistic.
-alter table net.secret alter column value set statistics 0;
+alter table pgnet.secret alter column value set statistics 0;
 
-create table net.secret_grant (
-    secret text references net.secret (name) on update cascade on delete cascade,
+create table pgnet.secret_grant (
+    secret text references pgnet.secret (name) on update cascade on delete cascade,
     role regrole,
     primary key (secret, role)
 );
-comment on table net.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+comment on table pgnet.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
 -- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
 -- behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
-    from net.secret s
-    where net._is_operator()
+    from pgnet.secret s
+    where pgnet.caller_is_owner()
         or exists (
-            select from net.secret_grant g
+            select from pgnet.secret_grant g
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
     'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
 
-create function net._secret_covers(url_prefix text, url text)
+create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
     language plpython3u immutable parallel safe cost 100
 as $$
 from pgnet import sql_v1
 return sql_v1.secret_covers(url_prefix, url)
 $$;
-comment on function net._secret_covers(text, text) is
+comment on function pgnet.secret_covers(text, text) is
     'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
 
-create function net._secret_check(
+create function pgnet.inspect_secret(
     name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
 )
     language plpython3u immutable parallel safe cost 100
@@ -53,11 +53,11 @@ as $$
 from pgnet import sql_v1
 return sql_v1.secret_check(name, value, url_prefix)
 $$;
-comment on function net._secret_check(text, text, text) is
+comment on function pgnet.inspect_secret(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
 
 -- What a role that may not use a secret learns is the same whether there is one or not.
-create function net._refuse_secret(name text)
+create function pgnet.refuse_secret(name text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -70,7 +70,7 @@ begin
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if net._is_operator() then
+    if pgnet.caller_is_owner() then
         raise exception using
             errcode = 'undefined_object',
             message = format('secret "%s" does not exist', name),
@@ -82,10 +82,10 @@ begin
         hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
 end
 $$;
-comment on function net._refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+comment on function pgnet.refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
 
 -- What a secret is bound to, as far as the current role may use it.
-create function net._secret_prefix(name text)
+create function pgnet.secret_prefix(name text)
     returns text
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -93,9 +93,9 @@ as $$
 declare
     known record;
 begin
-    select s.url_prefix into known from net.secrets s where s.name = _secret_prefix.name;
+    select s.url_prefix into known from net.secrets s where s.name = secret_prefix.name;
     if not found then
-        perform net._refuse_secret(name);
+        perform pgnet.refuse_secret(name);
     end if;
     if known.url_prefix is null then
         raise exception using
@@ -106,18 +106,18 @@ begin
     return known.url_prefix;
 end
 $$;
-comment on function net._secret_prefix(text) is
+comment on function pgnet.secret_prefix(text) is
     'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) where there is none, 22023 where it has no prefix.';
 
-create function net._check_secret(name text, url text)
+create function pgnet.check_secret(name text, url text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    url_prefix text := net._secret_prefix(name);
+    url_prefix text := pgnet.secret_prefix(name);
 begin
-    if not net._secret_covers(url_prefix, url) then
+    if not pgnet.secret_covers(url_prefix, url) then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('secret "%s" may not go to this URL', name),
@@ -125,7 +125,7 @@ begin
     end if;
 end
 $$;
-comment on function net._check_secret(text, text) is
+comment on function pgnet.check_secret(text, text) is
     'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
 
 create function net.secret_url(
@@ -137,7 +137,7 @@ create function net.secret_url(
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
     -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is asked or raised.
-as $$ select format('%s/{secret:%s}', substring(net._secret_prefix(name) from '^https?://[^/]+'), name) $$;
+as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
 
@@ -159,18 +159,18 @@ declare
     checked record;
 begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
-        perform net._refuse_secret(name);
+        perform pgnet.refuse_secret(name);
     end if;
-    select * into checked from net._secret_check(set_secret.name, set_secret.value,
-        coalesce(set_secret.url_prefix, (select s.url_prefix from net.secret s where s.name = set_secret.name)));
+    select * into checked from pgnet.inspect_secret(set_secret.name, set_secret.value,
+        coalesce(set_secret.url_prefix, (select s.url_prefix from pgnet.secret s where s.name = set_secret.name)));
     if checked.message is not null then
-        perform net._raise('22023', checked.message, checked.hint);
+        perform pgnet.raise_error('22023', checked.message, checked.hint);
     end if;
-    insert into net.secret (name, value, url_prefix)
+    insert into pgnet.secret (name, value, url_prefix)
     values (set_secret.name, set_secret.value, checked.canonical_prefix)
     on conflict on constraint secret_pkey do update
         set value = excluded.value, url_prefix = excluded.url_prefix, changed = now();
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = format('secret "%s" is set; %s; %s', name,
         case when value is null then 'workers hold its value' else 'its value is in the database' end,
         case when checked.canonical_prefix is null then 'no request can carry it, net.configure_host can name it'
@@ -192,9 +192,9 @@ as $$
 declare
     dropped boolean;
 begin
-    delete from net.secret s where s.name = drop_secret.name;
+    delete from pgnet.secret s where s.name = drop_secret.name;
     dropped := found;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     if dropped then
         raise notice using message = format('secret "%s" is dropped; queued requests that name it will fail', name);
     end if;
@@ -204,29 +204,29 @@ $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
 
-create function net._set_secret_grant(secret_name text, grantee text, granted boolean)
+create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee_role regrole := net._role(grantee);
+    grantee_role regrole := pgnet.role_named(grantee);
 begin
-    if not exists (select from net.secret s where s.name = secret_name) then
-        perform net._refuse_secret(secret_name);
+    if not exists (select from pgnet.secret s where s.name = secret_name) then
+        perform pgnet.refuse_secret(secret_name);
     end if;
-    delete from net.secret_grant g
+    delete from pgnet.secret_grant g
     where not exists (select from pg_roles r where r.oid = g.role)
         or (not granted and g.secret = secret_name and g.role = grantee_role);
     if granted then
-        insert into net.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
+        insert into pgnet.secret_grant (secret, role) values (secret_name, grantee_role) on conflict do nothing;
         raise notice using message = format('role "%s" may use secret "%s"', grantee, secret_name);
     else
         raise notice using message = format('secret "%s" is not granted to role "%s"', secret_name, grantee);
     end if;
 end
 $$;
-comment on function net._set_secret_grant(text, text, boolean) is
+comment on function pgnet.set_secret_grant(text, text, boolean) is
     'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
 
 create function net.grant_secret(
@@ -237,7 +237,7 @@ create function net.grant_secret(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_secret_grant(name, role, true) $$;
+as $$ select pgnet.set_secret_grant(name, role, true) $$;
 comment on function net.grant_secret(text, text) is
     'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
 
@@ -249,12 +249,12 @@ create function net.revoke_secret(
 )
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._set_secret_grant(name, role, false) $$;
+as $$ select pgnet.set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
     'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
 
 -- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
-create function net._secrets(
+create function pgnet.claimed_secrets(
     -- the requests, the tokens of their claims, and the secrets they name: a triple each
     ids bigint[], tokens uuid[], names text[]
 )
@@ -272,8 +272,8 @@ create function net._secrets(
 as $$
 #variable_conflict use_column
 begin
-    perform net._lock_tables();
-    lock table net.secret, net.secret_grant in access share mode nowait;
+    perform pgnet.lock_tables();
+    lock table pgnet.secret, pgnet.secret_grant in access share mode nowait;
     return query
     with asked as materialized (
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
@@ -282,22 +282,22 @@ begin
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
             -- In here the current role is the owner.
             pg_has_role(q.requested_by, current_user, 'usage') or exists (
-                select from net.secret_grant g
+                select from pgnet.secret_grant g
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (
             select q.url, q.headers, q.requested_by from net.http_request_queue q
-            where q.id = a.id and exists (select from net.claim c where c.id = a.id and c.token = a.token offset 0)
+            where q.id = a.id and exists (select from pgnet.claim c where c.id = a.id and c.token = a.token offset 0)
             offset 0
         ) q
-        left join net.secret s on s.name = a.name
+        left join pgnet.secret s on s.name = a.name
     ), judged as (
         select a.*, case
             when a.named is not true then format('the request does not name the secret "%s"', a.name)
             when a.role is null then format('the role that asked for the secret "%s" does not exist any more', a.name)
             when not (a.known and a.granted) then format('secret "%s" does not exist, or role "%s" may not use it', a.name, a.role)
             when a.url_prefix is null then format('secret "%s" has no URL prefix: no request can use it', a.name)
-            when not net._secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
+            when not pgnet.secret_covers(a.url_prefix, a.url) then format('secret "%s" may not go to the URL of this request', a.name)
             end as fault
         from asked a
     )
@@ -306,5 +306,5 @@ begin
     from judged j;
 end
 $$;
-comment on function net._secrets(bigint[], uuid[], text[]) is
+comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
     'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';

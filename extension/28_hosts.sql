@@ -1,7 +1,7 @@
 -- What is said of single hosts: how to connect to them, whom to trust, what to show.
 
 -- The one list of what can be said of a host: name, kind, bounds, meaning.
-create function net._known_host_settings()
+create function pgnet.known_host_settings()
     returns table (name text, kind text, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
     set search_path = pg_catalog, pg_temp
@@ -19,10 +19,10 @@ as $$
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
-comment on function net._known_host_settings() is 'What net.configure_host knows.';
+comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
 -- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
-create function net._host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -34,7 +34,7 @@ begin
         if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
             return 'must be {"secret": name}';
         end if;
-        if not exists (select from net.secret s where s.name = given ->> 'secret') then
+        if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
             return format('names the secret "%s", which does not exist', given ->> 'secret');
         end if;
         return null;
@@ -85,22 +85,22 @@ begin
     return null;
 end
 $$;
-comment on function net._host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
 
-create table net.host (
+create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
-comment on table net.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
-select pg_catalog.pg_extension_config_dump('net.host', '');
+comment on table pgnet.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
-    select h.pattern, h.settings from net.host h
+    select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
-create function net._configured_host(host text)
+create function pgnet.configured_host_pattern(host text)
     returns text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -117,7 +117,7 @@ begin
         null; -- a name
     end;
     begin
-        return net._host_pattern(host);
+        return pgnet.host_pattern(host);
     exception when invalid_parameter_value then
         raise exception using
             errcode = 'invalid_parameter_value',
@@ -126,7 +126,7 @@ begin
     end;
 end
 $$;
-comment on function net._configured_host(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+comment on function pgnet.configured_host_pattern(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -139,14 +139,14 @@ create function net.configure_host(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    host_pattern text := net._configured_host(host);
+    host_pattern text := pgnet.configured_host_pattern(host);
     merged jsonb;
     given record;
     fault text;
 begin
     if settings is null or settings = 'null' then
-        delete from net.host h where h.pattern = host_pattern;
-        perform net._configuration_changed();
+        delete from pgnet.host h where h.pattern = host_pattern;
+        perform pgnet.announce_configuration();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
@@ -156,21 +156,21 @@ begin
     end if;
     for given in
         select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
-        from jsonb_each(settings) s left join net._known_host_settings() k on k.name = s.key
+        from jsonb_each(settings) s left join pgnet.known_host_settings() k on k.name = s.key
     loop
         if given.name is null then
             raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_host_settings() k);
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_host_settings() k);
         end if;
         continue when given.value = 'null';
-        fault := net._host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        fault := pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
         if fault is not null then
             raise exception using errcode = 'invalid_parameter_value',
                 message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
-                hint = (select k.description from net._known_host_settings() k where k.name = given.key);
+                hint = (select k.description from pgnet.known_host_settings() k where k.name = given.key);
         end if;
     end loop;
-    merged := jsonb_strip_nulls(coalesce((select h.settings from net.host h where h.pattern = host_pattern), '{}') || settings);
+    merged := jsonb_strip_nulls(coalesce((select h.settings from pgnet.host h where h.pattern = host_pattern), '{}') || settings);
     if (merged ? 'client_certificate') <> (merged ? 'client_key') then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('client_certificate and client_key of host "%s" go together', host_pattern),
@@ -193,12 +193,12 @@ begin
             hint = 'Better: give the authority that signed it as "ca".';
     end if;
     if merged = '{}' then
-        delete from net.host h where h.pattern = host_pattern;
+        delete from pgnet.host h where h.pattern = host_pattern;
     else
-        insert into net.host (pattern, settings) values (host_pattern, merged)
+        insert into pgnet.host (pattern, settings) values (host_pattern, merged)
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
         else format('for host "%s" are configured: %s', host_pattern,
             (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;
@@ -208,16 +208,16 @@ comment on function net.configure_host(text, jsonb) is
     'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
 
 -- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
-create function net._host_settings()
+create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(jsonb_object_agg(h.pattern, (
         select jsonb_object_agg(s.key, coalesce(
-            (select to_jsonb(v.value) from net.secret v
+            (select to_jsonb(v.value) from pgnet.secret v
              where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
         from jsonb_each(h.settings) s)), '{}')
-    from net.host h
+    from pgnet.host h
 $$;
-comment on function net._host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+comment on function pgnet.host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';

@@ -1,7 +1,7 @@
 -- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
 
 -- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
-create function net._known_retry_settings()
+create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
     set search_path = pg_catalog, pg_temp
@@ -21,9 +21,9 @@ as $$
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
-comment on function net._known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+comment on function pgnet.known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
 
-create function net._built_in_retry_policies()
+create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
     language sql immutable parallel safe cost 10 rows 3
     set search_path = pg_catalog, pg_temp
@@ -36,30 +36,30 @@ as $$
             "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
-comment on function net._built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+comment on function pgnet.built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
 
-create table net.retry_policy (
+create table pgnet.retry_policy (
     name text primary key,
     settings jsonb not null
 );
-comment on table net.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
-select pg_catalog.pg_extension_config_dump('net.retry_policy', '');
+comment on table pgnet.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
     select p.name, d.settings operator(pg_catalog.||) p.settings as settings, p.built_in
     from (
-        select b.name, b.settings, true as built_in from net._built_in_retry_policies() b
+        select b.name, b.settings, true as built_in from pgnet.built_in_retry_policies() b
         union all
-        select o.name, o.settings, false from net.retry_policy o
+        select o.name, o.settings, false from pgnet.retry_policy o
     ) p
     cross join (
-        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from net._known_retry_settings() k
+        select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
 
 -- NULL where the value is fine, else what is wrong with it.
-create function net._retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
+create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
     set search_path = pg_catalog, pg_temp
@@ -111,16 +111,16 @@ begin
     end case;
 end
 $$;
-comment on function net._retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
-create function net._check_retry(name text)
+create function pgnet.check_retry_policy(name text)
     returns void
     language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = _check_retry.name) then
+    if name in ('none', 'safe', 'webhook') or exists (select from net.retry_policies p where p.name = check_retry_policy.name) then
         return;
     end if;
     raise exception using
@@ -130,7 +130,7 @@ begin
         hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
 end
 $$;
-comment on function net._check_retry(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+comment on function pgnet.check_retry_policy(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
 
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
@@ -152,15 +152,15 @@ begin
             message = format('invalid name %s of a retry policy', coalesce('"' || left(name, 80) || '"', 'NULL')),
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
-    if exists (select from net._built_in_retry_policies() b where b.name = configure_retry.name) then
+    if exists (select from pgnet.built_in_retry_policies() b where b.name = configure_retry.name) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('retry policy "%s" is built in: it cannot be changed', name),
             hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
     end if;
     if settings is null or settings = 'null' then
-        delete from net.retry_policy p where p.name = configure_retry.name;
+        delete from pgnet.retry_policy p where p.name = configure_retry.name;
         select string_agg(h.pattern, ', ' order by h.pattern) into users
-        from net.host h where h.settings ->> 'retry' = configure_retry.name;
+        from pgnet.host h where h.settings ->> 'retry' = configure_retry.name;
         if users is not null then
             raise exception using errcode = 'dependent_objects_still_exist',
                 message = format('retry policy "%s" is in use', name),
@@ -168,7 +168,7 @@ begin
                 hint = format('Give these hosts another one first: select net.configure_host(%L, ''{"retry": null}'')',
                     split_part(users, ', ', 1));
         end if;
-        perform net._configuration_changed();
+        perform pgnet.announce_configuration();
         raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
@@ -178,24 +178,24 @@ begin
     end if;
     for given in
         select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
-        from jsonb_each(settings) s left join net._known_retry_settings() k on k.name = s.key
+        from jsonb_each(settings) s left join pgnet.known_retry_settings() k on k.name = s.key
     loop
         if given.name is null then
             raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from net._known_retry_settings() k);
+                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_retry_settings() k);
         end if;
         continue when given.value = 'null';
-        fault := net._retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
+        fault := pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
         if fault is not null then
             raise exception using errcode = 'invalid_parameter_value',
                 message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
                 hint = given.description;
         end if;
     end loop;
-    insert into net.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
+    insert into pgnet.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
-    perform net._configuration_changed();
+    perform pgnet.announce_configuration();
     raise notice using message = (
         select format('retry policy "%s": %s attempts at most, within %s ms', p.name, p.settings ->> 'max_attempts', p.settings ->> 'total_milliseconds')
         from net.retry_policies p where p.name = configure_retry.name);
@@ -204,9 +204,9 @@ $$;
 comment on function net.configure_retry(text, jsonb) is
     'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
 
-create function net._retry_policies()
+create function pgnet.retry_policy_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
-comment on function net._retry_policies() is 'All retry policies by name, complete, for workers.';
+comment on function pgnet.retry_policy_settings() is 'All retry policies by name, complete, for workers.';

@@ -1,10 +1,10 @@
 -- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
 
 -- The host and port of a URL: hosts take turns. No column of the queue: computed for the index alone.
-create function net._host(url text)
+create function pgnet.host_of_url(url text)
     returns text language sql immutable parallel safe cost 1
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
-comment on function net._host(text) is 'The host and port of a canonical URL.';
+comment on function pgnet.host_of_url(text) is 'The host and port of a canonical URL.';
 
 -- What an INSERT costs is paid by every caller: a CHECK constraint is compiled anew by each, as a generated column is, and
 -- a view with a check option is more than rights on columns. So there are none of them: what the functions check the worker
@@ -51,7 +51,7 @@ comment on column net.http_request_queue.waits_since is 'When due was set: a clo
 comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
 -- The claim's scan skips over this one from host to host, and at each host from role to role. What waits for a time never stands
 -- in front of what is ready.
-create index http_request_queue_turn on net.http_request_queue ((net._host(url) collate "C"), requested_by, priority, id)
+create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
@@ -67,7 +67,7 @@ create view net._new_request as
 comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
 -- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one, or one that replication brings.
-create function net._was_numbered_here(request_id bigint)
+create function pgnet.was_numbered_here(request_id bigint)
     returns boolean
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -78,21 +78,21 @@ exception when object_not_in_prerequisite_state then
     return false;
 end
 $$;
-comment on function net._was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
+comment on function pgnet.was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
 
 create policy own_requests on net.http_request_queue for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy delete_own_requests on net.http_request_queue for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
-create view net._queue with (security_invoker) as
+create view pgnet.ready_request with (security_invoker) as
     select q.id, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.context, q.priority, q.requested_by,
-        net._host(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
+        pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
     from net.http_request_queue q
     where q.due is null and q.origin is null;
-comment on view net._queue is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
+comment on view pgnet.ready_request is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
 
-create table net.worker (
+create table pgnet.worker (
     id bigint generated always as identity primary key,
     kind text not null constraint worker_kind check (kind operator(pg_catalog.=) any (array['backend', 'process'])),
     pid integer not null,
@@ -106,18 +106,18 @@ create table net.worker (
     ended timestamptz,
     cut_off integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.1);
-comment on table net.worker is
+comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not take another's for its own.
 do $$
 begin
-    perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('net.worker', 'id'),
+    perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('pgnet.worker', 'id'),
         1000 operator(pg_catalog.*) pg_catalog.floor(pg_catalog.random() operator(pg_catalog.*) 1000000)::bigint operator(pg_catalog.+) 1, false);
 end
 $$;
 
-create table net.claim (
+create table pgnet.claim (
     id bigint primary key,
     host text not null,
     worker bigint,
@@ -128,16 +128,16 @@ create table net.claim (
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
-comment on table net.claim is
+comment on table pgnet.claim is
     'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
-comment on column net.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in net.unrecorded.';
-comment on column net.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
-create policy own_claims on net.claim for select
+comment on column pgnet.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in pgnet.unrecorded.';
+comment on column pgnet.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
+create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
 -- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or something refuses them. They
 -- wait here and not in a worker: its memory is bounded, and it may stop.
-create table net.unrecorded (
+create table pgnet.unrecorded (
     id bigint primary key,
     token uuid not null,
     outcome json not null,
@@ -146,16 +146,16 @@ create table net.unrecorded (
     message text,
     hint text
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.unrecorded is
+comment on table pgnet.unrecorded is
     'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign key is in the way. Workers try again; net.check() names them.';
-comment on column net.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
-comment on column net.unrecorded.outcome is 'As net._record takes it, with headers and body.';
-comment on column net.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
-comment on column net.unrecorded.hint is 'What can be done about it.';
-create index unrecorded_retry_at on net.unrecorded (retry_at);
+comment on column pgnet.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
+comment on column pgnet.unrecorded.outcome is 'As pgnet.record_outcomes takes it, with headers and body.';
+comment on column pgnet.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
+comment on column pgnet.unrecorded.hint is 'What can be done about it.';
+create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
 -- Duties of the heartbeat that fail: each fails alone.
-create table net.fault (
+create table pgnet.fault (
     duty text primary key,
     since timestamptz not null default pg_catalog.clock_timestamp(),
     retry_at timestamptz not null,
@@ -167,16 +167,16 @@ create table net.fault (
     behind timestamptz,
     behind_id bigint
 );
-comment on table net.fault is
+comment on table pgnet.fault is
     'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. The other duties are done.';
-comment on column net.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
-comment on column net.fault.failures is 'How often it failed in a row.';
-comment on column net.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
-comment on column net.fault.kept is 'Of an expiry: how many rows could not be deleted.';
-comment on column net.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
-comment on column net.fault.behind_id is 'and of this id.';
+comment on column pgnet.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
+comment on column pgnet.fault.failures is 'How often it failed in a row.';
+comment on column pgnet.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
+comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
+comment on column pgnet.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
+comment on column pgnet.fault.behind_id is 'and of this id.';
 
-create table net.attempt (
+create table pgnet.attempt (
     request_id bigint not null,
     attempt integer not null,
     requested_by regrole not null,
@@ -190,10 +190,10 @@ create table net.attempt (
     retry_in interval,
     primary key (request_id, attempt)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table net.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
-create index attempt_ended on net.attempt (ended);
-create policy own_attempts on net.attempt for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+comment on table pgnet.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
+create index attempt_ended on pgnet.attempt (ended);
+create policy own_attempts on pgnet.attempt for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 create table net._http_response (
     -- pg_net's columns
@@ -261,11 +261,11 @@ comment on column net._http_response.total_ms is 'Milliseconds from the start to
 comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
 create policy own_responses on net._http_response for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy delete_own_responses on net._http_response for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
-create table net.failed (
+create table pgnet.failed (
     id bigint primary key,
     method net.http_method not null,
     url text not null,
@@ -285,21 +285,21 @@ create table net.failed (
     error_msg text,
     idempotency_key text
 );
-comment on table net.failed is
+comment on table pgnet.failed is
     'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
-comment on column net.failed.idempotency_key is
+comment on column pgnet.failed.idempotency_key is
     'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method needs none.';
-create index failed_failed on net.failed (failed);
-create policy own_failures on net.failed for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy delete_own_failures on net.failed for delete
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
+create index failed_failed on pgnet.failed (failed);
+create policy own_failures on pgnet.failed for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy delete_own_failures on pgnet.failed for delete
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 -- What is to be done with a request. The calling role inserts the row itself, with its own rights, and a worker does it later, in
 -- the worker's session: so nothing runs with the owner's rights in the session of whoever calls net.cancel. INSERT and SELECT
 -- are all that PUBLIC has, here as on the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table.
 -- The key begins with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
-create table net.mark (
+create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
     action text not null constraint mark_action check (action operator(pg_catalog.=) any (array['cancel', 'forget', 'retry'])),
@@ -310,32 +310,34 @@ create table net.mark (
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
-comment on table net.mark is
+comment on table pgnet.mark is
     'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts only for a request of the role that stands in it. A role sees its own, and inserts them by these functions.';
-comment on column net.mark.request_id is 'The request''s id.';
-comment on column net.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
-comment on column net.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in net.failed.';
-comment on column net.mark.marked is 'When the transaction that marked it began.';
-comment on column net.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
-comment on column net.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
-create index mark_done on net.mark (request_id) where done;
-create policy own_marks on net.mark for select
-    using (requested_by operator(pg_catalog.=) (select net._caller()));
-create policy insert_own_marks on net.mark for insert
+comment on column pgnet.mark.request_id is 'The request''s id.';
+comment on column pgnet.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
+comment on column pgnet.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in pgnet.failed.';
+comment on column pgnet.mark.marked is 'When the transaction that marked it began.';
+comment on column pgnet.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+comment on column pgnet.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
+create index mark_done on pgnet.mark (request_id) where done;
+create policy own_marks on pgnet.mark for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy insert_own_marks on pgnet.mark for insert
     with check (
-        requested_by operator(pg_catalog.=) net._caller() and retry_at is null and not done
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and retry_at is null and not done
+        -- Whoever may not call net.cancel marks nothing, although the table stands in pgnet.
+        and pg_catalog.has_schema_privilege('net', 'usage')
         and (action operator(pg_catalog.<>) 'retry' or exists (
-            select from net.failed f
+            select from pgnet.failed f
             where f.id operator(pg_catalog.=) request_id and f.requested_by operator(pg_catalog.=) mark.requested_by)));
 
 -- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
 create policy insert_own_requests on net.http_request_queue for insert
     with check (
-        requested_by operator(pg_catalog.=) net._caller() and created operator(pg_catalog.=) current_timestamp
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and created operator(pg_catalog.=) current_timestamp
         and due is null and waits_since is null and origin is null
-        and net._was_numbered_here(id)
+        and pgnet.was_numbered_here(id)
         -- net.retry marks the failure first.
         and (retry_of is null or exists (
-            select from net.mark m
+            select from pgnet.mark m
             where m.requested_by operator(pg_catalog.=) http_request_queue.requested_by
                 and m.request_id operator(pg_catalog.=) retry_of and m.action operator(pg_catalog.=) 'retry')));

@@ -2,7 +2,7 @@
 -- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
 
 -- Not part of a dump: what is restored from one is a database of its own.
-create table net.database (
+create table pgnet.database (
     system_identifier bigint not null,
     database_oid oid not null,
     key_namespace uuid not null default pg_catalog.gen_random_uuid(),
@@ -12,26 +12,26 @@ create table net.database (
     publisher_key_namespace uuid,
     single boolean primary key default true check (single)
 );
-comment on table net.database is
+comment on table pgnet.database is
     'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
-comment on column net.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
-comment on column net.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
-comment on column net.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
-comment on column net.database.own_ids_from is 'and so are 10^12 ids from this one.';
-comment on column net.database.last_id is 'The last id that was given before these.';
-comment on column net.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
-insert into net.database (system_identifier, database_oid)
+comment on column pgnet.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column pgnet.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column pgnet.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+comment on column pgnet.database.own_ids_from is 'and so are 10^12 ids from this one.';
+comment on column pgnet.database.last_id is 'The last id that was given before these.';
+comment on column pgnet.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+insert into pgnet.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
     join pg_catalog.pg_database d on d.datname operator(pg_catalog.=) pg_catalog.current_database();
 
-create function net._copy_fault()
+create function pgnet.copy_fault()
     returns text
     language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
 as $$
     select case
-        when d.single is null then 'The table net.database is empty.'
+        when d.single is null then 'The table pgnet.database is empty.'
         when d.system_identifier <> s.system_identifier then format(
             'It is remembered as one of the server with the system identifier %s, and this one has %s.',
             d.system_identifier, s.system_identifier)
@@ -41,12 +41,12 @@ as $$
         end
     from pg_control_system() s
     join pg_database c on c.datname = current_database()
-    left join net.database d on true
+    left join pgnet.database d on true
 $$;
-comment on function net._copy_fault() is
+comment on function pgnet.copy_fault() is
     'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
 
-create function net._refuse_copy()
+create function pgnet.refuse_copy()
     returns void
     language plpgsql stable parallel restricted security definer
     set search_path = pg_catalog, pg_temp
@@ -54,8 +54,8 @@ as $$
 declare
     fault text;
 begin
-    perform net._require_worker();
-    fault := net._copy_fault();
+    perform pgnet.require_worker();
+    fault := pgnet.copy_fault();
     if fault is not null then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
@@ -66,13 +66,13 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+comment on function pgnet.refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
 
 -- ---- the mode: whether anything is sent
 
 -- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
 -- from there, so these are read as they are.
-create function net._mode_sources()
+create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
@@ -91,26 +91,26 @@ as $$
         union all
         select 'the setting pgnet.mode of this session', current_setting('pgnet.mode', true)
         union all
-        select 'net.configure', net._current_setting('mode')
+        select 'net.configure', pgnet.setting_value('mode')
     ) s
     where s.said <> ''
 $$;
-comment on function net._mode_sources() is
+comment on function pgnet.mode_sources() is
     'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
 
-create function net._mode()
+create function pgnet.mode_in_force()
     returns text
     language sql volatile parallel unsafe cost 10000
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce((
-        select s.mode from net._mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
+        select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
-comment on function net._mode() is 'on, record or off: the safest of what net._mode_sources() gives, on where nobody says anything.';
+comment on function pgnet.mode_in_force() is 'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says anything.';
 
 -- ---- logical replication
 
-create function net._subscription()
+create function pgnet.applying_subscription()
     returns text
     language sql stable parallel restricted cost 100
     set search_path = pg_catalog, pg_temp
@@ -121,11 +121,11 @@ as $$
     where a.pid = pg_backend_pid()
     limit 1
 $$;
-comment on function net._subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+comment on function pgnet.applying_subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
 
 -- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
 -- a range of its own: neither a call here nor the replication may fail because the other has used the number.
-create function net._set_ids_apart()
+create function pgnet.set_ids_apart()
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -135,20 +135,20 @@ declare
     used record;
 begin
     -- Of several that copy tables, the first one does it, and the others wait.
-    perform from net.database d where d.own_ids_from is null for update;
+    perform from pgnet.database d where d.own_ids_from is null for update;
     if found then
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
-        update net.database
+        update pgnet.database
         set own_ids_from = range_start, last_id = case when used.is_called then used.last_value else 0 end,
             -- In a copy the numbers are the original's. The margin: numbers that are given out at this very moment.
-            own_ids_until = case when used.is_called and net._copy_fault() is null then used.last_value + 1000 else 0 end;
+            own_ids_until = case when used.is_called and pgnet.copy_fault() is null then used.last_value + 1000 else 0 end;
         perform setval('net.http_request_queue_id_seq', range_start, false);
     end if;
 end
 $$;
-comment on function net._set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+comment on function pgnet.set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
 
-create function net._is_known(table_name name, request_id bigint, attempt integer)
+create function pgnet.is_known_row(table_name name, request_id bigint, attempt integer)
     returns boolean
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -156,48 +156,48 @@ as $$
     select case table_name
         when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
         when '_http_response' then exists (select from net._http_response r where r.id = request_id)
-        when 'failed' then exists (select from net.failed f where f.id = request_id)
-        when 'attempt' then exists (select from net.attempt a where a.request_id = _is_known.request_id and a.attempt = _is_known.attempt)
+        when 'failed' then exists (select from pgnet.failed f where f.id = request_id)
+        when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
 $$;
-comment on function net._is_known(name, bigint, integer) is 'Whether the table has a row with this key.';
+comment on function pgnet.is_known_row(name, bigint, integer) is 'Whether the table has a row with this key.';
 
 -- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
-create function net._refuse_other_tables(table_schema name)
+create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if table_schema <> 'net' then
+    if table_schema not in ('net', 'pgnet') then
         raise exception using
             errcode = 'insufficient_privilege',
             message = 'this trigger function is for the tables of pgnet only';
     end if;
 end
 $$;
-comment on function net._refuse_other_tables(name) is 'Raises 42501 for a table that is not in the schema net.';
+comment on function pgnet.refuse_other_tables(name) is 'Raises 42501 for a table that is in neither of the extension''s schemas.';
 
 -- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
-create function net._take_replicated()
+create function pgnet.take_replicated_row()
     returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    subscription text := net._subscription();
+    subscription text := pgnet.applying_subscription();
     own record;
     request_id bigint;
     attempt integer;
 begin
-    perform net._refuse_other_tables(tg_table_schema);
+    perform pgnet.refuse_other_tables(tg_table_schema);
     -- What triggers on replicated tables do here is this server's own doing.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
-            select d.own_ids_until, d.own_ids_from into own from net.database d;
+            select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             if own.own_ids_from is null then
-                perform net._set_ids_apart();
-                select d.own_ids_until, d.own_ids_from into own from net.database d;
+                perform pgnet.set_ids_apart();
+                select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             end if;
             if tg_table_name = 'attempt' then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
@@ -206,7 +206,7 @@ begin
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
             if request_id <= own.own_ids_until or request_id between own.own_ids_from and own.own_ids_from + 999999999999
-                or (tg_op = 'INSERT' and net._is_known(tg_table_name, request_id, attempt))
+                or (tg_op = 'INSERT' and pgnet.is_known_row(tg_table_name, request_id, attempt))
             then
                 return null;
             end if;
@@ -214,33 +214,33 @@ begin
         if tg_table_name = 'http_request_queue' and tg_op <> 'DELETE' then
             new.origin := coalesce(subscription, case
                 when tg_op = 'UPDATE' then old.origin
-                when not net._was_numbered_here(new.id) then 'replica' end);
+                when not pgnet.was_numbered_here(new.id) then 'replica' end);
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function net._take_replicated() is
+comment on function pgnet.take_replicated_row() is
     'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
-create function net._keep_own()
+create function pgnet.keep_own_row()
     returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._refuse_other_tables(tg_table_schema);
-    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or net._subscription() is not null) then
+    perform pgnet.refuse_other_tables(tg_table_schema);
+    if pg_trigger_depth() = 1 and (tg_table_name in ('claim', 'worker') or pgnet.applying_subscription() is not null) then
         if tg_table_name = 'database' and tg_op <> 'DELETE' then
-            update net.database set publisher_key_namespace = new.key_namespace;
+            update pgnet.database set publisher_key_namespace = new.key_namespace;
         end if;
         return null;
     end if;
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function net._keep_own() is 'For what replication brings of workers, claims and settings: it is dropped.';
+comment on function pgnet.keep_own_row() is 'For what replication brings of workers, claims and settings: it is dropped.';
 
 do $$
 declare
@@ -249,11 +249,11 @@ begin
     for relation in
         select c.oid::pg_catalog.regclass as name,
             case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
-                then '_take_replicated' else '_keep_own' end as procedure
+                then 'take_replicated_row' else 'keep_own_row' end as procedure
         from pg_catalog.pg_class c
-        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
     loop
-        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function net.%I()',
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
             relation.name, relation.procedure);
         -- It fires for what is replicated, and nobody else pays for it.
         execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
@@ -270,14 +270,14 @@ create function net.adopt_database()
     set session_replication_role = origin
 as $$
 declare
-    was_copy boolean := net._copy_fault() is not null;
+    was_copy boolean := pgnet.copy_fault() is not null;
     remembered record;
     used record;
     highest bigint;
     subscriptions text;
 begin
-    perform net._require_owner();
-    lock table net.database in share row exclusive mode;
+    perform pgnet.require_owner();
+    lock table pgnet.database in share row exclusive mode;
     select string_agg(distinct format('"%s"', s.subname), ', ') into subscriptions
     from pg_subscription s
     join pg_subscription_rel r on r.srsubid = s.oid
@@ -289,12 +289,12 @@ begin
             hint = 'Drop it, or disable it, and adopt the database again.';
     end if;
 
-    select * into remembered from net.database d;
+    select * into remembered from pgnet.database d;
     select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
     highest := greatest(
         (select max(q.id) from net.http_request_queue q),
         (select max(r.id) from net._http_response r),
-        (select max(f.id) from net.failed f),
+        (select max(f.id) from pgnet.failed f),
         case
             when used.is_called then used.last_value
             -- Set apart for this server's own, but none was made: go on where the publisher was.
@@ -305,8 +305,8 @@ begin
         0);
     perform setval('net.http_request_queue_id_seq', highest + 1, false);
 
-    delete from net.database;
-    insert into net.database (system_identifier, database_oid, key_namespace)
+    delete from pgnet.database;
+    insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
         -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
@@ -317,12 +317,12 @@ begin
 
     update net.http_request_queue set origin = null where origin is not null;
     -- The sessions of a copy's workers may be alive in the original.
-    delete from net.worker w
+    delete from pgnet.worker w
     where was_copy or not exists (
         select from pg_stat_get_activity(w.pid) a
         where a.backend_start = w.backend_start and a.datid = (select c.oid from pg_database c where c.datname = current_database()));
-    perform net._rescue();
-    perform net._configuration_changed();
+    perform pgnet.rescue_requests();
+    perform pgnet.announce_configuration();
     perform net.wake();
 end
 $$;

@@ -5,17 +5,17 @@
 
 -- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
 -- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
-create function net._check(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
 as $$
 from pgnet import sql_v1
 return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._check(text, text, jsonb, jsonb, integer, jsonb) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where net._second_look decides. Also arms the wake-up at the commit.';
+comment on function pgnet.check_request(text, text, jsonb, jsonb, integer, jsonb) is
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
 
-create function net._inspect(
+create function pgnet.inspect_request(
     method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
     -- the URL as it is stored, and the secrets that the request names
     out complete_url text, out secrets text[],
@@ -27,10 +27,10 @@ as $$
 from pgnet import sql_v1
 return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
-comment on function net._inspect(text, text, jsonb, jsonb, integer, jsonb) is
-    'What net._check found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
+comment on function pgnet.inspect_request(text, text, jsonb, jsonb, integer, jsonb) is
+    'What pgnet.check_request found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
 
-create function net._raise(sqlstate text, message text, hint text)
+create function pgnet.raise_error(sqlstate text, message text, hint text)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -42,11 +42,11 @@ begin
     raise exception using errcode = sqlstate, message = message, hint = hint;
 end
 $$;
-comment on function net._raise(text, text, text) is 'Raises an error; hint may be NULL.';
+comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
 -- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
 -- is told by the arguments: options are NULL in pg_net's three.
-create function net._refuse_altered(method text, options jsonb)
+create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -61,8 +61,8 @@ declare
 begin
     select p.oid into altered
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.prosecdef
-        and p.proname = any (called || array['_second_look', '_check_secret', '_secret_prefix']);
+    where p.prosecdef and (p.pronamespace = to_regnamespace('net') and p.proname = any (called)
+        or p.pronamespace = to_regnamespace('pgnet') and p.proname = any ( array['check_or_raise', 'check_secret', 'secret_prefix']));
     if found then
         raise exception using
             errcode = 'insufficient_privilege',
@@ -72,10 +72,10 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_altered(text, jsonb) is
+comment on function pgnet.refuse_altered_function(text, jsonb) is
     'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
 
-create function net._second_look(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
+create function pgnet.check_or_raise(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -84,24 +84,24 @@ declare
     found record;
     secret text;
 begin
-    select * into found from net._inspect(method, url, params, headers, timeout_milliseconds, options);
+    select * into found from pgnet.inspect_request(method, url, params, headers, timeout_milliseconds, options);
     if found.message is not null then
-        perform net._raise(found.sqlstate, found.message, found.hint);
+        perform pgnet.raise_error(found.sqlstate, found.message, found.hint);
     end if;
     if found.secrets <> '{}' then
-        perform net._refuse_altered(method, options);
+        perform pgnet.refuse_altered_function(method, options);
     end if;
     foreach secret in array found.secrets loop
-        perform net._check_secret(secret, found.complete_url);
+        perform pgnet.check_secret(secret, found.complete_url);
     end loop;
     return found.complete_url;
 end
 $$;
-comment on function net._second_look(text, text, jsonb, jsonb, integer, jsonb) is
+comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, jsonb) is
     'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
 
 -- Headers with a Content-Type where none is given in any case.
-create function net._with_type(headers jsonb, content_type text)
+create function pgnet.with_content_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
@@ -116,7 +116,7 @@ begin
     return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function net._with_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
+comment on function pgnet.with_content_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -133,11 +133,11 @@ create function net.http_get(
     language plpgsql volatile parallel unsafe
 as $$
 declare
-    target pg_catalog.text := net._check('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+    target pg_catalog.text := pgnet.check_request('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
+        target := pgnet.check_or_raise('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
@@ -167,12 +167,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_post.headers operator(pg_catalog.->>) 'Content-Type' is not null then http_post.headers
-        else net._with_type(http_post.headers, 'application/json') end;
-    target pg_catalog.text := net._check('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        else pgnet.with_content_type(http_post.headers, 'application/json') end;
+    target pg_catalog.text := pgnet.check_request('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
+        target := pgnet.check_or_raise('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
@@ -202,12 +202,12 @@ as $$
 declare
     typed_headers pg_catalog.jsonb := case
         when http_delete.body is null then http_delete.headers
-        else net._with_type(http_delete.headers, 'application/json') end;
-    target pg_catalog.text := net._check('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        else pgnet.with_content_type(http_delete.headers, 'application/json') end;
+    target pg_catalog.text := pgnet.check_request('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     request_id bigint;
 begin
     if target is null then
-        target := net._second_look('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+        target := pgnet.check_or_raise('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -218,16 +218,16 @@ $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
     'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
 
-create function net._form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
+create function pgnet.inspect_form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
     language plpython3u immutable parallel safe cost 10
 as $$
 from pgnet import sql_v1
 return sql_v1.form(form)
 $$;
-comment on function net._form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+comment on function pgnet.inspect_form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
 -- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
-create function net._require_utf8(headers jsonb)
+create function pgnet.require_utf8(headers jsonb)
     returns void
     language plpgsql immutable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -245,9 +245,9 @@ begin
     end if;
 end
 $$;
-comment on function net._require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
+comment on function pgnet.require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
 
-create function net._encode_form(form jsonb)
+create function pgnet.encode_form(form jsonb)
     returns bytea
     language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -255,14 +255,14 @@ as $$
 declare
     made record;
 begin
-    select * into made from net._form(form);
+    select * into made from pgnet.inspect_form(form);
     if made.message is not null then
-        perform net._raise(made.sqlstate, made.message, made.hint);
+        perform pgnet.raise_error(made.sqlstate, made.message, made.hint);
     end if;
     return convert_to(made.encoded, 'UTF8');
 end
 $$;
-comment on function net._encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+comment on function pgnet.encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -312,10 +312,10 @@ declare
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
-        perform net._raise('22023', 'a request has at most one body', 'Give one of body, body_text, body_form and body_bytes.');
+        perform pgnet.raise_error('22023', 'a request has at most one body', 'Give one of body, body_text, body_form and body_bytes.');
     elsif bodies operator(pg_catalog.=) 1 then
         if token operator(pg_catalog.=) 'HEAD' then
-            perform net._raise('22023', 'a HEAD request has no body', 'Leave the body out, or use GET or POST.');
+            perform pgnet.raise_error('22023', 'a HEAD request has no body', 'Leave the body out, or use GET or POST.');
         end if;
         if http_request.body is not null then
             content_type := 'application/json';
@@ -325,7 +325,7 @@ begin
             content := pg_catalog.convert_to(http_request.body_text, 'UTF8');
         elsif http_request.body_form is not null then
             content_type := 'application/x-www-form-urlencoded';
-            content := net._encode_form(http_request.body_form);
+            content := pgnet.encode_form(http_request.body_form);
         else
             content_type := 'application/octet-stream';
             content := http_request.body_bytes;
@@ -333,34 +333,34 @@ begin
         if typed_headers is null or typed_headers operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
             typed_headers := pg_catalog.jsonb_build_object('Content-Type', content_type);
         else
-            typed_headers := net._with_type(typed_headers, content_type);
+            typed_headers := pgnet.with_content_type(typed_headers, content_type);
         end if;
     end if;
     if token is null then
-        perform net._raise('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
+        perform pgnet.raise_error('22004', 'method must not be NULL', 'It is a word such as GET or PATCH.');
     end if;
-    target := net._check(token, http_request.url, http_request.params, typed_headers, total, chosen);
+    target := pgnet.check_request(token, http_request.url, http_request.params, typed_headers, total, chosen);
     if target is null then
-        target := net._second_look(token, http_request.url, http_request.params, typed_headers, total, chosen);
+        target := pgnet.check_or_raise(token, http_request.url, http_request.params, typed_headers, total, chosen);
     end if;
     if http_request.body_text is not null then
-        perform net._require_utf8(typed_headers);
+        perform pgnet.require_utf8(typed_headers);
     end if;
     if pg_catalog.pg_column_size(http_request.context) operator(pg_catalog.>) 100000
-        and net._json_text(http_request.context, 16000000) is null
+        and pgnet.json_text(http_request.context, 16000000) is null
     then
-        perform net._raise('22023', 'the context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8',
+        perform pgnet.raise_error('22023', 'the context is longer than 16000000 bytes as JSON, nested too deeply, or not UTF-8',
             'It comes back with the outcome: keep in a table what is large, and give its key here.');
     end if;
     -- Checked by now: an object.
     others := chosen operator(pg_catalog.-) 'priority'::pg_catalog.text;
     if http_request.retry is not null then
-        perform net._check_retry(http_request.retry);
+        perform pgnet.check_retry_policy(http_request.retry);
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('retry', http_request.retry);
     end if;
     if http_request.max_attempts is not null then
         if http_request.max_attempts operator(pg_catalog.<) 1 or http_request.max_attempts operator(pg_catalog.>) 1000 then
-            perform net._raise('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
+            perform pgnet.raise_error('22023', 'max_attempts must be between 1 and 1000', 'The first attempt is one of them.');
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
@@ -393,7 +393,7 @@ create function net.http_put(
     set search_path = pg_catalog, pg_temp
 as $$
     select net.http_request('PUT', url, body => body, params => params,
-        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+        headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
     'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
@@ -416,7 +416,7 @@ create function net.http_patch(
     set search_path = pg_catalog, pg_temp
 as $$
     select net.http_request('PATCH', url, body => body, params => params,
-        headers => net._with_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
+        headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
     'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
@@ -441,7 +441,7 @@ $$;
 comment on function net.http_head(text, jsonb, jsonb, integer) is
     'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
 
-create function net._multipart(
+create function pgnet.inspect_multipart(
     parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
 )
     language plpython3u volatile parallel unsafe cost 100
@@ -449,7 +449,7 @@ as $$
 from pgnet import sql_v1
 return sql_v1.multipart(parts, files)
 $$;
-comment on function net._multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+comment on function pgnet.inspect_multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
 
 create function net.multipart(
     -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
@@ -467,9 +467,9 @@ as $$
 declare
     made record;
 begin
-    select * into made from net._multipart(parts, files);
+    select * into made from pgnet.inspect_multipart(parts, files);
     if made.message is not null then
-        perform net._raise(made.sqlstate, made.message, made.hint);
+        perform pgnet.raise_error(made.sqlstate, made.message, made.hint);
     end if;
     content_type := made.content_type;
     body := made.body;
@@ -491,7 +491,7 @@ $$;
 comment on function net._urlencode_string(varchar) is
     'Percent-encodes text as UTF-8, RFC 3986 unreserved characters kept. NULL gives NULL.';
 
-create function net._append_to_query(
+create function pgnet.append_to_query(
     url text, params_array text[], out encoded text, out message text, out hint text, out sqlstate text
 )
     language plpython3u immutable parallel safe cost 10
@@ -499,7 +499,7 @@ as $$
 from pgnet import sql_v1
 return sql_v1.append_to_query(url, params_array)
 $$;
-comment on function net._append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+comment on function pgnet.append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
 
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
@@ -514,9 +514,9 @@ as $$
 declare
     result record;
 begin
-    select * into result from net._append_to_query(url, params_array);
+    select * into result from pgnet.append_to_query(url, params_array);
     if result.message is not null then
-        perform net._raise(result.sqlstate, result.message, result.hint);
+        perform pgnet.raise_error(result.sqlstate, result.message, result.hint);
     end if;
     return result.encoded;
 end

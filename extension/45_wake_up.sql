@@ -1,21 +1,21 @@
 -- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
 
-create function net._arm(signal text)
+create function pgnet.arm_wake_up(signal text)
     returns text
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
-comment on function net._arm(text) is
+comment on function pgnet.arm_wake_up(text) is
     'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
 
-create function net._signal_workers(signal text)
+create function pgnet.signal_workers(signal text)
     returns void
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-as $$ select net._arm(signal) $$;
-comment on function net._signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
+as $$ select pgnet.arm_wake_up(signal) $$;
+comment on function pgnet.signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
 
 create function net.wake()
     returns void
@@ -27,27 +27,27 @@ $$;
 comment on function net.wake() is
     'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
 
-create function net._wake_next(slot integer)
+create function pgnet.wake_next_worker(slot integer)
     returns void
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 sql_v1.wake_next(slot)
 $$;
-comment on function net._wake_next(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+comment on function pgnet.wake_next_worker(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
 
-create function net._wake_up_fault()
+create function pgnet.wake_up_fault()
     returns text
     language plpython3u volatile parallel unsafe
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
-comment on function net._wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+comment on function pgnet.wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
 
-create procedure net._wait(
+create procedure pgnet.wait_for_signals(
     -- how long at most, in seconds
     timeout double precision,
     -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
@@ -58,8 +58,8 @@ create procedure net._wait(
     language plpython3u
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
-comment on procedure net._wait(double precision, text, integer) is
+comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';

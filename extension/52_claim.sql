@@ -1,15 +1,15 @@
 -- Claiming: which requests a worker takes, and what it gets of them.
 --
--- net._claim chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
+-- pgnet.claim_requests chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
 -- stored. It goes from host to host, and at each host from role to role, over the index http_request_queue_turn, and takes some
 -- rows of each. So nobody waits behind another host's requests, nor behind another role's, whatever priorities these have.
--- net._claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
+-- pgnet.read_claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
 -- that has no form in UTF-8. Then each row is read by itself, and for one at fault the worker gets the reason in place of the
 -- request. The worker records it, so that the request ends as failed, and all others go out.
 
 -- Whether a value is written out as quickly as it is read: it is short, and has no number that is much longer as text. In jsonb the
 -- 131,072 digits of 1e131071 take ten bytes.
-create function net._is_plain_json(value jsonb)
+create function pgnet.is_plain_json(value jsonb)
     returns boolean
     language sql stable parallel safe cost 1
 as $$
@@ -21,18 +21,18 @@ as $$
             or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
                 and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
 $$;
-comment on function net._is_plain_json(jsonb) is
+comment on function pgnet.is_plain_json(jsonb) is
     'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
 
 -- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it: pglz makes 90 bytes of one at most,
--- lz4 255. What is longer than net._json_text writes out counts nothing: it is not written out.
-create function net._json_size(value jsonb)
+-- lz4 255. What is longer than pgnet.json_text writes out counts nothing: it is not written out.
+create function pgnet.json_size(value jsonb)
     returns bigint
     language sql stable parallel safe cost 1
 as $$
     select case
         when value is null then 0
-        when net._is_plain_json(value) then pg_catalog.pg_column_size(value)
+        when pgnet.is_plain_json(value) then pg_catalog.pg_column_size(value)
         when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
             then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
         when pg_catalog.pg_column_compression(value) is not null
@@ -41,12 +41,12 @@ as $$
         else 2500000
         end
 $$;
-comment on function net._json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
+comment on function pgnet.json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
 
 -- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so deeply that it cannot be read, or
 -- has no form in UTF-8.
 -- Nothing that is too long is written out in order to see that.
-create function net._json_text(value jsonb, at_most integer default 2500000)
+create function pgnet.json_text(value jsonb, at_most integer default 2500000)
     returns text
     language plpgsql stable parallel unsafe cost 1000
     set search_path = pg_catalog, pg_temp
@@ -79,17 +79,17 @@ exception
         return null;
 end
 $$;
-comment on function net._json_text(jsonb, integer) is
+comment on function pgnet.json_text(jsonb, integer) is
     'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be read, or has no form in UTF-8.';
 
 -- The bounds are wider than those of request.py, which judges what is read here.
-create function net._claimed(
+create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
     claim_token uuid,
     -- whether they are attempted alone
     alone boolean,
-    -- whether net._is_plain_json is known to be true of headers and options of all
+    -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
     -- why none of them can be sent; NULL: they are looked at
     reason text default null
@@ -114,13 +114,13 @@ declare
     -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises that.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
     -- Looked up after the requests were chosen: a setting that was changed before a request was made counts for it.
-    usual_timeout integer := net._current_setting('timeout_milliseconds');
-    longest_timeout integer := net._max_timeout_milliseconds();
+    usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
+    longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
     return query
     select q.id, claim_token::text, c.attempt,
         case when c.attempt = 1 then 0
-            else (select count(*) from net.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
+            else (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
         case when q.fault is null then upper(q.method collate "C") else '' end,
         case when q.fault is null then q.url else '' end,
         case when q.fault is null then q.header_text end,
@@ -129,12 +129,12 @@ begin
         case when q.fault is null then q.option_text end,
         case when q.fault is null then q.host else regexp_replace(left(q.host, 253), '[^!-~]', '?', 'g') end,
         q.requested_by::oid,
-        (select f.revision from net.configuration f),
+        (select f.revision from pgnet.configuration f),
         case when isfinite(q.created) then extract(epoch from clock_timestamp() - q.created)::double precision else 0 end,
         case when q.fault is not null then null
-            when q.options ? 'idempotency_key' then net._idempotency_key(q.id, q.created, q.method, q.options)
-            when not net._is_idempotent(q.method)
-                then net._derived_key((select d.key_namespace from net.database d), q.id, q.created) end,
+            when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
+            when not pgnet.is_idempotent(q.method)
+                then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -152,15 +152,15 @@ begin
                     then '' -- which it never is
                 end) as fault
         from (
-            select w.*, net._host(w.url) as host,
+            select w.*, pgnet.host_of_url(w.url) as host,
                 case when reason is null then
-                    case when plain or net._is_plain_json(w.headers) then w.headers::text else net._json_text(w.headers) end end as header_text,
+                    case when plain or pgnet.is_plain_json(w.headers) then w.headers::text else pgnet.json_text(w.headers) end end as header_text,
                 case when reason is null then
-                    case when plain or net._is_plain_json(w.options) then w.options::text else net._json_text(w.options) end end as option_text,
+                    case when plain or pgnet.is_plain_json(w.options) then w.options::text else pgnet.json_text(w.options) end end as option_text,
                 case when reason is null then
                     w.context is null
                     or pg_column_compression(w.context) is null and pg_column_size(w.context) <= 8000
-                    or net._json_text(w.context, 16000000) is not null end as has_context
+                    or pgnet.json_text(w.context, 16000000) is not null end as has_context
             from net.http_request_queue w
             where w.id = c.id
             offset 0
@@ -172,10 +172,10 @@ begin
         or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
-comment on function net._claimed(bigint[], integer[], uuid, boolean, boolean, text) is
+comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
     'What a worker gets of the requests that it has claimed. What cannot be a request has a fault instead: it is not read any further. Raises what reading a row raises.';
 
-create function net._claim(
+create function pgnet.claim_requests(
     -- who claims
     worker_id bigint,
     -- how many requests at most
@@ -232,25 +232,25 @@ declare
     crowded oid[] := '{}';
     taken record;
 begin
-    perform net._lock_tables(worker_id);
+    perform pgnet.lock_tables(worker_id);
     quota := case
-        when (select q.host from net._queue q order by q.host limit 1)
-            = (select q.host from net._queue q order by q.host desc limit 1) then lone_quota
+        when (select q.host from pgnet.ready_request q order by q.host limit 1)
+            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then lone_quota
         else host_quota end;
     -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
     -- 100,000 of them. So that role waits until workers have acted on its marks.
-    if (select m.request_id from net.mark m order by m.requested_by offset 2000 limit 1) is not null then
+    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is not null then
         with recursive roles (role) as (
-            (select m.requested_by from net.mark m order by m.requested_by limit 1)
+            (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
             union all
-            select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+            select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
             from roles r where r.role is not null
         )
         select coalesce(array_agg(r.role::oid), '{}') into crowded
         from roles r
         where (
             select count(*) from (
-                select m.action, m.retry_at from net.mark m where m.requested_by = r.role limit 10000
+                select m.action, m.retry_at from pgnet.mark m where m.requested_by = r.role limit 10000
             ) m
             where m.action <> 'retry' and m.retry_at is null) > 2000;
     end if;
@@ -261,16 +261,16 @@ begin
                 select w.id from net.http_request_queue w where w.due <= present and w.origin is null
                 order by w.due limit 1000 for update skip locked))
         )
-        select net._use_owners_path() into path;
-        perform net._pin_path();
+        select pgnet.use_owners_path() into path;
+        perform pgnet.pin_path();
     end if;
     if alone then
         -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
         with quarantined as (
-            select q.id, (select count(*) from net.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+            select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
             from net.http_request_queue q
             where q.due >= 'infinity' and q.origin is null
-                and not exists (select from net.claim c where c.id = q.id offset 0)
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
             order by q.due
         )
         select array_agg(t.id) into suspects
@@ -282,24 +282,24 @@ begin
         ) t;
     end if;
     with recursive later (host, role, number) as (
-        (select q.host, q.role, 1 from net._queue q
+        (select q.host, q.role, 1 from pgnet.ready_request q
          where not alone and (q.host, q.role) > (after_host, after_role) order by q.host, q.role limit 1)
         union all
         select n.host, n.role, l.number + 1
         from later l
         cross join lateral (
-            select q.host, q.role from net._queue q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
+            select q.host, q.role from pgnet.ready_request q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
         ) n
         where l.number < look_at and (wraps or (n.host, n.role) <= (last_host, last_role))
     ), earlier (host, role, number) as (
-        (select q.host, q.role, 1 + (select count(*)::integer from later) from net._queue q
+        (select q.host, q.role, 1 + (select count(*)::integer from later) from pgnet.ready_request q
          where not alone and wraps and (select count(*) from later) < look_at and (q.host, q.role) <= (last_host, last_role)
          order by q.host, q.role limit 1)
         union all
         select n.host, n.role, e.number + 1
         from earlier e
         cross join lateral (
-            select q.host, q.role from net._queue q
+            select q.host, q.role from pgnet.ready_request q
             where (q.host, q.role) > (e.host, e.role) and (q.host, q.role) <= (last_host, last_role)
             order by q.host, q.role limit 1
         ) n
@@ -315,16 +315,16 @@ begin
             select o.*, row_number() over () as turn
             from (
                 select q.id, q.host, q.role, q.timeout_milliseconds,
-                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + net._json_size(q.context) as size,
+                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + pgnet.json_size(q.context) as size,
                     coalesce(pg_column_size(q.headers), 0) + coalesce(pg_column_size(q.options), 0) as plain_size,
-                    case when net._is_plain_json(q.headers) is not false and net._is_plain_json(q.options) is not false then null
-                        else net._json_size(q.headers) + net._json_size(q.options) end as odd_size
-                from net._queue q
+                    case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
+                        else pgnet.json_size(q.headers) + pgnet.json_size(q.options) end as odd_size
+                from pgnet.ready_request q
                 where q.host = h.host and q.role = h.role
-                    and not exists (select from net.claim c where c.id = q.id offset 0)
+                    and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
-                    and ((select not exists (select from net.mark)) or not exists (
-                        select from net.mark m
+                    and ((select not exists (select from pgnet.mark)) or not exists (
+                        select from pgnet.mark m
                         where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
                 order by q.priority, q.id
                 limit quota
@@ -340,12 +340,12 @@ begin
         union all
         select l.id, l.host, l.role, l.timeout_milliseconds, 0, false, 1, 1
         from (
-            select q.id, net._host(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
+            select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
             from net.http_request_queue q
             where alone and q.id = any (suspects)
-                and not exists (select from net.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from net.mark)) or not exists (
-                    select from net.mark m
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+                and ((select not exists (select from pgnet.mark)) or not exists (
+                    select from pgnet.mark m
                     where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
             for update of q skip locked
         ) l
@@ -358,12 +358,12 @@ begin
     ), chosen as (
         select b.* from bounded b where alone or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
     ), claimed as (
-        insert into net.claim as c (id, host, worker, token, attempt, deadline)
+        insert into pgnet.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
-            1 + (select count(*) from net.attempt a where a.request_id = b.id),
+            1 + (select count(*) from pgnet.attempt a where a.request_id = b.id),
             clock_timestamp() + make_interval(secs => greatest(0, least(
-                coalesce(b.timeout_milliseconds, (select net._current_setting('timeout_milliseconds')::integer)),
-                (select net._max_timeout_milliseconds()))) / 1000.0 + 60)
+                coalesce(b.timeout_milliseconds, (select pgnet.setting_value('timeout_milliseconds')::integer)),
+                (select pgnet.max_timeout_milliseconds()))) / 1000.0 + 60)
         from chosen b
         order by b.place
         on conflict on constraint claim_pkey do nothing
@@ -388,7 +388,7 @@ begin
 
     if taken.ids is not null then
         begin
-            return query select * from net._claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
+            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
         exception
             when transaction_rollback or insufficient_resources or operator_intervention or system_error
                 or object_not_in_prerequisite_state or read_only_sql_transaction then
@@ -398,14 +398,14 @@ begin
                 for at in 1 .. cardinality(taken.ids) loop
                     begin
                         return query
-                        select * from net._claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
+                        select * from pgnet.read_claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
                     exception
                         when transaction_rollback or insufficient_resources or operator_intervention or system_error
                             or object_not_in_prerequisite_state or read_only_sql_transaction then
                             raise;
                         when others then
                             return query
-                            select * from net._claimed(
+                            select * from pgnet.read_claimed(
                                 taken.ids[at:at], taken.attempts[at:at], claim_token, alone, false,
                                 'The request cannot be read: ' || sqlerrm || '.');
                     end;
@@ -419,5 +419,5 @@ begin
     end if;
 end
 $$;
-comment on function net._claim(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
+comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
     'Takes ready requests for a worker, host by host and role by role in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk. A row that cannot be a request comes with its fault alone.';

@@ -2,20 +2,20 @@
 -- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
 -- What is known of a cancelled request.
-create function net._cancellation(in_flight boolean, attempts integer)
+create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
     select case when in_flight then 'The request was cancelled while it was in flight: it may have been received.'
         when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
         else 'The request was cancelled before it was sent.' end
 $$;
-comment on function net._cancellation(boolean, integer) is 'The error message of a cancelled request.';
+comment on function pgnet.cancellation_message(boolean, integer) is 'The error message of a cancelled request.';
 
 -- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may become one with all of a table,
 -- where the statistics say that it is empty.
 -- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
 -- role's request finds nothing: both the id and the role are looked for, each time.
-create function net._carry_out(marks net.mark[])
+create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -35,14 +35,14 @@ begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
             c.attempt as in_flight,
-            (select count(*)::integer from net.attempt a where a.request_id = q.id) as attempts,
+            (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- What is seen and could not be locked is somebody else's at this moment.
             (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
                 and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
         from unnest(marks) m
         cross join lateral (
-            select k.ctid as place from net.mark k
+            select k.ctid as place from pgnet.mark k
             where k.requested_by = m.requested_by and k.request_id = m.request_id and k.action = m.action offset 0
         ) k
         left join lateral (
@@ -55,10 +55,10 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt from net.claim c where c.id = q.id for update of c skip locked
+            select c.attempt from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
-            select true as seen from net.claim c where c.id = q.id offset 0
+            select true as seen from pgnet.claim c where c.id = q.id offset 0
         ) d on true
         left join lateral (
             select r.id from net._http_response r
@@ -70,60 +70,60 @@ begin
             where r.id = m.request_id and r.requested_by = m.requested_by and m.action = 'forget' offset 0
         ) s on true
         left join lateral (
-            select f.id from net.failed f
+            select f.id from pgnet.failed f
             where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel'
             for update of f skip locked
         ) f on true
         left join lateral (
-            select true as seen from net.failed f
+            select true as seen from pgnet.failed f
             where f.id = m.request_id and f.requested_by = m.requested_by and m.action <> 'cancel' offset 0
         ) g on true
     ), dequeued as (
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
-        delete from net.claim c
+        delete from pgnet.claim c
         where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
         )
-        select m.request_id, 'cancelled', false, net._cancellation(m.in_flight is not null, m.attempts),
+        select m.request_id, 'cancelled', false, pgnet.cancellation_message(m.in_flight is not null, m.attempts),
             coalesce(m.in_flight, m.attempts), m.context, m.method, m.url, m.requested_by, m.created, m.retry_of
         from marked m
         where m.free and m.locked and m.action = 'cancel'
             and not exists (
-                select from net.mark f
+                select from pgnet.mark f
                 where f.requested_by = m.requested_by and f.request_id = m.request_id and f.action = 'forget' offset 0)
     ), forgotten as (
         delete from net._http_response r
         where r.id = any (array(select m.response_id from marked m where m.free and m.response_id is not null))
     ), failures as (
-        delete from net.failed f
+        delete from pgnet.failed f
         where f.id = any (array(select m.failed_id from marked m where m.free and m.failed_id is not null))
     ), attempts as (
-        delete from net.attempt a
+        delete from pgnet.attempt a
         where a.request_id = any (array(
             select m.request_id from marked m
             where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
     ), unmarked as (
-        delete from net.mark k
+        delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
     ), kept as (
-        update net.mark k set done = true
+        update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
     select count(*) into taken from marked m
-    where (select net._use_owners_path()) is not null and m.free and m.in_flight is not null;
+    where (select pgnet.use_owners_path()) is not null and m.free and m.in_flight is not null;
     return taken;
 end
 $$;
-comment on function net._carry_out(net.mark[]) is
+comment on function pgnet.carry_out_marks(pgnet.mark[]) is
     'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
 
--- As net._record does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
+-- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
 -- work does not wait for more than a few seconds of that: the next look goes on.
-create function net._carry_out_each(marks net.mark[])
+create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -137,7 +137,7 @@ declare
     referrer text;
     broken text;
 begin
-    return net._carry_out(marks);
+    return pgnet.carry_out_marks(marks);
 exception when others then
     get stacked diagnostics said = message_text, state = returned_sqlstate,
         referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
@@ -145,27 +145,27 @@ exception when others then
         raise;
     end if;
     if size > 1 then
-        taken := net._carry_out_each(marks[:size / 2]);
+        taken := pgnet.carry_out_or_halve(marks[:size / 2]);
         if clock_timestamp() < now() + interval '2 s' then
-            taken := taken + net._carry_out_each(marks[size / 2 + 1:]);
+            taken := taken + pgnet.carry_out_or_halve(marks[size / 2 + 1:]);
         end if;
         return taken;
     end if;
-    update net.mark m
+    update pgnet.mark m
     set retry_at = clock_timestamp() + case when state = '55P03' then interval '1 s' else interval '1 minute' end
     where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
     if state <> '55P03' then
-        perform net._note_fault(
+        perform pgnet.note_fault(
             'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, said),
-            net._recording_remedy(state, referrer_schema, referrer, broken));
+            pgnet.recording_remedy(state, referrer_schema, referrer, broken));
     end if;
     return 0;
 end
 $$;
-comment on function net._carry_out_each(net.mark[]) is
-    'net._carry_out; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and net.fault has the last one.';
+comment on function pgnet.carry_out_or_halve(pgnet.mark[]) is
+    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and pgnet.fault has the last one.';
 
-create function net._act_on_marks()
+create function pgnet.act_on_marks()
     -- the seconds until more is to be done; NULL where no mark is left
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -182,57 +182,57 @@ declare
     present timestamptz := clock_timestamp();
     -- Of each role: roles take turns, however many marks one of them makes.
     most integer := 1000;
-    marks net.mark[];
+    marks pgnet.mark[];
 begin
-    if not exists (select from net.mark m) then
-        delete from net.fault f where f.duty = 'cancelling and forgetting';
+    if not exists (select from pgnet.mark m) then
+        delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
         return null;
     end if;
-    lock table net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark, net.worker
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
         in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
-    delete from net.mark m
+    delete from pgnet.mark m
     where (m.requested_by, m.request_id, m.action) in (
-        select d.requested_by, d.request_id, d.action from net.mark d
+        select d.requested_by, d.request_id, d.action from pgnet.mark d
         where d.done and age(d.xmin) > (select coalesce(max(age(a.backend_xmin)), 0) from pg_stat_get_activity(null) a)
         order by d.request_id limit 5000 for update skip locked);
     with recursive roles (role) as (
-        (select m.requested_by from net.mark m order by m.requested_by limit 1)
+        (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
         union all
-        select (select m.requested_by from net.mark m where m.requested_by > r.role order by m.requested_by limit 1)
+        select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
         from roles r where r.role is not null
     )
     select array_agg(t.m) into marks
     from roles r
     cross join lateral (
-        select m from net.mark m
+        select m from pgnet.mark m
         where m.requested_by = r.role and not m.done and coalesce(m.retry_at, '-infinity') <= present
         order by m.request_id limit most for update skip locked
     ) t;
-    if net._carry_out_each(marks) > 0 and exists (
-        select from net.worker w where w.ended is null and w.pid <> pg_backend_pid())
+    if pgnet.carry_out_or_halve(marks) > 0 and exists (
+        select from pgnet.worker w where w.ended is null and w.pid <> pg_backend_pid())
     then
         -- The worker that has them in flight learns it when it looks.
-        perform net._signal_workers('reload');
+        perform pgnet.signal_workers('reload');
     end if;
-    if exists (select from net.fault f where f.duty = 'cancelling and forgetting')
-        and not exists (select from net.mark m where m.retry_at is not null)
+    if exists (select from pgnet.fault f where f.duty = 'cancelling and forgetting')
+        and not exists (select from pgnet.mark m where m.retry_at is not null)
     then
-        delete from net.fault f where f.duty = 'cancelling and forgetting';
+        delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
     end if;
     if cardinality(marks) >= most then
         return 0;
     end if;
     return (
         select greatest(extract(epoch from min(coalesce(m.retry_at, present)) - present), 0.1)
-        from net.mark m where not m.done
+        from pgnet.mark m where not m.done
         having count(*) > 0);
 end
 $$;
-comment on function net._act_on_marks() is
-    'Cancels and forgets what is marked so, and takes out of net.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+comment on function pgnet.act_on_marks() is
+    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
 
-create function net._dropped(worker_id bigint, holding bigint[])
+create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
     returns bigint[]
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -242,8 +242,8 @@ create function net._dropped(worker_id bigint, holding bigint[])
 as $$
     select array(
         select h.id from unnest(holding) h (id)
-        where not exists (select from net.claim c where c.id = h.id and c.worker = worker_id offset 0)
+        where not exists (select from pgnet.claim c where c.id = h.id and c.worker = worker_id offset 0)
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
-comment on function net._dropped(bigint, bigint[]) is
+comment on function pgnet.dropped_requests(bigint, bigint[]) is
     'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';

@@ -1,7 +1,7 @@
 -- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
 
 -- The state of a request that has not ended.
-create function net._waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
+create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
     -- Each a constant of the type: to cast text to it would be stable only.
@@ -9,14 +9,14 @@ as $$
         when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
-comment on function net._waiting_state(integer, boolean, timestamptz, boolean) is
+comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) is
     'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
-        net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
         q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
-        case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt)
+        case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
             else a.error_msg end as error_msg,
@@ -28,19 +28,19 @@ create view net.requests with (security_invoker) as
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
     left join lateral (
-        select c.id, c.worker, c.attempt from net.claim c where c.id operator(pg_catalog.=) q.id offset 0
+        select c.id, c.worker, c.attempt from pgnet.claim c where c.id operator(pg_catalog.=) q.id offset 0
     ) c on true
     left join lateral (
-        select t.attempt, t.status_code, t.error_msg from net.attempt t
+        select t.attempt, t.status_code, t.error_msg from pgnet.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
     left join lateral (
-        select k.marked from net.mark k
+        select k.marked from pgnet.mark k
         where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
             and k.action operator(pg_catalog.=) 'cancel' offset 0
     ) k on true
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) q.requested_by and m.request_id operator(pg_catalog.=) q.id
             and m.action operator(pg_catalog.=) 'forget' offset 0)
     union all
@@ -48,7 +48,7 @@ create view net.requests with (security_invoker) as
         r.requested, r.created, case when pg_catalog.isfinite(r.requested) then pg_catalog.now() operator(pg_catalog.-) r.requested end, r.retry_of
     from net._http_response r
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
@@ -59,7 +59,7 @@ create view net.attempts with (security_invoker) as
     from (
         select a.request_id, a.requested_by, a.attempt, a.ending as state, a.started, a.ended, a.status_code, a.timed_out,
             a.error_msg, a.retry_in
-        from net.attempt a
+        from pgnet.attempt a
         union all
         select r.id, r.requested_by, r.attempts, r.state::pg_catalog.text,
             r.created operator(pg_catalog.-) pg_catalog.make_interval(secs => r.total_ms operator(pg_catalog./) 1000::double precision),
@@ -67,17 +67,17 @@ create view net.attempts with (security_invoker) as
         from net._http_response r
         where r.attempts operator(pg_catalog.>) 0
             and not exists (
-                select from net.attempt a
+                select from pgnet.attempt a
                 where a.request_id operator(pg_catalog.=) r.id and a.attempt operator(pg_catalog.=) r.attempts offset 0)
         union all
         select q.id, q.requested_by, c.attempt, 'in_flight', c.claimed, null, null, null, null, null
-        from net.claim c
+        from pgnet.claim c
         cross join lateral (
             select q.id, q.requested_by from net.http_request_queue q where q.id operator(pg_catalog.=) c.id offset 0
         ) q
     ) t
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
@@ -85,7 +85,7 @@ comment on view net.attempts is
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
 -- parsing it twice, and from PostgreSQL 16 on.
-create function net._json_or_null(
+create function pgnet.json_or_null(
     -- a body that is text
     content text,
     -- a body that is not text, such as JSON with characters that the database's encoding has not
@@ -121,21 +121,21 @@ exception when others then
     return null;
 end
 $$;
-comment on function net._json_or_null(text, bytea) is
+comment on function pgnet.json_or_null(text, bytea) is
     'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its text as jsonb are beyond 1 GB together.';
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
         -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
-            then net._json_or_null(r.content, r.content_bytes) end as content_json,
+            then pgnet.json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
         r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
     from net._http_response r
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
@@ -144,16 +144,16 @@ comment on view net.responses is
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
         f.created as requested, f.failed, f.attempts, f.status_code, f.error_msg, f.context, f.priority, f.options, f.retry_of
-    from net.failed f
+    from pgnet.failed f
     where not exists (
-        select from net.mark m
+        select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
     'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
-create function net._is_mine(row_xmin xid)
+create function pgnet.written_here(row_xmin xid)
     returns boolean
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -167,10 +167,10 @@ as $$
         ) x
         where newer < 2147483648), false)
 $$;
-comment on function net._is_mine(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+comment on function pgnet.written_here(xid) is 'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
-create function net._look_up(request_id bigint)
+create function pgnet.outcome_so_far(request_id bigint)
     returns net.outcome
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -180,28 +180,28 @@ as $$
     from (
         select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
             r.requested_by, 1 as place
-        from net._http_response r where r.id = _look_up.request_id
+        from net._http_response r where r.id = outcome_so_far.request_id
         union all
-        select q.id, net._waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
             null, null, null, null,
-            case when c.id is null and k.marked is not null then net._cancellation(false, a.attempt) end,
+            case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
             coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
-        left join net.claim c on c.id = q.id
+        left join pgnet.claim c on c.id = q.id
         left join lateral (
-            select t.attempt from net.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+            select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true
-        left join net.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
-        where q.id = _look_up.request_id
+        left join pgnet.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
+        where q.id = outcome_so_far.request_id
     ) o
-    where not exists (select from net.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
+    where not exists (select from pgnet.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
     order by o.place
     limit 1
 $$;
-comment on function net._look_up(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+comment on function pgnet.outcome_so_far(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
 
 -- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
-create function net._refuse_to_wait(request_id bigint)
+create function pgnet.refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -211,7 +211,7 @@ create function net._refuse_to_wait(request_id bigint)
     set jit = off
 as $$
 begin
-    if exists (select from net.http_request_queue q where q.id = request_id and net._is_mine(q.xmin)) then
+    if exists (select from net.http_request_queue q where q.id = request_id and pgnet.written_here(q.xmin)) then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('request %s is not sent before this transaction commits', request_id),
@@ -228,7 +228,7 @@ begin
     end if;
 end
 $$;
-comment on function net._refuse_to_wait(bigint) is
+comment on function pgnet.refuse_to_wait(bigint) is
     'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
 
 create function net.wait(
@@ -253,7 +253,7 @@ begin
         return null;
     end if;
     loop
-        select * into outcome from net._look_up(wait.id);
+        select * into outcome from pgnet.outcome_so_far(wait.id);
         if outcome.state is null then
             raise exception using
                 errcode = 'no_data_found',
@@ -265,7 +265,7 @@ begin
             return outcome;
         end if;
         if not waited then
-            perform net._refuse_to_wait(wait.id);
+            perform pgnet.refuse_to_wait(wait.id);
             waited := true;
         end if;
         perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
@@ -313,12 +313,12 @@ declare
     warned boolean := false;
 begin
     loop
-        select * into outcome from net._look_up(request_id);
+        select * into outcome from pgnet.outcome_so_far(request_id);
         if outcome.state is null or outcome.state >= 'succeeded' then
             return outcome.state is not null;
         end if;
-        perform net._refuse_to_wait(request_id);
-        if not warned and not net._worker_is_up() then
+        perform pgnet.refuse_to_wait(request_id);
+        if not warned and not pgnet.worker_is_up() then
             raise warning using
                 message = format('request %s waits: no worker is running', request_id),
                 hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
@@ -351,11 +351,11 @@ begin
     if not async then
         perform net._await_response(request_id);
     end if;
-    select * into outcome from net._look_up(request_id);
+    select * into outcome from pgnet.outcome_so_far(request_id);
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
-        if net._worker_is_up() then
+        if pgnet.worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
         end if;
         return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
@@ -396,7 +396,7 @@ as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
 
 -- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
-create function net._mark(request_id bigint, requested_by regrole, action text)
+create function pgnet.mark_request(request_id bigint, requested_by regrole, action text)
     -- whether it was not marked so before
     returns boolean
     language plpgsql volatile parallel unsafe
@@ -404,17 +404,17 @@ create function net._mark(request_id bigint, requested_by regrole, action text)
     set row_security = on
 as $$
 begin
-    if requested_by = net._caller() then
-        insert into net.mark (request_id, action) values (_mark.request_id, _mark.action) on conflict do nothing;
+    if requested_by = pgnet.caller_role() then
+        insert into pgnet.mark (request_id, action) values (mark_request.request_id, mark_request.action) on conflict do nothing;
     else
         -- The right to say whose request it is the owner has alone.
-        insert into net.mark (request_id, requested_by, action)
-        values (_mark.request_id, _mark.requested_by, _mark.action) on conflict do nothing;
+        insert into pgnet.mark (request_id, requested_by, action)
+        values (mark_request.request_id, mark_request.requested_by, mark_request.action) on conflict do nothing;
     end if;
     return found;
 end
 $$;
-comment on function net._mark(bigint, regrole, text) is
+comment on function pgnet.mark_request(bigint, regrole, text) is
     'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
 
 create function net.cancel(
@@ -433,15 +433,15 @@ as $$
 declare
     requester regrole := (
         select q.requested_by from net.http_request_queue q
-        where q.id = cancel.id and (q.requested_by = net._caller() or net._is_operator())
+        where q.id = cancel.id and (q.requested_by = pgnet.caller_role() or pgnet.caller_is_owner())
             and not exists (
-                select from net.mark m
+                select from pgnet.mark m
                 where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    if requester is null or not net._mark(id, requester, 'cancel') then
+    if requester is null or not pgnet.mark_request(id, requester, 'cancel') then
         return false;
     end if;
-    perform net._reload();
+    perform pgnet.reload_workers();
     return true;
 end
 $$;
@@ -469,15 +469,15 @@ declare
             union all
             select r.requested_by from net._http_response r where r.id = forget.id
             union all
-            select f.requested_by from net.failed f where f.id = forget.id
+            select f.requested_by from pgnet.failed f where f.id = forget.id
         ) o
-        where o.requested_by = net._caller() or net._is_operator()
+        where o.requested_by = pgnet.caller_role() or pgnet.caller_is_owner()
         limit 1);
 begin
-    if requester is null or not net._mark(id, requester, 'forget') then
+    if requester is null or not pgnet.mark_request(id, requester, 'forget') then
         return false;
     end if;
-    perform net._reload();
+    perform pgnet.reload_workers();
     return true;
 end
 $$;
@@ -513,10 +513,10 @@ begin
     if id is null then
         return null;
     end if;
-    select f.requested_by, f.state into requester, found_state from net.failed f
-    where f.id = retry.id and (f.requested_by = net._caller() or net._is_operator())
+    select f.requested_by, f.state into requester, found_state from pgnet.failed f
+    where f.id = retry.id and (f.requested_by = pgnet.caller_role() or pgnet.caller_is_owner())
         and not exists (
-            select from net.mark m
+            select from pgnet.mark m
             where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel');
     if found_state = 'unknown' and even_unknown is not true then
         raise exception using
@@ -525,8 +525,8 @@ begin
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
     -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
-    marked := requester is not null and net._mark(id, requester, 'retry');
-    select * into request from net.failed f where marked and f.id = retry.id and f.requested_by = requester;
+    marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
+    select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
         raise exception using
             errcode = 'no_data_found',
@@ -539,7 +539,7 @@ begin
         -- A row that was inserted by hand may have options that are no object; it has failed for that.
         case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    if requester = net._caller() then
+    if requester = pgnet.caller_role() then
         insert into net.http_request_queue (
             method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
         values (
@@ -588,13 +588,13 @@ declare
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    if not net._worker_is_up() then
+    if not pgnet.worker_is_up() then
         raise warning using
             message = pg_catalog.format('request %s waits: no worker is running', id),
             hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
     end if;
     loop
-        select * into outcome from net._look_up(id);
+        select * into outcome from pgnet.outcome_so_far(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
         perform pg_catalog.pg_sleep(nap);

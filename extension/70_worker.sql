@@ -1,6 +1,6 @@
 -- The worker in the database, and how to start, see and restart workers.
 
-create procedure net._serve(
+create procedure pgnet.serve(
     max_runtime interval,
     until_idle boolean,
     -- true where nothing can be committed: inside a transaction block
@@ -9,10 +9,10 @@ create procedure net._serve(
     language plpython3u
 as $$
 from pgnet import sql_v1
-plpy.execute("select net._require_worker()")
+plpy.execute("select pgnet.require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
-comment on procedure net._serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
+comment on procedure pgnet.serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
 
 create procedure net.work(
     -- claim no more after this time; NULL stays
@@ -23,10 +23,10 @@ as $$
 declare
     in_transaction_block boolean;
 begin
-    perform net._refuse_copy();
-    call net._serve(max_runtime, false, in_transaction_block);
+    perform pgnet.refuse_copy();
+    call pgnet.serve(max_runtime, false, in_transaction_block);
     if in_transaction_block then
-        perform net._refuse_transaction_block('net.work');
+        perform pgnet.refuse_transaction_block('net.work');
     end if;
 end
 $$;
@@ -42,17 +42,17 @@ as $$
 declare
     in_transaction_block boolean;
 begin
-    perform net._refuse_copy();
-    call net._serve(max_runtime, true, in_transaction_block);
+    perform pgnet.refuse_copy();
+    call pgnet.serve(max_runtime, true, in_transaction_block);
     if in_transaction_block then
-        perform net._refuse_transaction_block('net.drain');
+        perform pgnet.refuse_transaction_block('net.drain');
     end if;
 end
 $$;
 comment on procedure net.drain(interval) is
     'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
-create function net._refuse_transaction_block(procedure text)
+create function pgnet.refuse_transaction_block(procedure text)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -65,23 +65,24 @@ begin
         hint = format('Run it by itself: call %s();', procedure);
 end
 $$;
-comment on function net._refuse_transaction_block(text) is 'Raises 25001 with what to do.';
+comment on function pgnet.refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
 -- What a worker's role needs: nothing else, no table.
-create function net._worker_routines()
+create function pgnet.worker_routines()
     returns setof regprocedure
     language sql stable
     set search_path = pg_catalog, pg_temp
 as $$
     select p.oid::regprocedure
     from pg_proc p
-    where p.pronamespace = (select n.oid from pg_namespace n where n.nspname = 'net') and p.proname = any (array[
-        '_register', '_claim', '_record', '_release', '_secrets', '_deregister', '_tend', '_wait', '_wake_next', '_wake_up_fault',
-        '_refuse_copy', '_serve', 'work', 'drain',
-        -- what these call with the rights of the worker's role
-        '_require_worker', '_refuse_transaction_block', '_current_setting'])
+    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
+        or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
+            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'claimed_secrets', 'deregister_worker',
+            'heartbeat', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
+            -- what these call with the rights of the worker's role
+            'require_worker', 'refuse_transaction_block', 'setting_value')
 $$;
-comment on function net._worker_routines() is 'The routines that net.grant_worker grants.';
+comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
 -- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
 -- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
@@ -90,7 +91,7 @@ declare
     routine pg_catalog.regprocedure;
 begin
     for routine in
-        select p.oid from net._worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
+        select p.oid from pgnet.worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
         where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
     loop
         execute pg_catalog.format(
@@ -108,14 +109,14 @@ create function net.grant_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee regrole := net._role(role);
+    grantee regrole := pgnet.role_named(role);
     routine regprocedure;
 begin
-    perform net._configuration_changed();
-    delete from net.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
-    insert into net.worker_role values (grantee) on conflict do nothing;
-    execute format('grant usage on schema net to %s', grantee);
-    for routine in select r from net._worker_routines() r loop
+    perform pgnet.announce_configuration();
+    delete from pgnet.worker_role w where not exists (select from pg_roles r where r.oid = w.role);
+    insert into pgnet.worker_role values (grantee) on conflict do nothing;
+    execute format('grant usage on schema net, pgnet to %s', grantee);
+    for routine in select r from pgnet.worker_routines() r loop
         execute format('grant execute on routine %s to %s', routine, grantee);
     end loop;
     raise notice using message = format('role "%s" may run workers in this database', role);
@@ -133,13 +134,13 @@ create function net.revoke_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    grantee regrole := net._role(role);
+    grantee regrole := pgnet.role_named(role);
     routine regprocedure;
 begin
     -- A worker that runs looks at once, and ends.
-    perform net._configuration_changed();
-    delete from net.worker_role w where w.role = grantee;
-    for routine in select r from net._worker_routines() r loop
+    perform pgnet.announce_configuration();
+    delete from pgnet.worker_role w where w.role = grantee;
+    for routine in select r from pgnet.worker_routines() r loop
         execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
     raise notice using message = format('role "%s" may run no workers in this database', role);
@@ -149,25 +150,25 @@ comment on function net.revoke_worker(text) is
     'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create view net.workers as
-    select w.id, w.kind, case when net._is_operator() then w.host end as host, w.pid, w.version,
+    select w.id, w.kind, case when pgnet.caller_is_owner() then w.host end as host, w.pid, w.version,
         case when w.ended is not null then 'stopped'
-            when not net._alive(w.pid, w.backend_start) then 'lost'
+            when not pgnet.session_is_alive(w.pid, w.backend_start) then 'lost'
             when w.stalled_since is not null then 'stalled'
             else 'running' end as state,
-        (select pg_catalog.count(*) from net.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
+        (select pg_catalog.count(*) from pgnet.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
-    from net.worker w
+    from pgnet.worker w
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
-create function net._reload()
+create function pgnet.reload_workers()
     returns void
     language sql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
-as $$ select net._signal_workers('reload') $$;
-comment on function net._reload() is 'Has the workers read their settings again at the commit.';
+as $$ select pgnet.signal_workers('reload') $$;
+comment on function pgnet.reload_workers() is 'Has the workers read their settings again at the commit.';
 
 create function net.worker_restart()
     returns boolean
@@ -175,11 +176,11 @@ create function net.worker_restart()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if net._is_operator() then
-        update net.configuration set generation = generation + 1;
-        perform net._configuration_changed();
+    if pgnet.caller_is_owner() then
+        update pgnet.configuration set generation = generation + 1;
+        perform pgnet.announce_configuration();
     else
-        perform net._reload();
+        perform pgnet.reload_workers();
     end if;
     return true;
 end
@@ -193,7 +194,7 @@ create function net.check_worker_is_up()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if not net._worker_is_up() then
+    if not pgnet.worker_is_up() then
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = 'the pgnet worker is not up',
@@ -210,7 +211,7 @@ create function net.wait_until_running()
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    while not net._worker_is_up() loop
+    while not pgnet.worker_is_up() loop
         perform pg_sleep(0.05);
     end loop;
 end

@@ -1,6 +1,6 @@
 -- The doctor: one look at everything that has to be right.
 
-create function net._python_check(
+create function pgnet.inspect_python(
     out package_version text, out package_path text, out python_version text, out missing text, out ca_bundle text, out wake_up_fault text
 )
     language plpython3u volatile parallel unsafe
@@ -8,11 +8,11 @@ as $$
 from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
-comment on function net._python_check() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
+comment on function pgnet.inspect_python() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
 
 -- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
 -- REFERENCES and the sequences.
-create function net._right_faults()
+create function pgnet.right_faults()
     -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
     returns table (kind text, fault text, cure text)
     language sql stable
@@ -20,23 +20,26 @@ create function net._right_faults()
     -- The catalogs fit in it, also where a database allows no temporary file.
     set work_mem = '16MB'
 as $$
-    with object (class, oid, sub, kind, name, owner, acl, type) as (
-        select 'pg_namespace'::regclass, n.oid, 0, 'schema', 'net', n.nspowner, n.nspacl, 'n'
-        from pg_namespace n where n.nspname = 'net'
+    with schemas as (
+        select n.oid from pg_namespace n where n.nspname in ('net', 'pgnet')
+    ), object (class, oid, sub, kind, name, owner, acl, type) as (
+        select 'pg_namespace'::regclass, n.oid, 0, 'schema', n.nspname::text, n.nspowner, n.nspacl, 'n'
+        from pg_namespace n where n.nspname in ('net', 'pgnet')
         union all
         select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
             c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
-        from pg_class c where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v', 'S')
+        from pg_class c join schemas s on s.oid = c.relnamespace where c.relkind in ('r', 'v', 'S')
         union all
         select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
             c.relowner, a.attacl, 'c'
         from pg_class c join pg_attribute a on a.attrelid = c.oid
-        where c.relnamespace = to_regnamespace('net') and (a.attacl is not null or exists (
+        join schemas s on s.oid = c.relnamespace
+        where (a.attacl is not null or exists (
             select from pg_init_privs i
             where i.classoid = 'pg_class'::regclass and i.objoid = c.oid and i.objsubid = a.attnum))
         union all
         select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
-        from pg_proc p where p.pronamespace = to_regnamespace('net')
+        from pg_proc p join schemas s on s.oid = p.pronamespace
     ), held as (
         select o.*, a.grantee, a.privilege_type as privilege
         from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
@@ -48,9 +51,9 @@ as $$
         cross join lateral aclexplode(i.initprivs) a
         where a.grantee = 0
     ), worker as (
-        select w.role, r.oid as routine from net.worker_role w
+        select w.role, r.oid as routine from pgnet.worker_role w
         join pg_roles g on g.oid = w.role
-        cross join net._worker_routines() r (oid)
+        cross join pgnet.worker_routines() r (oid)
     ), beyond as (
         select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
         from held h
@@ -60,11 +63,11 @@ as $$
             and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
     ), caller as (
         select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
-        where p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
     ), missing as (
         select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
         from given g cross join caller c
-        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name !~ '^net[.]_')
+        where g.kind <> 'schema' and not (g.kind = 'routine' and g.name ~ '^net[.][^_]')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
@@ -85,18 +88,30 @@ as $$
     from missing m
     group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
     union all
+    select 'missing', format('%s has not USAGE on pgnet', r.role), format('grant usage on schema pgnet to %s;', r.role)
+    from (
+        select case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        from held h
+        where h.kind = 'schema' and h.name = 'net' and h.privilege = 'USAGE'
+            and not exists (select from worker w where w.role = h.grantee)
+            and not exists (
+                select from held u
+                where u.kind = 'schema' and u.name = 'pgnet' and u.privilege = 'USAGE' and u.grantee in (0, h.grantee))
+    ) r
+    union all
     select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
         format('select net.grant_worker(%L);', g.rolname)
     from worker w join pg_roles g on g.oid = w.role
-    where not has_function_privilege(w.role, w.routine, 'execute') or not has_schema_privilege(w.role, 'net', 'usage')
+    where not has_function_privilege(w.role, w.routine, 'execute')
+        or not has_schema_privilege(w.role, 'net', 'usage') or not has_schema_privilege(w.role, 'pgnet', 'usage')
     group by w.role, g.rolname
 $$;
-comment on function net._right_faults() is
+comment on function pgnet.right_faults() is
     'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
 
 -- What others have put on the extension's tables runs in sessions of callers, with their rights, and in sessions of workers, with the
 -- owner's. A function that looks for names in the session's path finds there what those have put into it.
-create function net._open_paths()
+create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -104,7 +119,7 @@ as $$
     with tables as (
         select c.oid, c.oid::regclass::text as name
         from pg_class c
-        where c.relnamespace = to_regnamespace('net') and c.relkind in ('r', 'v')
+        where c.relnamespace in (to_regnamespace('net'), to_regnamespace('pgnet')) and c.relkind in ('r', 'v')
     ), parts (classid, objid, name) as (
         select 'pg_trigger'::regclass, t.oid, format('trigger %I on %s', t.tgname, r.name)
         from pg_trigger t join tables r on r.oid = t.tgrelid where not t.tgisinternal
@@ -135,13 +150,13 @@ as $$
     join pg_proc f on f.oid = case d.refclassid when 'pg_proc'::regclass then d.refobjid else o.oprcode end
     join pg_namespace n on n.oid = f.pronamespace
     join pg_language l on l.oid = f.prolang
-    where n.nspname not in ('net', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
+    where n.nspname not in ('net', 'pgnet', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
         and not exists (
             select from unnest(f.proconfig) c (said)
             where lower(c.said) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
-comment on function net._open_paths() is
+comment on function pgnet.open_paths() is
     'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose functions have no fixed search_path that ends in pg_temp, and the statement that gives them one.';
 
 create function net.check()
@@ -176,13 +191,13 @@ declare
     missing text;
     cron_database text := current_setting('cron.database_name', true);
     last_run record;
-    copy_fault text := net._copy_fault();
+    copy_fault text := pgnet.copy_fault();
     modes text;
     unknown_modes text;
     replicated bigint;
 begin
-    perform net._require_owner();
-    select * into python from net._python_check();
+    perform pgnet.require_owner();
+    select * into python from pgnet.inspect_python();
 
     return query select 'version', python.package_version = extension_version,
         format('extension %s, Python package %s', extension_version, python.package_version),
@@ -196,10 +211,10 @@ begin
             'Needed only where net.work() or net.drain() run: apt-get install python3-gevent python3-requests python3-pycurl.' end;
     return query select 'CA bundle', python.ca_bundle is not null, coalesce(python.ca_bundle, 'none found'),
         case when python.ca_bundle is null then 'https needs one: apt-get install ca-certificates.' end;
-    return query select 'wake-up', python.wake_up_fault is null and net._current_setting('wake_up') = 'callback',
-        case when net._current_setting('wake_up') = 'poll' then 'setting wake_up is "poll": workers look every second'
+    return query select 'wake-up', python.wake_up_fault is null and pgnet.setting_value('wake_up') = 'callback',
+        case when pgnet.setting_value('wake_up') = 'poll' then 'setting wake_up is "poll": workers look every second'
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
-        case when net._current_setting('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
+        case when pgnet.setting_value('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
 
     select count(*) into replicated from net.http_request_queue q where q.origin is not null;
@@ -213,19 +228,19 @@ begin
     select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
         string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
     into modes, unknown_modes
-    from net._mode_sources() m;
-    return query select 'mode', net._mode() = 'on',
-        case net._mode()
+    from pgnet.mode_sources() m;
+    return query select 'mode', pgnet.mode_in_force() = 'on',
+        case pgnet.mode_in_force()
             when 'on' then 'requests are sent'
             when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
-            when net._mode() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+            when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 
     if standby then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
     else
-        workers := (select count(*) from net.worker w where net._alive(w.pid, w.backend_start));
+        workers := (select count(*) from pgnet.worker w where pgnet.session_is_alive(w.pid, w.backend_start));
         return query select 'worker', workers > 0, format('%s running', workers),
             case when workers = 0 then
                 'select net.schedule_worker(), call net.work() in a session of its own, or start the process "pgnet worker".' end;
@@ -242,7 +257,7 @@ begin
     return query
     select 'heartbeat', false, format('%s fails since %s: %s%s', f.duty, date_trunc('second', f.since), f.message,
         case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end), f.hint
-    from net.fault f
+    from pgnet.fault f
     where not f.brief or f.failures > 2
     order by f.duty;
     if not found then
@@ -253,23 +268,23 @@ begin
         case when r.refused = 0 then format('%s outcomes wait for a lock', r.number)
             else format('%s outcomes cannot be recorded, since %s: %s (request %s)', r.refused, date_trunc('second', u.since), u.message, u.id) end,
         u.hint
-    from (select count(*) as number, count(u.message) as refused from net.unrecorded u) r
+    from (select count(*) as number, count(u.message) as refused from pgnet.unrecorded u) r
     left join lateral (
-        select u.* from net.unrecorded u where u.message is not null order by u.since limit 1
+        select u.* from pgnet.unrecorded u where u.message is not null order by u.since limit 1
     ) u on true;
 
     select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
         string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
         string_agg(f.cure, ' ' order by f.cure)
     into beyond, lacking, cures
-    from net._right_faults() f;
+    from pgnet.right_faults() f;
     return query select 'rights', cures is null,
         concat_ws('. ', case when has_schema_privilege('public', 'net', 'usage') then 'every role may send requests'
                 else 'only roles with usage on the schema net may send requests' end,
             'beyond what the extension gave: ' || beyond, 'missing: ' || lacking),
         cures;
     select string_agg(o.place, ', ' order by o.place), string_agg(distinct o.cure, ' ') into open_paths, cures
-    from net._open_paths() o;
+    from pgnet.open_paths() o;
     return query select 'triggers', open_paths is null,
         coalesce('without a fixed search_path that ends in pg_temp: ' || open_paths, 'nothing on the tables looks for names in a session''s path'),
         cures;
@@ -278,17 +293,18 @@ begin
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
     into altered, cures
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.prosecdef
-        and (p.proname !~ '^_' or p.proname = any (array[
-            '_check', '_inspect', '_second_look', '_check_secret', '_refuse_secret', '_secret_prefix', '_look_up', '_await_response',
-            '_http_collect_response', '_refuse_to_wait', '_is_mine', '_caller', '_is_operator', '_require_owner']));
+    where p.prosecdef
+        and (p.pronamespace = to_regnamespace('net')
+            or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
+                'check_request', 'inspect_request', 'check_or_raise', 'check_secret', 'refuse_secret', 'secret_prefix', 'outcome_so_far',
+                'refuse_to_wait', 'written_here', 'caller_role', 'caller_is_owner', 'require_owner'));
     lent := (
         select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text)
         from pg_proc p
-        where p.prosecdef and p.pronamespace <> to_regnamespace('net')
+        where p.prosecdef and p.pronamespace not in (to_regnamespace('net'), to_regnamespace('pgnet'))
             and p.prosrc ~* '[[:<:]]net[[:space:]]*[.][[:space:]]*"?http_(get|post|delete|request|put|patch|head)[[:>:]]'
             and (pg_has_role(p.proowner, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
-                or exists (select from net.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
+                or exists (select from pgnet.secret_grant g where pg_has_role(p.proowner, g.role, 'usage'))));
     return query select 'definer functions', altered is null,
         concat_ws('; ',
             'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
@@ -296,25 +312,25 @@ begin
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
     return query select 'egress', true,
-        format('%s; %s rule(s) in net.egress', case net._current_setting('egress') when 'public' then 'public addresses are allowed'
-            else 'only what net.egress lists is allowed' end, (select count(*) from net.egress_rule)),
+        format('%s; %s rule(s) in net.egress', case pgnet.setting_value('egress') when 'public' then 'public addresses are allowed'
+            else 'only what net.egress lists is allowed' end, (select count(*) from pgnet.egress_rule)),
         null::text;
 
-    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from net.host h where h.settings -> 'verify' = 'false');
+    unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from pgnet.host h where h.settings -> 'verify' = 'false');
     missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
-        from net.host h cross join jsonb_each(h.settings) v
-        where jsonb_typeof(v.value) = 'object' and not exists (select from net.secret s where s.name = v.value ->> 'secret'));
+        from pgnet.host h cross join jsonb_each(h.settings) v
+        where jsonb_typeof(v.value) = 'object' and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
     return query select 'hosts', unverified is null and missing is null,
         coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
-            format('%s configured in net.hosts, every certificate is checked', (select count(*) from net.host))),
+            format('%s configured in net.hosts, every certificate is checked', (select count(*) from pgnet.host))),
         case when unverified is not null then
             'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
             when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
     return query
     with held as (
-        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from net.secret s
+        select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from pgnet.secret s
     ), backends as (
-        select count(*) as number from net.worker w where w.kind = 'backend' and net._alive(w.pid, w.backend_start)
+        select count(*) as number from pgnet.worker w where w.kind = 'backend' and pgnet.session_is_alive(w.pid, w.backend_start)
     )
     select 'secrets', h.elsewhere = 0 or b.number = 0,
         format('%s in the database, %s held by workers', h.here, h.elsewhere),

@@ -2,22 +2,22 @@
 
 -- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
 -- pass: that a trigger refuses.
-create function net._refuse_truncate()
+create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform net._require_owner();
+    perform pgnet.require_owner();
     return null;
 end
 $$;
-comment on function net._refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+comment on function pgnet.refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
 -- What others attach to a table runs in the sessions of all who write to it, a worker's among them: a trigger, and the triggers
 -- on the table of a foreign key, whose action runs them as its owner or, where they are deferred, as whoever commits (before PostgreSQL
 -- 18). So the rights TRIGGER and REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
-create function net._refuse_attachment()
+create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -35,7 +35,7 @@ begin
         join pg_constraint k on d.classid = 'pg_class'::regclass and k.conrelid = d.objid and k.contype = 'f'
     loop
         perform from pg_class c
-        where c.oid = made.relation and c.relnamespace = to_regnamespace('net') and not pg_has_role(current_user, c.relowner, 'usage');
+        where c.oid = made.relation and c.relnamespace in (to_regnamespace('net'), to_regnamespace('pgnet')) and not pg_has_role(current_user, c.relowner, 'usage');
         if found then
             raise exception using
                 errcode = 'insufficient_privilege',
@@ -47,7 +47,7 @@ begin
     end loop;
 end
 $$;
-comment on function net._refuse_attachment() is
+comment on function pgnet.refuse_attachment() is
     'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a table or view of the extension, or a foreign key to one.';
 
 -- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
@@ -57,23 +57,24 @@ declare
     given record;
 begin
     for given in
-        with net as (
-            select n.oid, n.nspowner, n.nspacl from pg_catalog.pg_namespace n where n.nspname operator(pg_catalog.=) 'net'
+        with own as (
+            select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
+            where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
         ), object (name, owner, acl) as (
-            select 'schema net', n.nspowner, n.nspacl from net n
+            select pg_catalog.format('schema %s', n.nspname), n.nspowner, n.nspacl from own n
             union all
             select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
                 c.relowner, c.relacl
-            from pg_catalog.pg_class c join net n on n.oid operator(pg_catalog.=) c.relnamespace
+            from pg_catalog.pg_class c join own n on n.oid operator(pg_catalog.=) c.relnamespace
             where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
             union all
             select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
                 p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
-            from pg_catalog.pg_proc p join net n on n.oid operator(pg_catalog.=) p.pronamespace
+            from pg_catalog.pg_proc p join own n on n.oid operator(pg_catalog.=) p.pronamespace
             union all
             select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
                 t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
-            from pg_catalog.pg_type t join net n on n.oid operator(pg_catalog.=) t.typnamespace
+            from pg_catalog.pg_type t join own n on n.oid operator(pg_catalog.=) t.typnamespace
             left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
             where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
         )
@@ -89,8 +90,9 @@ begin
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it.
-grant usage on schema net to public;
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So everything by which requests are
+-- made stands in net, the view net._new_request too. USAGE on pgnet alone opens no way to make one.
+grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
@@ -99,10 +101,10 @@ to public;
 -- may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
-grant insert (request_id, action), select on net.mark to public;
-grant select on net._http_response, net.failed to public;
-grant select on net.attempt to public;
-grant select (id, worker, attempt, claimed) on net.claim to public;
+grant insert (request_id, action), select on pgnet.mark to public;
+grant select on net._http_response, pgnet.failed to public;
+grant select on pgnet.attempt to public;
+grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
@@ -119,13 +121,13 @@ grant execute on routine
 to public;
 -- What these, and the views, call with the caller's rights.
 grant execute on function
-    net._caller, net._is_operator, net._require_owner, net._require_worker, net._raise,
-    net._check, net._inspect, net._second_look, net._with_type, net._form, net._encode_form, net._require_utf8, net._multipart,
-    net._append_to_query, net._json_text, net._host, net._was_numbered_here,
-    net._check_secret, net._refuse_altered, net._refuse_secret, net._secret_covers, net._secret_prefix, net._check_retry,
-    net._current_setting, net._known_settings, net._known_host_settings, net._known_retry_settings, net._built_in_retry_policies,
-    net._waiting_state, net._cancellation, net._mark, net._is_mine, net._look_up, net._refuse_to_wait, net._json_or_null,
-    net._alive, net._worker_is_up, net._reload, net._refuse_transaction_block
+    pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
+    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.with_content_type, pgnet.inspect_form, pgnet.encode_form, pgnet.require_utf8, pgnet.inspect_multipart,
+    pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
+    pgnet.check_secret, pgnet.refuse_altered_function, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix, pgnet.check_retry_policy,
+    pgnet.setting_value, pgnet.known_settings, pgnet.known_host_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies,
+    pgnet.waiting_state, pgnet.cancellation_message, pgnet.mark_request, pgnet.written_here, pgnet.outcome_so_far, pgnet.refuse_to_wait, pgnet.json_or_null,
+    pgnet.session_is_alive, pgnet.worker_is_up, pgnet.reload_workers, pgnet.refuse_transaction_block
 to public;
 
 do $$
@@ -134,17 +136,17 @@ declare
 begin
     for relation in
         select c.oid from pg_catalog.pg_class c
-        where c.relnamespace operator(pg_catalog.=) 'net'::pg_catalog.regnamespace and c.relkind operator(pg_catalog.=) 'r'
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
     loop
         execute pg_catalog.format('alter table %s enable row level security', relation);
         execute pg_catalog.format(
-            'create trigger refuse_truncate before truncate on %s for each statement execute function net._refuse_truncate()', relation);
+            'create trigger refuse_truncate before truncate on %s for each statement execute function pgnet.refuse_truncate()', relation);
     end loop;
 end
 $$;
 
 create event trigger pgnet_refuse_attachment on ddl_command_end
     when tag in ('CREATE TRIGGER', 'CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
-    execute function net._refuse_attachment();
+    execute function pgnet.refuse_attachment();
 comment on event trigger pgnet_refuse_attachment is
     'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in the sessions of all who send requests.';

@@ -15,7 +15,7 @@ $$;
 -- A worker that has lived through DROP EXTENSION registers again.
 do $$
 begin
-    perform net._signal_workers('reload');
+    perform pgnet.signal_workers('reload');
 exception when others then
     null; -- where the package is not installed, no worker of this server can be signalled
 end

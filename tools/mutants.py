@@ -95,16 +95,16 @@ MUTANTS = (
         (
             Edit(
                 "extension/30_queue.sql",
-                "create view net._queue with (security_invoker) as",
+                "create view pgnet.ready_request with (security_invoker) as",
                 "create table net.taken (like net.http_request_queue including all);\n"
                 "grant select on net.taken to public;\n"
-                "create view net._queue with (security_invoker) as",
+                "create view pgnet.ready_request with (security_invoker) as",
             ),
             # or net.wait would not find it
             Edit(
                 "extension/60_outcome.sql",
-                "        from net.http_request_queue q\n        left join net.claim c on c.id = q.id\n",
-                "        from (table net.http_request_queue union all table net.taken) q\n        left join net.claim c on c.id = q.id\n",
+                "        from net.http_request_queue q\n        left join pgnet.claim c on c.id = q.id\n",
+                "        from (table net.http_request_queue union all table net.taken) q\n        left join pgnet.claim c on c.id = q.id\n",
             ),
             Edit(
                 CLAIM,
@@ -114,14 +114,14 @@ MUTANTS = (
             ),
             Edit(
                 CLAIM,
-                "create function net._claim(",
+                "create function pgnet.claim_requests(",
                 "create function net._take(request_id bigint) returns boolean\n"
                 "language sql volatile as $$\n"
                 "    with taken as (delete from net.http_request_queue q where q.id = request_id returning q.*)\n"
                 "    insert into net.taken select * from taken;\n"
                 "    select true\n"
                 "$$;\n"
-                "create function net._claim(",
+                "create function pgnet.claim_requests(",
             ),
             Edit(
                 OUTBOX,
@@ -163,9 +163,9 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "        perform net._note_fault(duty, fault, case when state = '55P03' then",
+                "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
                 "        raise exception '%', fault;\n"
-                "        perform net._note_fault(duty, fault, case when state = '55P03' then",
+                "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
             ),
         ),
         ("tests/database/test_heartbeat.py::test_a_trigger_that_raises_stops_nobody_else",),
@@ -190,7 +190,7 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "    if net._put_aside(outcome, fault, net._recording_remedy(state, referrer_schema, referrer, broken)) then\n",
+                "    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then\n",
                 "    if false then\n",
             ),
         ),
@@ -238,9 +238,9 @@ MUTANTS = (
         (
             Edit(
                 OUTBOX,
-                "                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
+                "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
                 "                    values (\n",
-                "                    insert into net.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
+                "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
                 "                    select * from (values (\n",
             ),
             Edit(

@@ -32,7 +32,7 @@ def check(
     timeout_milliseconds: int | None,
     options: str | None,
 ) -> str | None:
-    """Behind net._check: the URL as it is stored, None where ``inspect`` has more to say."""
+    """Behind pgnet.check_request: the URL as it is stored, None where ``inspect`` decides."""
     if commit_hook.registered():
         commit_hook.arm("wake")
     else:
@@ -52,7 +52,7 @@ def inspect(
     timeout_milliseconds: int | None,
     options: str | None,
 ) -> tuple[str | None, list[str], str | None, str | None, str | None]:
-    """Behind net._inspect: URL and names of secrets; or None, and message, hint and SQLSTATE."""
+    """Behind pgnet.inspect_request: URL and secrets; or None, and message, hint and SQLSTATE."""
     secrets: list[str] = []
     try:
         complete = check_request(
@@ -64,7 +64,7 @@ def inspect(
 
 
 def form(text: str | None) -> tuple[str | None, str | None, str | None, str | None]:
-    """Behind net._form: the encoded form; or None, and message, hint and SQLSTATE."""
+    """Behind pgnet.inspect_form: the encoded form; or None, and message, hint and SQLSTATE."""
     try:
         return encode_form(text), None, None, None
     except InvalidRequest as error:
@@ -74,7 +74,7 @@ def form(text: str | None) -> tuple[str | None, str | None, str | None, str | No
 def multipart(
     parts: str | None, files: list[bytes | None] | None
 ) -> tuple[str | None, bytes | None, str | None, str | None, str | None]:
-    """Behind net._multipart: content type and body; or None, and message, hint and SQLSTATE."""
+    """Behind pgnet.inspect_multipart: type and body; or None, and message, hint and SQLSTATE."""
     from pgnet.request.multipart import encode
 
     try:
@@ -84,7 +84,7 @@ def multipart(
 
 
 def secret_covers(url_prefix: str | None, url: str | None) -> bool:
-    """Behind net._secret_covers: whether a secret with this prefix may go to a URL as stored."""
+    """Behind pgnet.secret_covers: whether a secret with this prefix may go to a URL as stored."""
     from pgnet.request.prefix import covers
 
     return url is not None and covers(url_prefix, url)
@@ -93,7 +93,7 @@ def secret_covers(url_prefix: str | None, url: str | None) -> bool:
 def secret_check(
     name: str, value: str | None, url_prefix: str | None
 ) -> tuple[str | None, str | None, str | None]:
-    """Behind net._secret_check: the prefix as it is stored; or None, and message and hint."""
+    """Behind pgnet.inspect_secret: the prefix as it is stored; or None, and message and hint."""
     from pgnet.request.prefix import canonical_prefix
     from pgnet.secret.value import check_value
 
@@ -114,7 +114,7 @@ def urlencode_string(string: str) -> str | None:
 def append_to_query(
     url: str, params_array: list[str | None]
 ) -> tuple[str | None, str | None, str | None, str | None]:
-    """Behind net._append_to_query: the URL; or None, and message, hint and SQLSTATE."""
+    """Behind pgnet.append_to_query: the URL; or None, and message, hint and SQLSTATE."""
     try:
         return encode_url_with_params_array(url, params_array), None, None, None
     except InvalidRequest as error:
@@ -122,29 +122,29 @@ def append_to_query(
 
 
 def arm(plpy: Plpy, signal: str) -> str | None:
-    """Behind net._arm and net.wake: signal workers at the commit; why that cannot be, or None."""
+    """Behind pgnet.arm_wake_up and net.wake: signal workers at the commit; or why not."""
     if not commit_hook.registered() and _polls(plpy):
         return _POLLS
     return commit_hook.arm(signal)
 
 
 def _polls(plpy: Plpy) -> bool:
-    rows = plpy.execute("select net._current_setting('wake_up') as wake_up", 1)
+    rows = plpy.execute("select pgnet.setting_value('wake_up') as wake_up", 1)
     return bool(rows[0]["wake_up"] == "poll")
 
 
 def wake_up_fault(plpy: Plpy) -> str | None:
-    """Behind net._wake_up_fault: why a commit cannot wake a worker here; None where it can."""
+    """Behind pgnet.wake_up_fault: why a commit cannot wake a worker here; None where it can."""
     return _POLLS if _polls(plpy) else commit_hook.register()
 
 
 def wake_next(slot: int | None) -> None:
-    """Behind net._wake_next: wake the worker in the next slot behind this one."""
+    """Behind pgnet.wake_next_worker: wake the worker in the next slot behind this one."""
     wake_up.Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
 
 
 def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
-    """Behind net._wait: what signals came within ``timeout`` seconds, and the slot."""
+    """Behind pgnet.wait_for_signals: what signals came within ``timeout`` seconds, and the slot."""
     from pgnet.server import waiting
 
     plpy.commit()  # lets go of the snapshot of the CALL
@@ -164,7 +164,7 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
 
 
 def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
-    """Behind net._serve: work until the time is over or, if told so, nothing is due.
+    """Behind pgnet.serve: work until the time is over or, if told so, nothing is due.
 
     max_runtime is an interval as text, None for no limit. Gives whether the call stands in a
     transaction block, where nothing can be done.
@@ -177,7 +177,7 @@ def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
 def python_check(
     plpy: Plpy,
 ) -> tuple[str, str, str, str, str | None, str | None]:
-    """Behind net._python_check: versions and paths, what is missing, CA bundle, wake-up."""
+    """Behind pgnet.inspect_python: versions and paths, what is missing, CA bundle, wake-up."""
     from importlib.util import find_spec
 
     missing = [name for name in ("gevent", "requests", "pycurl") if find_spec(name) is None]

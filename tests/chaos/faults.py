@@ -149,7 +149,7 @@ def _terminate_process_session(run: Run, choose: random.Random) -> bool:
     return _say(
         run,
         "select pg_terminate_backend(a.pid) from pg_stat_activity a"
-        " join net.worker w on w.pid = a.pid and w.backend_start = a.backend_start"
+        " join pgnet.worker w on w.pid = a.pid and w.backend_start = a.backend_start"
         " where w.kind = 'process' order by random() limit 1",
     )
 

@@ -21,8 +21,8 @@ from typing import Any
 
 # A statement does what these words in it say.
 _WORDS = {
-    b"net._claim": "claim",
-    b"net._record": "record",
+    b"pgnet.claim_requests": "claim",
+    b"pgnet.record_outcomes": "record",
     b"insert into app.sent": "call",
     b"COMMIT": "commit",
 }

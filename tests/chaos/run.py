@@ -147,8 +147,8 @@ class Run:
             with contextlib.suppress(psycopg.Error), self.server.connect() as connection:
                 found = connection.execute(
                     "select (select count(*) from net.http_request_queue),"
-                    " (select count(*) from net.claim), (select count(*) from pg_prepared_xacts),"
-                    " (select count(*) from net.mark where not done)"
+                    " (select count(*) from pgnet.claim), (select count(*) from pg_prepared_xacts),"
+                    " (select count(*) from pgnet.mark where not done)"
                 ).fetchone()
                 if found == (0, 0, 0, 0):
                     break
@@ -205,10 +205,10 @@ class Run:
             ]
             evidence.failed = {id for (id,) in rows("select id from net.failures")}
             evidence.marked = {
-                id for (id,) in rows("select request_id from net.mark where not done")
+                id for (id,) in rows("select request_id from pgnet.mark where not done")
             }
             evidence.queued = {id for (id,) in rows("select id from net.http_request_queue")}
-            evidence.claimed = {id for (id,) in rows("select id from net.claim")}
+            evidence.claimed = {id for (id,) in rows("select id from pgnet.claim")}
         return evidence
 
     def keep(self) -> None:
@@ -230,9 +230,9 @@ class Run:
                 lines.append(f"  sent {sent}")
                 for table, column in (
                     ("net._http_response", "id"),
-                    ("net.attempt", "request_id"),
+                    ("pgnet.attempt", "request_id"),
                     ("net.http_request_queue", "id"),
-                    ("net.claim", "id"),
+                    ("pgnet.claim", "id"),
                     ("app.outcome", "id"),
                 ):
                     for (found,) in connection.execute(

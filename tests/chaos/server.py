@@ -63,7 +63,7 @@ if "points" not in GD:
     GD["pinned"] = backend.register_xact_callback(at_end)
 GD["points"].add(TD["args"][0])
 $python$;
-create trigger at_claim after insert on net.claim
+create trigger at_claim after insert on pgnet.claim
     for each statement execute function app.at_point('claim');
 create trigger at_record after insert on net._http_response
     for each statement execute function app.at_point('record');

@@ -40,7 +40,7 @@ def worker_at(database: Database, offset: str) -> Iterator[ProcessWorker]:
     )
     worker.start()
     try:
-        database.wait_for("select count(*) > 0 from net.worker", timeout=20)
+        database.wait_for("select count(*) > 0 from pgnet.worker", timeout=20)
         yield worker
     finally:
         worker.stop()
@@ -58,7 +58,7 @@ def test_a_claim_ends_by_the_databases_clock(
         )
         wait_until(lambda: len(witness.record()), (1).__eq__, "the request is seen")
         left = database.value(
-            "select extract(epoch from deadline - clock_timestamp()) from net.claim"
+            "select extract(epoch from deadline - clock_timestamp()) from pgnet.claim"
         )
         assert 50 < left < 70
         database.wait_for("select count(*) = 1 from net._http_response")
@@ -106,13 +106,15 @@ def test_a_claim_is_rescued_when_the_clock_is_put_back(
     with database.worker() as worker:
         wait_until(lambda: len(witness.record()), (1).__eq__, "the request is seen")
         worker.kill()
-    database.wait_for("select not bool_or(net._alive(pid, backend_start)) from net.worker")
+    database.wait_for(
+        "select not bool_or(pgnet.session_is_alive(pid, backend_start)) from pgnet.worker"
+    )
     with database.worker("--grace", "0") as other:
-        database.wait_for("select count(*) = 1 from net.worker where gone_since is not null")
+        database.wait_for("select count(*) = 1 from pgnet.worker where gone_since is not null")
         database.execute(
-            "update net.claim set claimed = claimed + interval '1 day',"
+            "update pgnet.claim set claimed = claimed + interval '1 day',"
             " deadline = deadline + interval '1 day'"
         )
-        database.execute("update net.worker set gone_since = gone_since + interval '1 day'")
+        database.execute("update pgnet.worker set gone_since = gone_since + interval '1 day'")
         wait_until(lambda: len(witness.record()), (2).__eq__, "it is sent again")
         assert other.process.poll() is None

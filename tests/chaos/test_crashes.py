@@ -231,7 +231,7 @@ def test_a_crash_amid_a_thousand_requests(
         wait_until(
             lambda: stricken.row(
                 "select (select count(*) from net.http_request_queue),"
-                " (select count(*) from net.claim)"
+                " (select count(*) from pgnet.claim)"
             ),
             (0, 0).__eq__,
             "nothing is left in the queue, nothing claimed",
@@ -268,7 +268,7 @@ def test_another_worker_rescues_a_killed_ones_requests(
             took = time.monotonic() - killed
     assert set(Counter(targets(witness)).values()) == {2}
     assert took <= RESCUE_AFTER + 2, f"after {took:.2f} s"
-    assert database.rows("select distinct attempt, error_msg from net.attempt order by 1") == [
+    assert database.rows("select distinct attempt, error_msg from pgnet.attempt order by 1") == [
         (1, "The worker was lost."),
         (2, "The worker stopped while it was in flight."),
     ]
@@ -294,7 +294,7 @@ def test_a_worker_that_is_back_in_time_keeps_its_requests(
     with database.worker() as first:
         queue(database, f"{witness.url}/delay/6?#", 20)
         seen(witness, 20)
-        held = "net.worker w where w.id in (select c.worker from net.claim c)"
+        held = "pgnet.worker w where w.id in (select c.worker from pgnet.claim c)"
         with database.worker():
             first.pause()
             database.execute(f"select pg_terminate_backend(w.pid) from {held}")
@@ -302,7 +302,7 @@ def test_a_worker_that_is_back_in_time_keeps_its_requests(
             first.resume()
             database.wait_for("select count(*) = 20 from net._http_response")
     assert set(Counter(targets(witness)).values()) == {1}
-    assert database.value("select count(*) from net.attempt") == 0
+    assert database.value("select count(*) from pgnet.attempt") == 0
 
 
 def test_drain_rescues_too(database: Database, witness: Running) -> None:
@@ -313,8 +313,8 @@ def test_drain_rescues_too(database: Database, witness: Running) -> None:
         first.kill()
     database.execute("select net.configure('rescue_after', '500 ms')")
     database.wait_for(
-        "select (database.n = 0) from (select count(*) as n from net.claim c join net.worker w"
-        " on w.id = c.worker and net._alive(w.pid, w.backend_start)) database"
+        "select (database.n = 0) from (select count(*) as n from pgnet.claim c join pgnet.worker w"
+        " on w.id = c.worker and pgnet.session_is_alive(w.pid, w.backend_start)) database"
     )
     deadline = time.monotonic() + 5
     while database.value("select count(*) from net._http_response") < 5:
@@ -329,10 +329,10 @@ def test_a_claim_past_its_deadline_is_free(database: Database, witness: Running)
     assert Recorder(database).claim().keys() == set(ids)
     database.execute("call net.drain()")
     assert witness.record() == []
-    database.execute("update net.claim set deadline = clock_timestamp()")
+    database.execute("update pgnet.claim set deadline = clock_timestamp()")
     database.execute("call net.drain()")
     assert witness.record() == []
-    database.execute("update net.worker set stalled_since = stalled_since - interval '5 s'")
+    database.execute("update pgnet.worker set stalled_since = stalled_since - interval '5 s'")
     database.execute("call net.drain()")
     assert database.rows("select state, attempts from net._http_response") == [("succeeded", 2)] * 3
 
@@ -347,7 +347,7 @@ class Recorder:
         self.database = database
         self.connection = database.connect()
         row = self.connection.execute(
-            "select worker_id, worker_secret from net._register('process')"
+            "select worker_id, worker_secret from pgnet.register_worker('process')"
         ).fetchone()
         assert row is not None
         self.id, self.secret = row
@@ -355,7 +355,7 @@ class Recorder:
     def claim(self, slots: int = 100, max_bytes: int = 1 << 30) -> dict[int, str]:
         """Claim what is there; gives the tokens by id."""
         rows = self.connection.execute(
-            "select id, token from net._claim(worker_id => %s::bigint, slots => %s::int,"
+            "select id, token from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
             " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}', max_bytes => %s,"
             " after_host => '')",
             (self.id, slots, slots, slots, max_bytes),
@@ -371,7 +371,7 @@ class Recorder:
             for id, token in claims.items()
         ]
         row = self.connection.execute(
-            "select net._record(%s::json)", (json.dumps(outcomes),)
+            "select pgnet.record_outcomes(%s::json)", (json.dumps(outcomes),)
         ).fetchone()
         assert row is not None
         held_up: list[int] = row[0]
@@ -393,21 +393,21 @@ def test_a_stale_token_records_nothing(database: Database, recorder: Recorder) -
     stale = "00000000-0000-4000-8000-000000000000"
     assert recorder.record({id: stale}) == []
     assert database.value("select count(*) from net._http_response") == 0
-    assert database.rows("select id, token::text from net.claim") == [(id, token)]
+    assert database.rows("select id, token::text from pgnet.claim") == [(id, token)]
     assert database.rows("select id from net.http_request_queue") == [(id,)]
     # who holds it records, once
     assert recorder.record({id: token}) == []
     assert recorder.record({id: token}, content="again") == []
     assert database.rows("select id, content, attempts from net._http_response") == [(id, "ok", 1)]
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
 
 
 def test_a_rescued_claim_is_fenced(database: Database, recorder: Recorder) -> None:
     ids = enqueue(database, 5)
     stale = recorder.claim()
-    database.execute("update net.claim set deadline = clock_timestamp()")
-    database.execute("update net.worker set stalled_since = clock_timestamp() - interval '6 s'")
-    database.execute("select net._tend(worker_id) from net._register('process')")
+    database.execute("update pgnet.claim set deadline = clock_timestamp()")
+    database.execute("update pgnet.worker set stalled_since = clock_timestamp() - interval '6 s'")
+    database.execute("select pgnet.heartbeat(worker_id) from pgnet.register_worker('process')")
     other = Recorder(database)
     fresh = other.claim()
     assert fresh.keys() == stale.keys() == set(ids)
@@ -471,13 +471,13 @@ def test_a_row_that_cannot_be_recorded_holds_up_no_other(
     if always:
         # neither lost nor a hindrance: it is kept, and recorded when nothing refuses it any more
         assert held_up == []
-        assert database.rows("select id, worker from net.claim") == [(bad, None)]
-        assert database.rows("select id, message from net.unrecorded") == [(bad, "not this one")]
+        assert database.rows("select id, worker from pgnet.claim") == [(bad, None)]
+        assert database.rows("select id, message from pgnet.unrecorded") == [(bad, "not this one")]
         database.execute("drop trigger refuse on net._http_response")
-        database.execute("update net.unrecorded set retry_at = now()")
-        database.execute("select net._tend(null)")
+        database.execute("update pgnet.unrecorded set retry_at = now()")
+        database.execute("select pgnet.heartbeat(null)")
         assert database.value("select count(*) from net._http_response where content = 'ok'") == 16
-        assert database.value("select count(*) from net.unrecorded") == 0
+        assert database.value("select count(*) from pgnet.unrecorded") == 0
     else:
         assert held_up == []
         assert database.rows(
@@ -519,13 +519,13 @@ def test_an_open_delete_of_a_queued_row_holds_up_that_row_alone(
     assert recorder.record(claims) == [ids[3]]
     assert time.monotonic() - started < 1
     assert database.value("select count(*) from net._http_response") == 9
-    assert database.rows("select id from net.claim") == [(ids[3],)]
+    assert database.rows("select id from pgnet.claim") == [(ids[3],)]
     getattr(user, end)()
     assert recorder.record({ids[3]: claims[ids[3]]}) == []
     assert database.value("select count(*) from net._http_response where id = %s", ids[3]) == (
         0 if end == "commit" else 1
     )
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
     assert database.value("select count(*) from net.http_request_queue") == 0
 
 
@@ -538,7 +538,7 @@ def test_an_open_delete_under_a_worker(database: Database, witness: Running, end
         user.execute("delete from net.http_request_queue where id = %s", (ids[3],))
         database.wait_for("select count(*) = 9 from net._http_response")
         getattr(user, end)()
-        database.wait_for("select count(*) = 0 from net.claim", timeout=3)
+        database.wait_for("select count(*) = 0 from pgnet.claim", timeout=3)
     assert database.value("select count(*) from net._http_response") == (
         9 if end == "commit" else 10
     )
@@ -582,7 +582,7 @@ def test_an_answer_that_the_database_cannot_hold(
             else:
                 stack.enter_context(serving(database))
             database.wait_for("select count(*) = 21 from net._http_response")
-            assert database.value("select count(*) from net.claim") == 0
+            assert database.value("select count(*) from pgnet.claim") == 0
         # of an SQL_ASCII database psycopg gives bytes unless told otherwise
         with database.cluster.connect(name, client_encoding="UTF8") as reader:
             [(state, status, content, content_bytes, error)] = reader.execute(

@@ -44,7 +44,7 @@ def test_another_worker_takes_over(link: Link, make_cluster: Any) -> None:
         database.execute("select net.allow_network(%s)", f"{link.address}/32")
         far.start()
         try:
-            database.wait_for("select count(*) = 1 from net.worker", timeout=20)
+            database.wait_for("select count(*) = 1 from pgnet.worker", timeout=20)
             database.execute(
                 "select net.http_get(%s || n, timeout_milliseconds => 120000)"
                 " from generate_series(1, 10) n",
@@ -63,7 +63,7 @@ def test_another_worker_takes_over(link: Link, make_cluster: Any) -> None:
                 took = time.monotonic() - started
                 print(f"taken over after {took:.1f} s")
                 assert took <= KEEPALIVE + RESCUE_AFTER + LOOK + 1
-            rows = database.rows("select attempt, error_msg from net.attempt where attempt = 1")
+            rows = database.rows("select attempt, error_msg from pgnet.attempt where attempt = 1")
             assert rows == [(1, "The worker was lost.")] * 10
         finally:
             link.plug()

@@ -190,7 +190,7 @@ def served(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Databas
         database.execute("select net.configure_retry(%s, %s)", name, Jsonb(settings))
     with one_worker(database, request.param):
         yield database
-        database.wait_for("select count(*) from net.claim", predicate=lambda left: left == 0)
+        database.wait_for("select count(*) from pgnet.claim", predicate=lambda left: left == 0)
     database.drop()
 
 
@@ -965,7 +965,7 @@ def test_another_role_s_are_not_sent_again(served: Database, server: Scripted) -
             served.value("select requested_by::text from net.requests where id = %s", again)
             == "retries_carol"
         )
-        served.execute("delete from net.failed where requested_by = 'retries_carol'::regrole")
+        served.execute("delete from pgnet.failed where requested_by = 'retries_carol'::regrole")
         served.execute(
             "delete from net._http_response where requested_by = 'retries_carol'::regrole"
         )
@@ -1006,10 +1006,10 @@ def test_a_hundred_thousand_that_wait_cost_nothing(database: Database) -> None:
             took.append(time.monotonic() - started)
         return min(took)
 
-    worker = database.value("select worker_id from net._register('process')")
+    worker = database.value("select worker_id from pgnet.register_worker('process')")
     calls = (
-        f"count(*) from net._claim({worker}, 1, 1, 1, '{{}}', 1, '')",
-        f"net._tend({worker})",
+        f"count(*) from pgnet.claim_requests({worker}, 1, 1, 1, '{{}}', 1, '')",
+        f"pgnet.heartbeat({worker})",
     )
     before = [least(call) for call in calls]
     database.execute(
@@ -1096,7 +1096,7 @@ def test_drain_sends_what_is_due_and_waits_for_nothing(
 
 def test_a_policy_that_cannot_be_read_spoils_nothing(database: Database, server: Scripted) -> None:
     """Only by hand can it be such a one: it says nothing, and all others go on."""
-    database.execute("insert into net.retry_policy values ('odd', '{\"statuses\": [\"many\"]}')")
+    database.execute("insert into pgnet.retry_policy values ('odd', '{\"statuses\": [\"many\"]}')")
     urls = [server.script(503, 200), server.script(503, 200)]
     with database.worker() as worker:
         ids = [

@@ -152,7 +152,7 @@ def served(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Databas
     prepare(database)
     with one_worker(database, request.param):
         yield database
-        database.wait_for("select count(*) from net.claim", predicate=lambda left: left == 0)
+        database.wait_for("select count(*) from pgnet.claim", predicate=lambda left: left == 0)
     database.drop()
 
 

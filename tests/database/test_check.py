@@ -63,14 +63,14 @@ def test_what_is_not_well_has_a_hint(fresh_database: Database) -> None:
 
 
 def test_closed_to_public(fresh_database: Database) -> None:
-    fresh_database.execute("revoke usage on schema net from public")
+    fresh_database.execute("revoke usage on schema net, pgnet from public")
     assert "only roles with usage" in check(fresh_database)["rights"][1]
 
 
 def test_it_reads_only(fresh_database: Database) -> None:
     session = fresh_database.connect(options="-c default_transaction_read_only=on")
     assert len(session.execute("select * from net.check()").fetchall()) == len(ITEMS)
-    assert fresh_database.value("select count(*) from net.worker where ended is null") == 0
+    assert fresh_database.value("select count(*) from pgnet.worker where ended is null") == 0
 
 
 def test_not_for_everybody(fresh_database: Database) -> None:

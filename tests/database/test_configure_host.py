@@ -37,7 +37,7 @@ def hosts(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture(autouse=True)
 def forget(hosts: Database) -> Iterator[None]:
     yield
-    hosts.execute("delete from net.host")
+    hosts.execute("delete from pgnet.host")
 
 
 def configure(database: Database, host: str | None, settings: Any) -> None:
@@ -298,7 +298,9 @@ def test_a_secret_that_is_missing_stops_requests_to_that_host_only(
 
 def test_it_is_part_of_a_dump(hosts: Database) -> None:
     configure(hosts, "a.example", {"max_redirects": 3})
-    dump = hosts.cluster.run("pg_dump", "--dbname", hosts.dsn(), "--data-only", "--table=net.host")
+    dump = hosts.cluster.run(
+        "pg_dump", "--dbname", hosts.dsn(), "--data-only", "--table=pgnet.host"
+    )
     assert "a.example" in dump
 
 

@@ -24,8 +24,8 @@ def policies(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture(autouse=True)
 def forget(policies: Database) -> Iterator[None]:
     yield
-    policies.execute("delete from net.host")
-    policies.execute("delete from net.retry_policy")
+    policies.execute("delete from pgnet.host")
+    policies.execute("delete from pgnet.retry_policy")
 
 
 def configure(database: Database, name: str | None, settings: Any) -> None:
@@ -35,12 +35,12 @@ def configure(database: Database, name: str | None, settings: Any) -> None:
 
 
 def own(database: Database) -> dict[str, Any]:
-    return dict(database.rows("select name, settings from net.retry_policy"))
+    return dict(database.rows("select name, settings from pgnet.retry_policy"))
 
 
 def read(database: Database) -> dict[str, Policy]:
     """As a worker gets them."""
-    said = database.value("select net._retry_policies()")
+    said = database.value("select pgnet.retry_policy_settings()")
     return {name: Policy.from_json(name, settings) for name, settings in said.items()}
 
 
@@ -68,7 +68,7 @@ def test_the_built_in_ones(policies: Database) -> None:
 
 def test_each_policy_is_shown_complete(policies: Database) -> None:
     configure(policies, "mine", {"max_attempts": 3})
-    known = {name for (name,) in policies.rows("select name from net._known_retry_settings()")}
+    known = {name for (name,) in policies.rows("select name from pgnet.known_retry_settings()")}
     shown = policies.rows("select name, settings, built_in from net.retry_policies")
     assert len(shown) == 4
     for _, settings, _ in shown:
@@ -195,21 +195,21 @@ def test_a_name_is_checked_by_whoever_asks(policies: Database) -> None:
         connection.execute("set role retry_alice")
         try:
             for name in ("none", "safe", "webhook", "mine"):
-                connection.execute("select net._check_retry(%s)", [name])
+                connection.execute("select pgnet.check_retry_policy(%s)", [name])
             with pytest.raises(
                 errors.InvalidParameterValue, match=r'^unknown retry policy "yours"'
             ) as caught:
-                connection.execute("select net._check_retry('yours')")
+                connection.execute("select pgnet.check_retry_policy('yours')")
             assert caught.value.diag.message_hint == "known: none, safe, webhook, mine"
             with pytest.raises(errors.InvalidParameterValue, match="must not be NULL"):
-                connection.execute("select net._check_retry(null)")
+                connection.execute("select pgnet.check_retry_policy(null)")
             assert connection.execute(
                 "select settings ->> 'max_attempts' from net.retry_policies where name = 'mine'"
             ).fetchone() == ("5",)
             for forbidden in (
                 "select net.configure_retry('mine', '{}')",
-                "select net._retry_policies()",
-                "select * from net.retry_policy",
+                "select pgnet.retry_policy_settings()",
+                "select * from pgnet.retry_policy",
             ):
                 with pytest.raises(errors.InsufficientPrivilege):
                     connection.execute(forbidden)
@@ -258,14 +258,14 @@ def test_a_policy_that_a_host_names_stays(policies: Database) -> None:
 def test_one_s_own_are_part_of_a_dump(policies: Database) -> None:
     configure(policies, "mine", {"max_attempts": 3})
     dump = policies.cluster.run(
-        "pg_dump", "--dbname", policies.dsn(), "--data-only", "--table=net.retry_policy"
+        "pg_dump", "--dbname", policies.dsn(), "--data-only", "--table=pgnet.retry_policy"
     )
     assert 'mine\t{"max_attempts": 3}' in dump
 
 
 def test_a_change_makes_a_new_revision(policies: Database) -> None:
     def revision() -> int:
-        number: int = policies.value("select revision from net.configuration")
+        number: int = policies.value("select revision from pgnet.configuration")
         return number
 
     before = revision()

@@ -75,7 +75,9 @@ def template_copy(original: Database, name: str) -> Database:
 def claim_all(database: Database, kind: str = "process") -> None:
     """Be a worker that takes what is ready, and is heard of no more."""
     database.execute(
-        "select net._claim(worker_id, 10, 10, 10, '{}', 1000, '') from net._register(%s)", kind
+        "select pgnet.claim_requests(worker_id, 10, 10, 10, '{}', 1000, '')"
+        " from pgnet.register_worker(%s)",
+        kind,
     )
 
 
@@ -84,7 +86,8 @@ def copy(shop: Database, witness: Running) -> Iterator[Database]:
     """A copy of a database that has a request waiting, and one that was claimed."""
     request(shop, witness, "/claimed")
     shop.execute(
-        "select net._claim(worker_id, 10, 10, 10, '{}', 1000, '') from net._register('backend')"
+        "select pgnet.claim_requests(worker_id, 10, 10, 10, '{}', 1000, '')"
+        " from pgnet.register_worker('backend')"
     )
     request(shop, witness, "/waiting")
     copy = template_copy(shop, f"{shop.name}_copy")
@@ -113,11 +116,11 @@ def test_a_copy_is_served_once_it_is_adopted(copy: Database, witness: Running) -
         assert "is a copy" in refused.output()
         assert "net.adopt_database()" in refused.output()
     copy.execute("select net.adopt_database()")
-    assert copy.value("select net._copy_fault()") is None
+    assert copy.value("select pgnet.copy_fault()") is None
     with copy.worker():
         wait_sent(witness, "/claimed", "/waiting")
         copy.wait_for("select count(*) = 2 from net.responses where state = 'succeeded'")
-    assert copy.value("select count(*) from net.claim") == 0
+    assert copy.value("select count(*) from pgnet.claim") == 0
     assert set(sent(witness).values()) == {1}
 
 
@@ -173,7 +176,7 @@ def test_renamed_it_is_the_same(shop: Database, witness: Running) -> None:
         connection.execute(f"alter database {shop.name} rename to {shop.name}_renamed")
     renamed = Database(shop.cluster, f"{shop.name}_renamed")
     try:
-        assert renamed.value("select net._copy_fault()") is None
+        assert renamed.value("select pgnet.copy_fault()") is None
         renamed.execute("call net.drain()")
         assert sent(witness) == {"/renamed": 1}
     finally:
@@ -213,7 +216,7 @@ def say_in_file(cluster: Cluster, mode: str) -> None:
 
 
 def modes(database: Database) -> list[tuple[str, str]]:
-    return database.rows("select said, mode from net._mode_sources()")
+    return database.rows("select said, mode from pgnet.mode_sources()")
 
 
 @pytest.fixture(scope="module")
@@ -233,20 +236,20 @@ def plain(configured: Cluster) -> Iterator[Database]:
 
 def test_the_safest_mode_counts(plain: Database) -> None:
     cluster = plain.cluster
-    assert plain.value("select net._mode()") == "on"
+    assert plain.value("select pgnet.mode_in_force()") == "on"
     assert modes(plain) == [("on", "on")]
     say_in_file(cluster, "Record")
-    assert plain.value("select net._mode()") == "record"
+    assert plain.value("select pgnet.mode_in_force()") == "record"
     # a session cannot take it back, but make it safer
     for mode, result in (("on", "record"), ("off", "off"), ("", "record"), ("yes", "off")):
         plain.execute("select set_config('pgnet.mode', %s, false)", mode)
-        assert plain.value("select net._mode()") == result, mode
+        assert plain.value("select pgnet.mode_in_force()") == result, mode
     plain.execute("reset pgnet.mode")
     plain.execute(f"alter database {plain.name} set pgnet.mode = 'on'")
-    assert plain.connect().execute("select net._mode()").fetchone() == ("record",)
+    assert plain.connect().execute("select pgnet.mode_in_force()").fetchone() == ("record",)
     # the later line counts for the server, the safer one here
     say_in_file(cluster, "on")
-    assert plain.value("select net._mode()") == "record"
+    assert plain.value("select pgnet.mode_in_force()") == "record"
     ok, detail, _ = check(plain)["mode"]
     assert not ok
     assert re.search(rf"Record \({cluster.data}/postgresql.auto.conf, line \d+\)", detail)
@@ -262,10 +265,10 @@ def test_a_mode_that_is_none_is_said(plain: Database) -> None:
 
 def test_net_configure_cannot_make_it_less_safe(plain: Database) -> None:
     plain.execute("select net.configure('mode', 'record')")
-    assert plain.value("select net._mode()") == "record"
+    assert plain.value("select pgnet.mode_in_force()") == "record"
     say_in_file(plain.cluster, "off")
     plain.execute("select net.configure('mode', 'on')")
-    assert plain.value("select net._mode()") == "off"
+    assert plain.value("select pgnet.mode_in_force()") == "off"
 
 
 def test_the_mode_on_the_command_line(plain: Database) -> None:
@@ -273,9 +276,9 @@ def test_the_mode_on_the_command_line(plain: Database) -> None:
         plain.close()
         plain.cluster.restart(**{"pgnet.mode": mode})
         expected = mode if mode in ("on", "record") else "off"
-        assert plain.value("select net._mode()") == expected
+        assert plain.value("select pgnet.mode_in_force()") == expected
         plain.execute("set pgnet.mode = 'on'")
-        assert plain.value("select net._mode()") == expected
+        assert plain.value("select pgnet.mode_in_force()") == expected
     plain.close()
     del plain.cluster.options["pgnet.mode"]
     plain.cluster.restart()
@@ -312,9 +315,9 @@ def test_a_clone_of_the_server(shop: Database, witness: Running, mode: str | Non
         # it is told to send after all: that takes a reload, what is safer counts at once
         if mode == "off":
             (clone.data / "postgresql.auto.conf").write_text("")
-            assert cloned.value("select net._mode()") == "off"
+            assert cloned.value("select pgnet.mode_in_force()") == "off"
             cloned.execute("select pg_reload_conf()")
-            cloned.wait_for("select net._mode() = 'on'")
+            cloned.wait_for("select pgnet.mode_in_force() = 'on'")
             cloned.execute("call net.drain()")
             assert set(sent(witness)) == {"/cloned", "/of-the-clone"}
         cloned.close()
@@ -337,7 +340,7 @@ def test_a_promoted_standby_sends(shop: Database, witness: Running) -> None:
             standby.promote()
             wait_sent(witness, "/replicated")
             replica.wait_for("select count(*) from net.responses where state = 'succeeded'")
-        assert replica.value("select net._copy_fault()") is None
+        assert replica.value("select pgnet.copy_fault()") is None
         replica.close()
     finally:
         standby.close()
@@ -501,12 +504,12 @@ def test_a_standby_is_promoted_under_load(
         shop = Database(pair.primary, "shop")
         shop.wait_for("select count(*) = 0 from net.http_request_queue", timeout=60)
         assert [worker.process.poll() for worker in workers] == [None, None]
-        known = shop.value("select count(*) from net.worker")
+        known = shop.value("select count(*) from pgnet.worker")
         delivered = {key for (key,) in shop.rows("select key from app.sent")}
         outcomes = shop.rows(
             "select split_part(url, '?', 2), state, attempts, error_msg from net._http_response"
         )
-        assert shop.value("select count(*) from net.claim") == 0
+        assert shop.value("select count(*) from pgnet.claim") == 0
         shop.close()
     seen = keys_sent(witness)
     assert Counter(key for key, _, _, _ in outcomes) == Counter(delivered)
@@ -541,7 +544,7 @@ def test_a_restored_dump_is_a_database_of_its_own(
         """ net.configure_host('api.example.com', '{"http_version": "1.1"}')"""
     )
     shop.execute("""select net.configure_retry('mine', '{"max_attempts": 3}')""")
-    whole, configured = ["--no-sync"], ["--data-only", "--table=net.*"]
+    whole, configured = ["--no-sync"], ["--data-only", "--table=pgnet.*"]
     for cluster, calls in (
         (shop.cluster, [whole]),
         (make_cluster(), [whole]),
@@ -552,7 +555,7 @@ def test_a_restored_dump_is_a_database_of_its_own(
         restored = cluster.create_database(extension=False)
         try:
             psql(restored, dump)
-            assert restored.value("select net._copy_fault()") is None
+            assert restored.value("select pgnet.copy_fault()") is None
             for query in (
                 "select value from net.settings where name = 'ttl'",
                 "select kind, pattern, verdict from net.egress order by 1, 2",
@@ -561,7 +564,7 @@ def test_a_restored_dump_is_a_database_of_its_own(
             ):
                 assert restored.rows(query) == shop.rows(query)
             # two databases never give the same idempotency keys
-            of_keys = "select key_namespace from net.database"
+            of_keys = "select key_namespace from pgnet.database"
             assert restored.value(of_keys) != shop.value(of_keys)
             assert request(restored, witness, "/own") == 1
             restored.execute("call net.drain()")
@@ -603,7 +606,7 @@ def test_pg_upgrade(witness: Running, make_cluster: Callable[..., Cluster]) -> N
     database.execute("call net.drain()")
     with database.connect("buyer") as buyer:
         buyer.execute("select net.http_get(%s)", (witness.url + "/pending",))
-    namespace = database.value("select key_namespace from net.database")
+    namespace = database.value("select key_namespace from pgnet.database")
     database.close()
     old.stop()
 
@@ -629,7 +632,7 @@ def test_pg_upgrade(witness: Running, make_cluster: Callable[..., Cluster]) -> N
             states = buyer.execute("select state from net.responses order by id").fetchall()
         assert states == [("succeeded",), ("succeeded",)]
         assert upgraded.value("select value from net.settings where name = 'ttl'") == "1 hour"
-        assert upgraded.value("select key_namespace from net.database") == namespace
+        assert upgraded.value("select key_namespace from pgnet.database") == namespace
         assert request(upgraded, witness, "/after") == 3
         upgraded.close()
     finally:
@@ -755,19 +758,19 @@ def test_what_a_subscriber_takes_and_what_not(
         theirs = [(id, name, f"{witness.url}/publisher/{n}") for n, id in enumerate(ids)]
         assert subscriber.rows(QUEUE) == expected + theirs
         for table in ("claim", "worker", "secret", "secret_grant"):
-            assert subscriber.value(f"select count(*) from net.{table}") == 0, table
-        assert subscriber.value("select value from net.setting where name = 'ttl'") == "3 hours"
+            assert subscriber.value(f"select count(*) from pgnet.{table}") == 0, table
+        assert subscriber.value("select value from pgnet.setting where name = 'ttl'") == "3 hours"
         assert subscriber.rows("select pattern from net.egress where kind = 'host'") == [
             ("example.net",)
         ]
 
         # ends: one by a worker, one cancelled, one that is deleted; changes and ends of its workers
         publisher.execute("select net.cancel(%s)", ids[0])
-        publisher.execute("select net._act_on_marks()")
+        publisher.execute("select pgnet.act_on_marks()")
         publisher.execute("delete from net.http_request_queue where id in (1, %s)", ids[1])
-        publisher.execute("delete from net.claim")
-        publisher.execute("update net.worker set gone_since = now()")
-        publisher.execute("delete from net.worker")
+        publisher.execute("delete from pgnet.claim")
+        publisher.execute("update pgnet.worker set gone_since = now()")
+        publisher.execute("delete from pgnet.worker")
         publisher.execute("select net.configure('ttl', null)")
         publisher.execute("call net.drain()")
         caught_up()
@@ -776,12 +779,12 @@ def test_what_a_subscriber_takes_and_what_not(
             (ids[0], "cancelled"),
             (ids[2], "succeeded"),
         ]
-        assert subscriber.value("select value from net.setting where name = 'ttl'") == "3 hours"
+        assert subscriber.value("select value from pgnet.setting where name = 'ttl'") == "3 hours"
         # what somebody here has done to one of the publisher's does not stop the replication
         later = [request(publisher, witness, f"/publisher/{n}") for n in range(3, 6)]
         caught_up()
         subscriber.execute("select net.cancel(%s)", later[0])
-        subscriber.execute("select net._act_on_marks()")
+        subscriber.execute("select pgnet.act_on_marks()")
         subscriber.execute("delete from net.http_request_queue where id = %s", later[1])
         publisher.execute("call net.drain()")
         caught_up()
@@ -846,7 +849,7 @@ def test_a_switchover_by_logical_replication(
         assert request(subscriber, witness, "/after") == pending + 1
         wait_sent(witness, "/after")
     assert set(sent(witness).values()) == {1}
-    of_keys = "select key_namespace from net.database"
+    of_keys = "select key_namespace from pgnet.database"
     assert subscriber.value(of_keys) == publisher.value(of_keys)
 
 
@@ -923,10 +926,11 @@ def test_all_tables_can_be_replicated(fresh_database: Database) -> None:
         " array(select p.proname || t.tgenabled::text"
         "       from pg_trigger t join pg_proc p on p.oid = t.tgfoid"
         "       where t.tgrelid = c.oid and t.tgname = 'replicated')"
-        " from pg_class c where c.relnamespace = 'net'::regnamespace and c.relkind = 'r'"
+        " from pg_class c"
+        " where c.relnamespace = any ('{net,pgnet}'::regnamespace[]) and c.relkind = 'r'"
     )
     taken = {"http_request_queue", "attempt", "_http_response", "failed"}
     assert len(tables) > 10
     for name, has_key, triggers in tables:
         assert has_key, name
-        assert triggers == ["_take_replicatedR" if name in taken else "_keep_ownR"], name
+        assert triggers == ["take_replicated_rowR" if name in taken else "keep_own_rowR"], name

@@ -35,7 +35,7 @@ class Scheduled:
 
     def worker_pid(self, database: Database) -> int | None:
         pid: int | None = database.value(
-            "select max(w.pid) from net.worker w join pg_stat_activity a"
+            "select max(w.pid) from pgnet.worker w join pg_stat_activity a"
             " on a.pid = w.pid and a.backend_start = w.backend_start"
         )
         return pid

@@ -89,9 +89,9 @@ def test_an_altered_function(secret: Database, visitor: str, altered: str) -> No
     assert asks(session, altered) == [None, None]
 
 
-@pytest.mark.parametrize("helper", ["_second_look", "_check_secret", "_secret_prefix"])
+@pytest.mark.parametrize("helper", ["check_or_raise", "check_secret", "secret_prefix"])
 def test_an_altered_helper(secret: Database, visitor: str, helper: str) -> None:
-    signature = secret.value("select %s::regproc::regprocedure::text", f"net.{helper}")
+    signature = secret.value("select %s::regproc::regprocedure::text", f"pgnet.{helper}")
     secret.execute(f"alter function {signature} security definer")
     session = secret.connect(visitor)
     for name in CALLS:
@@ -102,7 +102,7 @@ def test_an_altered_helper(secret: Database, visitor: str, helper: str) -> None:
 def test_all_at_once(secret: Database, visitor: str) -> None:
     secret.execute(
         "do $$ declare f regprocedure; begin for f in select p.oid from pg_proc p"
-        " where p.pronamespace = 'net'::regnamespace and p.prokind = 'f' loop"
+        " where p.pronamespace = any ('{net,pgnet}'::regnamespace[]) and p.prokind = 'f' loop"
         " execute format('alter function %s security definer', f); end loop; end $$"
     )
     session = secret.connect(visitor)

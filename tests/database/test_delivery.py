@@ -330,7 +330,7 @@ def test_a_request_that_kills_its_worker(
         assert executioner.others[-1] == 0
         # A crash may forget the claim of the first one.
         assert len(executioner.others) in ((4,) if kind == "process" else (4, 5))
-        assert stricken.value("select count(*) from net.claim") == 0
+        assert stricken.value("select count(*) from pgnet.claim") == 0
     finally:
         if supervisor is not None:
             supervisor.stop()
@@ -349,7 +349,7 @@ def test_a_stopped_process_loses_its_claims_past_their_deadline(
         seen(witness, 1)
         stopped.pause()
         with database.worker("--grace", "0"):
-            database.execute("update net.claim set deadline = clock_timestamp()")
+            database.execute("update pgnet.claim set deadline = clock_timestamp()")
             seen(witness, 2, 15)
             assert database.value(
                 "select state from net.workers where pid <> %s order by id", 0
@@ -357,7 +357,7 @@ def test_a_stopped_process_loses_its_claims_past_their_deadline(
                 "stalled",
                 "running",
             )
-            assert database.rows("select attempt, ending from net.attempt") == [(1, "lost")]
+            assert database.rows("select attempt, ending from pgnet.attempt") == [(1, "lost")]
             stopped.resume()
             # it is well again, and its late answer would be fenced off
             database.wait_for("select count(*) = 2 from net.workers where state = 'running'")
@@ -370,7 +370,7 @@ def test_a_clock_put_forward_takes_nothing_from_a_worker_that_is_well(
     with database.worker(), database.worker():
         id = request(database, f"{witness.url}/delay/9", timeout_milliseconds=20_000)
         seen(witness, 1)
-        database.execute("update net.claim set deadline = clock_timestamp() - interval '1 hour'")
+        database.execute("update pgnet.claim set deadline = clock_timestamp() - interval '1 hour'")
         assert ended(database, id) == ("succeeded", 200, None)
     assert len(targets(witness)) == 1
     assert database.value("select attempts from net._http_response") == 1
@@ -382,10 +382,10 @@ def test_a_clock_put_back_strands_nothing(database: Database) -> None:
     first = request(database, "http://unsent.example/1", timeout_milliseconds=30_000)
     recorder.claim()
     database.execute(
-        "update net.claim set claimed = claimed + interval '1 hour',"
+        "update pgnet.claim set claimed = claimed + interval '1 hour',"
         " deadline = deadline + interval '1 hour'"
     )
-    database.execute("update net.worker set gone_since = clock_timestamp() + interval '1 hour'")
+    database.execute("update pgnet.worker set gone_since = clock_timestamp() + interval '1 hour'")
     waiting = request(database, "http://unsent.example/2")
     quarantined = request(database, "http://unsent.example/3")
     database.execute(
@@ -398,18 +398,21 @@ def test_a_clock_put_back_strands_nothing(database: Database) -> None:
         " waits_since = clock_timestamp() + interval '1 hour' where id = %s",
         quarantined,
     )
-    tending = database.value("select net._tend(worker_id) from net._register('process')")
+    tending = database.value(
+        "select pgnet.heartbeat(worker_id) from pgnet.register_worker('process')"
+    )
     assert tending["next_look"] <= 3.1
     assert tending["quarantined"]
     assert database.value(
-        "select deadline - clock_timestamp() < interval '91 s' from net.claim where id = %s", first
+        "select deadline - clock_timestamp() < interval '91 s' from pgnet.claim where id = %s",
+        first,
     )
     assert database.value(
         "select due - clock_timestamp() between '1 s' and '2.1 s' from net.http_request_queue"
         " where id = %s",
         waiting,
     )
-    assert database.value("select bool_and(gone_since <= clock_timestamp()) from net.worker")
+    assert database.value("select bool_and(gone_since <= clock_timestamp()) from pgnet.worker")
 
 
 # ---- modes
@@ -459,7 +462,7 @@ def test_mode_off_claims_nothing(database: Database, witness: Running, kind: str
                 ("ready", 0),
                 ("succeeded", 1),
             ]
-            or database.value("select count(*) from net.claim") == 0
+            or database.value("select count(*) from pgnet.claim") == 0
         )
         database.execute("call net.drain()")
         assert targets(witness) == ["/body/warm"]
@@ -505,9 +508,11 @@ def test_what_outlives_max_grace_is_given_back_and_counted(
         assert worker.stop(15) == 0
         assert time.monotonic() - started < 0.5 + 2
     assert database.rows("select state, in_flight, cut_off from net.workers") == [("stopped", 0, 4)]
-    assert database.rows("select ending, count(*) from net.attempt group by 1") == [("stopped", 3)]
+    assert database.rows("select ending, count(*) from pgnet.attempt group by 1") == [
+        ("stopped", 3)
+    ]
     assert ended(database, once)[0] == "unknown"
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
 
 
 # ---- steering
@@ -527,7 +532,7 @@ def test_cancelling_what_waits_for_another_attempt(database: Database) -> None:
     cancelled = [("cancelled", 1, 503, None)]
     standing = "select state::text, attempts, status_code, next_attempt from net.requests"
     assert database.rows(standing) == cancelled
-    database.execute("select net._act_on_marks()")
+    database.execute("select pgnet.act_on_marks()")
     assert database.rows("select state::text, attempts, error_msg from net._http_response") == [
         ("cancelled", 1, "The request was cancelled before another attempt.")
     ]
@@ -537,7 +542,7 @@ def test_cancelling_what_waits_for_another_attempt(database: Database) -> None:
 def expire(database: Database) -> None:
     """What the heartbeat does."""
     for kind in ("responses", "failed requests", "attempts"):
-        database.execute("select net._expire(%s)", kind)
+        database.execute("select pgnet.expire(%s)", kind)
 
 
 def test_attempts_go_with_their_request(database: Database) -> None:
@@ -550,16 +555,16 @@ def test_attempts_go_with_their_request(database: Database) -> None:
     good, bad, gone, waiting = ids
     recorder.record({good: claims[good], gone: claims[gone]})
     recorder.record({bad: claims[bad]}, state="failed")
-    assert database.value("select count(*) from net.attempt") == 4
+    assert database.value("select count(*) from pgnet.attempt") == 4
     database.execute("delete from net._http_response where id = %s", gone)
     database.execute("update net._http_response set created = now() - interval '1 day'")
     expire(database)
-    assert database.rows("select request_id from net.attempt order by 1") == [
+    assert database.rows("select request_id from pgnet.attempt order by 1") == [
         (bad,),
         (gone,),
         (waiting,),
     ]
-    database.execute("update net.failed set failed = now() - interval '15 days'")
-    database.execute("update net.attempt set ended = now() - interval '15 days'")
+    database.execute("update pgnet.failed set failed = now() - interval '15 days'")
+    database.execute("update pgnet.attempt set ended = now() - interval '15 days'")
     expire(database)
-    assert database.rows("select request_id from net.attempt") == [(waiting,)]
+    assert database.rows("select request_id from pgnet.attempt") == [(waiting,)]

@@ -433,7 +433,7 @@ def test_the_units_command_serves(ready: Database) -> None:
     assert float(unit()["TimeoutStopSec"]) > grace
     with ready.worker(*options):
         ready.wait_for(
-            "select count(*) from net.worker where net._alive(pid, backend_start)",
+            "select count(*) from pgnet.worker where pgnet.session_is_alive(pid, backend_start)",
             predicate=lambda count: count == 2,
         )
 
@@ -492,14 +492,10 @@ def test_every_relation_is_on_a_page(ready: Database) -> None:
         " where c.relnamespace = 'net'::regnamespace and c.relkind in ('r', 'v') group by 1"
     )
     views_and_tables = {name: columns for name, columns in rows if public([(name,)])}
-    internal = {"claim", "attempt", "worker", "setting", "egress_rule", "configuration"}
-    internal |= {"host", "retry_policy", "secret", "secret_grant", "database"}
-    internal |= {"unrecorded", "fault"}
     for name, columns in views_and_tables.items():
         found = section(f"net.{name}")
-        if name not in internal and name != "failed":
-            missing = [column for column in columns if f"`{column}`" not in found]
-            assert missing == [], f"columns of net.{name}"
+        missing = [column for column in columns if f"`{column}`" not in found]
+        assert missing == [], f"columns of net.{name}"
 
 
 def test_every_type_is_on_a_page(ready: Database) -> None:
@@ -531,7 +527,7 @@ def test_every_setting_is_on_its_page(ready: Database) -> None:
 
 def test_every_setting_of_hosts_is_on_its_page(ready: Database) -> None:
     rows = re.findall(r"^\| `(\w+)` \|", section("net.configure_host"), re.MULTILINE)
-    known = ready.rows("select name from net._known_host_settings()")
+    known = ready.rows("select name from pgnet.known_host_settings()")
     assert sorted(rows) == sorted(name for (name,) in known)
 
 
@@ -540,7 +536,7 @@ def test_every_setting_of_retry_policies_is_on_its_page(ready: Database) -> None
     rows = re.findall(
         r"^\| `(\w+)` \| `?([^|]+?)`? \|", section("net.configure_retry"), re.MULTILINE
     )
-    known = ready.rows("select name, default_value from net._known_retry_settings()")
+    known = ready.rows("select name, default_value from pgnet.known_retry_settings()")
     assert {name: json.loads(shown) for name, shown in rows} == dict(known)
 
 
@@ -548,13 +544,15 @@ def test_what_the_pages_name_exists(ready: Database) -> None:
     known = {
         name
         for (name,) in ready.rows(
-            "select proname::text from pg_proc where pronamespace = 'net'::regnamespace"
-            " union select relname from pg_class where relnamespace = 'net'::regnamespace"
-            " union select typname from pg_type where typnamespace = 'net'::regnamespace"
+            "select n.nspname || '.' || o.name from pg_namespace n join ("
+            "   select pronamespace, proname::text from pg_proc"
+            "   union select relnamespace, relname from pg_class"
+            "   union select typnamespace, typname from pg_type) o (schema, name)"
+            " on o.schema = n.oid where n.nspname in ('net', 'pgnet')"
         )
     }
     for page in [*PAGES, *EXAMPLES.iterdir()]:
-        named = set(re.findall(r"(?<![\w.])net\.(\w+)", page.read_text()))
+        named = set(re.findall(r"(?<![\w.])net\.\w+", page.read_text()))
         assert named - known == set(), page.name
 
 

@@ -74,7 +74,7 @@ def test_every_function_says_what_it_is(script: Path) -> None:
     """Language and, for functions, volatility; a definer's search_path is pinned."""
     for function in functions(script):
         name = function.funcname[-1].sval
-        assert [part.sval for part in function.funcname[:-1]] == ["net"], name
+        assert [part.sval for part in function.funcname[:-1]] in (["net"], ["pgnet"]), name
         options = {option.defname: option.arg for option in function.options}
         assert "language" in options, name
         assert function.is_procedure or "volatility" in options, name
@@ -151,25 +151,30 @@ def serves(database: Database, url: str) -> None:
 @pytest.mark.parametrize(
     ("contents", "cure"),
     [
-        ("", "drop schema net"),
+        ("", "drop schema {schema}"),
         # the installing role's own, and with what the script would not meet
-        ("create function net.mine() returns int language sql as 'select 1'", "rename to"),
-        ("create table net.http_request_queue (id int)", "rename to"),
+        ("create function {schema}.mine() returns int language sql as 'select 1'", "rename to"),
+        ("create table {schema}.http_request_queue (id int)", "rename to"),
     ],
     ids=["empty", "a function", "a table"],
 )
 @pytest.mark.parametrize("owner", ["postgres", "pg_monitor"])
-def test_where_the_schema_is_taken(empty: Database, owner: str, contents: str, cure: str) -> None:
-    empty.execute(f"create schema net authorization {owner}")
+@pytest.mark.parametrize("schema", ["net", "pgnet"])
+def test_where_a_schema_is_taken(
+    empty: Database, schema: str, owner: str, contents: str, cure: str
+) -> None:
+    empty.execute(f"create schema {schema} authorization {owner}")
     if contents:
-        empty.execute(contents)
+        empty.execute(contents.format(schema=schema))
     with pytest.raises(errors.DuplicateSchema) as caught:
         empty.execute("create extension pgnet cascade")
     said = caught.value.diag
-    assert said.message_primary == 'pgnet cannot be installed: the schema "net" exists already'
+    assert said.message_primary == (
+        f'pgnet cannot be installed: the schema "{schema}" exists already'
+    )
     assert f'"{owner}"' in (said.message_detail or "")
     assert f"holds {1 if contents else 0} object" in (said.message_detail or "")
-    assert cure in (said.message_hint or "")
+    assert cure.format(schema=schema) in (said.message_hint or "")
     assert empty.value("select count(*) from pg_extension where extname = 'pgnet'") == 0
     # the hint's statements
     for statement in (said.message_hint or "").split(";")[:-1]:
@@ -193,7 +198,7 @@ def test_the_schema_public_may_go(empty: Database, nginx: Nginx) -> None:
         "   or (d.classid, d.objid) in (select m.classid, m.objid from pg_depend m"
         "     where m.refclassid = 'pg_extension'::regclass and m.deptype = 'e'))"
         " order by 1"
-    ) == [("net",)]
+    ) == [("net",), ("pgnet",)]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +331,7 @@ def test_dropping_with_work_in_it(database: Database, httpd: str) -> None:
     """Requests that wait and requests in flight do not stand in the way."""
     with database.worker() as worker:
         database.execute("select net.http_get(%s)", f"{httpd}/hang")
-        database.wait_for("select count(*) from net.claim")
+        database.wait_for("select count(*) from pgnet.claim")
         database.execute("drop extension pgnet")
         assert worker.process.poll() is None
 
@@ -339,7 +344,7 @@ def test_dump_and_restore(cluster: Cluster, database: Database, nginx: Any, tmp_
     database.execute("create role dump_worker")
     database.execute("select net.grant_worker('dump_worker'), net.configure('ttl', '1 hour')")
     database.execute("select net.deny_host('example.com'), net.configure('wake_up', 'poll')")
-    database.execute("revoke usage on schema net from public")
+    database.execute("revoke usage on schema net, pgnet from public")
     with database.worker():
         failed = database.value("select net.http_get(%s)", f"{nginx.url}/status/500")
         database.execute("select net.wait(%s)", failed)
@@ -358,9 +363,10 @@ def test_dump_and_restore(cluster: Cluster, database: Database, nginx: Any, tmp_
         for query in (
             "select name, value from net.settings order by 1",
             "select kind, pattern, verdict from net.egress order by 1, 2",
-            "select oid::regprocedure::text from pg_proc where pronamespace = 'net'::regnamespace"
+            "select oid::regprocedure::text from pg_proc"
+            " where pronamespace = any ('{net,pgnet}'::regnamespace[])"
             " and has_function_privilege('dump_worker', oid, 'execute') order by 1",
-            "select nspacl::text from pg_namespace where nspname = 'net'",
+            "select nspacl::text from pg_namespace where nspname in ('net', 'pgnet')",
         ):
             assert restored.rows(query) == database.rows(query)
         assert restored.value("select count(*) from net.requests") == 0

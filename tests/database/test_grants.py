@@ -23,21 +23,21 @@ CANARY = "grants-hunter2-grants"
 
 AFTERWARDS = {
     "functions": (
-        "grant usage on schema net to {role}",
-        "grant execute on all functions in schema net to {role}",
-        "grant execute on all procedures in schema net to {role}",
-        "grant execute on all routines in schema net to {role}",
+        "grant usage on schema net, pgnet to {role}",
+        "grant execute on all functions in schema net, pgnet to {role}",
+        "grant execute on all procedures in schema net, pgnet to {role}",
+        "grant execute on all routines in schema net, pgnet to {role}",
     ),
     "tables": (
-        "grant usage on schema net to {role}",
-        "grant all on all tables in schema net to {role}",
-        "grant all on all sequences in schema net to {role}",
+        "grant usage on schema net, pgnet to {role}",
+        "grant all on all tables in schema net, pgnet to {role}",
+        "grant all on all sequences in schema net, pgnet to {role}",
     ),
     "everything": (
-        "grant usage on schema net to {role}",
-        "grant all on all tables in schema net to {role}",
-        "grant all on all sequences in schema net to {role}",
-        "grant all on all routines in schema net to {role}",
+        "grant usage on schema net, pgnet to {role}",
+        "grant all on all tables in schema net, pgnet to {role}",
+        "grant all on all sequences in schema net, pgnet to {role}",
+        "grant all on all routines in schema net, pgnet to {role}",
     ),
     "insert": ("grant insert, select on net.http_request_queue to {role}",),
 }
@@ -55,7 +55,7 @@ BEFORE = {
     ),
 }
 # The same for everybody, and nothing of anybody's request.
-FOR_ALL = {"settings", "egress", "hosts", "retry_policies", "workers"}
+FOR_ALL = {"net.settings", "net.egress", "net.hosts", "net.retry_policies", "net.workers"}
 
 
 @pytest.fixture(scope="module")
@@ -87,20 +87,21 @@ def populate(database: Database) -> None:
         "insert into net._http_response"
         " (id, state, content, attempts, method, url, requested_by, requested)"
         " values (1000, 'failed', %(canary)s, 1, 'GET', 'http://localhost/', %(victim)s, now())",
-        "insert into net.failed (id, state, method, url, requested_by, created, priority, attempts)"
+        "insert into pgnet.failed"
+        " (id, state, method, url, requested_by, created, priority, attempts)"
         " values (1000, 'failed', 'GET', %(canary)s, %(victim)s, now(), 0, 1)",
-        "insert into net.attempt"
+        "insert into pgnet.attempt"
         " (request_id, attempt, requested_by, ending, started, ended, error_msg)"
         " values (1000, 1, %(victim)s, 'answered', now(), now(), %(canary)s)",
-        "insert into net.mark (request_id, requested_by, action)"
+        "insert into pgnet.mark (request_id, requested_by, action)"
         " values (1001, %(victim)s, 'cancel')",
-        "insert into net.fault (duty, retry_at, failures, message)"
+        "insert into pgnet.fault (duty, retry_at, failures, message)"
         " values ('expire', now(), 1, %(canary)s)",
-        "insert into net.unrecorded (id, token, outcome)"
+        "insert into pgnet.unrecorded (id, token, outcome)"
         " values (1000, gen_random_uuid(), to_json(%(canary)s::text))",
-        "insert into net.worker (kind, pid, backend_start, host)"
+        "insert into pgnet.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
-        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
         " select id, %(canary)s, 1, gen_random_uuid(), 1, 'infinity' from net.http_request_queue",
     ):
         database.connection.execute(statement, {"canary": CANARY, "victim": VICTIM})
@@ -135,7 +136,8 @@ def relations(database: Database, kinds: str) -> list[str]:
     return [
         name
         for (name,) in database.rows(
-            "select relname::text from pg_class where relnamespace = 'net'::regnamespace"
+            "select oid::regclass::text from pg_class"
+            " where relnamespace = any ('{net,pgnet}'::regnamespace[])"
             ' and relkind = any (%s::text[]::"char"[]) order by 1',
             list(kinds),
         )
@@ -146,7 +148,7 @@ def contents(database: Database) -> dict[str, Any]:
     """What stands in every table."""
     return {
         name: database.value(
-            f"select md5(coalesce(string_agg(t::text, '|' order by t::text), '')) from net.{name} t"
+            f"select md5(coalesce(string_agg(t::text, '|' order by t::text), '')) from {name} t"
         )
         for name in relations(database, "r")
     }
@@ -164,12 +166,12 @@ def attempt(connection: psycopg.Connection[Any], statement: str, *arguments: Any
 def test_every_table_has_a_row(granted: Database) -> None:
     """Or else the tests below would show nothing."""
     for name in relations(granted, "r"):
-        assert granted.value(f"select count(*) from net.{name}") > 0, name
+        assert granted.value(f"select count(*) from {name}") > 0, name
 
 
 def test_reading(granted: Database, visitor: psycopg.Connection[Any]) -> None:
     for name in relations(granted, "rv"):
-        seen = attempt(visitor, f"select * from net.{name}")
+        seen = attempt(visitor, f"select * from {name}")
         assert CANARY not in str(seen), name
         if name in FOR_ALL:
             assert seen, name
@@ -185,17 +187,17 @@ def test_writing(granted: Database, visitor: psycopg.Connection[Any]) -> None:
             for (column,) in granted.rows(
                 "select attname::text from pg_attribute where attrelid = %s::regclass"
                 " and attnum > 0 and not attisdropped",
-                f"net.{name}",
+                name,
             )
         ]
-        row = granted.value(f"select to_jsonb(t) from net.{name} t limit 1") or {}
+        row = granted.value(f"select to_jsonb(t) from {name} t limit 1") or {}
         row |= {"id": 77, "request_id": 77, "pid": 77, "name": "n", "pattern": "p", "secret": "k"}
-        statements = [f"delete from net.{name}", f"truncate net.{name} cascade"]
-        statements += [f'update net.{name} set "{column}" = "{column}"' for column in columns]
+        statements = [f"delete from {name}", f"truncate {name} cascade"]
+        statements += [f'update {name} set "{column}" = "{column}"' for column in columns]
         statements += [
-            f"insert into net.{name} overriding system value"
-            f" select * from jsonb_populate_record(null::net.{name}, %s)",
-            f"merge into net.{name} t using (values (1)) v on true when matched then delete",
+            f"insert into {name} overriding system value"
+            f" select * from jsonb_populate_record(null::{name}, %s)",
+            f"merge into {name} t using (values (1)) v on true when matched then delete",
         ]
         for statement in statements:
             arguments = [Jsonb(row)] if "%s" in statement else []
@@ -233,10 +235,10 @@ def test_calling(granted: Database, visitor: psycopg.Connection[Any]) -> None:
     """Each routine with each combination of a few arguments; nothing is told, nothing changes."""
     before = contents(granted)
     for name, kind, types in granted.rows(
-        "select p.proname::text, p.prokind::text,"
+        "select p.oid::regproc::text, p.prokind::text,"
         " array(select format_type(t, null) from unnest(p.proargtypes) with ordinality a (t, n)"
         "       order by n)"
-        " from pg_proc p where p.pronamespace = 'net'::regnamespace"
+        " from pg_proc p where p.pronamespace = any ('{net,pgnet}'::regnamespace[])"
         " and p.prorettype not in ('trigger'::regtype, 'event_trigger'::regtype) order by 1"
     ):
         values = [SAMPLES.get(type_, ["null"]) for type_ in types]
@@ -245,7 +247,7 @@ def test_calling(granted: Database, visitor: psycopg.Connection[Any]) -> None:
                 f"{value}::{type_}" for value, type_ in zip(chosen, types, strict=True)
             )
             call = "call" if kind == "p" else "select * from"
-            done = attempt(visitor, f"{call} net.{name}({arguments})")
+            done = attempt(visitor, f"{call} {name}({arguments})")
             assert CANARY not in str(done), (name, chosen)
     # What it has queued is its own.
     granted.execute("delete from net.http_request_queue where requested_by = %s::regrole", VISITOR)
@@ -308,16 +310,16 @@ def test_triggers_and_rules(granted: Database, visitor: psycopg.Connection[Any])
             for each in ("row", "statement"):
                 made = attempt(
                     visitor,
-                    f"create trigger t {kind} on net.{name} for each {each}"
+                    f"create trigger t {kind} on {name} for each {each}"
                     " execute function public.grants_f()",
                 )
                 assert isinstance(made, psycopg.Error), (name, kind, each)
         for statement in (
-            f"create rule r as on insert to net.{name} do also notify x",
-            f"create policy p on net.{name} using (true)",
-            f"alter table net.{name} disable row level security",
-            f"create index on net.{name} ((1))",
-            f"comment on table net.{name} is 'x'",
+            f"create rule r as on insert to {name} do also notify x",
+            f"create policy p on {name} using (true)",
+            f"alter table {name} disable row level security",
+            f"create index on {name} ((1))",
+            f"comment on table {name} is 'x'",
         ):
             assert isinstance(attempt(visitor, statement), psycopg.Error), statement
     # On a table of its own it may.
@@ -333,24 +335,26 @@ def test_triggers_and_rules(granted: Database, visitor: psycopg.Connection[Any])
 def test_foreign_keys(granted: Database, visitor: psycopg.Connection[Any]) -> None:
     """Their actions run the triggers of the visitor's table in the sessions of workers."""
     keys = {
-        "http_request_queue": "id", "_http_response": "id", "failed": "id", "claim": "id",
-        "worker": "id", "secret": "name", "host": "pattern", "setting": "name",
+        "net.http_request_queue": "id", "net._http_response": "id", "pgnet.failed": "id",
+        "pgnet.claim": "id", "pgnet.worker": "id", "pgnet.secret": "name",
+        "pgnet.host": "pattern", "pgnet.setting": "name",
     }  # fmt: skip
     visitor.execute("create table public.grants_own (key text, number bigint)")
     for name, key in keys.items():
         own = "number" if key == "id" else "key"
         for statement in (
             f"create table public.grants_key ({own} {'bigint' if key == 'id' else 'text'}"
-            f" references net.{name} ({key}) on delete cascade)",
-            f"alter table public.grants_own add foreign key ({own}) references net.{name} ({key})",
+            f" references {name} ({key}) on delete cascade)",
+            f"alter table public.grants_own add foreign key ({own}) references {name} ({key})",
             f"create temp table grants_key ({own} {'bigint' if key == 'id' else 'text'}"
-            f" references net.{name} ({key}))",
+            f" references {name} ({key}))",
         ):
             assert isinstance(attempt(visitor, statement), psycopg.Error), statement
     assert (
         granted.rows(
             "select conrelid::regclass from pg_constraint where contype = 'f' and conrelid <> all"
-            " (array(select oid from pg_class where relnamespace = 'net'::regnamespace))"
+            " (array(select oid from pg_class"
+            "   where relnamespace = any ('{net,pgnet}'::regnamespace[])))"
         )
         == []
     )
@@ -364,13 +368,14 @@ def test_a_trigger_function_on_a_table_of_ones_own(
     before = contents(granted)
     visitor.execute("create table public.database (id bigint, publisher_key_namespace uuid)")
     for (name,) in granted.rows(
-        "select proname::text from pg_proc where pronamespace = 'net'::regnamespace"
+        "select oid::regproc::text from pg_proc"
+        " where pronamespace = any ('{net,pgnet}'::regnamespace[])"
         " and prorettype = 'trigger'::regtype and prosecdef"
     ):
         made = attempt(
             visitor,
             "create or replace trigger t before insert on public.database for each row"
-            f" execute function net.{name}()",
+            f" execute function {name}()",
         )
         if not isinstance(made, psycopg.Error):
             with pytest.raises(errors.InsufficientPrivilege):
@@ -390,8 +395,8 @@ def test_using_a_secret(granted: Database, visitor: psycopg.Connection[Any]) -> 
 def test_a_signal_that_there_is_not(granted: Database) -> None:
     """Nothing may be raised at a commit: it is refused before."""
     with pytest.raises(errors.ExternalRoutineException, match="there is no signal"):
-        granted.execute("select net._arm('boom')")
-    granted.execute("select net._arm('reload')")
+        granted.execute("select pgnet.arm_wake_up('boom')")
+    granted.execute("select pgnet.arm_wake_up('reload')")
 
 
 # ---- ALTER DEFAULT PRIVILEGES, and PUBLIC without any
@@ -403,23 +408,25 @@ def rights(database: Database) -> list[tuple[Any, ...]]:
         """
         select o.name, a.grantee::regrole::text, a.privilege_type, a.is_grantable
         from (
-            select 'schema', nspacl, nspowner from pg_namespace where nspname = 'net'
+            select nspname::text, nspacl, nspowner
+            from pg_namespace where nspname in ('net', 'pgnet')
             union all
-            select relname::text, coalesce(relacl, acldefault('r', relowner)), relowner
-            from pg_class where relnamespace = 'net'::regnamespace and relkind <> 'S'
+            select oid::regclass::text, coalesce(relacl, acldefault('r', relowner)), relowner
+            from pg_class
+            where relnamespace = any ('{net,pgnet}'::regnamespace[]) and relkind <> 'S'
             union all
-            select relname::text, coalesce(relacl, acldefault('s', relowner)), relowner
-            from pg_class where relnamespace = 'net'::regnamespace and relkind = 'S'
+            select oid::regclass::text, coalesce(relacl, acldefault('s', relowner)), relowner
+            from pg_class where relnamespace = any ('{net,pgnet}'::regnamespace[]) and relkind = 'S'
             union all
-            select relname || '.' || attname, attacl, relowner
+            select attrelid::regclass || '.' || attname, attacl, relowner
             from pg_attribute a join pg_class c on c.oid = a.attrelid
-            where relnamespace = 'net'::regnamespace
+            where relnamespace = any ('{net,pgnet}'::regnamespace[])
             union all
             select oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner)), proowner
-            from pg_proc where pronamespace = 'net'::regnamespace
+            from pg_proc where pronamespace = any ('{net,pgnet}'::regnamespace[])
             union all
             select oid::regtype::text, coalesce(typacl, acldefault('T', typowner)), typowner
-            from pg_type where typnamespace = 'net'::regnamespace and typelem = 0
+            from pg_type where typnamespace = any ('{net,pgnet}'::regnamespace[]) and typelem = 0
         ) o (name, acl, owner)
         cross join lateral aclexplode(o.acl) a
         where a.grantee <> o.owner
@@ -474,8 +481,8 @@ def doctor(database: Database) -> tuple[bool, str, str | None]:
 
 MORE = {
     **AFTERWARDS,
-    "schema": ("grant all on schema net to {role}",),
-    "columns": ("grant select (value), update (value) on net.secret to {role}",),
+    "schema": ("grant all on schema net, pgnet to {role}",),
+    "columns": ("grant select (value), update (value) on pgnet.secret to {role}",),
     "delete": ("grant delete on net._http_response to {role}",),
 }
 
@@ -513,10 +520,10 @@ def test_the_doctor_knows_what_is_well(cluster: Cluster, roles: None) -> None:
     database = cluster.create_database()
     try:
         database.execute("select net.grant_worker(%s)", WORKER)
-        database.execute("grant usage on schema net to grants_victim")
+        database.execute("grant usage on schema net, pgnet to grants_victim")
         database.execute("grant execute on function net.http_get to grants_victim")
         assert doctor(database)[0]
-        database.execute("revoke usage on schema net from public")
+        database.execute("revoke usage on schema net, pgnet from public")
         assert doctor(database) == (
             True,
             "only roles with usage on the schema net may send requests",
@@ -532,20 +539,22 @@ def test_the_doctor_names_what_is_missing(cluster: Cluster, roles: None) -> None
     database = cluster.create_database()
     try:
         database.execute("select net.grant_worker(%s)", WORKER)
-        database.execute("revoke execute on function net._check, net._claim from public")
-        database.execute("revoke execute on function net._claim from grants_worker")
+        database.execute(
+            "revoke execute on function pgnet.check_request, pgnet.claim_requests from public"
+        )
+        database.execute("revoke execute on function pgnet.claim_requests from grants_worker")
         database.execute("revoke insert (url) on net._new_request from public")
         ok, detail, hint = doctor(database)
         assert not ok
-        assert "public has not EXECUTE on net._check(" in detail
+        assert "public has not EXECUTE on pgnet.check_request(" in detail
         assert "public has not INSERT on (url) on net._new_request" in detail
-        assert "the worker role grants_worker may not execute net._claim(" in detail
+        assert "the worker role grants_worker may not execute pgnet.claim_requests(" in detail
         assert hint is not None
         database.execute(hint)
         assert doctor(database)[0]
         # One role may call, and PUBLIC nothing at all: it needs what the calls need.
-        database.execute("revoke all on all routines in schema net from public")
-        database.execute("revoke all on all tables in schema net from public")
+        database.execute("revoke all on all routines in schema net, pgnet from public")
+        database.execute("revoke all on all tables in schema net, pgnet from public")
         database.execute("grant execute on function net.http_get to grants_victim")
         ok, detail, hint = doctor(database)
         assert not ok

@@ -91,7 +91,7 @@ KEEPERS = {
 
 
 @pytest.mark.parametrize("way", KEEPERS)
-@pytest.mark.parametrize("table", ["net._http_response", "net.failed"])
+@pytest.mark.parametrize("table", ["net._http_response", "pgnet.failed"])
 def test_a_row_that_cannot_be_deleted_stays_alone(
     database: Database, witness: Running, way: str, table: str
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_row_that_cannot_be_deleted_stays_alone(
     with database.worker() as worker:
         queue(database, f"{witness.url}/status/500?#", 20)
         wait_for_states(database, {"failed": 20})
-        assert database.value("select count(*) from net.failed") == 20
+        assert database.value("select count(*) from pgnet.failed") == 20
         database.execute(keep)
         time_column = "created" if table == "net._http_response" else "failed"
         database.execute(f"update {table} set {time_column} = now() - interval '30 days'")
@@ -112,7 +112,7 @@ def test_a_row_that_cannot_be_deleted_stays_alone(
             f"insert into {table} select * from jsonb_populate_record(null::{table},"
             f" (select to_jsonb(t) || '{{\"id\": 1000}}' from {table} t limit 1))"
         )
-        database.execute("select net._reload()")
+        database.execute("select pgnet.reload_workers()")
         database.wait_for(f"select count(*) = {stays + (stays == 20)} from {table}")
         ok, detail, remedy = check(database, "heartbeat")
         assert not ok
@@ -141,36 +141,36 @@ def test_many_rows_that_stay_do_not_starve_those_behind_them(database: Database)
     database.execute("create table public.keep (id bigint references net._http_response (id))")
     database.execute("insert into public.keep select generate_series(1, 5500)")
     for _ in range(20):
-        database.execute("select net._tend(null)")
+        database.execute("select pgnet.heartbeat(null)")
     assert database.value("select count(*) from net._http_response") == 5500
-    assert database.value("select kept from net.fault") == 5500
+    assert database.value("select kept from pgnet.fault") == 5500
     # a few of them are looked at, and not all
-    database.execute("update net.fault set retry_at = now()")
+    database.execute("update pgnet.fault set retry_at = now()")
     started = time.monotonic()
-    database.execute("select net._tend(null)")
+    database.execute("select pgnet.heartbeat(null)")
     assert time.monotonic() - started < 1
-    assert database.value("select retry_at > now() and kept = 5500 from net.fault")
+    assert database.value("select retry_at > now() and kept = 5500 from pgnet.fault")
     database.execute("delete from public.keep where id <> 17")
-    database.execute("update net.fault set retry_at = now()")
+    database.execute("update pgnet.fault set retry_at = now()")
     for _ in range(20):
-        database.execute("select net._tend(null)")
+        database.execute("select pgnet.heartbeat(null)")
     assert database.rows("select id from net._http_response") == [(17,)]
-    assert database.rows("select kept from net.fault") == [(1,)]
+    assert database.rows("select kept from pgnet.fault") == [(1,)]
     database.execute("drop table public.keep")
-    database.execute("update net.fault set retry_at = now()")
-    database.execute("select net._tend(null)")
+    database.execute("update pgnet.fault set retry_at = now()")
+    database.execute("select pgnet.heartbeat(null)")
     assert database.value("select count(*) from net._http_response") == 0
-    assert database.value("select count(*) from net.fault") == 0
+    assert database.value("select count(*) from pgnet.fault") == 0
 
 
 @pytest.mark.parametrize(
     ("table", "event"),
     [
-        ("net.worker", "delete"),
-        ("net.worker", "update of gone_since"),
-        ("net.attempt", "insert"),
-        ("net.attempt", "delete"),
-        ("net.claim", "update"),
+        ("pgnet.worker", "delete"),
+        ("pgnet.worker", "update of gone_since"),
+        ("pgnet.attempt", "insert"),
+        ("pgnet.attempt", "delete"),
+        ("pgnet.claim", "update"),
         ("net.http_request_queue", "update"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_trigger_that_raises_stops_nobody_else(
         )
         lost.kill()
     database.execute(
-        "insert into net.worker (kind, pid, backend_start, ended)"
+        "insert into pgnet.worker (kind, pid, backend_start, ended)"
         " values ('process', 1, now(), now() - interval '1 day')"
     )
     with database.worker("--grace", "0") as worker:
@@ -196,7 +196,7 @@ def test_a_trigger_that_raises_stops_nobody_else(
         database.wait_for("select count(*) = 3 from net._http_response where status_code = 200")
         # the lost one's request is with another, or the doctor says why not
         database.wait_for(
-            "select exists (select from net.claim where attempt = 2) or not c.ok"
+            "select exists (select from pgnet.claim where attempt = 2) or not c.ok"
             " from net.check() c where c.item = 'heartbeat'"
         )
         assert worker.process.poll() is None
@@ -219,7 +219,7 @@ def test_an_outcome_that_is_refused_is_kept(
         queue(database, f"{witness.url}/body/bad#", 3)
         queue(database, f"{witness.url}/body/good#", 50)
         wait_for_states(database, {"succeeded": 50, "in_flight": 3})
-        database.wait_for("select count(*) = 3 from net.unrecorded")
+        database.wait_for("select count(*) = 3 from pgnet.unrecorded")
         assert (
             database.value(
                 "select count(*) from net.requests where error_msg like '%cannot be recorded yet%'"
@@ -232,16 +232,16 @@ def test_an_outcome_that_is_refused_is_kept(
         assert "not here" in detail
         assert "disable trigger refuse" in (hint or "")
         if isinstance(worker, Worker):
-            database.execute("select net._reload()")
+            database.execute("select pgnet.reload_workers()")
             wait_until(lambda: said(worker, "recording fails"), bool, "it is said")
             assert said(worker, "not here") == 1, worker.output()
     with database.worker():
         database.execute("drop trigger refuse on net._http_response")
-        database.execute("update net.unrecorded set retry_at = now()")
-        database.execute("select net._reload()")
+        database.execute("update pgnet.unrecorded set retry_at = now()")
+        database.execute("select pgnet.reload_workers()")
         wait_for_states(database, {"succeeded": 53})
         assert database.value("select count(*) from net.responses where content like 'bad%'") == 3
-        assert database.value("select count(*) from net.claim") == 0
+        assert database.value("select count(*) from pgnet.claim") == 0
         assert check(database, "recording")[0]
     assert set(Counter(targets(witness)).values()) == {1}
 
@@ -265,7 +265,7 @@ def test_whatever_a_trigger_raises_others_are_recorded(
         queue(database, f"{witness.url}/body/bad")
         queue(database, f"{witness.url}/body/good1#", 30)
         wait_for_states(database, {"succeeded": 60, "in_flight": 1}, 20)
-        database.wait_for("select count(*) = 1 from net.unrecorded", timeout=20)
+        database.wait_for("select count(*) = 1 from pgnet.unrecorded", timeout=20)
         assert worker.process.poll() is None
 
 
@@ -294,7 +294,7 @@ def test_locks_on_many_rows_fill_no_memory(database: Database, witness: Running)
                 timeout=30,
             )
             sizes.append(resident(worker))
-        print(sizes, database.value("select count(*) from net.unrecorded"))
+        print(sizes, database.value("select count(*) from pgnet.unrecorded"))
         # a role's 200 MB would be there
         assert sizes[-1] < sizes[0] + 60_000
         for session in sessions:
@@ -308,10 +308,10 @@ def test_what_is_deleted_in_flight_frees_its_slot(database: Database, witness: R
         seen(witness, 3)
         queue(database, f"{witness.url}/body/next", 4)
         database.execute("delete from net.http_request_queue where url like '%delay%'")
-        database.execute("select net._reload()")
+        database.execute("select pgnet.reload_workers()")
         wait_for_states(database, {"succeeded": 4}, 5)
         wait_until(witness.open_connections, lambda count: count <= 4, "connections are closed")
-        assert database.value("select count(*) from net.claim") == 0
+        assert database.value("select count(*) from pgnet.claim") == 0
         assert "Traceback" not in worker.output()
 
 
@@ -371,7 +371,7 @@ def test_a_worker_lives_through_drop_and_create(
     assert max(Counter(targets(witness)).values()) == 1
 
 
-@pytest.mark.parametrize("table", ["claim", "http_request_queue", "_http_response"])
+@pytest.mark.parametrize("table", ["pgnet.claim", "net.http_request_queue", "net._http_response"])
 def test_a_lock_is_waited_for_with_no_other_in_hand(
     database: Database, witness: Running, table: str
 ) -> None:
@@ -379,14 +379,14 @@ def test_a_lock_is_waited_for_with_no_other_in_hand(
     with database.worker():
         database.execute("select net.wait_until_running()")
         blocker = database.connect(autocommit=False)
-        blocker.execute(f"lock table net.{table} in access exclusive mode")
+        blocker.execute(f"lock table {table} in access exclusive mode")
         database.execute("select net.wake()")
         in_hand = database.wait_for(
             "select array(select o.relation::regclass::text from pg_locks o"
             " join pg_class c on c.oid = o.relation"
             " where o.pid = w.pid and o.granted and c.relkind = 'r'"
-            " and c.relnamespace = 'net'::regnamespace)"
-            f" from pg_locks w where w.relation = 'net.{table}'::regclass and not w.granted"
+            " and c.relnamespace = any ('{net,pgnet}'::regnamespace[]))"
+            f" from pg_locks w where w.relation = '{table}'::regclass and not w.granted"
             " limit 1",
             predicate=lambda found: found is not None,
         )

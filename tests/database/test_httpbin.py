@@ -829,7 +829,7 @@ def test_bearer_by_a_secret(ask: Asker) -> None:
     elsewhere = ask.base.replace("127.0.0.1", "localhost")
     row = ask("GET", "/redirect-to", params={"url": f"{elsewhere}/bearer"}, headers=headers)
     assert row["status_code"] == 401
-    tables = ("net.http_request_queue", "net._http_response", "net.failed")
+    tables = ("net.http_request_queue", "net._http_response", "pgnet.failed")
     for table in tables:
         assert ask.database.value(
             f"select count(*) from {table} t where t::text like '%%canary-bearer%%'"

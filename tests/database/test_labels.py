@@ -23,7 +23,7 @@ VOLATILITY = "isv"  # immutable, stable, volatile
 # What a body may do that is less than its label, and why.
 EXCUSED = {
     # It raises what its arguments say, or nothing: the same each time.
-    "_raise",
+    "raise_error",
     # They do not change while a statement runs.
     "pg_control_system",
     "pg_xact_status",
@@ -50,13 +50,14 @@ def full(cluster: Cluster) -> Iterator[Database]:
         ROWS,
     )
     database.execute(
-        "insert into net.attempt (request_id, attempt, requested_by, ending, started, ended)"
+        "insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended)"
         " select n, 1, current_user::regrole, 'answered', now(), now()"
         " from generate_series(1, %s) n",
         ROWS,
     )
     database.execute(
-        "insert into net.failed (id, method, url, requested_by, created, priority, state, attempts)"
+        "insert into pgnet.failed"
+        " (id, method, url, requested_by, created, priority, state, attempts)"
         " select n, 'GET', 'http://x/', current_user::regrole, now(), 0, 'failed', 1"
         " from generate_series(1, %s) n",
         ROWS,
@@ -95,7 +96,7 @@ def test_labels_are_those_of_the_bodies(full: Database) -> None:
     functions = full.rows(
         "select p.proname, l.lanname, p.prosrc, p.provolatile, p.proparallel"
         " from pg_proc p join pg_language l on l.oid = p.prolang"
-        " where p.pronamespace = 'net'::regnamespace and p.prokind = 'f'"
+        " where p.pronamespace = any ('{net,pgnet}'::regnamespace[]) and p.prokind = 'f'"
     )
     labels = {name: (volatility, parallel) for name, _, _, volatility, parallel in functions}
     # Of overloaded ones of PostgreSQL's the label that allows most.
@@ -110,7 +111,7 @@ def test_labels_are_those_of_the_bodies(full: Database) -> None:
     relations = [
         name
         for (name,) in full.rows(
-            "select relname from pg_class where relnamespace = 'net'::regnamespace"
+            "select relname from pg_class where relnamespace = any ('{net,pgnet}'::regnamespace[])"
             " and relkind in ('r', 'v')"
         )
     ]
@@ -123,10 +124,10 @@ def test_labels_are_those_of_the_bodies(full: Database) -> None:
             faults.append(f"{name}: it may run SQL in Python, each a subtransaction")
         if language == "plpython3u":
             continue
-        read = [r for r in relations if re.search(rf"\bnet\.{r}\b(?!\()", body)]
+        read = [r for r in relations if re.search(rf"\b(?:pg)?net\.{r}\b(?!\()", body)]
         if read and volatility == "i":
-            faults.append(f"{name}: immutable, and reads net.{read[0]}")
-        for called in set(re.findall(r"(?<![\w.])(?:(?:net|pg_catalog)\.)?(\w+)\(", body)):
+            faults.append(f"{name}: immutable, and reads {read[0]}")
+        for called in set(re.findall(r"(?<![\w.])(?:(?:net|pgnet|pg_catalog)\.)?(\w+)\(", body)):
             label = labels.get(called) or builtin.get(called)
             if label is None or called in EXCUSED:
                 continue
@@ -143,21 +144,25 @@ def test_labels_are_those_of_the_bodies(full: Database) -> None:
 def test_what_writes_is_volatile(full: Database) -> None:
     """And unsafe: a parallel query writes nothing, and a stable function may not."""
     for name, source in full.rows(
-        "select proname, prosrc from pg_proc where pronamespace = 'net'::regnamespace"
+        "select proname, prosrc from pg_proc"
+        " where pronamespace = any ('{net,pgnet}'::regnamespace[])"
         " and prokind = 'f' and (provolatile <> 'v' or proparallel <> 'u')"
     ):
         body = without_text(source)
-        written = re.search(r"\b(insert into|update net|delete from|for update|lock table)\b", body)
+        written = re.search(
+            r"\b(insert into|update (?:pg)?net|delete from|for update|lock table)\b", body
+        )
         assert written is None, f"{name}: {written}"
 
 
 def test_every_view_in_parallel(full: Database) -> None:
     session = parallel_session(full)
     for (name,) in full.rows(
-        "select relname from pg_class where relnamespace = 'net'::regnamespace and relkind = 'v'"
+        "select oid::regclass::text from pg_class"
+        " where relnamespace = any ('{net,pgnet}'::regnamespace[]) and relkind = 'v'"
     ):
         # Every column of every row: count(*) alone would compute none.
-        session.execute(f"select sum(length(v::text)) from net.{name} v")
+        session.execute(f"select sum(length(v::text)) from {name} v")
     row = session.execute(
         "select count(*) from net.responses where content_json ->> 'ok' = '7'"
     ).fetchone()
@@ -182,8 +187,9 @@ def test_every_function_in_parallel(full: Database) -> None:
     """Those that may run there, row by row, with arguments that lead into their branches."""
     session = parallel_session(full)
     functions = full.rows(
-        "select p.proname, array(select format_type(t, null) from unnest(p.proargtypes) t)"
-        " from pg_proc p where p.pronamespace = 'net'::regnamespace"
+        "select p.oid::regproc::text,"
+        " array(select format_type(t, null) from unnest(p.proargtypes) t)"
+        " from pg_proc p where p.pronamespace = any ('{net,pgnet}'::regnamespace[])"
         " and p.prokind = 'f' and p.prorettype <> 'trigger'::regtype and p.proparallel <> 'u'"
         " order by 1"
     )
@@ -198,7 +204,7 @@ def test_every_function_in_parallel(full: Database) -> None:
                 known = VALUES.get(kind, ["1"])
                 value = known[(row + place) % len(known)] if row else known[0]
                 arguments.append(f"nullif($q${value}$q$, x::text)::{kind}")
-            call = f"net.{name}({', '.join(arguments)})"
+            call = f"{name}({', '.join(arguments)})"
             query = (
                 f"select count(v.*) from (select url as x from net._http_response limit 3) t,"
                 f" lateral (select {call}) v"
@@ -239,6 +245,6 @@ def test_indexes_and_constraints_use_immutable_functions_only(full: Database) ->
         "select distinct p.proname, p.provolatile from pg_depend d"
         " join pg_proc p on p.oid = d.refobjid and d.refclassid = 'pg_proc'::regclass"
         " join pg_index i on i.indexrelid = d.objid and d.classid = 'pg_class'::regclass"
-        " where p.pronamespace = 'net'::regnamespace"
+        " where p.pronamespace = any ('{net,pgnet}'::regnamespace[])"
     )
-    assert used == [("_host", "i")]
+    assert used == [("host_of_url", "i")]

@@ -90,9 +90,10 @@ def get(connection: psycopg.Connection[Any], url: str, timeout: int = 60_000) ->
 def fail(database: Database, *ids: int) -> None:
     """Have requests end as failed, as a worker records it."""
     database.execute(
-        "select net._record(json_agg(json_build_object('id', c.id, 'token', c.token,"
+        "select pgnet.record_outcomes(json_agg(json_build_object('id', c.id, 'token', c.token,"
         " 'state', 'failed', 'timed_out', false, 'error_msg', 'refused')))"
-        " from net._register('process') r, net._claim(r.worker_id, 100, 100, 100, '{}', 1000, '') c"
+        " from pgnet.register_worker('process') r,"
+        " pgnet.claim_requests(r.worker_id, 100, 100, 100, '{}', 1000, '') c"
         " where c.id = any (%s)",
         list(ids),
     )
@@ -126,12 +127,12 @@ def test_in_flight_the_slot_is_free_at_once(
         wait_until(lambda: len(hanging.received) == 3, description="three requests received")
         started = time.monotonic()
         who = alice if by == "requester" else own.connection
-        held = [n for (n,) in own.rows("select id from net.claim order by 1")]
+        held = [n for (n,) in own.rows("select id from pgnet.claim order by 1")]
         assert value(who, f"select net.{action}(%s)", held[0]) is True
         wait_until(lambda: hanging.closed == 1, description="the connection closed")
         wait_until(lambda: len(hanging.received) == 4, description="the slot's next request")
         assert time.monotonic() - started < 3
-        own.wait_for("select count(*) from net.mark", predicate=(0).__eq__)
+        own.wait_for("select count(*) from pgnet.mark", predicate=(0).__eq__)
         left = own.rows(
             "select id, state::text, error_msg, attempts from net.requests where id = %s", held[0]
         )
@@ -143,7 +144,7 @@ def test_in_flight_the_slot_is_free_at_once(
         else:
             message = "The request was cancelled while it was in flight: it may have been received."
             assert left == [(held[0], "cancelled", message, 1)]
-        assert own.value("select count(*) from net.claim where id = %s", held[0]) == 0
+        assert own.value("select count(*) from pgnet.claim where id = %s", held[0]) == 0
         alice.execute("select net.cancel(id) from net.requests where state < 'succeeded'")
         wait_until(lambda: hanging.closed == len(ids), description="all connections closed")
 
@@ -176,7 +177,7 @@ def test_deleted_by_hand_in_flight(own: Database, hanging: Hanging) -> None:
         wait_until(lambda: hanging.received, description="the request received")
         own.execute("delete from net.http_request_queue")
         wait_until(lambda: hanging.closed == 1, description="the connection closed")
-        own.wait_for("select count(*) from net.claim", predicate=(0).__eq__)
+        own.wait_for("select count(*) from pgnet.claim", predicate=(0).__eq__)
     assert own.value("select count(*) from net.requests") == 0
 
 
@@ -190,7 +191,7 @@ def test_an_at_most_once_request(own: Database, hanging: Hanging) -> None:
         assert own.value("select net.cancel(%s)", number)
         state = own.value("select (net.wait(%s)).state::text", number)
     assert state == "cancelled"
-    assert own.value("select count(*) from net.failed") == 0
+    assert own.value("select count(*) from pgnet.failed") == 0
 
 
 def test_many_at_once(own: Database) -> None:
@@ -207,8 +208,8 @@ def test_many_at_once(own: Database) -> None:
     assert own.rows(
         "select state::text, attempts, count(*) from net._http_response group by 1, 2"
     ) == [("cancelled", 0, 5000)]
-    for table in ("mark", "http_request_queue", "attempt", "claim"):
-        assert own.value(f"select count(*) from net.{table}") == 0, table
+    for table in ("pgnet.mark", "net.http_request_queue", "pgnet.attempt", "pgnet.claim"):
+        assert own.value(f"select count(*) from {table}") == 0, table
 
 
 def test_ten_thousand_marks_of_one_role_cost_others_nothing(own: Database) -> None:
@@ -218,12 +219,15 @@ def test_ten_thousand_marks_of_one_role_cost_others_nothing(own: Database) -> No
     alice.execute("select count(net.cancel(id)) from net.requests")
     last, others = get(alice, URL), get(bob, URL)
     worker = own.connect()
-    number = value(worker, "select worker_id from net._register('process')")
-    claim = "select id from net._claim(%s, 100, 100, 100, '{}', 1000000, '') where id is not null"
+    number = value(worker, "select worker_id from pgnet.register_worker('process')")
+    claim = (
+        "select id from pgnet.claim_requests(%s, 100, 100, 100, '{}', 1000000, '')"
+        " where id is not null"
+    )
     worker.execute("begin")
     touched = (
         "select sum(pg_stat_get_xact_tuples_fetched(t)) from unnest("
-        "'{net.http_request_queue,net.claim,net.mark}'::regclass[]) t"
+        "'{net.http_request_queue,pgnet.claim,pgnet.mark}'::regclass[]) t"
     )
     before = value(worker, touched)
     assert worker.execute(claim, (number,)).fetchall() == [(others,)]
@@ -246,8 +250,8 @@ def test_forget(own: Database) -> None:
     alice, bob = (own.connect(role) for role in ROLES)
     queued, failed = get(alice, URL), get(alice, URL)
     fail(own, failed)
-    own.execute("insert into net.attempt select %s, 7, requested_by, 'lost', now(), now()"
-                " from net.failed", failed)  # fmt: skip
+    own.execute("insert into pgnet.attempt select %s, 7, requested_by, 'lost', now(), now()"
+                " from pgnet.failed", failed)  # fmt: skip
     for number in (queued, failed):
         assert value(bob, "select net.forget(%s)", number) is False
         assert value(alice, "select net.forget(%s)", number) is True
@@ -263,8 +267,14 @@ def test_forget(own: Database) -> None:
     for view in ("requests", "responses", "failures", "attempts"):
         assert own.value(f"select count(*) from net.{view}") == 0, view
     own.execute("call net.drain()")
-    for table in ("http_request_queue", "_http_response", "failed", "attempt", "mark"):
-        assert own.value(f"select count(*) from net.{table}") == 0, table
+    for table in (
+        "net.http_request_queue",
+        "net._http_response",
+        "pgnet.failed",
+        "pgnet.attempt",
+        "pgnet.mark",
+    ):
+        assert own.value(f"select count(*) from {table}") == 0, table
     assert value(alice, "select net.forget(null)") is False
     assert value(alice, "select net.forget(%s)", 2**60) is False
 
@@ -277,7 +287,7 @@ def test_forgetting_in_the_transaction_that_queued_it(own: Database) -> None:
     alice.commit()
     own.execute("call net.drain()")
     assert own.value("select count(*) from net._http_response") == 0
-    assert own.value("select count(*) from net.mark") == 0
+    assert own.value("select count(*) from pgnet.mark") == 0
 
 
 # ---- somebody else's
@@ -289,22 +299,24 @@ def test_a_mark_that_is_inserted_by_hand(own: Database) -> None:
     queued, failed = get(alice, URL), get(alice, URL)
     fail(own, failed)
     bob.execute(
-        "insert into net.mark (request_id, action) select n, a from unnest(%s::bigint[]) n,"
+        "insert into pgnet.mark (request_id, action) select n, a from unnest(%s::bigint[]) n,"
         " unnest(array['cancel', 'forget']) a",
         ([queued, failed, -1, 2**62],),
     )
     for view, count in (("requests", 2), ("failures", 1), ("responses", 1)):
         assert value(alice, f"select count(*) from net.{view}") == count, view
-    assert own.value("select count(*) from net._queue") == 1
+    assert own.value("select count(*) from pgnet.ready_request") == 1
     own.execute("call net.drain()")
-    own.wait_for("select net._act_on_marks() is null", predicate=bool)
-    assert own.value("select count(*) from net.failed") == 2, "the one that was sent and refused"
-    assert own.value("select count(*) from net.mark") == 0
+    own.wait_for("select pgnet.act_on_marks() is null", predicate=bool)
+    assert own.value("select count(*) from pgnet.failed") == 2, "the one that was sent and refused"
+    assert own.value("select count(*) from pgnet.mark") == 0
     with pytest.raises(errors.CheckViolation):
-        bob.execute("insert into net.mark (request_id, action) values (1, 'send')")
+        bob.execute("insert into pgnet.mark (request_id, action) values (1, 'send')")
     for number in (queued, failed, -1):
         with pytest.raises(errors.InsufficientPrivilege):
-            bob.execute("insert into net.mark (request_id, action) values (%s, 'retry')", (number,))
+            bob.execute(
+                "insert into pgnet.mark (request_id, action) values (%s, 'retry')", (number,)
+            )
         with pytest.raises(errors.InsufficientPrivilege):
             bob.execute(
                 "insert into net.http_request_queue (method, url, retry_of) values ('GET', %s, %s)",
@@ -316,10 +328,10 @@ def test_rights_on_all_tables_mark_nothing_of_others(own: Database) -> None:
     """After an administrator's GRANT ALL row security still holds."""
     alice, bob = (own.connect(role) for role in ROLES)
     number = get(alice, URL)
-    own.execute("grant all on all tables in schema net to marks_bob")
+    own.execute("grant all on all tables in schema net, pgnet to marks_bob")
     with pytest.raises(errors.InsufficientPrivilege):
         bob.execute(
-            "insert into net.mark (request_id, requested_by, action)"
+            "insert into pgnet.mark (request_id, requested_by, action)"
             " values (%s, 'marks_alice', 'cancel')",
             (number,),
         )
@@ -341,7 +353,7 @@ def test_a_member_of_the_owner(own: Database) -> None:
         alice, bob = (own.connect(role) for role in ROLES)
         first, second, failed = (get(alice, URL) for _ in range(3))
         fail(own, failed)
-        own.execute("delete from net.claim")
+        own.execute("delete from pgnet.claim")
         assert value(bob, "select net.cancel(%s)", first) is True
         assert value(bob, "select net.forget(%s)", second) is True
         again = value(bob, "select net.retry(%s)", failed)
@@ -379,7 +391,7 @@ def test_what_refuses_a_cancel_is_tried_again_and_holds_up_no_other(own: Databas
         (ids[2],),
         (ids[3],),
     ]
-    assert own.rows("select request_id, retry_at > now() + interval '50 s' from net.mark") == [
+    assert own.rows("select request_id, retry_at > now() + interval '50 s' from pgnet.mark") == [
         (ids[1], True)
     ]
     assert own.value("select state::text from net.requests where id = %s", ids[1]) == "cancelled"
@@ -390,7 +402,7 @@ def test_what_refuses_a_cancel_is_tried_again_and_holds_up_no_other(own: Databas
     # Of triggers it names the one that somebody has made.
     assert hint == "Is it a trigger? alter table net._http_response disable trigger refuse;"
     own.execute("drop trigger refuse on net._http_response")
-    own.execute("update net.mark set retry_at = now()")
+    own.execute("update pgnet.mark set retry_at = now()")
     own.execute("call net.drain()")
     assert own.value("select count(*) from net._http_response") == 4
     assert own.rows(named) == []
@@ -417,7 +429,7 @@ def test_a_lock_behind_a_foreign_key_holds_up_one_mark(own: Database) -> None:
         wait_until(lambda: own.value(state) == "cancelled")
         assert own.value("select count(*) from net._http_response where id = %s", mine) == 1
         alice.rollback()
-        own.wait_for("select not exists (select from net.mark)")
+        own.wait_for("select not exists (select from pgnet.mark)")
     assert own.value("select count(*) from net._http_response where id = %s", mine) == 0
 
 
@@ -434,9 +446,10 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
     alice = own.connect("marks_alice", autocommit=False)
     relations = own.rows(
         """
-        select c.relname
+        select c.oid::regclass::text
         from pg_class c
-        where c.relnamespace = 'net'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'f')
+        where c.relnamespace = any ('{net,pgnet}'::regnamespace[])
+            and c.relkind in ('r', 'p', 'v', 'm', 'f')
             and (has_table_privilege('marks_alice', c.oid,
                     'select, insert, update, delete, truncate, references, trigger')
                 or has_any_column_privilege('marks_alice', c.oid, 'select, insert, update'))
@@ -446,7 +459,7 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
     for (name,) in relations:
         for mode in MODES:
             try:
-                alice.execute(f"lock table net.{name} in {mode} mode nowait")
+                alice.execute(f"lock table {name} in {mode} mode nowait")
             except errors.InsufficientPrivilege:
                 alice.rollback()
                 continue
@@ -463,22 +476,24 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
     number = get(alice, URL)
     alice.commit()
     for statement in (
-        *(f"select * from net.{table} for {strength}"
-          for table in ("http_request_queue", "_http_response", "failed", "mark", "attempt",
-                        "requests", "responses", "failures", "workers", "settings")
+        *(f"select * from {table} for {strength}"
+          for table in ("net.http_request_queue", "net._http_response", "pgnet.failed",
+                        "pgnet.mark", "pgnet.attempt", "net.requests", "net.responses",
+                        "net.failures", "net.workers", "net.settings")
           for strength in ("update", "no key update", "share", "key share")),
-        "merge into net.mark m using (select 1) s on true when matched then delete",
+        "merge into pgnet.mark m using (select 1) s on true when matched then delete",
         "merge into net.http_request_queue q using (select 1) s on true"
         " when matched then update set url = 'x'",
         "copy net.http_request_queue (id, method, url) from stdin",
         "copy net.http_request_queue (requested_by, method, url) from stdin",
-        "copy net.mark (request_id, requested_by, action) from stdin",
-        "insert into net.mark (request_id, action) values (1, 'cancel')"
+        "copy pgnet.mark (request_id, requested_by, action) from stdin",
+        "insert into pgnet.mark (request_id, action) values (1, 'cancel')"
         " on conflict (requested_by, request_id, action) do update set done = true",
-        "vacuum net.mark", "analyze net.mark", "cluster net.mark using mark_pkey",
-        "reindex table net.mark", "truncate net.mark", "comment on table net.mark is 'x'",
-        "create index on net.mark (action)", "create rule r as on insert to net.mark do nothing",
-        "create policy p on net.mark", "create statistics s on action, done from net.mark",
+        "vacuum pgnet.mark", "analyze pgnet.mark", "cluster pgnet.mark using mark_pkey",
+        "reindex table pgnet.mark", "truncate pgnet.mark", "comment on table pgnet.mark is 'x'",
+        "create index on pgnet.mark (action)",
+        "create rule r as on insert to pgnet.mark do nothing",
+        "create policy p on pgnet.mark", "create statistics s on action, done from pgnet.mark",
         "create table public.c (id bigint references net.http_request_queue)",
     ):  # fmt: skip
         own.execute("grant create on schema public to public")
@@ -524,7 +539,7 @@ def test_open_and_prepared_marks_stop_nobody(
             assert database.value("select (net.wait(%s)).state::text", number) == "failed"
         assert database.value("select net.cancel(%s)", get(database.connection, hanging.url))
         database.execute("select net.worker_restart()")
-        database.execute("vacuum net.http_request_queue, net.mark")
+        database.execute("vacuum net.http_request_queue, pgnet.mark")
     assert database.connect().execute("select 1").fetchone() == (1,)
     database.execute("rollback prepared 'held'")
     database.drop()

@@ -89,14 +89,14 @@ def test_a_claim_that_fails_stops_no_recording(database: Database, witness: Runn
     with database.worker() as worker:
         queue(database, f"{witness.url}/delay/1?#", 20)
         seen(witness, 20)
-        pid = database.value("select pid from net.worker")
-        database.execute("alter function net._claim rename to _claim_away")
+        pid = database.value("select pid from pgnet.worker")
+        database.execute("alter function pgnet.claim_requests rename to _claim_away")
         queue(database, f"{witness.url}/body/later", 5)
         wait_for_states(database, {"succeeded": 20, "ready": 5})
         wait_until(lambda: "claiming fails" in worker.output(), bool, "it is said")
         database.execute("alter function net._claim_away rename to _claim")
         wait_for_states(database, {"succeeded": 25})
-        assert database.rows("select pid from net.worker") == [(pid,)]
+        assert database.rows("select pid from pgnet.worker") == [(pid,)]
         assert worker.output().count("\n") == 2, worker.output()
         assert "out of reach" not in worker.output()
     assert set(Counter(targets(witness)).values()) <= {1, 5}
@@ -108,7 +108,7 @@ def test_a_cancelled_statement_of_a_process(database: Database, witness: Running
         for number in range(10):
             queue(database, f"{witness.url}/delay/0.1?{number}-#", 20)
             for _ in range(20):
-                database.execute("select pg_cancel_backend(pid) from net.worker")
+                database.execute("select pg_cancel_backend(pid) from pgnet.worker")
         wait_for_states(database, {"succeeded": 200})
         assert set(Counter(targets(witness)).values()) == {1}
         assert worker.process.poll() is None

@@ -15,11 +15,15 @@ import pytest
 from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
 
-TABLES = "net.http_request_queue, net.claim, net.attempt, net._http_response, net.failed, net.mark"
+TABLES = (
+    "net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed,"
+    " pgnet.mark"
+)
 # Rows and index entries that the current transaction has read in the extension's tables.
 READ = """
     select sum(pg_stat_get_xact_tuples_returned(c.oid))
-    from pg_class c where c.relnamespace = 'net'::regnamespace and c.relkind in ('r', 'i')
+    from pg_class c
+    where c.relnamespace = any ('{net,pgnet}'::regnamespace[]) and c.relkind in ('r', 'i')
 """
 ROWS = 30_000
 BATCH = 500
@@ -74,15 +78,15 @@ def bloated(database: Database, hosts: int) -> None:
     """The files keep their size, as under a held snapshot, and nothing is in them."""
     fill(database, hosts)
     database.execute(
-        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
         " select q.id, '', 1, gen_random_uuid(), 1, now() from net.http_request_queue q"
     )
     database.execute(
-        "insert into net.attempt (request_id, attempt, requested_by, ending, started, ended)"
+        "insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended)"
         " select q.id, 1, q.requested_by, 'answered', now(), now() from net.http_request_queue q"
     )
-    database.execute("delete from net.claim")
-    database.execute("delete from net.attempt")
+    database.execute("delete from pgnet.claim")
+    database.execute("delete from pgnet.attempt")
     database.execute("delete from net.http_request_queue")
     database.execute(f"vacuum (analyze, truncate false) {TABLES}")
 
@@ -94,7 +98,7 @@ class Session:
         self.connection = database.connect(autocommit=False)
         self.worker = self.query(
             "select worker_id"
-            " from net._register('process', worker_host => 'a', worker_version => '')"
+            " from pgnet.register_worker('process', worker_host => 'a', worker_version => '')"
         )[0][0]
         self.read = 0
 
@@ -112,7 +116,7 @@ class Session:
 
     def claim(self, slots: int = BATCH) -> list[tuple[int, str]]:
         rows = self.query(
-            "select id, token from net._claim(worker_id => %s::bigint, slots => %s::int,"
+            "select id, token from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
             " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}',"
             " max_bytes => 1000000000, after_host => '')",
             self.worker,
@@ -128,7 +132,7 @@ class Session:
             | ({"retry_in": 600} if states[at % len(states)] == "retrying" else {})
             for at, (id, token) in enumerate(claims)
         ]
-        assert self.query("select net._record(%s::json)", json.dumps(outcomes)) == [([],)]
+        assert self.query("select pgnet.record_outcomes(%s::json)", json.dumps(outcomes)) == [([],)]
 
 
 @pytest.mark.parametrize("hosts", [1, 1000])
@@ -141,8 +145,8 @@ def test_a_plan_reads_what_it_needs(
     # The plans that the session keeps are made now, while nothing is there.
     for _ in range(8):
         session.record(session.claim(), "succeeded")
-        session.query("select net._tend(%s::bigint, '{}')", session.worker)
-        session.query("select net._release('{}', '{}', 'stopped')")
+        session.query("select pgnet.heartbeat(%s::bigint, '{}')", session.worker)
+        session.query("select pgnet.release_requests('{}', '{}', 'stopped')")
     fill(database, hosts)
     read: dict[str, float] = {}
 
@@ -157,15 +161,20 @@ def test_a_plan_reads_what_it_needs(
     claims[0] = session.claim()
     read["a row of a claim beside some that wait"] = session.read / BATCH
     ids, tokens = zip(*claims[2], strict=True)
-    session.query("select net._release(%s, %s::uuid[], 'stopped')", list(ids), list(tokens))
+    session.query(
+        "select pgnet.release_requests(%s, %s::uuid[], 'stopped')", list(ids), list(tokens)
+    )
     read["a row given back"] = session.read / BATCH
     in_flight = [id for id, _token in claims[0] + claims[3]]
     for _ in range(2):
-        session.query("select net._tend(%s::bigint, %s)", session.worker, in_flight)
+        session.query("select pgnet.heartbeat(%s::bigint, %s)", session.worker, in_flight)
     read["a row in flight, for the heartbeat"] = session.read / len(in_flight)
     ids, tokens = zip(*claims[3], strict=True)
     session.query(
-        "select * from net._secrets(%s, %s::uuid[], %s)", list(ids), list(tokens), ["a"] * BATCH
+        "select * from pgnet.claimed_secrets(%s, %s::uuid[], %s)",
+        list(ids),
+        list(tokens),
+        ["a"] * BATCH,
     )
     read["a row that names a secret"] = session.read / BATCH
     in_queue = database.value("select count(*) from net.http_request_queue")
@@ -178,18 +187,18 @@ def test_a_plan_reads_what_it_needs(
     marked = 2000
     session.query(
         "select count(net.cancel(r.id)) from (select id from net.http_request_queue"
-        " where id not in (select id from net.claim) order by id desc limit %s) r",
+        " where id not in (select id from pgnet.claim) order by id desc limit %s) r",
         marked,
     )
     read["a mark"] = session.read / marked
     # 1,000 at a time, and the claims beside those that are left.
-    session.query("select net._tend(%s::bigint, %s)", session.worker, in_flight)
+    session.query("select pgnet.heartbeat(%s::bigint, %s)", session.worker, in_flight)
     read["a mark that is acted on"] = session.read / 1000
-    assert database.value("select count(*) from net.mark") == marked - 1000
+    assert database.value("select count(*) from pgnet.mark") == marked - 1000
     # The session's worker is lost, and what it holds is free again.
-    database.execute("update net.claim set worker = 0")
-    session.query("select net._tend(%s::bigint)", session.worker)
-    assert database.value("select count(*) from net.claim") == 0
+    database.execute("update pgnet.claim set worker = 0")
+    session.query("select pgnet.heartbeat(%s::bigint)", session.worker)
+    assert database.value("select count(*) from pgnet.claim") == 0
     read["a row of a rescue"] = session.read / len(in_flight)
 
     assert {what: rows for what, rows in read.items() if rows > 25} == {}

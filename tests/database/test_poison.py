@@ -160,13 +160,13 @@ def test_what_is_long_in_any_column_counts(database: Database, recorder: Recorde
         database.execute(f"select insert_request({columns}) from generate_series(1, 40)")
         rows = recorder.connection.execute(
             "select octet_length(concat(url, headers, options)) + coalesce(octet_length(body), 0)"
-            " from net._claim(%s, 100, 100, 100, '{}', 5000000, '') where id is not null",
+            " from pgnet.claim_requests(%s, 100, 100, 100, '{}', 5000000, '') where id is not null",
             (recorder.id,),
         ).fetchall()
         assert 1 <= len(rows) <= 20
         assert sum(size for (size,) in rows) <= 8_000_000
         database.execute("delete from net.http_request_queue")
-        database.execute("delete from net.claim")
+        database.execute("delete from pgnet.claim")
 
 
 @pytest.fixture
@@ -251,14 +251,14 @@ def test_timeouts_have_a_ceiling(database: Database, recorder: Recorder) -> None
             timeout,
         )
         ((milliseconds,),) = recorder.connection.execute(
-            "select timeout_milliseconds from net._claim(%s, 1, 1, 1, '{}', 1000, '')",
+            "select timeout_milliseconds from pgnet.claim_requests(%s, 1, 1, 1, '{}', 1000, '')",
             (recorder.id,),
         ).fetchall()
         # Until when the claim is not touched by others.
-        kept = database.value("select extract(epoch from max(deadline) - now()) from net.claim")
+        kept = database.value("select extract(epoch from max(deadline) - now()) from pgnet.claim")
         assert float(kept) == pytest.approx(max(milliseconds, 0) / 1000 + 60, abs=5)
         database.execute("delete from net.http_request_queue")
-        database.execute("delete from net.claim")
+        database.execute("delete from pgnet.claim")
         return int(milliseconds)
 
     assert claimed(2147483647) == 3_600_000

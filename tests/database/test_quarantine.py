@@ -96,7 +96,7 @@ def test_a_suspect_that_hangs_stops_nobody(database: Database, witness: Running)
     """It was lost with three workers, and its timeout is in a day: others go on beside it."""
     [suspect] = queue(database, f"{witness.url}/delay/600", timeout=86_000_000)
     database.execute(
-        "insert into net.attempt (request_id, attempt, requested_by, ending, started, ended)"
+        "insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended)"
         " select %s, n, 'postgres'::regrole, 'lost', now(), now() from generate_series(1, 3) n",
         suspect,
     )
@@ -109,6 +109,6 @@ def test_a_suspect_that_hangs_stops_nobody(database: Database, witness: Running)
         # its turn is over after ten seconds
         database.wait_for("select count(*) = 50 from net._http_response", timeout=20)
         assert len(targets(witness)) == 51
-        assert database.rows("select id, attempt from net.claim") == [(suspect, 4)]
+        assert database.rows("select id, attempt from pgnet.claim") == [(suspect, 4)]
         queue(database, f"{witness.url}/body/#", 50)
         database.wait_for("select count(*) = 100 from net._http_response", timeout=5)

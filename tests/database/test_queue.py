@@ -133,7 +133,7 @@ def test_concurrency_is_respected(
         )
         # it has nothing more to claim for: what it holds is what is at the servers
         database.execute("select net.wake()")
-        assert database.value("select count(*) from net.claim") == 20
+        assert database.value("select count(*) from pgnet.claim") == 20
         assert witness.open_connections() + other_witness.open_connections() == 20
         assert witness.open_connections() >= 5
         assert other_witness.open_connections() >= 5
@@ -150,7 +150,7 @@ def test_the_process_has_an_option_for_it(
             lambda n: n == 4,
             "four requests at the servers",
         )
-        assert database.value("select count(*) from net.claim") == 4
+        assert database.value("select count(*) from pgnet.claim") == 4
 
 
 def test_batch_size_is_respected(database: Database, nginx: Nginx) -> None:
@@ -164,7 +164,7 @@ def test_batch_size_is_respected(database: Database, nginx: Nginx) -> None:
             insert into public.batch (kind, size) select tg_argv[0], count(*) from batch_rows;
             return null;
         end $$;
-        create trigger count_claims after insert on net.claim referencing new table as batch_rows
+        create trigger count_claims after insert on pgnet.claim referencing new table as batch_rows
             for each statement execute function public.count_batch('claimed');
         create trigger count_outcomes after insert on net._http_response
             referencing new table as batch_rows
@@ -214,7 +214,8 @@ def test_hosts_take_turns_from_claim_to_claim(database: Database, recorder: Reco
         hosts = [
             host
             for (host,) in recorder.connection.execute(
-                "select host from net._claim(worker_id => %s::bigint, slots => 5, host_quota => 5,"
+                "select host from pgnet.claim_requests("
+                "worker_id => %s::bigint, slots => 5, host_quota => 5,"
                 " lone_quota => 5, full_hosts => '{}', max_bytes => 1000, after_host => %s)",
                 (recorder.id, after),
             ).fetchall()
@@ -240,7 +241,8 @@ def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> N
     place: tuple[str, int] = ("", 0)
     for slots in (1, 1, 1, 1, 4, 20):
         rows = recorder.connection.execute(
-            "select host, role, role::regrole::text from net._claim(%s, %s, %s, %s, '{}', 100000,"
+            "select host, role, role::regrole::text"
+            " from pgnet.claim_requests(%s, %s, %s, %s, '{}', 100000,"
             " %s, false, %s) where id is not null",
             (recorder.id, slots, slots, slots, *place),
         ).fetchall()
@@ -250,7 +252,7 @@ def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> N
             assert abs(taken["greedy"] - taken["patient"]) <= 1
     assert taken["patient"] == 5
     # One's own go by their priority.
-    database.execute("delete from net.claim")
+    database.execute("delete from pgnet.claim")
     database.execute("update net.http_request_queue set priority = -1 where id = 200")
     assert set(recorder.claim(1)) != {200}
 
@@ -267,7 +269,7 @@ def test_roles_share_what_a_host_may_have(database: Database, recorder: Recorder
     for _ in range(40):
         rows = recorder.connection.execute(
             "select role::regrole::text, count(*) over (partition by host)"
-            " from net._claim(%s, 100, 1, 1, '{}', 100000, '') where id is not null",
+            " from pgnet.claim_requests(%s, 100, 1, 1, '{}', 100000, '') where id is not null",
             (recorder.id,),
         ).fetchall()
         assert [number for _role, number in rows] == [1, 1]
@@ -282,15 +284,15 @@ def test_a_claim_looks_at_so_many_hosts_at_most(database: Database, recorder: Re
     )
     # Others have them all in flight but one.
     database.execute(
-        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
         " select id, '', 1, gen_random_uuid(), 1, now() + interval '1 hour'"
-        ' from net.http_request_queue order by net._host(url) collate "C" offset 1'
+        ' from net.http_request_queue order by pgnet.host_of_url(url) collate "C" offset 1'
     )
 
     def claim(after: tuple[Any, ...], until: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return recorder.connection.execute(
             "select id, host, role"
-            " from net._claim(%s, 10, 10, 10, '{}', 1000, %s, false, %s, %s, %s)",
+            " from pgnet.claim_requests(%s, 10, 10, 10, '{}', 1000, %s, false, %s, %s, %s)",
             (recorder.id, *after, *until),
         ).fetchall()
 
@@ -319,7 +321,7 @@ def test_a_worker_finds_what_is_behind_many_hosts(
         " select 'GET', format('http://h%s.example/', n) from generate_series(1, 3000) n"
     )
     database.execute(
-        "insert into net.claim (id, host, worker, token, attempt, deadline)"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
         " select q.id, '', %s, gen_random_uuid(), 1, now() + interval '1 hour'"
         " from net.http_request_queue q",
         recorder.id,
@@ -333,7 +335,7 @@ def test_a_full_host_gets_none(database: Database, recorder: Recorder) -> None:
     for host in "ab":
         insert(database, f"http://{host}.example/", 10)
     rows = recorder.connection.execute(
-        "select distinct host from net._claim(worker_id => %s::bigint, slots => 50,"
+        "select distinct host from pgnet.claim_requests(worker_id => %s::bigint, slots => 50,"
         " host_quota => 50, lone_quota => 50, full_hosts => '{a.example}', max_bytes => 1000,"
         " after_host => '')",
         (recorder.id,),
@@ -347,7 +349,8 @@ def test_a_full_host_gets_none(database: Database, recorder: Recorder) -> None:
 def scans(connection: psycopg.Connection[Any]) -> dict[str, int]:
     connection.execute("select pg_stat_force_next_flush()")
     rows = connection.execute(
-        "select relname, coalesce(seq_scan, 0) from pg_stat_user_tables where schemaname = 'net'"
+        "select relname, coalesce(seq_scan, 0) from pg_stat_user_tables"
+        " where schemaname in ('net', 'pgnet')"
         " and relname in ('http_request_queue', 'claim', '_http_response', 'attempt')"
     ).fetchall()
     return dict(rows)
@@ -368,20 +371,20 @@ def test_plans_do_not_depend_on_statistics_and_costs(
 ) -> None:
     """Index look-ups of what is taken, whatever statistics and costs say."""
     database.execute("alter table net.http_request_queue set (autovacuum_enabled = off)")
-    database.execute("alter table net.claim set (autovacuum_enabled = off)")
+    database.execute("alter table pgnet.claim set (autovacuum_enabled = off)")
     if analyzed == "empty":
-        database.execute("analyze net.http_request_queue, net.claim, net._http_response")
+        database.execute("analyze net.http_request_queue, pgnet.claim, net._http_response")
     # the plans of this session are made now
     insert(database, "http://first.example/", 3 if analyzed in ("empty", "full") else 14_000)
     if analyzed == "slow disks":
         recorder.connection.execute("set random_page_cost = 100")
     if analyzed == "vacuumed":
-        database.execute("vacuum net.http_request_queue, net.claim")
+        database.execute("vacuum net.http_request_queue, pgnet.claim")
     recorder.record(recorder.claim())
     insert(database, "http://unsent.example/", 50_000)
     insert(database, "http://other.example/", 10)
     if analyzed == "full":
-        database.execute("analyze net.http_request_queue, net.claim, net._http_response")
+        database.execute("analyze net.http_request_queue, pgnet.claim, net._http_response")
     before, fetched_before = scans(recorder.connection), fetched(recorder.connection)
     durations = []
     for _ in range(20):
@@ -422,7 +425,7 @@ def test_queue_rows_are_never_updated(database: Database, nginx: Nginx) -> None:
         "select n_tup_del >= 200 from pg_stat_user_tables where relname = 'http_request_queue'"
     )
     assert database.rows(
-        "select relname, n_tup_upd from pg_stat_user_tables where schemaname = 'net'"
+        "select relname, n_tup_upd from pg_stat_user_tables where schemaname in ('net', 'pgnet')"
         " and relname in ('http_request_queue', 'claim', '_http_response') order by 1"
     ) == [("_http_response", 0), ("claim", 0), ("http_request_queue", 0)]
 
@@ -440,9 +443,10 @@ def test_nothing_that_workers_call_is_compiled_by_the_jit(database: Database) ->
     compiled = database.rows(
         """
         select proname from pg_proc
-        where pronamespace = 'net'::regnamespace
+        where pronamespace = any ('{net,pgnet}'::regnamespace[])
             -- Where the planner finds nothing but what is switched off, the estimate is 10^10.
-            and (proname in ('_claim', '_store', '_secrets', '_tend', '_rescue', '_expire')
+            and (proname in ('claim_requests', 'store_outcomes', 'claimed_secrets', 'heartbeat',
+                    'rescue_requests', 'expire')
                 or 'enable_seqscan=off' = any (proconfig))
             and not coalesce('jit=off' = any (proconfig), false)
         """

@@ -470,7 +470,7 @@ def test_deleted_while_in_flight(served: Database, canned: Canned, nginx: Nginx)
     served.execute("delete from net.http_request_queue where id = %s", request_id)
     canned.released.set()
     assert canned.ended.get(timeout=10)
-    served.wait_for("select not exists (select from net.claim where id = %s)", request_id)
+    served.wait_for("select not exists (select from pgnet.claim where id = %s)", request_id)
     assert result(served, request_id)[:2] == ("ERROR", "request matching request_id not found")
     assert outcome(served, get(served, nginx.url))["content"] == "pgnet"
 
@@ -915,7 +915,7 @@ def test_worker_down_and_up_again(unserved: Database, nginx: Nginx) -> None:
     with unserved.worker() as worker:
         assert outcome(unserved, first)["status_code"] == 200
         worker.kill()
-        unserved.wait_for("select not net._worker_is_up()")
+        unserved.wait_for("select not pgnet.worker_is_up()")
         second = get(unserved, nginx.url)
         assert "no worker is running" in result(unserved, second)[1]
     with unserved.worker() as worker:
@@ -925,7 +925,7 @@ def test_worker_down_and_up_again(unserved: Database, nginx: Nginx) -> None:
         assert worker.stop() == 0
         assert (
             unserved.value(
-                "select count(*) from net.worker where gone_since is null and ended is null"
+                "select count(*) from pgnet.worker where gone_since is null and ended is null"
             )
             == 0
         )
@@ -968,7 +968,7 @@ def test_database_dropped_with_force(cluster: Cluster, nginx: Nginx) -> None:
         database.execute(
             "select net.http_get(%s) from generate_series(1, 100)", f"{nginx.url}/slow?s=0.2"
         )
-        database.wait_for("select count(*) from net.claim")
+        database.wait_for("select count(*) from pgnet.claim")
         began = time.monotonic()
         database.drop()
         assert time.monotonic() - began < 5
@@ -996,11 +996,11 @@ def test_database_dropped_with_force_and_a_worker_in_it(cluster: Cluster, nginx:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    database.wait_for("select net._worker_is_up()")
+    database.wait_for("select pgnet.worker_is_up()")
     database.execute(
         "select net.http_get(%s) from generate_series(1, 100)", f"{nginx.url}/slow?s=0.2"
     )
-    database.wait_for("select count(*) from net.claim")
+    database.wait_for("select count(*) from pgnet.claim")
     with cluster.connect() as connection:
         began = time.monotonic()
         connection.execute("drop database forced_backend with (force)")

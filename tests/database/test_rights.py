@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -16,174 +18,176 @@ from servers.nginx import Nginx
 # Every routine of the extension: who may call it where every role has usage on the schema.
 # everyone; worker: the owner, and roles that net.grant_worker was called for; owner.
 ROUTINES = {
-    "http_get": "everyone",
-    "http_post": "everyone",
-    "http_delete": "everyone",
-    "http_request": "everyone",
-    "http_put": "everyone",
-    "http_patch": "everyone",
-    "http_head": "everyone",
-    "multipart": "everyone",
-    "secret_url": "everyone",
-    "http_get_result": "everyone",
-    "http_collect_response": "everyone",
-    "_http_collect_response": "everyone",
-    "_await_response": "everyone",
-    "wait": "everyone",
-    "wait_all": "everyone",
-    "fetch": "everyone",
-    "cancel": "everyone",
-    "wake": "everyone",
-    "worker_restart": "everyone",
-    "wait_until_running": "everyone",
-    "check_worker_is_up": "everyone",
-    "_urlencode_string": "everyone",
-    "_encode_url_with_params_array": "everyone",
-    # what those call with the caller's rights
-    "_append_to_query": "everyone",
-    "_caller": "everyone",
-    "_require_owner": "everyone",
-    "_require_worker": "everyone",
-    "_refuse_altered": "everyone",
-    "_raise": "everyone",
-    "_check": "everyone",
-    "_inspect": "everyone",
-    "_second_look": "everyone",
-    "_form": "everyone",
-    "_encode_form": "everyone",
-    "_require_utf8": "everyone",
-    "_multipart": "everyone",
-    "_check_secret": "everyone",
-    "_refuse_secret": "everyone",
-    "_secret_covers": "everyone",
-    "_secret_prefix": "everyone",
-    "retry": "everyone",
-    "forget": "everyone",
-    "_mark": "everyone",
-    "_cancellation": "everyone",
-    "_alive": "everyone",
-    "_waiting_state": "everyone",
-    "_refuse_to_wait": "everyone",
-    "_refuse_transaction_block": "everyone",
-    "_with_type": "everyone",
-    "_is_mine": "everyone",
-    "_is_operator": "everyone",
-    "_host": "everyone",
-    "_json_or_null": "everyone",
-    "_look_up": "everyone",
-    "_worker_is_up": "everyone",
-    "_known_settings": "everyone",
-    "_known_host_settings": "everyone",
-    "_known_retry_settings": "everyone",
-    "_built_in_retry_policies": "everyone",
-    "_check_retry": "everyone",
-    "_current_setting": "everyone",
-    "_reload": "everyone",
-    "work": "worker",
-    "drain": "worker",
-    "_serve": "worker",
-    "_register": "worker",
-    "_claim": "worker",
-    "_record": "worker",
-    "_release": "worker",
-    "_secrets": "worker",
-    "_deregister": "worker",
-    "_tend": "worker",
-    "_wait": "worker",
-    "_wake_next": "worker",
-    "_wake_up_fault": "worker",
-    "_refuse_copy": "worker",
-    "check": "owner",
-    "configure": "owner",
-    "allow_network": "owner",
-    "deny_network": "owner",
-    "forget_network": "owner",
-    "allow_host": "owner",
-    "deny_host": "owner",
-    "forget_host": "owner",
-    "configure_host": "owner",
-    "configure_retry": "owner",
-    "set_secret": "owner",
-    "drop_secret": "owner",
-    "grant_secret": "owner",
-    "revoke_secret": "owner",
-    "grant_worker": "owner",
-    "revoke_worker": "owner",
-    "schedule_worker": "owner",
-    "unschedule_worker": "owner",
-    "adopt_database": "owner",
-    "_copy_fault": "owner",
-    "_mode": "owner",
-    "_mode_sources": "owner",
-    "_subscription": "owner",
-    "_set_ids_apart": "owner",
-    "_take_replicated": "owner",
-    "_is_known": "owner",
-    "_was_numbered_here": "everyone",
-    "_keep_own": "owner",
-    "_claimed": "owner",
-    "_derived_key": "owner",
-    "_end": "owner",
-    "_excerpt": "owner",
-    "_is_idempotent": "owner",
-    "_is_plain_json": "owner",
-    "_json_size": "owner",
-    "_json_text": "everyone",
-    "_max_timeout_milliseconds": "owner",
-    "_free": "owner",
-    "_idempotency_key": "owner",
-    "_arm": "owner",
-    "_act_on_marks": "owner",
-    "_owners_path": "owner",
-    "_open_paths": "owner",
-    "_use_owners_path": "owner",
-    "_pin_path": "owner",
-    "_carry_out": "owner",
-    "_carry_out_each": "owner",
-    "_dropped": "owner",
-    "_configuration_changed": "owner",
-    "_configured_host": "owner",
-    "_expire": "owner",
-    "_delete_expired": "owner",
-    "_do_duty": "owner",
-    "_faults": "owner",
-    "_fire_deferred": "owner",
-    "_forget_workers": "owner",
-    "_hold": "owner",
-    "_lock_tables": "owner",
-    "_mend_clocks": "owner",
-    "_note_fault": "owner",
-    "_put_aside": "owner",
-    "_record_put_aside": "owner",
-    "_recording_remedy": "owner",
-    "_remedy": "owner",
-    "_store_or_halve": "owner",
-    "_host_setting_fault": "owner",
-    "_host_settings": "owner",
-    "_host_pattern": "owner",
-    "_networks": "owner",
-    "_python_check": "owner",
-    "_rescue": "owner",
-    "_retry_policies": "owner",
-    "_retry_setting_fault": "owner",
-    "_role": "owner",
-    "_secret_check": "owner",
-    "_set_secret_grant": "owner",
-    "_set_egress": "owner",
-    "_setting_fault": "owner",
-    "_signal_workers": "owner",
-    "_slice": "owner",
-    "_store": "owner",
-    "_worker_routines": "owner",
-    "_refuse_attachment": "owner",
-    "_refuse_other_tables": "owner",
-    "_refuse_truncate": "owner",
-    "_right_faults": "owner",
+    # The public surface, and the private names that users of pg_net know: \df net.*
+    "net.http_get": "everyone",
+    "net.http_post": "everyone",
+    "net.http_delete": "everyone",
+    "net.http_request": "everyone",
+    "net.http_put": "everyone",
+    "net.http_patch": "everyone",
+    "net.http_head": "everyone",
+    "net.multipart": "everyone",
+    "net.secret_url": "everyone",
+    "net.http_get_result": "everyone",
+    "net.http_collect_response": "everyone",
+    "net._http_collect_response": "everyone",
+    "net._await_response": "everyone",
+    "net.wait": "everyone",
+    "net.wait_all": "everyone",
+    "net.fetch": "everyone",
+    "net.cancel": "everyone",
+    "net.wake": "everyone",
+    "net.worker_restart": "everyone",
+    "net.wait_until_running": "everyone",
+    "net.check_worker_is_up": "everyone",
+    "net._urlencode_string": "everyone",
+    "net._encode_url_with_params_array": "everyone",
+    "net.retry": "everyone",
+    "net.forget": "everyone",
+    "net.work": "worker",
+    "net.drain": "worker",
+    "net.check": "owner",
+    "net.configure": "owner",
+    "net.allow_network": "owner",
+    "net.deny_network": "owner",
+    "net.forget_network": "owner",
+    "net.allow_host": "owner",
+    "net.deny_host": "owner",
+    "net.forget_host": "owner",
+    "net.configure_host": "owner",
+    "net.configure_retry": "owner",
+    "net.set_secret": "owner",
+    "net.drop_secret": "owner",
+    "net.grant_secret": "owner",
+    "net.revoke_secret": "owner",
+    "net.grant_worker": "owner",
+    "net.revoke_worker": "owner",
+    "net.schedule_worker": "owner",
+    "net.unschedule_worker": "owner",
+    "net.adopt_database": "owner",
+    # The inside. What everyone may execute are the functions that those above, the views and the
+    # policies call with the caller's rights.
+    "pgnet.append_to_query": "everyone",
+    "pgnet.built_in_retry_policies": "everyone",
+    "pgnet.caller_is_owner": "everyone",
+    "pgnet.caller_role": "everyone",
+    "pgnet.cancellation_message": "everyone",
+    "pgnet.check_or_raise": "everyone",
+    "pgnet.check_request": "everyone",
+    "pgnet.check_retry_policy": "everyone",
+    "pgnet.check_secret": "everyone",
+    "pgnet.encode_form": "everyone",
+    "pgnet.host_of_url": "everyone",
+    "pgnet.inspect_form": "everyone",
+    "pgnet.inspect_multipart": "everyone",
+    "pgnet.inspect_request": "everyone",
+    "pgnet.json_or_null": "everyone",
+    "pgnet.json_text": "everyone",
+    "pgnet.known_host_settings": "everyone",
+    "pgnet.known_retry_settings": "everyone",
+    "pgnet.known_settings": "everyone",
+    "pgnet.mark_request": "everyone",
+    "pgnet.outcome_so_far": "everyone",
+    "pgnet.raise_error": "everyone",
+    "pgnet.refuse_altered_function": "everyone",
+    "pgnet.refuse_secret": "everyone",
+    "pgnet.refuse_to_wait": "everyone",
+    "pgnet.refuse_transaction_block": "everyone",
+    "pgnet.reload_workers": "everyone",
+    "pgnet.require_owner": "everyone",
+    "pgnet.require_utf8": "everyone",
+    "pgnet.require_worker": "everyone",
+    "pgnet.secret_covers": "everyone",
+    "pgnet.secret_prefix": "everyone",
+    "pgnet.session_is_alive": "everyone",
+    "pgnet.setting_value": "everyone",
+    "pgnet.waiting_state": "everyone",
+    "pgnet.was_numbered_here": "everyone",
+    "pgnet.with_content_type": "everyone",
+    "pgnet.worker_is_up": "everyone",
+    "pgnet.written_here": "everyone",
+    "pgnet.claim_requests": "worker",
+    "pgnet.claimed_secrets": "worker",
+    "pgnet.deregister_worker": "worker",
+    "pgnet.heartbeat": "worker",
+    "pgnet.record_outcomes": "worker",
+    "pgnet.refuse_copy": "worker",
+    "pgnet.register_worker": "worker",
+    "pgnet.release_requests": "worker",
+    "pgnet.serve": "worker",
+    "pgnet.wait_for_signals": "worker",
+    "pgnet.wake_next_worker": "worker",
+    "pgnet.wake_up_fault": "worker",
+    "pgnet.act_on_marks": "owner",
+    "pgnet.announce_configuration": "owner",
+    "pgnet.applying_subscription": "owner",
+    "pgnet.arm_wake_up": "owner",
+    "pgnet.ascii_excerpt": "owner",
+    "pgnet.carry_out_marks": "owner",
+    "pgnet.carry_out_or_halve": "owner",
+    "pgnet.configured_host_pattern": "owner",
+    "pgnet.copy_fault": "owner",
+    "pgnet.delete_expired_rows": "owner",
+    "pgnet.derived_idempotency_key": "owner",
+    "pgnet.do_duty": "owner",
+    "pgnet.dropped_requests": "owner",
+    "pgnet.end_without_answer": "owner",
+    "pgnet.expire": "owner",
+    "pgnet.fault_messages": "owner",
+    "pgnet.fire_deferred": "owner",
+    "pgnet.forget_workers": "owner",
+    "pgnet.host_pattern": "owner",
+    "pgnet.host_setting_fault": "owner",
+    "pgnet.host_settings": "owner",
+    "pgnet.idempotency_key": "owner",
+    "pgnet.inspect_python": "owner",
+    "pgnet.inspect_secret": "owner",
+    "pgnet.is_idempotent": "owner",
+    "pgnet.is_known_row": "owner",
+    "pgnet.is_plain_json": "owner",
+    "pgnet.json_size": "owner",
+    "pgnet.json_slice": "owner",
+    "pgnet.keep_own_row": "owner",
+    "pgnet.lock_tables": "owner",
+    "pgnet.max_timeout_milliseconds": "owner",
+    "pgnet.mend_clocks": "owner",
+    "pgnet.mode_in_force": "owner",
+    "pgnet.mode_sources": "owner",
+    "pgnet.networks_of": "owner",
+    "pgnet.note_fault": "owner",
+    "pgnet.open_paths": "owner",
+    "pgnet.owners_path": "owner",
+    "pgnet.pin_path": "owner",
+    "pgnet.put_aside": "owner",
+    "pgnet.read_claimed": "owner",
+    "pgnet.record_put_aside": "owner",
+    "pgnet.recording_remedy": "owner",
+    "pgnet.refuse_attachment": "owner",
+    "pgnet.refuse_other_tables": "owner",
+    "pgnet.refuse_truncate": "owner",
+    "pgnet.remedy": "owner",
+    "pgnet.renew_claims": "owner",
+    "pgnet.rescue_requests": "owner",
+    "pgnet.retry_policy_settings": "owner",
+    "pgnet.retry_setting_fault": "owner",
+    "pgnet.return_claims": "owner",
+    "pgnet.right_faults": "owner",
+    "pgnet.role_named": "owner",
+    "pgnet.set_egress_rules": "owner",
+    "pgnet.set_ids_apart": "owner",
+    "pgnet.set_secret_grant": "owner",
+    "pgnet.setting_fault": "owner",
+    "pgnet.signal_workers": "owner",
+    "pgnet.store_or_halve": "owner",
+    "pgnet.store_outcomes": "owner",
+    "pgnet.take_replicated_row": "owner",
+    "pgnet.use_owners_path": "owner",
+    "pgnet.worker_routines": "owner",
 }
 
 # Every relation, and what every role may do with it; columns in parentheses.
 RELATIONS = {
-    "http_request_queue": {
+    "net.http_request_queue": {
         "SELECT",
         "INSERT(method)",
         "INSERT(url)",
@@ -195,8 +199,8 @@ RELATIONS = {
         "INSERT(options)",
         "INSERT(retry_of)",
     },
-    "_queue": set(),
-    "_new_request": {
+    "pgnet.ready_request": set(),
+    "net._new_request": {
         "SELECT(id)",
         "INSERT(method)",
         "INSERT(url)",
@@ -207,33 +211,33 @@ RELATIONS = {
         "INSERT(context)",
         "INSERT(options)",
     },
-    "worker_role": set(),
-    "_http_response": {"SELECT"},
-    "failed": {"SELECT"},
-    "mark": {"SELECT", "INSERT(request_id)", "INSERT(action)"},
-    "requests": {"SELECT"},
-    "responses": {"SELECT"},
-    "failures": {"SELECT"},
-    "settings": {"SELECT"},
-    "egress": {"SELECT"},
-    "hosts": {"SELECT"},
-    "retry_policies": {"SELECT"},
-    "secrets": {"SELECT"},
-    "attempts": {"SELECT"},
-    "workers": {"SELECT"},
-    "database": set(),
-    "claim": {"SELECT(id)", "SELECT(worker)", "SELECT(attempt)", "SELECT(claimed)"},
-    "unrecorded": set(),
-    "fault": set(),
-    "worker": set(),
-    "configuration": set(),
-    "attempt": {"SELECT"},
-    "setting": set(),
-    "egress_rule": set(),
-    "host": set(),
-    "retry_policy": set(),
-    "secret": set(),
-    "secret_grant": set(),
+    "net._http_response": {"SELECT"},
+    "pgnet.failed": {"SELECT"},
+    "pgnet.mark": {"SELECT", "INSERT(request_id)", "INSERT(action)"},
+    "net.requests": {"SELECT"},
+    "net.responses": {"SELECT"},
+    "net.failures": {"SELECT"},
+    "net.settings": {"SELECT"},
+    "net.egress": {"SELECT"},
+    "net.hosts": {"SELECT"},
+    "net.retry_policies": {"SELECT"},
+    "net.secrets": {"SELECT"},
+    "net.attempts": {"SELECT"},
+    "net.workers": {"SELECT"},
+    "pgnet.database": set(),
+    "pgnet.claim": {"SELECT(id)", "SELECT(worker)", "SELECT(attempt)", "SELECT(claimed)"},
+    "pgnet.unrecorded": set(),
+    "pgnet.fault": set(),
+    "pgnet.worker": set(),
+    "pgnet.configuration": set(),
+    "pgnet.attempt": {"SELECT"},
+    "pgnet.setting": set(),
+    "pgnet.egress_rule": set(),
+    "pgnet.host": set(),
+    "pgnet.retry_policy": set(),
+    "pgnet.secret": set(),
+    "pgnet.secret_grant": set(),
+    "pgnet.worker_role": set(),
 }
 
 TABLE_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER")
@@ -270,7 +274,7 @@ CALLS = (
     "select * from net.egress",
     "select * from net.hosts",
     "select * from net.retry_policies",
-    "select net._check_retry('safe')",
+    "select pgnet.check_retry_policy('safe')",
     "select * from net.secrets",
     "select * from net.http_request_queue",
     "select * from net._http_response",
@@ -305,8 +309,8 @@ def granted(cluster: Cluster, roles: None) -> Iterator[Database]:
 def closed(cluster: Cluster, roles: None) -> Iterator[Database]:
     """Closed to PUBLIC: usage for one role, and one that may run workers."""
     database = cluster.create_database()
-    database.execute("revoke usage on schema net from public")
-    database.execute("grant usage on schema net to rights_alice")
+    database.execute("revoke usage on schema net, pgnet from public")
+    database.execute("grant usage on schema net, pgnet to rights_alice")
     database.execute("select net.grant_worker('rights_worker')")
     yield database
     database.drop()
@@ -337,8 +341,9 @@ def value(connection: psycopg.Connection[Any], query: str, *arguments: Any) -> A
 def may_execute(database: Database, role: str) -> dict[str, bool]:
     return dict(
         database.rows(
-            "select p.proname, bool_or(has_function_privilege(%s, p.oid, 'execute'))"
-            " from pg_proc p where p.pronamespace = 'net'::regnamespace group by 1",
+            "select p.pronamespace::regnamespace || '.' || p.proname,"
+            " bool_or(has_function_privilege(%s, p.oid, 'execute'))"
+            " from pg_proc p where p.pronamespace = any ('{net,pgnet}'::regnamespace[]) group by 1",
             role,
         )
     )
@@ -350,7 +355,8 @@ def may_execute(database: Database, role: str) -> dict[str, bool]:
 def test_the_table_of_routines_is_complete(granted: Database) -> None:
     assert set(may_execute(granted, "postgres")) == set(ROUTINES)
     overloaded = granted.rows(
-        "select proname from pg_proc where pronamespace = 'net'::regnamespace"
+        "select pronamespace::regnamespace || '.' || proname from pg_proc"
+        " where pronamespace = any ('{net,pgnet}'::regnamespace[])"
         " group by 1 having count(*) > 1"
     )
     assert overloaded == []
@@ -369,12 +375,57 @@ def test_routines(granted: Database, role: str, may: set[str]) -> None:
     assert may_execute(granted, role) == expected
 
 
+def test_net_is_the_public_surface() -> None:
+    """What stands in net and begins with an underscore is what users of pg_net know."""
+    assert {name for name in ROUTINES if name.startswith("net._")} == {
+        "net._http_collect_response",
+        "net._await_response",
+        "net._urlencode_string",
+        "net._encode_url_with_params_array",
+    }
+    # By the view requests are made: so it stands where USAGE is taken back.
+    assert {name for name in RELATIONS if name.startswith("net._")} == {
+        "net._http_response",
+        "net._new_request",
+    }
+    assert [name for name in (*ROUTINES, *RELATIONS) if name.startswith("pgnet._")] == []
+
+
 def test_nothing_without_usage(closed: Database) -> None:
     """What EXECUTE says does not matter then: the schema is closed."""
     connection = closed.connect("rights_bob")
     for call in CALLS:
-        with pytest.raises(errors.InsufficientPrivilege, match="schema net"):
+        with pytest.raises(errors.InsufficientPrivilege, match=r"schema (pg)?net"):
             connection.execute(call)
+
+
+def test_usage_of_net_alone_is_what_making_requests_needs(own: Database) -> None:
+    """An administrator who knows pg_net takes back usage on net, and has not heard of pgnet."""
+    own.execute("revoke usage on schema net from public")
+    own.execute("grant usage on schema net to rights_alice")
+    alice, bob = own.connect("rights_alice"), own.connect("rights_bob")
+    for call in CALLS:
+        alice.execute(call)
+    before = own.rows("select id from net.http_request_queue order by id")
+    # Where it may execute what stands in pgnet, nothing is made, and nothing of others is seen.
+    for (name, kind), number in itertools.product(ROUTINES.items(), ("1", "null")):
+        if name.startswith("pgnet.") and kind == "everyone":
+            types = own.value(
+                "select array_to_string(array(select format('%%s::%%s', %s::text,"
+                " format_type(t, null)) from unnest(proargtypes) t), ', ')"
+                " from pg_proc where oid = %s::regproc",
+                "null" if number == "null" else "'1'",
+                name,
+            )
+            with contextlib.suppress(psycopg.Error):
+                assert "localhost" not in str(bob.execute(f"select {name}({types})").fetchall())
+    for table in ("pgnet.failed", "pgnet.mark", "pgnet.attempt"):
+        assert bob.execute(f"select * from {table}").fetchall() == []
+    assert bob.execute("select id, worker, attempt, claimed from pgnet.claim").fetchall() == []
+    with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
+        bob.execute("insert into pgnet.mark (request_id, action) values (1, 'cancel')")
+    assert own.value("select count(*) from pgnet.mark") == 0
+    assert own.rows("select id from net.http_request_queue order by id") == before
 
 
 @pytest.mark.parametrize("role", ["rights_alice", "postgres"])
@@ -393,15 +444,15 @@ def test_an_ordinary_role_runs_no_worker(granted: Database) -> None:
     for call in (
         "call net.work()",
         "call net.drain()",
-        "call net._wait(0)",
-        "select net._claim(1, 1, 1, 1, '{}', 1, '')",
-        "select net._record('[]')",
+        "call pgnet.wait_for_signals(0)",
+        "select pgnet.claim_requests(1, 1, 1, 1, '{}', 1, '')",
+        "select pgnet.record_outcomes('[]')",
         "select net.configure('ttl', '1 s')",
         "select net.allow_network('loopback')",
         "select net.forget_network('loopback')",
         "select net.grant_worker('rights_alice')",
         "select * from net.check()",
-        "select net._arm('restart')",
+        "select pgnet.arm_wake_up('restart')",
     ):
         with pytest.raises(errors.InsufficientPrivilege):
             connection.execute(call)
@@ -413,17 +464,17 @@ def test_relations(granted: Database, role: str) -> None:
     relations = [
         name
         for (name,) in granted.rows(
-            "select relname from pg_class where relnamespace = 'net'::regnamespace"
+            "select oid::regclass::text from pg_class"
+            " where relnamespace = any ('{net,pgnet}'::regnamespace[])"
             " and relkind in ('r', 'p', 'v', 'm', 'f')"
         )
     ]
     found = {}
     for name in relations:
-        table = f"net.{name}"
         rights = {
             privilege
             for privilege in TABLE_PRIVILEGES
-            if granted.value("select has_table_privilege(%s, %s, %s)", role, table, privilege)
+            if granted.value("select has_table_privilege(%s, %s, %s)", role, name, privilege)
         }
         rights |= {
             f"{privilege}({column})"
@@ -432,9 +483,9 @@ def test_relations(granted: Database, role: str) -> None:
             for (column,) in granted.rows(
                 "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0"
                 " and not attisdropped and has_column_privilege(%s, %s::regclass, attname, %s)",
-                table,
+                name,
                 role,
-                table,
+                name,
                 privilege,
             )
         }
@@ -444,7 +495,8 @@ def test_relations(granted: Database, role: str) -> None:
 
 def test_sequences_and_the_schema_are_the_owners(granted: Database) -> None:
     sequences = granted.rows(
-        "select relname from pg_class where relnamespace = 'net'::regnamespace and case relkind"
+        "select relname from pg_class"
+        " where relnamespace = any ('{net,pgnet}'::regnamespace[]) and case relkind"
         " when 'S' then has_sequence_privilege('rights_alice', oid, 'usage, select, update') end"
     )
     assert sequences == []
@@ -495,11 +547,11 @@ def test_a_worker_role_needs_no_more(own: Database, nginx: Nginx, kind: str) -> 
 READS = (
     "select id from net.http_request_queue",
     "select id from net._http_response",
-    "select id from net.failed",
+    "select id from pgnet.failed",
     "select id from net.requests",
     "select id from net.responses",
     "select id from net.failures",
-    "select request_id from net.mark",
+    "select request_id from pgnet.mark",
 )
 
 
@@ -535,7 +587,7 @@ def test_a_role_sees_its_own(served: Database, nginx: Nginx) -> None:
                 assert value(connection, "select net._await_response(%s)", number) is False
                 assert value(connection, "select net.cancel(%s)", number) is False
                 assert value(connection, "select net.forget(%s)", number) is False
-                assert value(connection, "select (net._look_up(%s)).id", number) is None
+                assert value(connection, "select (pgnet.outcome_so_far(%s)).id", number) is None
         assert served.value("select count(*) from net.requests") == 6
         for role, connection in connections.items():
             assert value(connection, "select net.cancel(%s)", max(own[role])) is True
@@ -551,9 +603,9 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
         insert into net._http_response (
             id, state, content, attempts, method, url, requested_by, requested
         ) values (7, 'failed', 'hunter2', 1, 'GET', 'hunter2', 'rights_bob', now());
-        insert into net.failed (id, state, method, url, requested_by, created, priority, attempts)
+        insert into pgnet.failed (id, state, method, url, requested_by, created, priority, attempts)
         values (7, 'failed', 'GET', 'hunter2', 'rights_bob', now(), 0, 1);
-        insert into net.mark (request_id, requested_by, action) values (7, 'rights_bob', 'retry');
+        insert into pgnet.mark (request_id, requested_by, action) values (7, 'rights_bob', 'retry');
         """
     )
     alice = own.connect("rights_alice")
@@ -566,15 +618,15 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
         """
     )
     for relation, column in (
-        ("http_request_queue", "url"),
-        ("_http_response", "content"),
-        ("failed", "url"),
-        ("requests", "url"),
-        ("responses", "content"),
-        ("failures", "url"),
-        ("mark", "request_id"),
+        ("net.http_request_queue", "url"),
+        ("net._http_response", "content"),
+        ("pgnet.failed", "url"),
+        ("net.requests", "url"),
+        ("net.responses", "content"),
+        ("net.failures", "url"),
+        ("pgnet.mark", "request_id"),
     ):
-        rows = alice.execute(f"select {column} from net.{relation} where tell({column})").fetchall()
+        rows = alice.execute(f"select {column} from {relation} where tell({column})").fetchall()
         assert (relation, rows, told) == (relation, [], [])
 
 
@@ -587,36 +639,36 @@ def test_forging_the_role(own: Database) -> None:
         " values ('GET', %s, current_user::regrole)",
         "insert into net.http_request_queue (id, method, url) values (5, 'GET', %s)",
         "insert into net.http_request_queue (method, url, created) values ('GET', %s, now())",
-        "insert into net.failed (id, url) values (5, %s)",
-        "insert into net.mark (request_id, requested_by, action)"
+        "insert into pgnet.failed (id, url) values (5, %s)",
+        "insert into pgnet.mark (request_id, requested_by, action)"
         " values (length(%s), 'rights_bob', 'cancel')",
-        "insert into net.mark (request_id, action, done) values (length(%s), 'retry', true)",
-        "update net.mark set done = true where action = %s",
+        "insert into pgnet.mark (request_id, action, done) values (length(%s), 'retry', true)",
+        "update pgnet.mark set done = true where action = %s",
         "insert into net._http_response (id, url) values (5, %s)",
         "update net.http_request_queue set url = %s",
         "update net._http_response set url = %s",
-        "update net.failed set url = %s",
+        "update pgnet.failed set url = %s",
     ):
         with pytest.raises(errors.InsufficientPrivilege):
             alice.execute(statement, (URL,))
     for statement in (
-        "select * from net._queue",
+        "select * from pgnet.ready_request",
         "select * from net.http_request_queue for update",
-        "select token from net.claim",
-        "select secret from net.worker",
+        "select token from pgnet.claim",
+        "select secret from pgnet.worker",
         "truncate net.http_request_queue",
         "create trigger t after insert on net.http_request_queue for each row"
         " execute function suppress_redundant_updates_trigger()",
-        "create trigger t after insert on net.mark for each row"
+        "create trigger t after insert on pgnet.mark for each row"
         " execute function suppress_redundant_updates_trigger()",
         "delete from net.http_request_queue",
         "delete from net._http_response",
-        "delete from net.failed",
-        "delete from net.mark",
-        "select * from net.mark for key share",
+        "delete from pgnet.failed",
+        "delete from pgnet.mark",
+        "select * from pgnet.mark for key share",
         "select setval('net.http_request_queue_id_seq', 1)",
         "select nextval('net.http_request_queue_id_seq')",
-        "lock table net.claim in share mode",
+        "lock table pgnet.claim in share mode",
         "create table net.mine ()",
         "alter table net.http_request_queue disable row level security",
         "set role rights_bob",
@@ -721,10 +773,10 @@ def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
     transaction = own.connect("rights_alice", autocommit=False)
     transaction.execute("insert into public.orders values (1)")
     everything_alice_reads = [
-        transaction.execute(f"select * from net.{relation}").fetchall()
+        transaction.execute(f"select * from {relation}").fetchall()
         for relation in (
-            "http_request_queue", "_http_response", "failed", "requests", "responses",
-            "failures", "mark",
+            "net.http_request_queue", "net._http_response", "pgnet.failed", "net.requests",
+            "net.responses", "net.failures", "pgnet.mark",
         )
     ]  # fmt: skip
     assert everything_alice_reads == [[]] * 7
@@ -749,8 +801,14 @@ def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
             with pytest.raises(errors.NoDataFound):
                 alice.execute(f"select {call}", (request_id,))
         assert value(alice, "select net.cancel(%s)", request_id) is False
-    for relation in ("http_request_queue", "_http_response", "failed", "requests", "responses"):
-        rows = alice.execute(f"select * from net.{relation} where id = any(%s)", (ids,)).fetchall()
+    for relation in (
+        "net.http_request_queue",
+        "net._http_response",
+        "pgnet.failed",
+        "net.requests",
+        "net.responses",
+    ):
+        rows = alice.execute(f"select * from {relation} where id = any(%s)", (ids,)).fetchall()
         assert rows == []
     # the vault's own role reads it
     content = value(vault, "select content from net.responses where id = %s", ids[0])

@@ -51,7 +51,7 @@ def rules(cluster: Cluster) -> Iterator[Database]:
         database.execute(f"create role {role}")
     database.execute("create role secrets_member login in role secrets_app")
     database.execute("create role secrets_stranger login noinherit in role secrets_app")
-    database.execute("grant select on net.secret to secrets_reader")
+    database.execute("grant select on pgnet.secret to secrets_reader")
     yield database
     database.drop()
     with cluster.connect() as connection:
@@ -65,7 +65,7 @@ def secrets(rules: Database) -> Iterator[Database]:
     put(rules, "stripe", f"sk_{CANARY}", API)
     put(rules, "hook", f"https://hooks.example/services/{CANARY}", "https://hooks.example/services")
     yield rules
-    rules.execute("delete from net.secret")
+    rules.execute("delete from pgnet.secret")
     rules.execute("delete from net.http_request_queue")
 
 
@@ -114,7 +114,7 @@ def test_rotation(secrets: Database) -> None:
         API,
     )
     assert (
-        secrets.value("select value from net.secret where name = 'stripe'") == f"another {CANARY}"
+        secrets.value("select value from pgnet.secret where name = 'stripe'") == f"another {CANARY}"
     )
     assert secrets.value(
         "select changed > created and created = %s from net.secrets where name = 'stripe'", created
@@ -136,18 +136,18 @@ def test_dropping(secrets: Database) -> None:
     # the grants went with it
     put(secrets, "stripe", f"sk_{CANARY}", API)
     assert seen(secrets, "secrets_app") == []
-    assert secrets.value("select count(*) from net.secret_grant") == 0
+    assert secrets.value("select count(*) from pgnet.secret_grant") == 0
 
 
 def test_each_change_is_one_of_the_configuration(secrets: Database) -> None:
     """Host settings may refer to secrets: workers read them again."""
-    revisions = [secrets.value("select revision from net.configuration")]
+    revisions = [secrets.value("select revision from pgnet.configuration")]
     for statement in (
         "select net.set_secret('stripe', 'a value of it')",
         "select net.drop_secret('stripe')",
     ):
         secrets.execute(statement)
-        revisions.append(secrets.value("select revision from net.configuration"))
+        revisions.append(secrets.value("select revision from pgnet.configuration"))
     assert revisions == sorted(set(revisions))
 
 
@@ -209,15 +209,15 @@ def test_null_and_unknown(secrets: Database) -> None:
         ("select net.secret_url('strip')", errors.UndefinedObject, 'secret "strip" does not exist'),
         ("select net.secret_url('a b')", errors.InvalidParameterValue,
          "this is no name of a secret"),
-        ("select net._check_secret(null, null)", errors.InvalidParameterValue,
+        ("select pgnet.check_secret(null, null)", errors.InvalidParameterValue,
          "the name of a secret must not be NULL"),
-        ("select net._check_secret('stripe', null)", errors.InvalidParameterValue,
+        ("select pgnet.check_secret('stripe', null)", errors.InvalidParameterValue,
          'secret "stripe" may not go to this URL'),
     ):  # fmt: skip
         with pytest.raises(error) as caught:
             secrets.execute(statement)
         assert refusal(caught) == message
-    assert secrets.rows("select * from net._secrets(null, null, null)") == []
+    assert secrets.rows("select * from pgnet.claimed_secrets(null, null, null)") == []
 
 
 def test_who_sees_a_secret(secrets: Database) -> None:
@@ -267,7 +267,7 @@ def test_a_dropped_role(secrets: Database) -> None:
         with pytest.raises(errors.UndefinedObject):
             secrets.execute("select net.grant_secret('stripe', 'secrets_never')")
         secrets.execute("select net.grant_secret('hook', 'secrets_app')")
-        assert secrets.rows("select secret, role::text from net.secret_grant") == [
+        assert secrets.rows("select secret, role::text from pgnet.secret_grant") == [
             ("hook", "secrets_app")
         ]
     finally:
@@ -278,26 +278,26 @@ def test_nobody_else_reads_or_writes(secrets: Database) -> None:
     secrets.execute("select net.grant_secret('stripe', 'secrets_app')")
     app = secrets.connect("secrets_app")
     for statement in (
-        "select value from net.secret",
-        "select name from net.secret",
-        "select count(*) from net.secret",
-        "select * from net.secret_grant",
-        "copy net.secret to stdout",
-        "update net.secret set url_prefix = 'https://evil.example/'",
-        "insert into net.secret_grant values ('hook', 'secrets_app')",
-        "delete from net.secret",
+        "select value from pgnet.secret",
+        "select name from pgnet.secret",
+        "select count(*) from pgnet.secret",
+        "select * from pgnet.secret_grant",
+        "copy pgnet.secret to stdout",
+        "update pgnet.secret set url_prefix = 'https://evil.example/'",
+        "insert into pgnet.secret_grant values ('hook', 'secrets_app')",
+        "delete from pgnet.secret",
         "update net.secrets set url_prefix = 'https://evil.example/'",
         "delete from net.secrets",
-        "do $$ begin lock table net.secret; end $$",
+        "do $$ begin lock table pgnet.secret; end $$",
         "select net.set_secret('stripe', 'another value', 'https://evil.example/')",
         "select net.drop_secret('stripe')",
         "select net.grant_secret('hook', 'secrets_app')",
         "select net.revoke_secret('stripe', 'secrets_app')",
-        "select * from net._secrets('{1}', array[gen_random_uuid()], '{stripe}')",
-        "select net._secret_check('a', 'b', 'c')",
-        "select net._set_secret_grant('hook', 'secrets_app', true)",
-        "create rule sneak as on insert to net.secret do also notify sneak",
-        "create trigger sneak before insert on net.secret execute function net._keep_own()",
+        "select * from pgnet.claimed_secrets('{1}', array[gen_random_uuid()], '{stripe}')",
+        "select pgnet.inspect_secret('a', 'b', 'c')",
+        "select pgnet.set_secret_grant('hook', 'secrets_app', true)",
+        "create rule sneak as on insert to pgnet.secret do also notify sneak",
+        "create trigger sneak before insert on pgnet.secret execute function pgnet.keep_own_row()",
     ):
         # The view cannot be written to by anybody.
         with pytest.raises(
@@ -343,7 +343,7 @@ def test_default_privileges_do_not_open_it(cluster: Cluster) -> None:
                     "select not has_any_column_privilege(%s, %s, 'select, insert, update')"
                     " and not has_table_privilege(%s, %s, 'select, insert, update, delete,"
                     " truncate, references, trigger')",
-                    *(role, f"net.{table}") * 2,
+                    *(role, f"pgnet.{table}") * 2,
                 ), (role, table)
     finally:
         database.execute(
@@ -358,10 +358,10 @@ def test_what_is_kept_beside_the_table(secrets: Database) -> None:
     """Neither statistics nor a dump have the values."""
     for number in range(300):
         put(secrets, f"many{number % 7}.{number}", f"{CANARY}{number % 5}", API)
-    secrets.execute("analyze net.secret")
+    secrets.execute("analyze pgnet.secret")
     assert (
         secrets.rows(
-            "select attname from pg_stats where schemaname = 'net' and tablename = 'secret'"
+            "select attname from pg_stats where schemaname = 'pgnet' and tablename = 'secret'"
             " and attname = 'value'"
         )
         == []
@@ -613,10 +613,10 @@ def nowhere(database: Database) -> None:
         assert not found_in(content), path
     relations = database.rows(
         "select c.oid::regclass::text from pg_class c where c.relkind in ('r', 'v', 'm', 'p', 'f')"
-        " and (c.relnamespace = 'net'::regnamespace or c.oid in ("
+        " and (c.relnamespace = any ('{net,pgnet}'::regnamespace[]) or c.oid in ("
         " to_regclass('pg_stat_statements'), 'pg_catalog.pg_stat_activity'::regclass,"
         " 'pg_catalog.pg_statistic'::regclass, 'pg_catalog.pg_prepared_statements'::regclass))"
-        " and c.oid <> 'net.secret'::regclass"
+        " and c.oid <> 'pgnet.secret'::regclass"
     )
     assert ("net._http_response",) in relations
     for (relation,) in relations:
@@ -632,7 +632,7 @@ def test_what_the_talkative_cluster_tells(watched: Database) -> None:
     if "auto_explain.log_verbose" in watched.cluster.options:
         # a plan that was made for it holds it, but for those of net.set_secret itself
         assert "Output: net.set_secret('told'::text, 'a Told and retold value'::text" in log
-        assert "insert into net.secret (name, value, url_prefix)" in log
+        assert "insert into pgnet.secret (name, value, url_prefix)" in log
         assert log.count("'a Told and retold value'::text") == 1
     with pytest.raises(errors.InvalidParameterValue):
         watched.execute("select net.set_secret('told', %s, %s)", "Told", API)
@@ -650,16 +650,16 @@ def test_setting_by_the_command(watched: Database) -> None:
         given=value.encode() + b"\n",
     )
     assert (status, printed) == (0, 'secret "cli" is set, for requests to https://api.example/v1\n')
-    assert watched.value("select value from net.secret where name = 'cli'") == value
+    assert watched.value("select value from pgnet.secret where name = 'cli'") == value
     # rotated, from a file that ends without a line break
     status, printed = command(watched, "set", "cli", given=f"{CANARY}.2".encode())
     assert (status, printed) == (0, 'secret "cli" is set, for requests to https://api.example/v1\n')
-    assert watched.value("select value from net.secret where name = 'cli'") == f"{CANARY}.2"
+    assert watched.value("select value from pgnet.secret where name = 'cli'") == f"{CANARY}.2"
     pem = f"-----BEGIN KEY-----\n{CANARY}\n-----END KEY-----\n"
     status, printed = command(watched, "set", "pem", given=pem.encode())
     assert status == 0
     assert "only net.configure_host" in printed
-    assert watched.value("select value from net.secret where name = 'pem'") == pem.rstrip("\n")
+    assert watched.value("select value from pgnet.secret where name = 'pem'") == pem.rstrip("\n")
     status, printed = command(watched, "list")
     assert status == 0
     lines = [line.split()[:4] for line in printed.splitlines()]
@@ -696,7 +696,7 @@ def test_the_command_refuses(
     assert status == 1
     assert message in printed
     assert "Traceback" not in printed
-    assert watched.value("select count(*) from net.secret where name = 's'") == 0
+    assert watched.value("select count(*) from pgnet.secret where name = 's'") == 0
     nowhere(watched)
 
 
@@ -707,7 +707,7 @@ def test_a_call_that_fails_in_the_server(watched: Database) -> None:
         " begin raise exception 'not today' using detail = 'no detail'; end $$"
     )
     watched.execute(
-        "create trigger fail before insert on net.secret"
+        "create trigger fail before insert on pgnet.secret"
         " for each row execute function public.fail()"
     )
     try:
@@ -722,7 +722,7 @@ def test_a_call_that_fails_in_the_server(watched: Database) -> None:
 def test_a_call_that_is_cut_off(watched: Database) -> None:
     """A lock keeps it from the table; then its session is ended."""
     holder = watched.connect(autocommit=False)
-    holder.execute("lock table net.secret in exclusive mode")
+    holder.execute("lock table pgnet.secret in exclusive mode")
     done: list[tuple[int, str]] = []
     thread = threading.Thread(
         target=lambda: done.append(
@@ -754,7 +754,7 @@ def test_where_the_server_would_log_it(watched: Database) -> None:
         assert "this server would log the value" in printed
         statement = 'grant set on parameter log_parameter_max_length to "secrets_dba"'
         assert statement in printed
-        assert watched.value("select count(*) from net.secret where name = 's'") == 0
+        assert watched.value("select count(*) from pgnet.secret where name = 's'") == 0
         watched.execute(statement)
         if logs_parameters_of_plans(watched):
             watched.execute(statement.replace("log_parameter", "auto_explain.log_parameter"))
@@ -1247,7 +1247,7 @@ def test_a_request_that_failed_is_kept_without_it(scene: Scene) -> None:
     row = scene.ask(f"{scene.home.url}/v1/failing", headers)
     assert row["state"] == "failed"
     assert scene.database.row(
-        "select headers, status_code from net.failed where id = %s", row["id"]
+        "select headers, status_code from pgnet.failed where id = %s", row["id"]
     ) == (headers, 500)
 
 
@@ -1617,10 +1617,12 @@ def test_a_worker_gets_only_what_its_claims_name(later: Database, sites: tuple[S
     try:
         later.execute("select net.grant_worker('secrets_worker')")
         worker = later.connect("secrets_worker")
-        registered = worker.execute("select worker_id from net._register('backend')").fetchone()
+        registered = worker.execute(
+            "select worker_id from pgnet.register_worker('backend')"
+        ).fetchone()
         assert registered is not None
         claimed = worker.execute(
-            "select id, token from net._claim(%s, 10, 10, 10, '{}', 1000, '')", registered
+            "select id, token from pgnet.claim_requests(%s, 10, 10, 10, '{}', 1000, '')", registered
         ).fetchone()
         assert claimed is not None
         request_id, token = claimed
@@ -1629,7 +1631,7 @@ def test_a_worker_gets_only_what_its_claims_name(later: Database, sites: tuple[S
             ids, tokens, names = (list(column) for column in zip(*triples, strict=True))
             return worker.execute(
                 "select name, value, url_prefix, held_by, fault"
-                " from net._secrets(%s::bigint[], %s::uuid[], %s::text[])",
+                " from pgnet.claimed_secrets(%s::bigint[], %s::uuid[], %s::text[])",
                 (ids, tokens, names),
             ).fetchall()
 
@@ -1641,7 +1643,7 @@ def test_a_worker_gets_only_what_its_claims_name(later: Database, sites: tuple[S
         stranger = "00000000-0000-0000-0000-000000000000"
         assert asked((request_id, stranger, "key"), (request_id + 1, token, "key")) == []
         with pytest.raises(errors.InsufficientPrivilege):
-            worker.execute("select * from net.secret")
+            worker.execute("select * from pgnet.secret")
         worker.close()
     finally:
         later.execute("drop owned by secrets_worker")

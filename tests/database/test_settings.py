@@ -192,7 +192,7 @@ def test_an_unknown_setting(settings: Database, name: str | None) -> None:
 def test_the_table_takes_no_bad_value_either(settings: Database) -> None:
     for name, value in (("ttl", "-1 s"), ("no_such", "1"), ("wake_up", "never")):
         with pytest.raises(errors.CheckViolation):
-            settings.execute("insert into net.setting values (%s, %s)", name, value)
+            settings.execute("insert into pgnet.setting values (%s, %s)", name, value)
 
 
 def test_set_and_reset(settings: Database) -> None:
@@ -201,7 +201,7 @@ def test_set_and_reset(settings: Database) -> None:
     assert settings.value("select value from net.settings where name = 'ttl'") == "2 hours"
     settings.execute("select net.configure('ttl', null)")
     assert settings.value("select value from net.settings where name = 'ttl'") == DEFAULTS["ttl"]
-    assert settings.value("select count(*) from net.setting") == 0
+    assert settings.value("select count(*) from pgnet.setting") == 0
 
 
 def test_an_interval_is_read_whatever_the_sessions_style(settings: Database) -> None:
@@ -361,7 +361,7 @@ def test_poll_interval(fresh_database: Database, nginx: Nginx) -> None:
 
 def crashed_in_flight(database: Database, worker: Worker, url: str) -> int:
     request_id: int = database.value("select net.http_get(%s)", url)
-    database.wait_for("select count(*) from net.claim")
+    database.wait_for("select count(*) from pgnet.claim")
     worker.kill()
     return request_id
 

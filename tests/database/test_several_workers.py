@@ -57,7 +57,7 @@ def test_a_worker_behind_a_pooler_is_refused(
         assert ended.stderr.count("\n") == 1, ended.stderr
         assert ended.stderr.startswith("pgnet worker: a connection pooler stands between")
         assert "connect to the server directly" in ended.stderr
-        assert database.value("select count(*) from net.worker") == 0
+        assert database.value("select count(*) from pgnet.worker") == 0
         with psycopg.connect(pool.dsn(database.name), autocommit=True) as caller:
             row = caller.execute(
                 "select current_setting('search_path'), current_setting('tcp_user_timeout')"
@@ -70,7 +70,7 @@ def test_a_session_that_changes_under_a_worker(database: Database, witness: Runn
     with database.cluster.worker(dbname=database.name) as worker:
         queue(database, f"{witness.url}/body/x")
         wait_for_states(database, {"succeeded": 1})
-        database.execute("update net.worker set pid = pg_backend_pid()")
+        database.execute("update pgnet.worker set pid = pg_backend_pid()")
         database.execute("select net.worker_restart()")
         assert worker.process.wait(10) == 1
         said = worker.output().splitlines()
@@ -154,7 +154,7 @@ class Load:
         outcomes = self.database.rows(f"select {path}, state, attempts from net._http_response")
         assert Counter(key for key, _, _ in outcomes) == Counter(self.committed)
         assert [row for row in outcomes if row[1] != "succeeded"] == []
-        assert self.database.value("select count(*) from net.claim") == 0
+        assert self.database.value("select count(*) from pgnet.claim") == 0
         sent = Counter(targets(witness))
         assert sent.keys() == set(self.committed)
         # what was claimed, and cut off before it went out, counts as an attempt too
@@ -173,7 +173,7 @@ def in_turns(work: Callable[[random.Random], float], times: int, at_once: int = 
 def drained(database: Database) -> None:
     left = (
         "select format('%s queued, %s of them alone, %s claimed', count(*),"
-        " count(*) filter (where due = 'infinity'), (select count(*) from net.claim))"
+        " count(*) filter (where due = 'infinity'), (select count(*) from pgnet.claim))"
         " from net.http_request_queue"
     )
     database.wait_for(left, predicate=lambda text: text.startswith("0 queued"), timeout=60 + STOPS)
@@ -192,7 +192,7 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
                 lambda: re.search(r"serving as worker (\d+)", worker.output()), timeout=30
             )
             assert serving_as is not None
-            at_work = "select exists (select from net.claim where worker = %s)"
+            at_work = "select exists (select from pgnet.claim where worker = %s)"
 
             def busy() -> bool:
                 row = connection.execute(at_work, (serving_as.group(1),)).fetchone()
@@ -215,9 +215,9 @@ def test_stops_of_processes_under_load(database: Database, witness: Running) -> 
     assert max(took) <= GRACE + 2
     again = {key for key, times in sent.items() if times > 1}
     # whatever was cut off had the whole grace, and did not end in it
-    shortest = database.value("select min(ended - started) from net.attempt")
+    shortest = database.value("select min(ended - started) from pgnet.attempt")
     assert shortest is None or shortest.total_seconds() >= GRACE - 0.1
-    attempts = database.rows("select ending, count(*) from net.attempt group by 1")
+    attempts = database.rows("select ending, count(*) from pgnet.attempt group by 1")
     # all of the workers have said good-bye, and count what they did not finish
     assert database.rows(
         "select count(*), sum(cut_off) from net.workers where state = 'stopped'"
@@ -252,7 +252,7 @@ def test_ends_of_backends_under_load(database: Database, witness: Running) -> No
                 seconds: float = row[0].total_seconds()
                 return seconds - runtime - GRACE
             at_work = (
-                "select exists (select from net.claim c join net.worker w on w.id = c.worker"
+                "select exists (select from pgnet.claim c join pgnet.worker w on w.id = c.worker"
                 " where w.pid = %s)"
             )
 
@@ -279,7 +279,7 @@ def test_ends_of_backends_under_load(database: Database, witness: Running) -> No
         drained(database)
     sent = load.check(witness)
     assert max(took) <= 2
-    endings = dict(database.rows("select ending, count(*) from net.attempt group by 1"))
+    endings = dict(database.rows("select ending, count(*) from pgnet.attempt group by 1"))
     assert endings.keys() <= {"stopped", "lost"}
     if not ends["pg_terminate_backend"]:
         assert "lost" not in endings
@@ -381,7 +381,7 @@ def test_a_restart_with_two_workers_sends_nothing_again(
         assert set(Counter(targets(witness)).values()) == {1}
         assert len(targets(witness)) == 100
         assert stoppable.value("select max(attempts) from net._http_response") == 1
-        assert stoppable.value("select count(*) from net.attempt") == 0
+        assert stoppable.value("select count(*) from pgnet.attempt") == 0
         stoppable.wait_for("select count(*) = 2 from net.workers where state = 'running'")
         for worker in (one, other):
             assert worker.process.poll() is None

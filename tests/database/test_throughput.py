@@ -57,7 +57,7 @@ def test_thousands_of_small_requests(
         " from net._http_response group by 1, 2, 3, 4"
     ) == [(200, "pgnet", None, 1, REQUESTS)]
     assert database.value("select count(*) from net.http_request_queue") == 0
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
     with capsys.disabled():
         print(
             f" [{REQUESTS / seconds:,.0f} requests/s {form.__name__.replace('_', ' ')},"

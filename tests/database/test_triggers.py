@@ -13,7 +13,7 @@ from servers.cluster import Cluster, Database, wait_until
 from servers.nginx import Nginx
 
 ROLES = ("triggers_worker", "triggers_alice")
-TABLES = ("http_request_queue", "_http_response", "failed", "attempt")
+TABLES = ("net.http_request_queue", "net._http_response", "pgnet.failed", "pgnet.attempt")
 
 # An everyday audit trigger: it names a table, a function and an operator without their schemas.
 AUDIT = """
@@ -53,7 +53,7 @@ def audit(database: Database, schema: str = "public") -> None:
             for level in ("row", "statement"):
                 database.execute(
                     f"create trigger {when}_{level} {when} insert or update or delete"
-                    f" on net.{table} for each {level} execute function {schema}.audit()"
+                    f" on {table} for each {level} execute function {schema}.audit()"
                 )
 
 
@@ -157,8 +157,12 @@ def test_a_workers_role_takes_no_owners_place(audited: Database, nginx: Nginx) -
         worker.execute("call net.drain()")
     assert "discard temp" in (caught.value.diag.message_hint or "")
     for call in (
-        "net._register('process')", "net._claim(1, 1, 1, 1, '{}', 1, '')", "net._record('[]')",
-        "net._tend(1)", "net._deregister(1, gen_random_uuid())", "net._release('{}', '{}', null)",
+        "pgnet.register_worker('process')",
+        "pgnet.claim_requests(1, 1, 1, 1, '{}', 1, '')",
+        "pgnet.record_outcomes('[]')",
+        "pgnet.heartbeat(1)",
+        "pgnet.deregister_worker(1, gen_random_uuid())",
+        "pgnet.release_requests('{}', '{}', null)",
     ):  # fmt: skip
         with pytest.raises(errors.ObjectNotInPrerequisiteState, match="temporary tables"):
             worker.execute(f"select {call}")
@@ -194,7 +198,7 @@ def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
     audited.execute(
         "create function public.who() returns trigger language plpgsql as $$"
         " begin raise notice 'fired as %', current_user; return new; end $$;"
-        "create trigger who before insert or update or delete on net.mark"
+        "create trigger who before insert or update or delete on pgnet.mark"
         " for each row execute function public.who();"
         "create trigger who before insert or update or delete on net.http_request_queue"
         " for each row execute function public.who();"
@@ -242,18 +246,18 @@ def test_the_doctor_names_functions_without_a_fixed_path(audited: Database) -> N
         create operator public.=== (function = public.equal, leftarg = regrole, rightarg = text);
         create trigger audit after insert on net._http_response
             for each row execute function public.audit();
-        create trigger half after insert on net.attempt
+        create trigger half after insert on pgnet.attempt
             for each row execute function public.half();
-        create trigger whole after insert on net.failed
+        create trigger whole after insert on pgnet.failed
             for each row execute function public.whole();
-        create trigger built_in before update on net.failed
+        create trigger built_in before update on pgnet.failed
             for each row execute function suppress_redundant_updates_trigger();
-        create rule follow as on delete to net.failed
+        create rule follow as on delete to pgnet.failed
             do also insert into public.audit select 'rule' where public.open(old.id);
-        create policy mine on net.worker using (public.open(id));
-        create policy atomic on net.worker using (public.atomic(id));
-        create policy operator on net.mark using (requested_by === 'x');
-        alter table net.attempt add constraint checked check (public.open(request_id));
+        create policy mine on pgnet.worker using (public.open(id));
+        create policy atomic on pgnet.worker using (public.atomic(id));
+        create policy operator on pgnet.mark using (requested_by === 'x');
+        alter table pgnet.attempt add constraint checked check (public.open(request_id));
         alter table net._http_response alter content_type set default public.open(1)::text;
         """
     )
@@ -262,11 +266,11 @@ def test_the_doctor_names_functions_without_a_fixed_path(audited: Database) -> N
     assert hint is not None
     for place in (
         "trigger audit on net._http_response (public.audit())",
-        "trigger half on net.attempt (public.half())",
-        "rule follow on net.failed (public.open(bigint))",
-        "policy mine on net.worker (public.open(bigint))",
-        "policy operator on net.mark (public.equal(regrole,text))",
-        "constraint checked on net.attempt (public.open(bigint))",
+        "trigger half on pgnet.attempt (public.half())",
+        "rule follow on pgnet.failed (public.open(bigint))",
+        "policy mine on pgnet.worker (public.open(bigint))",
+        "policy operator on pgnet.mark (public.equal(regrole,text))",
+        "constraint checked on pgnet.attempt (public.open(bigint))",
         "default of net._http_response.content_type (public.open(bigint))",
     ):  # fmt: skip
         assert place in detail

@@ -1,4 +1,4 @@
-"""How workers are woken: slots, sockets, signals; and net._wait, which waits for a process."""
+"""How workers are woken: slots, sockets, signals; and pgnet.wait_for_signals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def slots(database: Database) -> list[int]:
 def listener(database: Database) -> psycopg.Connection[Any]:
     """A session that holds a slot, as the second connection of a worker process does."""
     connection = database.connect()
-    connection.execute("call net._wait(0)")
+    connection.execute("call pgnet.wait_for_signals(0)")
     return connection
 
 
@@ -64,7 +64,9 @@ def slot_of_a_new_listener(database: Database) -> int | None:
 
 
 def wait_call(connection: psycopg.Connection[Any], timeout: float) -> tuple[str, int | None]:
-    row: tuple[str, int | None] | None = connection.execute(f"call net._wait({timeout})").fetchone()
+    row: tuple[str, int | None] | None = connection.execute(
+        f"call pgnet.wait_for_signals({timeout})"
+    ).fetchone()
     assert row is not None
     return row
 
@@ -73,7 +75,7 @@ def settle(database: Database) -> None:
     """Wait until the workers have looked: from now on only a wake-up makes them look."""
     database.wait_for(
         "select bool_and(a.backend_xmin is null and a.backend_xid is null)"
-        " from net.worker w join pg_stat_activity a on a.pid = w.pid"
+        " from pgnet.worker w join pg_stat_activity a on a.pid = w.pid"
     )
 
 
@@ -406,12 +408,12 @@ def test_a_prepared_transaction(database: Database, witness: Running, form: Form
     assert [entry["target"] for entry in witness.record()] == ["/body/commit"]
 
 
-# ---- net._wait
+# ---- pgnet.wait_for_signals
 
 
 def test_wait_holds_nothing(database: Database) -> None:
     connection = listener(database)
-    session = Session(connection, "call net._wait(60)")
+    session = Session(connection, "call pgnet.wait_for_signals(60)")
     database.wait_for(
         "select state = 'active' and backend_xmin is null and backend_xid is null"
         " from pg_stat_activity where pid = %s",
@@ -442,7 +444,7 @@ def test_wait_ends_after_its_time(database: Database) -> None:
 @pytest.mark.parametrize("function", ["pg_cancel_backend", "pg_terminate_backend"])
 def test_wait_ends_at_once_when_told(database: Database, function: str) -> None:
     connection = listener(database)
-    session = Session(connection, "call net._wait(60)")
+    session = Session(connection, "call pgnet.wait_for_signals(60)")
     database.wait_for("select state = 'active' from pg_stat_activity where pid = %s", session.pid)
     started = time.monotonic()
     database.execute(f"select {function}(%s)", session.pid)
@@ -468,7 +470,7 @@ def test_wait_is_for_workers(database: Database) -> None:
             database.cluster.connect(database.name, "ordinary") as connection,
             pytest.raises(psycopg.errors.InsufficientPrivilege),
         ):
-            connection.execute("call net._wait(0)")
+            connection.execute("call pgnet.wait_for_signals(0)")
     finally:
         database.execute("drop role ordinary")
 

@@ -107,7 +107,7 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
     bounds = {
         name: (int(low), int(high))
         for name, low, high in fresh_database.rows(
-            "select name, minimum, maximum from net._known_host_settings()"
+            "select name, minimum, maximum from pgnet.known_host_settings()"
             " where minimum is not null"
         )
     }
@@ -116,7 +116,7 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
     known = {
         name: (int(low), int(high))
         for name, low, high in fresh_database.rows(
-            "select name, minimum, maximum from net._known_retry_settings()"
+            "select name, minimum, maximum from pgnet.known_retry_settings()"
             " where minimum is not null"
         )
     }
@@ -151,13 +151,14 @@ def test_idempotent_methods(fresh_database: Database) -> None:
     lists = re.compile(r"GET, HEAD, [A-Z]+, [A-Z]+(?:,| and| or) [A-Z]+")
     texts = [*PAGES.values()]
     texts += [
-        row[0] for row in fresh_database.rows("select description from net._known_retry_settings()")
+        row[0]
+        for row in fresh_database.rows("select description from pgnet.known_retry_settings()")
     ]
     found = [said for text in texts for said in lists.findall(text) if "POST" not in said]
     assert len(found) >= 4
     for said in found:
         assert set(re.findall(r"[A-Z]+", said)) == methods, said
-    source = fresh_database.value("select prosrc from pg_proc where proname = '_is_idempotent'")
+    source = fresh_database.value("select prosrc from pg_proc where proname = 'is_idempotent'")
     listed = re.search(r"array\[('GET'[^]]*)\]", source)
     assert listed
     assert set(re.findall(r"'(\w+)'", listed[1])) == methods
@@ -166,8 +167,8 @@ def test_idempotent_methods(fresh_database: Database) -> None:
 
 def test_hints_are_sentences(fresh_database: Database) -> None:
     for name, description in fresh_database.rows(
-        "select name, description from net._known_retry_settings() union all"
-        " select name, description from net._known_host_settings()"
+        "select name, description from pgnet.known_retry_settings() union all"
+        " select name, description from pgnet.known_host_settings()"
     ):
         assert re.match(r"[A-Z0-9]", description), name
         assert description.endswith("."), name

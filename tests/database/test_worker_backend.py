@@ -79,7 +79,7 @@ def serving(
                 (
                     session.running
                     and database.value(
-                        "select exists (select from net.worker where pid = %s)", session.pid
+                        "select exists (select from pgnet.worker where pid = %s)", session.pid
                     )
                 )
                 or (not session.running and session.ended())
@@ -161,8 +161,8 @@ def test_drain_sends_what_is_due_and_returns(database: Database, nginx: Nginx) -
         "select status_code, content, count(*) from net._http_response group by 1, 2"
     ) == [(200, '{"ok": true}', 25)]
     assert database.value("select count(*) from net.http_request_queue") == 0
-    assert database.value("select count(*) from net.claim") == 0
-    assert database.value("select count(*) from net.worker where ended is null") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
+    assert database.value("select count(*) from pgnet.worker where ended is null") == 0
 
 
 def test_drain_returns_at_once_when_nothing_is_due(database: Database) -> None:
@@ -193,7 +193,7 @@ def test_after_max_runtime_it_finishes_what_is_in_flight_and_claims_no_more(
     assert time.monotonic() - started < 3
     assert states(database) == {"succeeded": 1, "ready": 1}
     assert len(witness.record()) == 1
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
 
 
 def test_work_ends_by_max_runtime(database: Database) -> None:
@@ -297,9 +297,9 @@ def test_a_role_with_a_workers_rights_and_no_other(database: Database, witness: 
         assert refused.execute("select count(*) from net._http_response").fetchone() == (0,)
         for table in ("worker", "setting", "egress_rule"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                refused.execute(sql.SQL("select * from net.{}").format(sql.Identifier(table)))
+                refused.execute(sql.SQL("select * from pgnet.{}").format(sql.Identifier(table)))
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            refused.execute("select token from net.claim")
+            refused.execute("select token from pgnet.claim")
         database.execute("select net.revoke_worker('only_a_worker')")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             refused.execute("call net.work()")
@@ -319,7 +319,7 @@ def test_it_ends_cleanly_before_the_roles_statement_timeout(
     with serving(database, setup="set statement_timeout = '3 s'") as session:
         seen(witness, 1)
         assert session.ended() is None
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
     assert states(database) == ({"ready": 1} if target == "/delay/600" else {"succeeded": 1})
 
 
@@ -439,15 +439,15 @@ def test_cancel_and_terminate_take_effect_at_once(
         assert time.monotonic() - started < PROMPT
         if function == "pg_cancel_backend":
             assert isinstance(error, psycopg.errors.QueryCanceled)
-            assert database.value("select count(*) from net.claim") == 0
-            assert database.value("select count(*) from net.worker where ended is null") == 0
+            assert database.value("select count(*) from pgnet.claim") == 0
+            assert database.value("select count(*) from pgnet.worker where ended is null") == 0
         else:
             assert isinstance(error, psycopg.OperationalError)
     # free again at once: the next worker waits for nothing
     witness.reset()
     with serving(database):
         assert len(seen(witness, count, 1.5)) == count
-        assert database.value("select count(*) from net.claim where attempt = 2") == count
+        assert database.value("select count(*) from pgnet.claim where attempt = 2") == count
 
 
 def test_a_cancel_records_what_had_ended(database: Database, witness: Running) -> None:
@@ -476,7 +476,7 @@ def test_a_cancel_records_what_had_ended(database: Database, witness: Running) -
         holder.execute("select pg_advisory_unlock(1)")
         assert isinstance(session.ended(), psycopg.errors.QueryCanceled)
     assert states(database) == {"succeeded": 20, "ready": 5}
-    assert database.value("select count(*) from net.claim") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
     assert max(Counter(entry["target"] for entry in witness.record()).values()) == 20
 
 

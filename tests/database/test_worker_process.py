@@ -153,7 +153,7 @@ def test_an_idle_one_stops_at_once(database: Database, number: signal.Signals) -
         worker.process.send_signal(number)
         assert worker.process.wait(10) == 0
         assert time.monotonic() - started < 2
-    assert database.value("select count(*) from net.worker where ended is null") == 0
+    assert database.value("select count(*) from pgnet.worker where ended is null") == 0
     database.wait_for(
         "select count(*) = 0 from pg_stat_activity"
         " where application_name like '%pgnet%' and datname = current_database()"
@@ -191,13 +191,13 @@ def test_it_finishes_what_is_in_flight_and_gives_back_the_rest(
         assert 1.5 < time.monotonic() - started < 4
         assert "Traceback" not in worker.output()
     assert states(database) == {"succeeded": 4 + late, "ready": 4}
-    assert database.value("select count(*) from net.claim") == 0
-    assert database.value("select count(*) from net.worker where ended is null") == 0
+    assert database.value("select count(*) from pgnet.claim") == 0
+    assert database.value("select count(*) from pgnet.worker where ended is null") == 0
     assert len(targets(witness)) == 7 + late
     # what was cut off is free again at once
     with database.worker("--grace", "0"):
         assert len(seen(witness, 11 + late, 1.5)) == 11 + late
-        assert database.rows("select attempt from net.claim where attempt > 1") == [(2,)] * 3
+        assert database.rows("select attempt from pgnet.claim where attempt > 1") == [(2,)] * 3
 
 
 def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running) -> None:
@@ -207,7 +207,7 @@ def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running)
         # it hears signals from then on
         database.wait_for(
             "select count(*) = 1 from pg_stat_activity where datname = current_database()"
-            " and state = 'active' and query like 'call net._wait%'"
+            " and state = 'active' and query like 'call pgnet.wait_for_signals%'"
         )
         database.execute("select net.worker_restart()")
         # it finishes what is in flight before it starts anew: it claims nothing
@@ -258,13 +258,13 @@ def test_a_restart_sends_nothing_again(
         wait_for_states(stoppable, {"succeeded": 101}, 2)
         assert worker.process.poll() is None
         assert "Traceback" not in worker.output()
-        assert stoppable.value("select count(*) from net.worker where ended is null") == 1
+        assert stoppable.value("select count(*) from pgnet.worker where ended is null") == 1
 
 
 def test_a_terminated_session_comes_back_as_the_same_worker(
     database: Database, worker: Worker, witness: Running
 ) -> None:
-    before = database.wait_for("select id from net.worker")
+    before = database.wait_for("select id from pgnet.worker")
     queue(database, f"{witness.url}/delay/1?#", 30)
     seen(witness, 30)
     database.execute(
@@ -273,7 +273,7 @@ def test_a_terminated_session_comes_back_as_the_same_worker(
     )
     wait_for_states(database, {"succeeded": 30})
     assert len(targets(witness)) == 30
-    assert database.rows("select id from net.worker") == [(before,)]
+    assert database.rows("select id from pgnet.worker") == [(before,)]
     database.wait_for(
         "select count(*) = 2 from pg_stat_activity"
         " where application_name like '%pgnet%' and datname = current_database()"
@@ -436,7 +436,7 @@ def test_a_paused_worker_records_nothing_twice(database: Database, witness: Runn
         paused.pause()
         with database.worker():
             # what five seconds, and the minute's margin, would do
-            database.execute("update net.claim set deadline = clock_timestamp()")
+            database.execute("update pgnet.claim set deadline = clock_timestamp()")
             wait_for_states(database, {"succeeded": 50})
             before = database.rows(
                 "select id, created, attempts from net._http_response order by 1"
@@ -458,7 +458,7 @@ def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Runn
         paused.pause()
         with database.worker():
             database.execute(
-                "select pg_terminate_backend(pid) from net.worker order by id limit 1",
+                "select pg_terminate_backend(pid) from pgnet.worker order by id limit 1",
             )
             started = time.monotonic()
             wait_for_states(database, {"succeeded": 50})
@@ -470,7 +470,7 @@ def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Runn
             paused.resume()
             # it is back when it has its session again
             database.wait_for(
-                "select count(*) = 2 from net.worker w join pg_stat_activity a"
+                "select count(*) = 2 from pgnet.worker w join pg_stat_activity a"
                 " on a.pid = w.pid and a.backend_start = w.backend_start"
             )
             queue(database, f"{witness.url}/body/after", 20)

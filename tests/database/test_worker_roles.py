@@ -30,7 +30,7 @@ def roles(cluster: Cluster) -> Iterator[None]:
 @pytest.fixture
 def open_database(database: Database, roles: None) -> Database:
     """Everybody may execute everything; one request of the victim's waits."""
-    database.execute("grant execute on all routines in schema net to public")
+    database.execute("grant execute on all routines in schema net, pgnet to public")
     database.execute("grant create on schema public to public")
     database.connect("wr_victim").execute(
         "select net.http_get('http://127.0.0.1:1025/', headers => '{\"A\": \"hunter2\"}')"
@@ -42,7 +42,7 @@ def may_work(connection: psycopg.Connection[Any]) -> bool:
     """Whether a worker's first call is let through."""
     try:
         with connection.transaction(force_rollback=True):
-            connection.execute("select net._register('process')")
+            connection.execute("select pgnet.register_worker('process')")
     except errors.InsufficientPrivilege:
         return False
     return True
@@ -52,25 +52,25 @@ def test_every_workers_routine_asks(open_database: Database) -> None:
     """None of them does anything for a role that may only execute it, nor waits for a lock."""
     visitor = open_database.connect("wr_visitor")
     calls = {
-        "_register": "select net._register('process')",
-        "_claim": "select net._claim(1, 10, 10, 10, '{}', 1000000, '', false)",
-        "_record": "select net._record('[]')",
-        "_release": "select net._release('{1}', array[gen_random_uuid()], 'x')",
-        "_secrets": "select net._secrets('{1}', array[gen_random_uuid()], '{k}')",
-        "_deregister": "select net._deregister(1, gen_random_uuid())",
-        "_tend": "select net._tend(1)",
-        "_wait": "call net._wait(0)",
-        "_wake_next": "select net._wake_next(0)",
-        "_wake_up_fault": "select net._wake_up_fault()",
-        "_refuse_copy": "select net._refuse_copy()",
-        "_serve": "call net._serve(null, true, null)",
+        "register_worker": "select pgnet.register_worker('process')",
+        "claim_requests": "select pgnet.claim_requests(1, 10, 10, 10, '{}', 1000000, '', false)",
+        "record_outcomes": "select pgnet.record_outcomes('[]')",
+        "release_requests": "select pgnet.release_requests('{1}', array[gen_random_uuid()], 'x')",
+        "claimed_secrets": "select pgnet.claimed_secrets('{1}', array[gen_random_uuid()], '{k}')",
+        "deregister_worker": "select pgnet.deregister_worker(1, gen_random_uuid())",
+        "heartbeat": "select pgnet.heartbeat(1)",
+        "wait_for_signals": "call pgnet.wait_for_signals(0)",
+        "wake_next_worker": "select pgnet.wake_next_worker(0)",
+        "wake_up_fault": "select pgnet.wake_up_fault()",
+        "refuse_copy": "select pgnet.refuse_copy()",
+        "serve": "call pgnet.serve(null, true, null)",
         "work": "call net.work('1 s')",
         "drain": "call net.drain()",
-        "_require_worker": "select net._require_worker()",
+        "require_worker": "select pgnet.require_worker()",
     }
-    helpers = {"_refuse_transaction_block", "_current_setting"}
+    helpers = {"refuse_transaction_block", "setting_value"}
     routines = open_database.rows(
-        "select p.proname::text from net._worker_routines() r (oid) join pg_proc p using (oid)"
+        "select p.proname::text from pgnet.worker_routines() r (oid) join pg_proc p using (oid)"
     )
     assert {name for (name,) in routines} == set(calls) | helpers
     locking = open_database.connect(autocommit=False)
@@ -81,8 +81,8 @@ def test_every_workers_routine_asks(open_database: Database) -> None:
         assert "select net.grant_worker('wr_visitor');" in str(caught.value)
     locking.rollback()
     # The whole way that used to be open.
-    assert open_database.value("select count(*) from net.worker") == 0
-    assert open_database.value("select count(*) from net.claim") == 0
+    assert open_database.value("select count(*) from pgnet.worker") == 0
+    assert open_database.value("select count(*) from pgnet.claim") == 0
 
 
 def test_whose_session_it_is_counts(open_database: Database) -> None:
@@ -108,7 +108,7 @@ def test_a_definer_function_of_a_worker_lends_nothing(open_database: Database) -
     for owner in ("wr_worker", "postgres"):
         open_database.connect(owner).execute(
             f"create function public.lend_{owner}() returns void language sql security definer"
-            " as $$ select net._register('process') $$"
+            " as $$ select pgnet.register_worker('process') $$"
         )
         with pytest.raises(errors.InsufficientPrivilege, match="may not run workers"):
             open_database.connect("wr_visitor").execute(f"select public.lend_{owner}()")
@@ -116,9 +116,9 @@ def test_a_definer_function_of_a_worker_lends_nothing(open_database: Database) -
 
 def test_a_claim_is_for_the_session_that_registered(open_database: Database) -> None:
     first, second = open_database.connect(), open_database.connect()
-    row = first.execute("select worker_id from net._register('process')").fetchone()
+    row = first.execute("select worker_id from pgnet.register_worker('process')").fetchone()
     assert row is not None
-    claim = "select id from net._claim(%s, 10, 10, 10, '{}', 1000000, '', false)"
+    claim = "select id from pgnet.claim_requests(%s, 10, 10, 10, '{}', 1000000, '', false)"
     with pytest.raises(errors.ObjectNotInPrerequisiteState, match="session has changed"):
         second.execute(claim, row)
     for unknown in (row[0] + 1, 0):
@@ -127,7 +127,7 @@ def test_a_claim_is_for_the_session_that_registered(open_database: Database) -> 
     with pytest.raises(errors.InsufficientPrivilege):
         open_database.connect("wr_visitor").execute(claim, row)
     assert len(first.execute(claim, row).fetchall()) == 1
-    first.execute("select net._deregister(w.id, w.secret) from net.worker w")
+    first.execute("select pgnet.deregister_worker(w.id, w.secret) from pgnet.worker w")
     with pytest.raises(errors.ConnectionDoesNotExist, match="is not registered"):
         first.execute(claim, row)
 
@@ -142,9 +142,10 @@ def test_what_runs_for_a_role_in_anothers_session(open_database: Database) -> No
         create function public.steal() returns text language plpgsql as $$
         declare me record;
         begin
-            select * into me from net._register('process');
+            select * into me from pgnet.register_worker('process');
             insert into public.loot
-            select c.headers from net._claim(me.worker_id, 10, 10, 10, '{}', 1000000, '', false) c;
+            select c.headers
+            from pgnet.claim_requests(me.worker_id, 10, 10, 10, '{}', 1000000, '', false) c;
             return 'stolen';
         exception when others then
             insert into public.loot values (sqlerrm);
@@ -162,7 +163,7 @@ def test_what_runs_for_a_role_in_anothers_session(open_database: Database) -> No
     loot = [what for (what,) in open_database.rows("select what from public.loot")]
     assert loot
     assert "hunter2" not in str(loot)
-    assert open_database.value("select count(*) from net.claim") == 0
+    assert open_database.value("select count(*) from pgnet.claim") == 0
 
 
 def test_what_a_worker_sets_off(open_database: Database, nginx: Nginx) -> None:
@@ -171,7 +172,7 @@ def test_what_a_worker_sets_off(open_database: Database, nginx: Nginx) -> None:
     A role that is neither owner nor member of it makes none; one that it has been given does harm
     by it to nobody's requests all the same.
     """
-    open_database.execute("grant all on all tables in schema net to wr_visitor")
+    open_database.execute("grant all on all tables in schema net, pgnet to wr_visitor")
     visitor = open_database.connect("wr_visitor")
     visitor.execute(
         """
@@ -184,9 +185,9 @@ def test_what_a_worker_sets_off(open_database: Database, nginx: Nginx) -> None:
                 select c.headers
                 from net.workers w
                 cross join lateral
-                    net._claim(w.id, 10, 10, 10, '{}', 1000000, '', false) c
+                    pgnet.claim_requests(w.id, 10, 10, 10, '{}', 1000000, '', false) c
                 where w.pid = pg_catalog.pg_backend_pid();
-                insert into public.loot select net._tend(w.id)
+                insert into public.loot select pgnet.heartbeat(w.id)
                 from net.workers w where w.pid = pg_catalog.pg_backend_pid();
             exception when others then
                 insert into public.loot values (sqlerrm);
@@ -230,7 +231,9 @@ def test_what_a_worker_sets_off(open_database: Database, nginx: Nginx) -> None:
 
 
 def members(database: Database) -> list[str]:
-    return [name for (name,) in database.rows("select role::text from net.worker_role order by 1")]
+    return [
+        name for (name,) in database.rows("select role::text from pgnet.worker_role order by 1")
+    ]
 
 
 def test_a_deferred_trigger_does_not_wait_for_the_workers_commit(open_database: Database) -> None:
@@ -252,7 +255,8 @@ def test_a_deferred_trigger_does_not_wait_for_the_workers_commit(open_database: 
     open_database.execute("delete from public.audit")
     worker = open_database.connect("wr_worker", autocommit=False)
     worker.execute(
-        "select net._claim(r.worker_id, 1, 1, 1, '{}', 1000, '') from net._register('process') r"
+        "select pgnet.claim_requests(r.worker_id, 1, 1, 1, '{}', 1000, '')"
+        " from pgnet.register_worker('process') r"
     )
     worker.execute("create temp table audit (role text)")
     worker.commit()
@@ -275,7 +279,7 @@ def test_a_renamed_and_a_dropped_role(database: Database) -> None:
     database.execute("drop role wr_after")
     database.execute("create role wr_after login")
     try:
-        database.execute("grant execute on all functions in schema net to wr_after")
+        database.execute("grant execute on all functions in schema net, pgnet to wr_after")
         assert not may_work(database.connect("wr_after"))
         # The next grant clears the number away that the dropped one has left behind.
         database.execute("select net.grant_worker('wr_after')")
@@ -324,7 +328,7 @@ def test_a_session_that_serves_ends_when_it_may_no_longer(database: Database, ro
         )
         # In the middle of its work, by a trigger of the owner's: by the next call it knows.
         other.execute(
-            "create trigger t after insert on net.worker execute function public.take_back()"
+            "create trigger t after insert on pgnet.worker execute function public.take_back()"
         )
     with pytest.raises(errors.InsufficientPrivilege) as caught:
         session.execute("call net.work('20 s')")
@@ -345,9 +349,9 @@ WITHOUT_PUBLIC = {
     "afterwards": (
         (),
         (
-            "revoke all on all routines in schema net from public",
-            "revoke all on all tables in schema net from public",
-            "revoke all on schema net from public",
+            "revoke all on all routines in schema net, pgnet from public",
+            "revoke all on all tables in schema net, pgnet from public",
+            "revoke all on schema net, pgnet from public",
         ),
     ),
 }

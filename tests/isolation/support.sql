@@ -9,14 +9,14 @@ begin
     drop extension if exists pgnet cascade;
     create extension pgnet;
     -- The ids of workers are their numbers.
-    perform setval(pg_get_serial_sequence('net.worker', 'id'), 1, false);
+    perform setval(pg_get_serial_sequence('pgnet.worker', 'id'), 1, false);
     truncate worker, held;
 end
 $$;
 
 create procedure register(worker_number integer) language plpgsql as $$
 begin
-    insert into worker select worker_number, r.worker_id, r.worker_secret from net._register('process') r;
+    insert into worker select worker_number, r.worker_id, r.worker_secret from pgnet.register_worker('process') r;
 end
 $$;
 
@@ -26,7 +26,7 @@ declare
     me worker := (select w from worker w where w.number = worker_number);
     again record;
 begin
-    select * into again from net._register('process', me.id, me.secret,
+    select * into again from pgnet.register_worker('process', me.id, me.secret,
         (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number));
     update worker w set id = again.worker_id, secret = again.worker_secret where w.number = worker_number;
     return again.worker_id = me.id;
@@ -39,7 +39,7 @@ create function claim(worker_number integer, slots integer default 10, alone boo
 begin
     return query
     with c as (
-        select c.* from worker w cross join lateral net._claim(w.id, slots, slots, slots, '{}', 1000000, '', alone) c
+        select c.* from worker w cross join lateral pgnet.claim_requests(w.id, slots, slots, slots, '{}', 1000000, '', alone) c
         where w.number = worker_number and c.id is not null
     ), h as (
         insert into held select worker_number, c.id, c.token::uuid from c
@@ -53,7 +53,7 @@ create function record(worker_number integer, variadic ids bigint[] default null
 declare
     held_up bigint[];
 begin
-    held_up := net._record((
+    held_up := pgnet.record_outcomes((
         select coalesce(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'succeeded', 'status_code', 200,
             'content', 'by worker ' || worker_number, 'timed_out', false) order by h.id), '[]')
         from held h where h.worker = worker_number and (ids is null or h.id = any (ids))));
@@ -66,7 +66,7 @@ $$;
 -- All that it holds.
 create procedure fail(worker_number integer) language plpgsql as $$
 begin
-    perform net._record(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'failed', 'error_msg', 'refused',
+    perform pgnet.record_outcomes(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'failed', 'error_msg', 'refused',
         'timed_out', false))) from held h where h.worker = worker_number;
     delete from held h where h.worker = worker_number;
 end
@@ -75,7 +75,7 @@ $$;
 -- All that it holds, to be attempted again in a thousand seconds; gives what is held up.
 create function retry(worker_number integer) returns bigint[] language plpgsql as $$
 begin
-    return net._record((
+    return pgnet.record_outcomes((
         select json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'retrying', 'status_code', 503,
             'retry_in', 1000, 'timed_out', false) order by h.id)
         from held h where h.worker = worker_number));
@@ -84,7 +84,7 @@ $$;
 
 create procedure release(worker_number integer, reason text default null) language plpgsql as $$
 begin
-    perform net._release(array_agg(h.id), array_agg(h.token), reason) from held h where h.worker = worker_number;
+    perform pgnet.release_requests(array_agg(h.id), array_agg(h.token), reason) from held h where h.worker = worker_number;
     delete from held h where h.worker = worker_number;
 end
 $$;
@@ -92,7 +92,7 @@ $$;
 -- What a worker does each time it looks: it says what it holds.
 create procedure tend(worker_number integer) language plpgsql as $$
 begin
-    perform net._tend(w.id, (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number))
+    perform pgnet.heartbeat(w.id, (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number))
     from worker w where w.number = worker_number;
 end
 $$;
@@ -100,7 +100,7 @@ $$;
 -- Its session is gone, for longer than rescue_after, and not so long that it is forgotten.
 create procedure lose(worker_number integer) language plpgsql as $$
 begin
-    update net.worker n set backend_start = n.backend_start - interval '1 day', gone_since = now() - interval '10 s'
+    update pgnet.worker n set backend_start = n.backend_start - interval '1 day', gone_since = now() - interval '10 s'
     from worker w where w.number = worker_number and n.id = w.id;
 end
 $$;
@@ -108,9 +108,9 @@ $$;
 -- The workers before this one are lost, with all that they hold; the sessions are new ones then.
 create procedure lose_all(worker_number integer) language plpgsql as $$
 begin
-    update net.worker w set gone_since = now() - interval '10 s', backend_start = w.backend_start - interval '1 day' where w.id < worker_number;
+    update pgnet.worker w set gone_since = now() - interval '10 s', backend_start = w.backend_start - interval '1 day' where w.id < worker_number;
     call tend(worker_number);
-    update net.worker w set gone_since = null, backend_start = w.backend_start + interval '1 day' where w.id < worker_number;
+    update pgnet.worker w set gone_since = null, backend_start = w.backend_start + interval '1 day' where w.id < worker_number;
 end
 $$;
 
@@ -123,7 +123,7 @@ begin
     select r.id, r.state::text, r.attempts, w.number, a.content, r.error_msg
     from net.requests r
     left join net._http_response a on a.id = r.id
-    left join net.claim c on c.id = r.id
+    left join pgnet.claim c on c.id = r.id
     left join worker w on w.id = c.worker
     order by r.id;
 end

@@ -1,6 +1,6 @@
 -- Taken out again, nothing is left.
 drop extension pgnet;
-select to_regnamespace('net');
+select to_regnamespace('net'), to_regnamespace('pgnet');
 select count(*) from pg_shdepend d join pg_database b on b.oid = d.dbid
 where b.datname = current_database() and d.classid = 'pg_namespace'::regclass;
 select count(*) from pg_init_privs p where p.objoid >= 16384

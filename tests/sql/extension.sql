@@ -39,5 +39,6 @@ order by 1, attnum;
 -- The tables of which a dump holds the rows.
 select c::regclass from pg_extension, unnest(extconfig) c where extname = 'pgnet' order by c::regclass::text collate "C";
 
--- The schema is a member: it goes with the extension.
+-- The schemas are members: they go with the extension.
 drop schema net;
+drop schema pgnet;

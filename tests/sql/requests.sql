@@ -74,7 +74,7 @@ select status_code, content_type, headers, content, timed_out, error_msg, state,
 from net._http_response where id = 1 \gx
 select status, message, response from net.http_get_result(1);
 select * from net.http_get_result(2);
-select count(*) from net.mark;
+select count(*) from pgnet.mark;
 
 -- An answer, as a worker records it.
 insert into net._http_response (

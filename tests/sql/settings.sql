@@ -8,7 +8,7 @@ select net.configure(name => 'ttl', value => '1 day');
 select name, value from net.settings where value <> "default" order by name collate "C";
 select net.configure('ttl', null);
 select net.configure('timeout_milliseconds', null);
-select count(*) from net.setting;
+select count(*) from pgnet.setting;
 
 select net.configure('timeouts', '1');
 \echo :LAST_ERROR_SQLSTATE

@@ -19,22 +19,33 @@ where p.pronamespace = 'net'::regnamespace
         'work', 'drain')
 order by p.proname collate "C" \gx
 
--- No name stands for two functions.
-select proname from pg_proc where pronamespace = 'net'::regnamespace group by proname having count(*) > 1;
+-- \df net.*: what people call, and the private names that users of pg_net know.
+select distinct proname::text collate "C" as name from pg_proc where pronamespace = 'net'::regnamespace order by name;
+
+-- No name stands for two functions, nor for a function and a table.
+select name
+from (
+    select pronamespace::regnamespace || '.' || proname from pg_proc where pronamespace = any ('{net,pgnet}'::regnamespace[])
+    union all
+    select relnamespace::regnamespace || '.' || relname from pg_class
+    where relnamespace = any ('{net,pgnet}'::regnamespace[]) and relkind in ('r', 'v')
+) o (name)
+group by name having count(*) > 1;
 
 -- What inserts cannot run in a parallel worker, and a NULL url is an error: neither PARALLEL SAFE nor STRICT.
 select proname, provolatile, proparallel, proisstrict, prosecdef
 from pg_proc
-where pronamespace = 'net'::regnamespace and proname in ('http_get', 'http_post', 'http_delete', 'fetch', '_check', 'wake', 'cancel')
+where pronamespace = any ('{net,pgnet}'::regnamespace[])
+    and proname in ('http_get', 'http_post', 'http_delete', 'fetch', 'check_request', 'wake', 'cancel')
 order by proname collate "C";
 
 -- Nothing that writes, waits or runs Python against the server is said to be safe in a parallel worker.
 select oid::regprocedure from pg_proc
-where pronamespace = 'net'::regnamespace and provolatile = 'v' and proparallel <> 'u';
+where pronamespace = any ('{net,pgnet}'::regnamespace[]) and provolatile = 'v' and proparallel <> 'u';
 
 -- What runs with the owner's rights has a path of its own, which ends in pg_temp.
 select oid::regprocedure from pg_proc
-where pronamespace = 'net'::regnamespace and prosecdef
+where pronamespace = any ('{net,pgnet}'::regnamespace[]) and prosecdef
     and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false);
 
 -- The order of columns.

@@ -80,7 +80,7 @@ _ENDS_SESSION = ("08006", "08P01", "57P01", "57P02", "57P03", "57P04", "57P05", 
 _MAY_BE_ABSENT = ("3F000", "42883", "42P01", "42704", "XX000")
 # May be over in a moment: locks, deadlocks, and an extension that was made anew in between.
 _BRIEF = ("55P03", "40", *_MAY_BE_ABSENT)
-# What net._require_worker raises for a worker that is not registered (any more).
+# What pgnet.require_worker raises for a worker that is not registered (any more).
 _UNREGISTERED = "08003"
 
 
@@ -155,7 +155,7 @@ class Secret:
 
 
 def secrets_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secret]:
-    """What the rows of net._secrets say."""
+    """What the rows of pgnet.claimed_secrets say."""
     return {
         (row["id"], row["name"]): Secret(row["name"], row["value"], row["url_prefix"], row["fault"])
         for row in rows
@@ -224,7 +224,7 @@ _FIELDS = tuple(entry.name for entry in fields(Outcome))
 
 
 def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
-    """The array of objects that net._record takes; what is None is left out."""
+    """The array of objects that pgnet.record_outcomes takes; what is None is left out."""
     return _encode(
         [
             {name: value for name in _FIELDS if (value := getattr(outcome, name)) is not None}

@@ -77,14 +77,15 @@ _SET = (
     " where pg_catalog.current_setting(s.name, true) is not null"
 )
 _CLAIM_CALL = (
-    "net._claim(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
+    "pgnet.claim_requests(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
     " %(full)s::text[],"
     " %(bytes)s::bigint, %(after_host)s::text, %(alone)s::boolean, %(after_role)s::oid,"
     " %(until_host)s::text, %(until_role)s::oid)"
 )
 # One statement is one transaction and one round trip; LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
-    "select r.held_up, c.* from (select net._record(%(outcomes)s::json) as held_up offset 0) r"
+    "select r.held_up, c.* from"
+    " (select pgnet.record_outcomes(%(outcomes)s::json) as held_up offset 0) r"
     f" left join lateral (select * from {_CLAIM_CALL} where r.held_up is not null) c on true"
 )
 # Nothing is lost if this commit is: the request is free again.
@@ -93,7 +94,7 @@ _CLAIM = (
     " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
     f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
 )
-_RECORD = "select net._record(%(outcomes)s::json) as held_up, null as id"
+_RECORD = "select pgnet.record_outcomes(%(outcomes)s::json) as held_up, null as id"
 # One in session mode too: it keeps the session when the worker dies, whose requests nobody rescues.
 _POOLED = (
     "a connection pooler stands between the worker and the server."
@@ -173,7 +174,7 @@ class LibpqOutbox:
         former = self._worker_id, self._secret
         row = self._connection.execute(
             "select worker_id, worker_secret::text"
-            " from net._register('process', %s::bigint, %s::uuid, %s::bigint[], %s, %s)",
+            " from pgnet.register_worker('process', %s::bigint, %s::uuid, %s::bigint[], %s, %s)",
             (self._worker_id, self._secret, list(holding), socket.gethostname(), pgnet.__version__),
         ).fetchone()
         assert row is not None
@@ -191,7 +192,7 @@ class LibpqOutbox:
             return
         try:
             self._connection.execute(
-                "select net._deregister(%s::bigint, %s::uuid, %s::int)",
+                "select pgnet.deregister_worker(%s::bigint, %s::uuid, %s::int)",
                 (self._worker_id, self._secret, cut_off),
             )
         except psycopg.Error as error:
@@ -241,7 +242,7 @@ class LibpqOutbox:
     def _require_worker(self) -> None:
         """Ask whether this role may run workers at all. Raises OutboxRefused where it may not."""
         try:
-            self._in_pool(self._query, "select net._require_worker()", {})
+            self._in_pool(self._query, "select pgnet.require_worker()", {})
         except psycopg.errors.InsufficientPrivilege as error:
             raise OutboxRefused(_refusal(error)) from error
         except psycopg.Error:
@@ -314,7 +315,8 @@ class LibpqOutbox:
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         rows = self._call(
             self._query,
-            "select * from net._secrets(%(ids)s::bigint[], %(tokens)s::uuid[], %(names)s::text[])",
+            "select * from pgnet.claimed_secrets("
+            "%(ids)s::bigint[], %(tokens)s::uuid[], %(names)s::text[])",
             {
                 "ids": [claim.id for claim, _name in wanted],
                 "tokens": [claim.token for claim, _name in wanted],
@@ -326,7 +328,7 @@ class LibpqOutbox:
     def tend(self, holding: Sequence[int]) -> Tending:
         rows = self._call(
             self._query,
-            "select net._tend(%(id)s::bigint, %(holding)s::bigint[]) as tending",
+            "select pgnet.heartbeat(%(id)s::bigint, %(holding)s::bigint[]) as tending",
             {"id": self._worker_id, "holding": list(holding)},
             refusable=True,
         )
@@ -335,7 +337,8 @@ class LibpqOutbox:
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._call(
             self._query,
-            "select net._release(%(ids)s::bigint[], %(tokens)s::uuid[], %(reason)s::text)",
+            "select pgnet.release_requests("
+            "%(ids)s::bigint[], %(tokens)s::uuid[], %(reason)s::text)",
             {
                 "ids": [claim.id for claim in claims],
                 "tokens": [claim.token for claim in claims],
@@ -397,14 +400,16 @@ class LibpqOutbox:
     def _take_slot(self) -> str | None:
         assert self._listener is not None
         self._slot = self._wait(0.0)["slot"]
-        row = self._listener.execute("select net._wake_up_fault() as fault").fetchone()
+        row = self._listener.execute("select pgnet.wake_up_fault() as fault").fetchone()
         assert row is not None
         fault: str | None = row["fault"]
         return fault or ("every wake-up slot is taken" if self._slot is None else None)
 
     def _wait(self, timeout: float) -> dict[str, Any]:
         assert self._listener is not None
-        row = self._listener.execute("call net._wait(%s::float8)", (timeout,)).fetchone()
+        row = self._listener.execute(
+            "call pgnet.wait_for_signals(%s::float8)", (timeout,)
+        ).fetchone()
         assert row is not None
         return row
 
@@ -419,7 +424,9 @@ class LibpqOutbox:
                 self._call(self._listener.cancel)
 
     def wake_next(self) -> None:
-        self._call(self._query, "select net._wake_next(%(slot)s::int)", {"slot": self._slot})
+        self._call(
+            self._query, "select pgnet.wake_next_worker(%(slot)s::int)", {"slot": self._slot}
+        )
 
 
 def _refusal(error: psycopg.Error) -> str:

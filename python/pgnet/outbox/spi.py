@@ -39,7 +39,7 @@ from pgnet.server.wake_up import listener as own_listener
 # Types are looked up in the session's path: those that the grammar does not know are qualified.
 TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
 _OID = "pg_catalog.oid"
-_CLAIM = "select * from net._claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_CLAIM = "select * from pgnet.claim_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 _CLAIM_TYPES = [
     *("bigint", "int", "int", "int", f"{TEXT}[]", "bigint"),
     *(TEXT, "boolean", _OID, TEXT, _OID),
@@ -80,7 +80,7 @@ class SpiOutbox:
         except self._plpy.SPIError as error:
             if _unpack(error.spidata[0]) == _INSUFFICIENT_PRIVILEGE:
                 # Where this role may not run workers any more, that is what is said.
-                self._plpy.execute("select net._require_worker()")
+                self._plpy.execute("select pgnet.require_worker()")
             raise
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ class SpiOutbox:
         try:
             with self._transaction(refusable=True):
                 row = self._call(
-                    "select * from net._register('backend', $1, $2, $3, $4, $5)",
+                    "select * from pgnet.register_worker('backend', $1, $2, $3, $4, $5)",
                     ["bigint", _UUID, "bigint[]", TEXT, TEXT],
                     self._worker_id,
                     self._secret,
@@ -126,7 +126,7 @@ class SpiOutbox:
                     socket.gethostname(),
                     pgnet.__version__,
                 )[0]
-                self.wake_up_fault = self._call("select net._wake_up_fault() as fault")[0]["fault"]
+                self.wake_up_fault = self._call("select pgnet.wake_up_fault() as fault")[0]["fault"]
         except OutboxUnknown as error:
             self._absent_since = self._absent_since or time.monotonic()
             if time.monotonic() > self._absent_since + _ABSENCE:
@@ -193,7 +193,7 @@ class SpiOutbox:
         with self._transaction():
             if outcomes:
                 recorded = self._call(
-                    "select net._record($1) as held_up",
+                    "select pgnet.record_outcomes($1) as held_up",
                     [_JSON],
                     encode_outcomes(outcomes),
                 )
@@ -225,7 +225,7 @@ class SpiOutbox:
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         with self._transaction():
             rows = self._call(
-                "select * from net._secrets($1, $2, $3)",
+                "select * from pgnet.claimed_secrets($1, $2, $3)",
                 ["bigint[]", f"{_UUID}[]", f"{TEXT}[]"],
                 [claim.id for claim, _name in wanted],
                 [claim.token for claim, _name in wanted],
@@ -236,7 +236,7 @@ class SpiOutbox:
     def tend(self, holding: Sequence[int]) -> Tending:
         with self._transaction(refusable=True):
             row = self._call(
-                "select net._tend($1, $2) as tending",
+                "select pgnet.heartbeat($1, $2) as tending",
                 ["bigint", "bigint[]"],
                 self._worker_id,
                 list(holding),
@@ -246,7 +246,7 @@ class SpiOutbox:
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         with self._transaction():
             self._call(
-                "select net._release($1, $2, $3)",
+                "select pgnet.release_requests($1, $2, $3)",
                 ["bigint[]", f"{_UUID}[]", TEXT],
                 [claim.id for claim in claims],
                 [claim.token for claim in claims],
@@ -267,7 +267,7 @@ class SpiOutbox:
             return
         with contextlib.suppress(OutboxError), self._transaction():
             self._call(
-                "select net._deregister($1, $2, $3)",
+                "select pgnet.deregister_worker($1, $2, $3)",
                 ["bigint", _UUID, "int"],
                 self._worker_id,
                 self._secret,

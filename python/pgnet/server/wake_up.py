@@ -120,8 +120,8 @@ class Listener:
         os.close(self._lock)
 
 
-# The listener of this backend: it stays bound between two calls of net._wait, so that what comes
-# in between is not lost.
+# The listener of this backend: it stays bound between two calls of pgnet.wait_for_signals, so that
+# what comes in between is not lost.
 _listener: Listener | None = None
 
 
