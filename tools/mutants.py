@@ -96,29 +96,29 @@ MUTANTS = (
             Edit(
                 "extension/30_queue.sql",
                 "create view pgnet.ready_request with (security_invoker) as",
-                "create table net.taken (like net.http_request_queue including all);\n"
-                "grant select on net.taken to public;\n"
+                "create table pgnet.taken (like net.http_request_queue including all);\n"
+                "grant select on pgnet.taken to public;\n"
                 "create view pgnet.ready_request with (security_invoker) as",
             ),
             # or net.wait would not find it
             Edit(
                 "extension/60_outcome.sql",
                 "        from net.http_request_queue q\n        left join pgnet.claim c on c.id = q.id\n",
-                "        from (table net.http_request_queue union all table net.taken) q\n        left join pgnet.claim c on c.id = q.id\n",
+                "        from (table net.http_request_queue union all table pgnet.taken) q\n        left join pgnet.claim c on c.id = q.id\n",
             ),
             Edit(
                 CLAIM,
                 "    -- Of a request that is sent once at most, or alone, the attempt is on disk",
-                "    cross join lateral (select net._take(c.id) as taken offset 0) t\n"
+                "    cross join lateral (select pgnet.take(c.id) as taken offset 0) t\n"
                 "    -- Of a request that is sent once at most, or alone, the attempt is on disk",
             ),
             Edit(
                 CLAIM,
                 "create function pgnet.claim_requests(",
-                "create function net._take(request_id bigint) returns boolean\n"
+                "create function pgnet.take(request_id bigint) returns boolean\n"
                 "language sql volatile as $$\n"
                 "    with taken as (delete from net.http_request_queue q where q.id = request_id returning q.*)\n"
-                "    insert into net.taken select * from taken;\n"
+                "    insert into pgnet.taken select * from taken;\n"
                 "    select true\n"
                 "$$;\n"
                 "create function pgnet.claim_requests(",
@@ -126,18 +126,18 @@ MUTANTS = (
             Edit(
                 OUTBOX,
                 "select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked",
-                "select q.* from net.taken q where q.id = r.id for update of q skip locked",
+                "select q.* from pgnet.taken q where q.id = r.id for update of q skip locked",
             ),
             Edit(
                 OUTBOX,
                 "select true as seen from net.http_request_queue q where q.id = r.id",
-                "select true as seen from net.taken q where q.id = r.id",
+                "select true as seen from pgnet.taken q where q.id = r.id",
             ),
             Edit(
                 OUTBOX,
                 "delete from net.http_request_queue q where q.id = any "
                 "(array(select h.id from held h where h.locked and h.state <> 'retrying'))",
-                "delete from net.taken q where q.id = any "
+                "delete from pgnet.taken q where q.id = any "
                 "(array(select h.id from held h where h.locked))",
             ),
         ),
@@ -245,8 +245,8 @@ MUTANTS = (
             ),
             Edit(
                 OUTBOX,
-                "                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)\n",
-                "                        request.requested_by, _free.ending, request.claimed, clock_timestamp(), reason)) v where false\n",
+                "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)\n",
+                "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)) v where false\n",
             ),
         ),
         (CRASHES + "test_another_worker_rescues_a_killed_ones_requests",),

@@ -90,11 +90,11 @@ def test_a_claim_that_fails_stops_no_recording(database: Database, witness: Runn
         queue(database, f"{witness.url}/delay/1?#", 20)
         seen(witness, 20)
         pid = database.value("select pid from pgnet.worker")
-        database.execute("alter function pgnet.claim_requests rename to _claim_away")
+        database.execute("alter function pgnet.claim_requests rename to claim_away")
         queue(database, f"{witness.url}/body/later", 5)
         wait_for_states(database, {"succeeded": 20, "ready": 5})
         wait_until(lambda: "claiming fails" in worker.output(), bool, "it is said")
-        database.execute("alter function net._claim_away rename to _claim")
+        database.execute("alter function pgnet.claim_away rename to claim_requests")
         wait_for_states(database, {"succeeded": 25})
         assert database.rows("select pid from pgnet.worker") == [(pid,)]
         assert worker.output().count("\n") == 2, worker.output()
