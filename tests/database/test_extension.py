@@ -421,7 +421,11 @@ def imported(statement: str, *, python: str = server_python()) -> set[str]:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
     "statement",
-    ["import pgnet", "from pgnet import sql_v1", "import pgnet.request, pgnet.commit_hook"],
+    [
+        "import pgnet",
+        "from pgnet import sql_v1",
+        "import pgnet.request.check, pgnet.server.commit_hook",
+    ],
 )
 def test_what_callers_import_is_light(statement: str) -> None:
     assert imported(statement) == set()
@@ -430,8 +434,8 @@ def test_what_callers_import_is_light(statement: str) -> None:
 @pytest.mark.usefixtures("installed")
 def test_the_worker_imports_what_it_needs() -> None:
     """So that the test above would see it."""
-    assert {"gevent", "requests", "pycurl"} <= imported("import pgnet.worker")
-    assert "psycopg" not in imported("import pgnet.worker")
+    assert {"gevent", "requests", "pycurl"} <= imported("import pgnet.worker.loop")
+    assert "psycopg" not in imported("import pgnet.worker.loop")
 
 
 def test_nothing_is_patched() -> None:
