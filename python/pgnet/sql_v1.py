@@ -60,7 +60,7 @@ def inspect(
         )
     except InvalidRequest as error:
         return None, [], error.message, error.hint, error.sqlstate
-    return complete, list(dict.fromkeys(secrets)), None, None, None
+    return complete, secrets, None, None, None
 
 
 def form(text: str | None) -> tuple[str | None, str | None, str | None, str | None]:

@@ -29,7 +29,7 @@ from pgnet.wire import message
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
-from pgnet.worker.assemble import assemble, names_of_secrets
+from pgnet.worker.assemble import assemble, read
 
 # Ten times the input; what is linear needs ten times the time, what is quadratic a hundred.
 MOST = 35.0
@@ -76,6 +76,10 @@ def references(count: int) -> str:
     return json.dumps({"X-A": [{"secret": "s"}] * count})
 
 
+def assembled(claim: Claim) -> Callable[[], object]:
+    return lambda: assemble(claim, read(claim), KEYS, None)
+
+
 def fields(text: str) -> Callable[[], object]:
     section = f"HTTP/1.1 200 OK\r\n{text}\r\n".encode()
     return lambda: message.parse_head(section)
@@ -88,7 +92,7 @@ def masked(value: str, text: str) -> Callable[[], object]:
 
 def hosts(count: int) -> Callable[[], object]:
     table = HostTable({f"h{n}.example": HostSettings(http_version="1.1") for n in range(count)})
-    return lambda: [table.of(f"h{n}.example") for n in range(count)]
+    return lambda: [table.settings_for(f"h{n}.example") for n in range(count)]
 
 
 def rules(count: int) -> Callable[[], object]:
@@ -154,11 +158,11 @@ CASES: dict[str, tuple[Callable[[int], Callable[[], object]], int]] = {
         3_000,
     ),
     "a request whose headers name a secret": (
-        lambda n: lambda: assemble(claim(PREFIX + "x" * 20 * n, references(n)), KEYS, None),
+        lambda n: assembled(claim(PREFIX + "x" * 20 * n, references(n))),
         500,
     ),
     "the secrets that a row names": (
-        lambda n: lambda: names_of_secrets(claim(URL, references(n))),
+        lambda n: lambda: read(claim(URL, references(n))),
         3_000,
     ),
     "fields of an answer": (lambda n: fields("X-A: b\r\n" * n), 3_000),

@@ -205,6 +205,7 @@ def test_headers_hold_one_line_each(headers: dict[str, object]) -> None:
     if isinstance(pairs, InvalidRequest):
         return
     for name, value in pairs:
+        assert isinstance(value, str)
         assert re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
         assert not re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value)
         assert value == value.strip(" \t")

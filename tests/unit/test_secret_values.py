@@ -24,8 +24,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pgnet.request.errors import InvalidRequest
+from pgnet.request.headers import flatten_headers
 from pgnet.request.prefix import canonical_prefix, covers, origin, within
-from pgnet.request.secret_reference import is_name, reference_name
+from pgnet.request.row import read_row
+from pgnet.request.secret_reference import Reference, is_name, read_reference, read_secret_url
 from pgnet.request.url import MAX_URL_LENGTH, canonical_url
 from pgnet.secret.directory import Directory, UnsafeFile
 from pgnet.secret.mask import Mask
@@ -251,11 +253,14 @@ def test_a_long_url_is_judged_at_once() -> None:
 
 
 def test_a_header_value() -> None:
-    assert header_value({"secret": "a"}, "value of it") == "value of it"
-    assert header_value({"secret": "a", "prefix": "Bearer "}, "token") == "Bearer token"
-    assert header_value({"secret": "a", "prefix": None}, "token") == "token"
-    assert header_value({"secret": "a", "prefix": " \t"}, "token") == "token"
-    assert reference_name({"prefix": "Basic ", "secret": "b.c"}) == "b.c"
+    def sent(reference: dict[str, object], value: str) -> str:
+        return header_value(read_reference(reference), value)
+
+    assert sent({"secret": "a"}, "value of it") == "value of it"
+    assert sent({"secret": "a", "prefix": "Bearer "}, "token") == "Bearer token"
+    assert sent({"secret": "a", "prefix": None}, "token") == "token"
+    assert sent({"secret": "a", "prefix": " \t"}, "token") == "token"
+    assert read_reference({"prefix": "Basic ", "secret": "b.c"}).name == "b.c"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +271,7 @@ def test_a_header_value() -> None:
      {"secret": "a", "prefix": f"{CANARY}\n"}, {"prefix": CANARY}],
 )  # fmt: skip
 def test_no_reference(reference: dict[str, object]) -> None:
-    for use in (reference_name, lambda r: header_value(r, CANARY)):
+    for use in (read_reference, lambda r: flatten_headers({"X-A": r}, may_name_secrets=True)):
         with pytest.raises(InvalidRequest) as caught:
             use(reference)
         assert CANARY not in f"{caught.value.message} {caught.value.hint}"
@@ -277,7 +282,7 @@ def test_no_reference(reference: dict[str, object]) -> None:
 )
 def test_a_value_that_no_header_can_hold(value: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        header_value({"secret": "a"}, value)
+        header_value(Reference("a", ""), value)
     assert caught.value.message == 'secret "a" holds a character that no header can have'
 
 
@@ -300,17 +305,15 @@ HOOKS = "https://hooks.example/services/"
     ],
 )  # fmt: skip
 def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
-    assert expand_url(stored, value, prefix) == url
+    secret_url = read_secret_url(stored)
+    assert secret_url is not None
+    assert expand_url(secret_url, value, prefix) == url
     assert covers(prefix, stored)
 
 
 @pytest.mark.parametrize(
     ("stored", "value", "prefix", "message"),
     [
-        ("https://hooks.example/x", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
-        ("https://hooks.example/{secret:s}/x", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
-        ("https://hooks.example/{secret:s", f"{HOOKS}T", HOOKS, "the URL refers to no secret"),
-        ("https://hooks.example/{secret:../s}", HOOKS, HOOKS, "the URL refers to no secret"),
         ("https://evil.example/{secret:s}", f"{HOOKS}T", HOOKS,
          'secret "s" belongs to another host by now'),
         ("https://hooks.example/{secret:s}", CANARY, HOOKS,
@@ -333,10 +336,25 @@ def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
     ],
 )  # fmt: skip
 def test_a_secret_url_that_is_none(stored: str, value: str, prefix: str, message: str) -> None:
+    secret_url = read_secret_url(stored)
+    assert secret_url is not None
     with pytest.raises(InvalidRequest) as caught:
-        expand_url(stored, value, prefix)
+        expand_url(secret_url, value, prefix)
     assert caught.value.message == message
     assert CANARY not in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("end", ["x", "{secret:s}/x", "{secret:s", "{secret:../s}"])
+def test_a_url_that_is_no_secret(end: str) -> None:
+    """A row with it is sent as any other, or refused for its brace."""
+    url = f"https://hooks.example/{end}"
+    assert read_secret_url(url) is None
+    if end == "x":
+        row = read_row(url, None, 1, None)
+        assert (row.url, row.secret_url, row.secrets) == (url, None, [])
+    else:
+        with pytest.raises(InvalidRequest, match="stands only in what"):
+            read_row(url, None, 1, None)
 
 
 def test_what_a_secret_url_covers() -> None:

@@ -28,22 +28,22 @@ def test_the_most_specific_pattern_wins_key_by_key() -> None:
             "a.b.example": HostSettings(verify=False),
         }
     )
-    assert hosts.of("a.b.example") == HostSettings(
+    assert hosts.settings_for("a.b.example") == HostSettings(
         user_agent="long", max_redirects=2, connect_timeout=1.0, verify=False
     )
-    assert hosts.of("x.y.example").user_agent == "short"
+    assert hosts.settings_for("x.y.example").user_agent == "short"
     # a suffix is of the names below it, as in the egress rules
-    assert hosts.of("b.example").user_agent == "short"
-    assert hosts.of("example").user_agent == "all"
-    assert hosts.of("xb.example").user_agent == "short"
-    assert hosts.of("127.0.0.1").user_agent == "all"
+    assert hosts.settings_for("b.example").user_agent == "short"
+    assert hosts.settings_for("example").user_agent == "all"
+    assert hosts.settings_for("xb.example").user_agent == "short"
+    assert hosts.settings_for("127.0.0.1").user_agent == "all"
 
 
 @pytest.mark.parametrize("host", ["A.Example", "a.example.", "a.EXAMPLE"])
 def test_a_name_in_any_spelling(host: str) -> None:
     settings = HostSettings(verify=False)
-    assert HostTable({"a.example": settings}).of(host) == settings
-    assert HostTable({host: settings}).of("a.example") == settings
+    assert HostTable({"a.example": settings}).settings_for(host) == settings
+    assert HostTable({host: settings}).settings_for("a.example") == settings
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_name_in_any_spelling(host: str) -> None:
 def test_an_address_in_any_spelling(pattern: str, host: str) -> None:
     settings = HostSettings(verify=False)
     hosts = HostTable({pattern: settings, "*.1": HostSettings(), "*.0.0.1": HostSettings()})
-    assert hosts.of(host) == settings
+    assert hosts.settings_for(host) == settings
 
 
 def test_tables_are_equal_by_what_they_say() -> None:
@@ -73,7 +73,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgnet.wire.host._CACHED_HOSTS", 10)
     hosts = HostTable({"*": HostSettings(user_agent="all")})
     for number in range(100):
-        assert hosts.of(f"{number}.example").user_agent == "all"
+        assert hosts.settings_for(f"{number}.example").user_agent == "all"
     assert len(hosts._cache) <= 10
 
 

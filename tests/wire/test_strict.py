@@ -37,7 +37,7 @@ from pgnet.request.params import encode_form
 from pgnet.wire.answer import Answer
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import Guard
-from pgnet.worker.assemble import assemble
+from pgnet.worker.assemble import assemble, read
 from servers import strict
 from servers.client import LOOPBACK, NameServer
 from servers.cluster import Database
@@ -725,7 +725,7 @@ def ask(exchange: Exchange, case: Case, port: int) -> AsyncResult:
             body = wanted_body(kind, value)
     claim = Claim(0, "", 1, 0, method, url, headers, body, TIMEOUT, None, "", 0, 0.0, None)
     ended: AsyncResult = AsyncResult()
-    exchange.start(assemble(claim, {}, None).request, TIMEOUT / 1000, ended.set)
+    exchange.start(assemble(claim, read(claim), {}, None).request, TIMEOUT / 1000, ended.set)
     return ended
 
 

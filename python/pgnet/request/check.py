@@ -1,8 +1,10 @@
-"""The caller's check: what becomes of a URL, its parameters and headers, or which error.
+"""The caller's check, the one entrance to this folder for net.http_request and its kin.
 
-This module runs in the backend of everyone who queues a request, so it imports little, keeps
-nothing of one call for the next, and raises one exception. Its rules stand, as input and row or
-error, in ``tests/cases/requests.json``.
+`check` calls the files of this folder, one for each argument: url, params, headers, options; row.py
+is what a worker calls for a row that was checked here. All of it runs in the backend of everyone
+who queues a request. So it imports little, keeps nothing of one call for the next, and raises one
+exception, InvalidRequest. Its rules stand in ``tests/cases/requests.json``: what is given, and the
+row or the error that comes of it.
 """
 
 from __future__ import annotations
@@ -12,13 +14,12 @@ from pgnet.request.headers import (
     JSON_HEADERS,
     flatten_headers,
     is_token,
-    parse_headers,
     require_json,
 )
 from pgnet.request.json_text import json_object
 from pgnet.request.options import parse_options
 from pgnet.request.params import add_params
-from pgnet.request.secret_reference import canonical_secret_url, collector
+from pgnet.request.secret_reference import Reference, canonical_secret_url, collect_names
 from pgnet.request.url import canonical_url
 
 
@@ -36,15 +37,15 @@ def check(
     method: in upper case.
     params, headers: JSON text, as PostgreSQL writes jsonb; None means none.
     timeout_milliseconds: of the whole attempt; None means the setting of that name.
-    options: JSON text; None means the rules of net.http_get, http_post and http_delete, whose POST
-    is of JSON only.
-    secrets: gets the names of the secrets that headers and URL refer to; whether the caller may use
-    them is not for this module to say. Where it is None, a request with a secret is refused.
+    options: JSON text; None means the rules of net.http_get, http_post and http_delete, which POST
+    nothing but JSON.
+    secrets: gets the names of the secrets that headers and URL refer to. Whether the caller may use
+    them is not judged here. Where it is None, a request with a secret is refused.
 
     Raises InvalidRequest.
     """
     if url is None:
-        # Word for word what PostgreSQL says, as the column is what pg_net leaves this check to.
+        # Word for word what PostgreSQL says: pg_net leaves this check to the column's constraint.
         raise InvalidRequest(
             'null value in column "url" of relation "http_request_queue" '
             "violates not-null constraint",
@@ -64,18 +65,21 @@ def check(
         complete = canonical_url(url)
     if params is not None and params != "{}":
         complete = add_params(complete, json_object("params", params))
-    collect = None if secrets is None else collector(secrets)
+    fields: list[tuple[str, str | Reference]] = []
     if headers is not None and headers != "{}" and headers != JSON_HEADERS:
-        pairs = flatten_headers(json_object("headers", headers), collect)
+        fields = flatten_headers(json_object("headers", headers), secrets is not None)
+        if secrets is not None:
+            collect_names(fields, secrets)
         if method == "POST" and options is None:
-            require_json(pairs)
-    if options is not None and options != "{}" and "idempotency_key" in parse_options(options):
-        pairs = parse_headers(headers, collect)
-        if any(name.lower() == "idempotency-key" for name, _value in pairs):
-            raise InvalidRequest(
-                "the idempotency key is given twice",
-                "Give the option idempotency_key or the header Idempotency-Key.",
-            )
+            require_json(fields)
+    asks_for_key = (
+        options is not None and options != "{}" and "idempotency_key" in parse_options(options)
+    )
+    if asks_for_key and any(name.lower() == "idempotency-key" for name, _value in fields):
+        raise InvalidRequest(
+            "the idempotency key is given twice",
+            "Give the option idempotency_key or the header Idempotency-Key.",
+        )
     return complete
 
 

@@ -1,4 +1,4 @@
-"""Headers of a request: which are accepted, how they are stored, which are refused."""
+"""Headers of a request: which are accepted, which are refused, and in what form they are sent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 
 from pgnet.request.errors import InvalidRequest, described
 from pgnet.request.json_text import encode_json, json_object, kind_of
+from pgnet.request.secret_reference import ILLEGAL_IN_VALUE, Reference, read_reference
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
-    SecretValue = Callable[[str, dict[str, object]], str]
-
+# In bytes, as they are sent.
 MAX_HEADERS_LENGTH = 400_000
 # libcurl appends each to a list that it walks through from its beginning: 10,000 take 60 ms.
 MAX_HEADERS = 10_000
@@ -22,7 +22,6 @@ JSON_HEADERS = '{"Content-Type": "application/json"}'
 # RFC 9110, 5.6.2.
 _TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
 is_token = re.compile(rf"{_TCHAR}+").fullmatch
-_ILLEGAL_IN_VALUE = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
 
 # With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
 # connection it is; Expect makes a request wait.
@@ -55,32 +54,31 @@ def is_clients_own(lower: str) -> bool:
 
 
 def parse_headers(
-    text: str | None, secret_value: SecretValue | None = None
-) -> list[tuple[str, str]]:
+    text: str | None, *, may_name_secrets: bool = False
+) -> list[tuple[str, str | Reference]]:
     """Return headers given as JSON text as names and values to send; None and null mean none.
 
-    secret_value: as flatten_headers takes it.
+    may_name_secrets: as for flatten_headers.
 
     Raises InvalidRequest, with the name of the header and never its value.
     """
     if text is None or text in ("{}", "null"):
         return []
-    return flatten_headers(json_object("headers", text), secret_value)
+    return flatten_headers(json_object("headers", text), may_name_secrets)
 
 
 def flatten_headers(
-    headers: dict[str, object], secret_value: SecretValue | None = None
-) -> list[tuple[str, str]]:
+    headers: dict[str, object], may_name_secrets: bool = False
+) -> list[tuple[str, str | Reference]]:
     """Return headers as names and values to send, in order, checked by RFC 9110.
 
-    Numbers and booleans are their JSON text, an array is a header for each of its elements, None
-    is left out. White space around a value is no part of it (RFC 9110, 5.5).
-    secret_value: what a value {"secret": name} stands for, asked with the header's name; where it
-    is None, there are no secrets.
+    A number or boolean becomes its JSON text, an array a header for each of its elements, and None
+    is left out. White space around a value is not part of it (RFC 9110, 5.5).
+    may_name_secrets: whether a value {"secret": name} is a Reference; otherwise it is refused.
 
     Raises InvalidRequest, with the name of the header and never its value.
     """
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str | Reference]] = []
     single = set()
     for name, value in headers.items():
         if is_token(name) is None:
@@ -94,31 +92,38 @@ def flatten_headers(
             pairs.append((name, value.strip(" \t")))
         elif isinstance(value, list):
             pairs += [
-                (name, _header_value(name, item, secret_value))
+                (name, _header_value(name, item, may_name_secrets))
                 for item in value
                 if item is not None
             ]
         elif value is not None:
-            pairs.append((name, _header_value(name, value, secret_value)))
+            pairs.append((name, _header_value(name, value, may_name_secrets)))
         if lower in _SINGLE and len(pairs) > before:
             if lower in single or len(pairs) > before + 1:
                 raise InvalidRequest(f'header "{name}" must not be repeated', _HINT_SINGLE)
             single.add(lower)
-    if len(pairs) > MAX_HEADERS:
-        raise InvalidRequest(f"there are more than {MAX_HEADERS} headers")
-    # With the colon, the space and the line's end.
-    if sum([len(name) + _utf8_length(value) + 4 for name, value in pairs]) > MAX_HEADERS_LENGTH:
-        raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")
+    check_size(pairs)
     return pairs
 
 
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+def check_size(headers: Sequence[tuple[str, str | Reference]]) -> None:
+    """Refuse too many headers, and headers that are too long together; raises InvalidRequest."""
+    if len(headers) > MAX_HEADERS:
+        raise InvalidRequest(f"there are more than {MAX_HEADERS} headers")
+    # With the colon, the space and the line's end.
+    if sum([len(name) + _utf8_length(value) + 4 for name, value in headers]) > MAX_HEADERS_LENGTH:
+        raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")
 
 
-def _header_value(name: str, value: object, secret_value: SecretValue | None) -> str:
-    if isinstance(value, dict) and "secret" in value and secret_value is not None:
-        value = secret_value(name, value)
+def _utf8_length(value: str | Reference) -> int:
+    if isinstance(value, Reference):
+        return 0  # The value of the secret is not known yet.
+    return len(value) if value.isascii() else len(value.encode())
+
+
+def _header_value(name: str, value: object, may_name_secrets: bool) -> str | Reference:
+    if may_name_secrets and isinstance(value, dict) and "secret" in value:
+        return read_reference(value)
     if not isinstance(value, str):
         if isinstance(value, (dict, list)):
             raise InvalidRequest(
@@ -127,7 +132,7 @@ def _header_value(name: str, value: object, secret_value: SecretValue | None) ->
                 'or {"secret": name}.',
             )
         return encode_json(value)
-    illegal = re.search(_ILLEGAL_IN_VALUE, value)
+    illegal = re.search(ILLEGAL_IN_VALUE, value)
     if illegal is not None:
         if illegal[0] in "\r\n":
             raise InvalidRequest(
@@ -153,8 +158,9 @@ def _invalid_header_name(name: str) -> InvalidRequest:
     )
 
 
-def require_json(pairs: list[tuple[str, str]]) -> None:
-    types = [value for name, value in pairs if len(name) == 12 and name.lower() == "content-type"]
+def require_json(headers: Sequence[tuple[str, str | Reference]]) -> None:
+    """Refuse a Content-Type that is not JSON's, for net.http_post; raises InvalidRequest."""
+    types = [value for name, value in headers if len(name) == 12 and name.lower() == "content-type"]
     if types and types != ["application/json"] and not _is_json_type(types[0]):
         raise InvalidRequest(
             'Content-Type header must be "application/json"',
@@ -163,8 +169,10 @@ def require_json(pairs: list[tuple[str, str]]) -> None:
         )
 
 
-def _is_json_type(value: str) -> bool:
-    """Whether a Content-Type is JSON's, with whatever parameters, but for a charset not UTF-8."""
+def _is_json_type(value: str | Reference) -> bool:
+    """Whether a Content-Type is JSON's, with any parameters but a charset other than UTF-8."""
+    if isinstance(value, Reference):
+        return False
     media_type, _, parameters = value.partition(";")
     charset = re.search(r";[ \t]*charset=\"?([^\";\s]*)", f";{parameters}", re.IGNORECASE)
     return media_type.strip().lower() == "application/json" and (

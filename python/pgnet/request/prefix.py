@@ -7,7 +7,7 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 
 from pgnet.request.errors import InvalidRequest
-from pgnet.request.secret_reference import split_secret_url
+from pgnet.request.secret_reference import read_secret_url
 from pgnet.request.url import canonical_url
 
 # How often a segment of a path may be percent-encoded.
@@ -65,8 +65,8 @@ def covers(prefix: str | None, url: str) -> bool:
     """
     if prefix is None:
         return False
-    parts = split_secret_url(url)
-    return within(prefix, url) if parts is None else origin(prefix) == parts[0]
+    secret_url = read_secret_url(url)
+    return within(prefix, url) if secret_url is None else origin(prefix) == secret_url.origin
 
 
 def origin(url: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
 from urllib.parse import parse_qsl, unquote
 
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.prefix import origin, path_begin, within
-from pgnet.request.secret_reference import CONTROL, read_reference, split_secret_url
+from pgnet.request.secret_reference import ILLEGAL_IN_VALUE, Reference, SecretUrl
 from pgnet.request.url import canonical_url
 
 # What is shorter could not be told from other text, and so not be masked.
@@ -20,30 +19,25 @@ MAX_LENGTH = 65_536
 _MOST_PARTS = 50
 
 
-def header_value(reference: Mapping[str, object], value: str) -> str:
-    """Return what is sent for a header value ``{"secret": name}``.
+def header_value(reference: Reference, value: str) -> str:
+    """Return the text that is sent for a reference to a secret with this value.
 
-    Raises InvalidRequest for a reference that is none, and a value that no header can hold.
+    Raises InvalidRequest for a value that no header can hold.
     """
-    name, prefix = read_reference(reference)
-    if re.search(CONTROL, value):
-        raise InvalidRequest(f'secret "{name}" holds a character that no header can have')
-    return (prefix + value).strip(" \t")
+    if re.search(ILLEGAL_IN_VALUE, value):
+        raise InvalidRequest(f'secret "{reference.name}" holds a character that no header can have')
+    return (reference.prefix + value).strip(" \t")
 
 
-def expand_url(stored: str, value: str, prefix: str) -> str:
+def expand_url(secret_url: SecretUrl, value: str, prefix: str) -> str:
     """Return the URL that a request with a secret URL is sent to.
 
-    stored: as net.secret_url gives it, with a query or not. value: a URL within the prefix, or a
-    query that begins with ``?`` and belongs to the prefix.
+    value: a URL within the prefix, or a query that begins with ``?`` and belongs to the prefix.
 
     Raises InvalidRequest.
     """
-    parts = split_secret_url(stored)
-    if parts is None:
-        raise InvalidRequest("the URL refers to no secret")
-    stored_origin, name, query = parts
-    if origin(prefix) != stored_origin:
+    name, query = secret_url.name, secret_url.query
+    if origin(prefix) != secret_url.origin:
         raise InvalidRequest(f'secret "{name}" belongs to another host by now')
     url = _whole_url(name, value, prefix)
     if query:
@@ -98,7 +92,7 @@ def check_value(name: str, value: str, prefix: str | None) -> None:
             "No header can hold it. Without a URL prefix it is one for net.configure_host, "
             "such as a key in PEM.",
         )
-    if re.search(CONTROL, value):
+    if re.search(ILLEGAL_IN_VALUE, value):
         raise InvalidRequest(
             f'the value of secret "{name}" has a control character, which no header can hold'
         )

@@ -72,7 +72,7 @@ class HostTable:
     def __hash__(self) -> int:
         return hash(frozenset(self.entries))
 
-    def of(self, host: str) -> HostSettings:
+    def settings_for(self, host: str) -> HostSettings:
         """What holds for a host.
 
         host: of a URL; an IPv6 address with or without its brackets.

@@ -68,7 +68,7 @@ class Route:
             self.peer, self.port = proxy.host, proxy.port
             if proxy.scheme == "https":
                 # A proxy is a host too: what is said of it by its name holds for its TLS.
-                proxy_tls = Tls.of(hosts.of(proxy.host))
+                proxy_tls = Tls.of(hosts.settings_for(proxy.host))
         version = settings.http_version or ("1.1" if with_body and _LOSES_ANSWERS else "2")
         self.connection = ConnectionSettings(
             "1.1" if secure and (once or version == "1.1") else "2",

@@ -79,7 +79,7 @@ class Transport:
             if known is not None and is_plain(url):
                 return known
         origin = Origin.of(url)
-        special = settings if settings is not None else self.hosts.of(origin.host)
+        special = settings if settings is not None else self.hosts.settings_for(origin.host)
         if special.fault is not None:
             raise WireError(special.fault)
         route = Route(origin, special, self.hosts, once, with_body)

@@ -1,20 +1,21 @@
-"""From what the database says to what the wire takes: requests, and what is special about hosts.
+"""From a claimed row to the request that the wire takes; and from settings of hosts to its table.
 
-What a row holds was checked when it was queued; inserted by hand, perhaps not. So it is checked
-once more, by the same rules.
+A row is read once, by `read`, when it is claimed: the Row then says which secrets are needed, what
+is promised of the request (delivery.py), and what `assemble` puts together when the values of the
+secrets are there.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pgnet.request.errors import InvalidRequest
-from pgnet.request.headers import parse_headers
+from pgnet.request.headers import check_size
 from pgnet.request.prefix import within
-from pgnet.request.secret_reference import collector, reference_name, split_secret_url
-from pgnet.request.url import canonical_url
+from pgnet.request.row import Row, read_row
 from pgnet.secret.directory import Directory
 from pgnet.secret.mask import Mask
 from pgnet.secret.value import check_value, expand_url, header_value, sensitive
@@ -24,102 +25,119 @@ from pgnet.wire.message import WireRequest
 if TYPE_CHECKING:
     from pgnet.outbox import Claim, Secret
 
+log = logging.getLogger("pgnet.worker")
+
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
     """A request as the exchange takes it.
 
-    bound: header names in lower case, and the URL prefix that their secret is bound to.
-    masks: hide the secrets that went into it. may_follow: whether a redirect to a URL carries
-    none of them beyond its prefix; None where there are none.
-    secret_url: whether its URL is one.
+    bound: names of headers, in lower case, and the URL prefix that their secret is bound to.
+    masks: hide in the answer the secrets that went into the request.
+    may_follow: whether a redirect to a URL carries none of them beyond its prefix; None where there
+    is no secret.
+    has_secret_url: whether the URL is a secret.
     """
 
     request: WireRequest
     bound: Mapping[str, str] = field(default_factory=dict)
     masks: Sequence[Mask] = ()
     may_follow: Callable[[str], bool] | None = None
-    secret_url: bool = False
+    has_secret_url: bool = False
 
 
-def names_of_secrets(claim: Claim) -> set[str]:
-    """The secrets that a claim may refer to; most refer to none."""
-    names: list[str] = []
-    if "{" in claim.url:
-        parts = split_secret_url(claim.url)
-        if parts is not None:
-            names.append(parts[1])
-    if claim.headers is not None and '"secret"' in claim.headers:
-        try:
-            parse_headers(claim.headers, collector(names))
-        except InvalidRequest:
-            return set()  # it will not be sent
-    return set(names)
+def read(claim: Claim) -> Row:
+    """Read a claimed row. Never raises: the Row's fault says why it cannot be sent."""
+    if claim.fault is not None:
+        return Row(fault=claim.fault)
+    try:
+        return read_row(claim.url, claim.headers, claim.timeout_milliseconds, claim.options)
+    except InvalidRequest as error:
+        return Row(fault=error.message)
+    except Exception as error:
+        # A row that this code cannot read must not end the worker, nor be tried for ever.
+        log.error("request %s: %s while its row was read", claim.id, type(error).__name__)
+        return Row(fault=f"internal error of the worker ({type(error).__name__})")
 
 
 def assemble(
     claim: Claim,
+    row: Row,
     secrets: Mapping[str, Secret],
     directory: Directory | None,
     masks: Sequence[Mask] = (),
     key_header: tuple[str, str] | None = None,
 ) -> Assembled:
-    """The request that a claim asks for.
+    """Put together the request that a claimed row asks for.
 
-    secrets: by name, those that names_of_secrets gave. directory: where workers keep what is not
-    in the database. masks: what is to be hidden in every answer. key_header: the idempotency key,
-    where one is to be sent beside the caller's headers.
+    secrets: by name, those that `row.secrets` lists.
+    directory: where workers keep secrets that are not in the database.
+    masks: what is to be hidden in every answer.
+    key_header: the idempotency key, where it is sent beside the caller's headers.
 
     Raises InvalidRequest for what cannot be sent; its message holds no secret.
     """
-    if claim.timeout_milliseconds <= 0:
-        raise InvalidRequest("timeout_milliseconds must be greater than 0")
-    if not secrets:
-        fields = parse_headers(claim.headers)
+    if row.fault is not None:
+        raise InvalidRequest(row.fault)
+    if not row.secrets:
+        fields = cast("list[tuple[str, str]]", list(row.headers))
         if key_header is not None:
             fields.append(key_header)
-        request = WireRequest(claim.method, canonical_url(claim.url), fields, claim.body)
-        follow = _follower(masks, None, ()) if masks else None
-        return Assembled(request, {}, masks, follow)
+        request = WireRequest(claim.method, row.url, fields, claim.body)
+        return Assembled(request, {}, masks, _follower(masks, None, ()) if masks else None)
 
-    values = {name: _value(secret, directory) for name, secret in secrets.items()}
-    url = claim.url
-    parts = split_secret_url(url)
-    if parts is not None:
-        url = expand_url(url, values[parts[1]], secrets[parts[1]].url_prefix or "")
-    url = canonical_url(url)
-    bound: dict[str, str] = {}
-    judged: set[str] = set()
-
-    def value_of(header: str, reference: dict[str, object]) -> str:
-        name = reference_name(reference)
-        prefix = secrets[name].url_prefix or ""
-        # Once, however often it is repeated: a URL may be long.
-        if name not in judged and not within(prefix, url):
-            raise InvalidRequest(f'secret "{name}" is bound to {prefix}, and not for this URL')
-        judged.add(name)
-        known = bound.setdefault(header.lower(), prefix)
-        # Of two bounds on one header the narrower one holds: it lies within the other.
-        bound[header.lower()] = prefix if within(known, prefix) else known
-        return header_value(reference, values[name])
-
-    fields = parse_headers(claim.headers, value_of)
+    values = {name: _value(name, secrets, directory) for name in row.secrets}
+    url = row.url
+    if row.secret_url is not None:
+        name = row.secret_url.name
+        url = expand_url(row.secret_url, values[name], secrets[name].url_prefix or "")
+    fields, bound = _fields_with_secrets(row, url, secrets, values)
     if key_header is not None:
         fields.append(key_header)
-    prefixes = [secret.url_prefix or "" for secret in secrets.values()]
+    prefixes = [secrets[name].url_prefix or "" for name in values]
     own = Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix))
     return Assembled(
         WireRequest(claim.method, url, fields, claim.body),
         bound,
         (*masks, own),
         _follower(masks, own, prefixes),
-        parts is not None,
+        row.secret_url is not None,
     )
+
+
+def _fields_with_secrets(
+    row: Row, url: str, secrets: Mapping[str, Secret], values: Mapping[str, str]
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The header fields with the values of secrets in them, and the prefixes that bind them.
+
+    Raises InvalidRequest for a secret that may not go to the URL.
+    """
+    fields: list[tuple[str, str]] = []
+    bound: dict[str, str] = {}
+    judged: set[str] = set()
+    for header, value in row.headers:
+        if isinstance(value, str):
+            fields.append((header, value))
+            continue
+        name = value.name
+        prefix = secrets[name].url_prefix or ""
+        # Judged once for each secret, however often it is repeated: a URL may be long.
+        if name not in judged and not within(prefix, url):
+            raise InvalidRequest(f'secret "{name}" is bound to {prefix}, and not for this URL')
+        judged.add(name)
+        known = bound.setdefault(header.lower(), prefix)
+        # Of two prefixes for one header the narrower one holds: it lies within the other.
+        bound[header.lower()] = prefix if within(known, prefix) else known
+        fields.append((header, header_value(value, values[name])))
+    check_size(fields)
+    return fields, bound
 
 
 def _follower(
     masks: Sequence[Mask], own: Mask | None, prefixes: Sequence[str]
 ) -> Callable[[str], bool]:
+    """Return what judges the URLs of redirects: whether none repeats a secret beyond its prefix."""
+
     def may_follow(url: str) -> bool:
         if any(mask.text(url) != url for mask in masks):
             return False
@@ -128,34 +146,39 @@ def _follower(
     return may_follow
 
 
-def _value(secret: Secret, directory: Directory | None) -> str:
+def _value(name: str, secrets: Mapping[str, Secret], directory: Directory | None) -> str:
+    """The value of a secret, from the database or from the directory. Raises InvalidRequest."""
+    secret = secrets.get(name)
+    if secret is None:
+        raise InvalidRequest(f'the database did not give the worker the secret "{name}"')
     if secret.fault is not None:
         raise InvalidRequest(secret.fault)
     if secret.value is not None:
         return secret.value
-    value = directory.read(secret.name) if directory is not None else None
+    value = directory.read(name) if directory is not None else None
     if value is None:
         raise InvalidRequest(
-            f'secret "{secret.name}" is held by workers, and this one does not have it: '
+            f'secret "{name}" is held by workers, and this one does not have it: '
             "start workers with pgnet worker --secrets-dir"
         )
-    check_value(secret.name, value, secret.url_prefix)
+    check_value(name, value, secret.url_prefix)
     return value
 
 
 def host_table(hosts: Mapping[str, Mapping[str, Any]], directory: Directory | None) -> HostTable:
-    """What net.configure_host has said, by pattern, as the exchange takes it.
+    """Return the settings of hosts, by pattern, as the exchange takes them.
 
-    directory: where workers keep secrets that are not in the database. Where one is missing,
-    requests to the host fail, and say so.
+    hosts: as net.configure_host was given them.
+    directory: where workers keep secrets that are not in the database. Where a secret is missing,
+    requests to the host fail with an error that says so.
     """
-    return HostTable({host: _host_settings(said, directory) for host, said in hosts.items()})
+    return HostTable({host: _host_settings(given, directory) for host, given in hosts.items()})
 
 
-def _host_settings(said: Mapping[str, Any], directory: Directory | None) -> HostSettings:
-    settings = dict(said)
+def _host_settings(given: Mapping[str, Any], directory: Directory | None) -> HostSettings:
+    settings = dict(given)
     fault = None
-    for key, value in said.items():
+    for key, value in given.items():
         if not isinstance(value, dict):
             continue
         name = value["secret"]
@@ -174,7 +197,7 @@ def _host_settings(said: Mapping[str, Any], directory: Directory | None) -> Host
 
 
 def masks_of(hosts: HostTable) -> list[Mask]:
-    """Hide the credentials of proxies, which may repeat them in an answer."""
+    """Return masks for the credentials of proxies: a proxy may repeat them in an answer."""
     values = {
         part
         for settings in hosts.entries.values()

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pgnet.outbox import Claim, Outcome
-from pgnet.request.headers import parse_headers
-from pgnet.request.options import AT_MOST_ONCE, parse_options
+from pgnet.request.options import AT_MOST_ONCE
+from pgnet.request.row import Row
 from pgnet.wire.answer import Answer
 from pgnet.wire.host import HostTable
 from pgnet.worker.retry import IDEMPOTENT_METHODS, NONE, Policy, choose, delay_after
 
-_KEY_HEADER = "Idempotency-Key"
+_KEY_HEADER, _KEY_FIELD = "Idempotency-Key", "idempotency-key"
 _UNKNOWN = "Whether the request was received is unknown, and it is not sent again."
 
 
@@ -36,11 +36,11 @@ class Delivery:
     max_redirects: int | None = None
 
     def settle(self, outcome: Outcome, claim: Claim, answer: Answer, elapsed: float) -> Outcome:
-        """An outcome that failed, as it is to be recorded: failed, unknown, or to be retried.
+        """Return an outcome that failed as it is recorded: failed, unknown, or retrying.
 
         elapsed: seconds since the request was claimed.
         """
-        # Where the status is what became of the request, it decides, whatever else is amiss.
+        # Where the status says what became of the request, it decides, whatever else went wrong.
         status = answer.status_code if answer.is_final else None
         error = answer.error if status is None else None
         never_sent = error is not None and not error.possibly_sent
@@ -51,7 +51,7 @@ class Delivery:
             return replace(outcome, state="unknown", error_msg=message)
         delay = delay_after(
             self.policy,
-            # One that ended without anybody's knowing how was none of the policy's.
+            # An attempt that was lost with its worker does not count for the policy.
             attempt=claim.attempt - claim.lost,
             age=claim.age + elapsed,
             method=claim.method,
@@ -80,20 +80,19 @@ class Delivery:
 PLAIN = Delivery()
 
 
-def delivery_of(claim: Claim, policies: Mapping[str, Policy], hosts: HostTable) -> Delivery:
-    """What is promised of a claimed request, by its options and what is said of its host.
-
-    Raises InvalidRequest for options that are none.
-    """
-    by_host = hosts.of(_host_of(claim.host)).retry if hosts.entries else None
+def delivery_of(
+    claim: Claim, row: Row, policies: Mapping[str, Policy], hosts: HostTable
+) -> Delivery:
+    """What is promised of a claimed request, by its options and the settings of its host."""
+    by_host = hosts.settings_for(_host_of(claim.host)).retry if hosts.entries else None
     if claim.options is None and by_host is None:
         return PLAIN
-    options = parse_options(claim.options, stored=True)
+    options = row.options
     policy = choose(policies, options.get("retry"), by_host)
     policy = policy.with_max_attempts(options.get("max_attempts"))
     at_most_once = options.get("delivery") == AT_MOST_ONCE
     asked = "idempotency_key" in options
-    own_header = claim.headers is not None and _names_key(claim.headers)
+    own_header = any(name.lower() == _KEY_FIELD for name, _value in row.headers)
     key_header = None
     if claim.idempotency_key is not None and not own_header:
         is_idempotent = claim.method in IDEMPOTENT_METHODS
@@ -107,14 +106,7 @@ def delivery_of(claim: Claim, policies: Mapping[str, Policy], hosts: HostTable) 
     )
 
 
-def _names_key(headers: str) -> bool:
-    if "idempotency-key" not in headers.lower():
-        return False
-    fields = parse_headers(headers, lambda _name, _reference: "")
-    return any(name.lower() == "idempotency-key" for name, _value in fields)
-
-
 def _host_of(authority: str) -> str:
-    """The host of what stands between `//` and the path, without the port."""
+    """The host of an authority, which is what stands between `//` and the path of a URL."""
     host, colon, port = authority.rpartition(":")
     return host if colon and port.isdigit() else authority

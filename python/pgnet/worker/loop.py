@@ -36,6 +36,7 @@ from pgnet.outbox import (
     Turn,
 )
 from pgnet.request.errors import InvalidRequest
+from pgnet.request.row import Row
 from pgnet.secret.directory import Directory
 from pgnet.secret.mask import Mask
 from pgnet.wire.answer import Answer, Limits
@@ -43,7 +44,7 @@ from pgnet.wire.exchange import Exchange, Handle
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostTable
 from pgnet.worker.alarm import Alarm
-from pgnet.worker.assemble import Assembled, assemble, host_table, masks_of, names_of_secrets
+from pgnet.worker.assemble import Assembled, assemble, host_table, masks_of, read
 from pgnet.worker.backoff import Backoff
 from pgnet.worker.delivery import PLAIN, Delivery, delivery_of
 from pgnet.worker.outcome import Storable, outcome_of
@@ -430,9 +431,10 @@ class Worker:
                 claims = [claim for claim in claims if claim.id not in dropped]
             # A worker that is to start anew does so first.
             if self._mode != "off" and not self._restart:
-                secrets = self._secrets(claims)
-                for claim in claims:
-                    self._begin(claim, secrets.get(claim.id) or {})
+                rows = [(claim, read(claim)) for claim in claims]
+                secrets = self._secrets(rows)
+                for claim, row in rows:
+                    self._begin(claim, row, secrets.get(claim.id) or {})
                 return
         except OutboxFailed as error:
             self._claiming.failed(error)
@@ -450,9 +452,9 @@ class Worker:
         elif demand.full_hosts:
             self._wake_next()
 
-    def _secrets(self, claims: Sequence[Claim]) -> dict[int, dict[str, Secret]]:
+    def _secrets(self, rows: Sequence[tuple[Claim, Row]]) -> dict[int, dict[str, Secret]]:
         """What claims refer to, by their ids and the secrets' names; few refer to any."""
-        wanted = [(claim, name) for claim in claims for name in names_of_secrets(claim)]
+        wanted = [(claim, name) for claim, row in rows for name in row.secrets]
         found: dict[int, dict[str, Secret]] = {}
         if wanted:
             for (claim_id, name), secret in self._outbox.secrets(wanted).items():
@@ -516,7 +518,7 @@ class Worker:
         hosts = Counter(claim.host for claim in turn.claims)
         return any(count >= demand.host_quota for count in hosts.values())
 
-    def _begin(self, claim: Claim, secrets: Mapping[str, Secret]) -> None:
+    def _begin(self, claim: Claim, row: Row, secrets: Mapping[str, Secret]) -> None:
         self._after = Place(claim.host, claim.role)
         flight = _Flight(claim, time.monotonic())
         former = self._flights.get(claim.id)
@@ -529,12 +531,9 @@ class Worker:
         try:
             assert self._exchange is not None
             assert self._rules is not None
-            if claim.fault is not None:
-                self._done(flight, claim.fault)
-                return
-            flight.delivery = delivery = delivery_of(claim, self._policies, self._rules[2])
+            flight.delivery = delivery = delivery_of(claim, row, self._policies, self._rules[2])
             flight.assembled = assembled = assemble(
-                claim, secrets, self._directory, self._masks, delivery.key_header
+                claim, row, secrets, self._directory, self._masks, delivery.key_header
             )
             if self._mode == "record":
                 self._done(flight, _Unsent("Not sent: the mode is record."))

@@ -59,7 +59,7 @@ def outcome_of(
     }
     if answer.redirects:
         # Of a secret URL's redirect nobody knows how much of the secret it repeats.
-        secret_url = assembled is not None and assembled.secret_url
+        secret_url = assembled is not None and assembled.has_secret_url
         measured["final_url"] = _origin(answer.url) if secret_url else text_of(answer.url)
     error = answer.error
     status = answer.status_code
@@ -69,7 +69,7 @@ def outcome_of(
         return Outcome(claim.id, claim.token, "failed", **measured)
     content_type = answer.header("Content-Type")
     header_list = answer.header_list
-    if assembled is not None and assembled.secret_url:
+    if assembled is not None and assembled.has_secret_url:
         # Nor where it points, if it was not followed.
         header_list = [(n, MASK if n.lower() == "location" else v) for n, v in header_list]
     if masks or not is_plain("".join([name + value for name, value in header_list])):
