@@ -32,6 +32,13 @@ create table net.http_request_queue (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
+-- Otherwise ANALYZE would keep samples of them in pg_statistic, which pg_read_all_data reads past row security.
+alter table net.http_request_queue
+    alter url set statistics 0,
+    alter headers set statistics 0,
+    alter body set statistics 0,
+    alter context set statistics 0,
+    alter options set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
@@ -230,6 +237,14 @@ create table net._http_response (
     autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
     autovacuum_vacuum_insert_scale_factor = 0.2
 );
+alter table net._http_response
+    alter url set statistics 0,
+    alter headers set statistics 0,
+    alter content set statistics 0,
+    alter content_bytes set statistics 0,
+    alter context set statistics 0,
+    alter header_list set statistics 0,
+    alter final_url set statistics 0;
 comment on table net._http_response is
     'One row for each request that has ended, kept for the setting ttl. A role sees those of its own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
@@ -285,6 +300,12 @@ create table pgnet.failed (
     error_msg text,
     idempotency_key text
 );
+alter table pgnet.failed
+    alter url set statistics 0,
+    alter headers set statistics 0,
+    alter body set statistics 0,
+    alter context set statistics 0,
+    alter options set statistics 0;
 comment on table pgnet.failed is
     'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
 comment on column pgnet.failed.idempotency_key is

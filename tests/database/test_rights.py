@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
 
 from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
@@ -731,6 +732,40 @@ def test_deleting_where_it_was_granted(own: Database) -> None:
     assert alice.execute("delete from net._http_response").rowcount == 0
     assert own.rows("select id from net.http_request_queue") == [(bobs,)]
     assert bobs < mine
+
+
+def test_statistics_hold_no_samples(own: Database) -> None:
+    """Who may read all data reads them too, past row security; ANALYZE keeps the most frequent."""
+    canary = "rights-canary"
+    own.execute("select net.set_secret('k', %s), net.set_secret('l', %s)", canary, canary)
+    own.connect("rights_bob").execute(
+        "select net.http_request('POST', %(u)s, body => %(b)s, headers => %(b)s, context => %(b)s)"
+        " from generate_series(1, 20)",
+        {"u": f"{URL}?{canary}", "b": Jsonb({"X": canary})},
+    )
+    own.execute(
+        "insert into pgnet.failed (id, state, method, url, headers, body, context, requested_by,"
+        " created, priority, attempts)"
+        " select id, 'failed', method, url, headers, body, context, requested_by, created, 0, 1"
+        " from net.http_request_queue"
+    )
+    own.execute(
+        "insert into net._http_response (id, state, attempts, method, url, requested_by, requested,"
+        " headers, header_list, content, content_bytes, context, final_url)"
+        " select id, 'failed', 1, 'POST', url, requested_by, created, headers, headers, url, body,"
+        " context, url from net.http_request_queue"
+    )
+    own.execute("analyze")
+    own.execute("grant pg_read_all_data to rights_alice")
+    alice = own.connect("rights_alice")
+    assert value(alice, "select count(*) from net.http_request_queue") == 0
+    assert value(alice, "select count(*) > 100 from pg_statistic")
+    told = "s::text like %s or s::text like '%%' || encode(%s, 'hex') || '%%'"
+    found = alice.execute(
+        f"select starelid::regclass, staattnum from pg_statistic s where {told}",
+        (f"%{canary}%", canary.encode()),
+    ).fetchall()
+    assert found == []
 
 
 def test_set_role_books_to_the_current_role(own: Database) -> None:
