@@ -634,3 +634,25 @@ def test_every_page_can_be_reached() -> None:
             if target not in reached:
                 waiting.append(target)
     assert [page.name for page in PAGES if page not in reached] == []
+
+
+# ---- where a change goes
+
+
+def test_what_contributing_names_is_there() -> None:
+    """Each file of its tables, and the names that it says are in one."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    roots = (ROOT, ROOT / "python/pgnet", ROOT / "extension")
+    files = {}
+    for name in set(re.findall(r"`([\w/]+\.(?:py|sql|json|md))`", text)) - {
+        "tests/sql/NAME.sql",
+        "tests/database/test_TOPIC.py",
+    }:
+        found = [root / name for root in roots if (root / name).exists()]
+        assert found, name
+        files[name] = found[0].read_text()
+    places = re.findall(r"((?:`[\w.]+`(?:, | and )?)+)\s+(?:there )?in\s+`([\w/]+\.\w+)`", text)
+    assert len(places) > 25
+    for names, file in places:
+        for name in re.findall(r"`([\w.]+)`", names):
+            assert re.search(rf"\b{re.escape(name)}\b", files[file]), f"{name} in {file}"
