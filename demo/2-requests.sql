@@ -1,4 +1,5 @@
--- A GET. The call only queues it, and gives its id at once; it is sent because the transaction commits.
+-- A GET. The call only queues it, and gives its id at once. A worker sends it once the transaction
+-- has committed.
 select net.http_get(:'url' || '/hello', params => '{"name": "world"}') as hello \gset
 select state, status_code, content::jsonb ->> 'path' as the_server_saw from net.wait(:hello);
 

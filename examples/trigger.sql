@@ -1,5 +1,6 @@
--- A trigger that posts each new row, with a token that the one who inserts must not see.
--- Run it as the owner of the extension pgnet; set the URL first:  psql -v url=https://example.com/orders
+-- A trigger that posts each new row, with a token that the role which inserts must not see.
+-- Run it as the owner of the extension pgnet, with the URL as a variable:
+--   psql -v url=https://example.com/orders
 
 create schema if not exists shop;
 
@@ -12,11 +13,12 @@ create table shop.orders (
 -- The token goes to this URL and to no other. Better, since this text may be logged:
 --   pgnet secret set orders --url-prefix https://example.com/orders < token
 select net.set_secret('orders', 'change-me', :'url');
--- Where another role owns the function below, that one may use it:
+-- Where another role owns the function below, let that role use the token:
 --   select net.grant_secret('orders', 'shop_owner');
 
--- SECURITY DEFINER: the request belongs to the owner of this function, who may use the secret and sees the response. Who inserts
--- the row sees neither, and cannot use the secret for anything else.
+-- SECURITY DEFINER: the request belongs to the owner of this function, who may use the secret and
+-- sees the response. The role that inserts the row sees neither, and cannot use the secret for
+-- anything else.
 create function shop.announce_order()
     returns trigger
     language plpgsql
