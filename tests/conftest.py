@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from servers import canary
+from servers import canary, httpd
 from servers.cluster import (
     Cluster,
     Database,
@@ -93,6 +93,19 @@ def running_nginx() -> Iterator[Nginx]:
 def nginx(running_nginx: Nginx) -> Nginx:
     running_nginx.forget()
     return running_nginx
+
+
+@pytest.fixture(scope="session")
+def running_httpd() -> Iterator[httpd.Running]:
+    with httpd.running() as running:
+        yield running
+
+
+@pytest.fixture
+def witness(running_httpd: httpd.Running) -> httpd.Running:
+    """Where requests go: what it got is what was sent."""
+    running_httpd.reset()
+    return running_httpd
 
 
 @pytest.hookimpl(wrapper=True)

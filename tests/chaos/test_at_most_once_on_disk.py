@@ -5,23 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from database.test_worker_backend import serving
-from servers import httpd
-from servers.cluster import Cluster, child_processes, wait_until
+from servers.cluster import Cluster, child_processes
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
+from servers.waiting import wait_until
+from servers.workers import serving
 
 
 @pytest.fixture(scope="module")

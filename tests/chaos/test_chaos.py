@@ -19,7 +19,8 @@ import pytest
 
 from chaos import crash, faults, server
 from chaos.checker import Attempt, Evidence, Response, Sent, Sighting, check
-from servers.cluster import Cluster, wait_until
+from servers.cluster import Cluster
+from servers.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "http://witness/"

@@ -10,15 +10,9 @@ import pytest
 from chaos import server
 from chaos.tally import Tally
 from chaos.workers import ProcessWorker
-from servers import httpd
-from servers.cluster import Database, wait_until
+from servers.cluster import Database
 from servers.httpd import Running
-
-
-@pytest.fixture
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
+from servers.waiting import wait_until
 
 
 @contextlib.contextmanager

@@ -3,62 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 
-from database.test_worker_backend import Session, serving
-from servers import httpd
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
+from servers.crashes import Supervisor, crash, kill_backend
 from servers.httpd import Running
 from servers.nginx import Nginx
+from servers.recorder import Recorder
+from servers.traffic import queue, seen, targets
+from servers.waiting import wait_until
+from servers.workers import Session, serving
 
 RESCUE_AFTER = 3.0
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
-
-
-def targets(witness: Running) -> list[str]:
-    return [entry["target"] for entry in witness.record()]
-
-
-def seen(witness: Running, count: int, timeout: float = 10.0) -> list[str]:
-    return wait_until(
-        lambda: targets(witness),
-        lambda found: len(found) >= count,
-        f"{count} requests at the server",
-        timeout,
-    )
-
-
-def queue(database: Database, url: str, count: int = 1, timeout: int = 20_000) -> list[int]:
-    """Commit that many requests in one transaction; `#` in the URL becomes each one's number."""
-    found = database.rows(
-        "select net.http_get(replace(%s, '#', n::text), timeout_milliseconds => %s)"
-        " from generate_series(1, %s) n",
-        url,
-        timeout,
-        count,
-    )
-    return [id for (id,) in found]
 
 
 # ---- a thousand requests with a crash in their midst
@@ -132,50 +96,6 @@ class Clients:
             assert not thread.is_alive(), "a client hangs"
 
 
-class Supervisor:
-    """Starts the worker in the database again whenever it has ended, as pg_cron does."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.stopped = threading.Event()
-        self.pid = 0
-        self._connection: psycopg.Connection[Any] | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-        wait_until(lambda: self.pid, description="the worker runs")
-
-    def _work(self) -> None:
-        while not self.stopped.is_set():
-            with contextlib.suppress(psycopg.Error):
-                self._connection = self.database.cluster.connect(self.database.name)
-                self.pid = self._connection.info.backend_pid
-                self._connection.execute("call net.work()")
-            if self._connection is not None:
-                self._connection.close()
-            self.stopped.wait(0.05)
-
-    def stop(self) -> None:
-        self.stopped.set()
-        with contextlib.suppress(psycopg.Error):
-            if self._connection is not None:
-                self._connection.cancel()
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-
-def kill_backend(database: Database, pid: int) -> None:
-    """kill -9 of a backend, and the recovery of the whole server that it brings about."""
-    canary = database.cluster.connect()
-    os.kill(pid, signal.SIGKILL)
-    # the postmaster ends every other session before it recovers
-    with contextlib.suppress(psycopg.OperationalError):
-        canary.execute("select pg_sleep(10)")
-    assert canary.closed
-    canary.close()
-    database.close()
-    database.cluster.wait_ready()
-
-
 def kill_worker_process(stack: contextlib.ExitStack, database: Database) -> Callable[[], None]:
     worker = stack.enter_context(database.worker())
 
@@ -194,12 +114,6 @@ def kill_worker_backend(stack: contextlib.ExitStack, database: Database) -> Call
         kill_backend(database, supervisor.pid)
 
     return strike
-
-
-def crash(database: Database) -> None:
-    database.close()
-    database.cluster.stop("immediate")
-    database.cluster.start()
 
 
 def crash_under_process(stack: contextlib.ExitStack, database: Database) -> Callable[[], None]:
@@ -338,44 +252,6 @@ def test_a_claim_past_its_deadline_is_free(database: Database, witness: Running)
 
 
 # ---- recording
-
-
-class Recorder:
-    """A worker of one statement at a time, by hand."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self.connection = database.connect()
-        row = self.connection.execute(
-            "select worker_id, worker_secret from pgnet.register_worker('process')"
-        ).fetchone()
-        assert row is not None
-        self.id, self.secret = row
-
-    def claim(self, slots: int = 100, max_bytes: int = 1 << 30) -> dict[int, str]:
-        """Claim what is there; gives the tokens by id."""
-        rows = self.connection.execute(
-            "select id, token from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
-            " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}', max_bytes => %s,"
-            " after_host => '')",
-            (self.id, slots, slots, slots, max_bytes),
-        ).fetchall()
-        return {id: token for id, token in rows if id is not None}
-
-    def record(self, claims: dict[int, str], **more: Any) -> list[int]:
-        """Record a success for each; gives the ids that are held up."""
-        outcomes = [
-            {"id": id, "token": token, "state": "succeeded", "status_code": 200, "content": "ok"}
-            | {"timed_out": False}
-            | more
-            for id, token in claims.items()
-        ]
-        row = self.connection.execute(
-            "select pgnet.record_outcomes(%s::json)", (json.dumps(outcomes),)
-        ).fetchone()
-        assert row is not None
-        held_up: list[int] = row[0]
-        return held_up
 
 
 @pytest.fixture

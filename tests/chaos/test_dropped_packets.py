@@ -13,7 +13,7 @@ from chaos.link import Link
 from chaos.tally import Tally
 from chaos.workers import ProcessWorker
 from servers import httpd
-from servers.cluster import wait_until
+from servers.waiting import wait_until
 
 # What both sides set: 10 s of silence, then three questions 5 s apart.
 KEEPALIVE = 25

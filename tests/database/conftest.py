@@ -3,17 +3,19 @@
 | fixture | lives | what |
 |---|---|---|
 | worker | the test | a worker process for `database` |
-| httpd | the run | the URL of our server that misbehaves, without a slash at its end |
+| stoppable_cluster | the module | a cluster that a test may stop and crash |
+| stoppable | the test | a database in `stoppable_cluster`, loopback allowed |
+| httpd | the run | the URL of `witness`, without a slash at its end |
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from servers import httpd as server
-from servers.cluster import Database, Worker
+from servers.cluster import Cluster, Database, Worker
+from servers.httpd import Running
 
 
 @pytest.fixture
@@ -23,6 +25,20 @@ def worker(database: Database) -> Iterator[Worker]:
 
 
 @pytest.fixture(scope="session")
-def httpd() -> Iterator[str]:
-    with server.running() as running:
-        yield running.url.rstrip("/")
+def httpd(running_httpd: Running) -> str:
+    return running_httpd.url
+
+
+@pytest.fixture(scope="module")
+def stoppable_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
+    return make_cluster()
+
+
+@pytest.fixture
+def stoppable(stoppable_cluster: Cluster) -> Iterator[Database]:
+    database = stoppable_cluster.create_database()
+    database.execute("select net.allow_network('loopback')")
+    yield database
+    if not stoppable_cluster.running:
+        stoppable_cluster.start()
+    database.drop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import socket
 import struct
@@ -19,8 +18,9 @@ import pytest
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from database.test_worker_backend import serving
-from servers.cluster import Cluster, Database, free_port, wait_until
+from servers.cluster import Cluster, Database, free_port
+from servers.waiting import wait_until
+from servers.workers import one_worker
 
 # What a busy machine may take on top of a time that was asked for, in seconds.
 SLACK = 3.0
@@ -173,12 +173,6 @@ def unknown_server() -> Iterator[Scripted]:
     scripted = Scripted()
     yield scripted
     scripted.close()
-
-
-@contextlib.contextmanager
-def one_worker(database: Database, kind: str) -> Iterator[None]:
-    with database.worker() if kind == "process" else serving(database):
-        yield
 
 
 @pytest.fixture(scope="module", params=["process", "backend"])

@@ -26,10 +26,10 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from database.test_attempts import one_worker
-from database.test_limits import MIB, as_backend, as_process, forget_peak
-from database.test_limits import status as size_of
 from servers.cluster import Cluster, Database, as_server_user, free_port
+from servers.memory import MIB, forget_peak
+from servers.memory import status as size_of
+from servers.workers import as_backend, as_process, one_worker
 
 OK = b"HTTP/1.1 200 OK\r\n"
 GZIP = gzip.compress(b"some words " * 500)

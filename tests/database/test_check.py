@@ -8,7 +8,9 @@ import shutil
 import pytest
 from psycopg import errors
 
-from servers.cluster import Cluster, Database, Worker, free_port, wait_until
+from servers.cluster import Cluster, Database, Worker, free_port
+from servers.doctor import check
+from servers.waiting import wait_until
 
 ITEMS = [
     "version",
@@ -30,13 +32,6 @@ ITEMS = [
     "secrets",
     "pg_cron",
 ]
-
-
-def check(database: Database) -> dict[str, tuple[bool, str, str | None]]:
-    return {
-        item: (ok, detail, hint)
-        for item, ok, detail, hint in database.rows("select * from net.check()")
-    }
 
 
 def test_all_is_well(database: Database, worker: Worker) -> None:

@@ -18,8 +18,9 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from pgnet.secret.mask import MASK
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 PEM = trustme.CA().cert_pem.bytes().decode()
 KEY = trustme.CA().private_key_pem.bytes().decode()

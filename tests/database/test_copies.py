@@ -15,22 +15,10 @@ import psycopg
 import pytest
 from psycopg import errors, sql
 
-from database.test_check import check
-from servers import httpd
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
+from servers.doctor import check
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    """Where all requests go: what it got is what was sent."""
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
+from servers.waiting import wait_until
 
 
 def sent(witness: Running) -> Counter[str]:

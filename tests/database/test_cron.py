@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from servers import httpd
-from servers.cluster import Cluster, Database, pg_config, wait_until
+from servers.cluster import Cluster, Database, pg_config
 from servers.httpd import Running
+from servers.waiting import wait_until
 
 # The longest time to the next minute, and some for pg_cron and the worker to start.
 A_MINUTE = 65.0
@@ -44,12 +44,6 @@ class Scheduled:
         return self.home.rows(
             "select database, command, status, return_message from cron.job_run_details"
         )
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
 
 
 def make(use_background_workers: str) -> Scheduled:

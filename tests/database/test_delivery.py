@@ -15,25 +15,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from chaos.test_crashes import Recorder, Supervisor, crash, kill_backend, seen, targets
-from database.test_worker_backend import serving
-from servers import httpd
-from servers.cluster import Database, Worker, free_port, wait_until
+from servers.cluster import Database, Worker, free_port
+from servers.crashes import Supervisor, crash, kill_backend
 from servers.httpd import Running
+from servers.recorder import Recorder
+from servers.traffic import seen, targets
+from servers.waiting import wait_until
+from servers.workers import serving
 
 ONCE = '{"delivery": "at_most_once"}'
 UNKNOWN = "Whether the request was received is unknown, and it is not sent again."
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
 
 
 def request(database: Database, url: str, **arguments: Any) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 
 @pytest.fixture

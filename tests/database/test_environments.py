@@ -16,7 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from servers.cluster import CLEAN_ENVIRONMENT, Cluster, Database, server_python, wait_until
+from servers.cluster import CLEAN_ENVIRONMENT, Cluster, Database, server_python
+from servers.waiting import wait_until
 
 # What a caller has to take back for itself: it writes.
 WRITES = {"default_transaction_read_only": "off"}

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from database.test_worker_backend import serving
-from database.test_worker_process import queue, seen, targets, wait_for_states
-from servers import httpd
-from servers.cluster import Database, Worker, wait_until
+from servers.cluster import Database, Worker
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
+from servers.traffic import queue, seen, targets, wait_for_states
+from servers.waiting import wait_until
+from servers.workers import serving
 
 
 def check(database: Database, item: str) -> tuple[bool, str, str | None]:

@@ -6,26 +6,25 @@ The servers are those of servers/misbehaviour.py. Memory is the worker's residen
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from database.test_worker_backend import serving
 from servers import misbehaviour
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
+from servers.memory import MIB, forget_peak, sockets, status
 from servers.misbehaviour import WAYS, Limits, Running, Way, several
 from servers.nginx import Nginx
+from servers.waiting import wait_until
+from servers.workers import Form, as_backend, as_process
 
 COPIES = 10
 # Milliseconds: of what is never answered, and of what must be done long before.
 SHORT, LONG = 2000, 20_000
 LATENESS = 1000
-MIB = 1 << 20
 SMALL = Limits()
 LARGE = Limits(8 * MIB, 4 * MIB, SMALL.max_header_bytes)
 
@@ -41,23 +40,6 @@ def fast() -> Iterator[Nginx]:
     """A server that does what it should; it keeps no record."""
     with Nginx(record=False) as nginx:
         yield nginx
-
-
-@contextlib.contextmanager
-def as_process(database: Database) -> Iterator[int]:
-    with database.worker() as worker:
-        yield worker.pid
-        assert worker.process.poll() is None
-
-
-@contextlib.contextmanager
-def as_backend(database: Database) -> Iterator[int]:
-    with serving(database) as session:
-        yield session.pid
-        assert session.running
-
-
-Form = Callable[[Database], contextlib.AbstractContextManager[int]]
 
 
 @pytest.fixture
@@ -77,29 +59,6 @@ def limit(database: Database, limits: Limits, **more: int) -> None:
 
 
 # ---- what a process has
-
-
-def status(pid: int, item: str) -> int:
-    """A size of a process in bytes, by its name in /proc."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == item:
-            return int(value.split()[0]) * 1024
-    raise LookupError(item)
-
-
-def forget_peak(pid: int) -> int:
-    """From now on VmHWM is of what comes; gives the resident set as it is."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return status(pid, "VmRSS")
-
-
-def sockets(pid: int) -> int:
-    count = 0
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            count += str(entry.readlink()).startswith("socket:")
-    return count
 
 
 # ---- requests

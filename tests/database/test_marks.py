@@ -14,9 +14,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
+from servers.roles import login_roles
+from servers.waiting import wait_until
 
 ROLES = ("marks_alice", "marks_bob")
 URL = "http://127.0.0.1:1025/"
@@ -61,13 +63,8 @@ def hanging() -> Iterator[Hanging]:
 
 @pytest.fixture(scope="module")
 def roles(cluster: Cluster) -> Iterator[None]:
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
-    yield
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+    with login_roles(cluster, ROLES):
+        yield
 
 
 @pytest.fixture

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from database.test_worker_backend import serving
-from database.test_worker_process import queue, seen, targets, wait_for_states
 from pgnet.outbox import OutboxFailed, OutboxUnknown, ends_session, error_of
 from pgnet.worker.backoff import Backoff
-from servers import httpd
-from servers.cluster import Database, wait_until
+from servers.cluster import Database
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
+from servers.traffic import queue, seen, targets, wait_for_states
+from servers.waiting import wait_until
+from servers.workers import serving
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager
 import pytest
 from psycopg import errors
 
-from chaos.test_crashes import Recorder
-from database.test_throughput import as_backend, as_process
 from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.recorder import Recorder
+from servers.workers import as_backend, as_process
 
 # A number of ten bytes that is 131,072 digits as text.
 HUGE = "1e131071"

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
-from database.test_worker_process import queue, seen, targets
 from pgnet.worker.quarantine import Quarantine
-from servers import httpd
 from servers.cluster import Database
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
+from servers.traffic import queue, seen, targets
 
 
 def on(quarantine: Quarantine) -> bool:

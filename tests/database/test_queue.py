@@ -10,12 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from chaos.test_crashes import Recorder
-from database.test_worker_backend import serving
 from servers import httpd
-from servers.cluster import Database, wait_until
+from servers.cluster import Database
 from servers.httpd import Running
 from servers.nginx import Nginx
+from servers.recorder import Recorder
+from servers.waiting import wait_until
+from servers.workers import serving
 
 
 @pytest.fixture(scope="module")

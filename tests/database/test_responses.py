@@ -16,8 +16,9 @@ import pytest
 from psycopg import errors, sql
 from psycopg.rows import dict_row
 
-from servers.cluster import Cluster, Database, Worker, free_port, wait_until
+from servers.cluster import Cluster, Database, Worker, free_port
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 COLLECTORS = ("net.http_get_result", "net.http_collect_response", "net._http_collect_response")
 TIMEOUT = re.compile(

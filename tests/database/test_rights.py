@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.roles import login_roles
 
 # Every routine of the extension: who may call it where every role has usage on the schema.
 # everyone; worker: the owner, and roles that net.grant_worker was called for; owner.
@@ -288,13 +289,8 @@ URL = "http://127.0.0.1:1025/"
 
 @pytest.fixture(scope="module")
 def roles(cluster: Cluster) -> Iterator[None]:
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
-    yield
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+    with login_roles(cluster, ROLES):
+        yield
 
 
 @pytest.fixture(scope="module")

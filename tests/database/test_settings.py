@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from psycopg import errors
 
-from servers.cluster import Cluster, Database, Worker, wait_until
+from servers.cluster import Cluster, Database, Worker
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 
 @pytest.mark.parametrize("value", ["6", " 6 ", "6.5", "1 6", "+6"])

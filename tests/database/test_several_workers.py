@@ -20,24 +20,13 @@ import psycopg
 import pytest
 
 import pgnet
-from database.test_worker_backend import Session
-from database.test_worker_process import make_durable, queue, targets, wait_for_states
-from database.test_worker_process import seen as arrived
 from servers import httpd, netns, pooler
-from servers.cluster import CLEAN_ENVIRONMENT, Cluster, Database, Worker, server_python, wait_until
+from servers.cluster import CLEAN_ENVIRONMENT, Cluster, Database, Worker, server_python
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
-
+from servers.traffic import make_durable, queue, targets, wait_for_states
+from servers.traffic import seen as arrived
+from servers.waiting import wait_until
+from servers.workers import Session
 
 # ---- poolers
 
@@ -345,27 +334,9 @@ def test_rescue_after_a_kill_is_quick(cluster: Cluster, witness: Running) -> Non
 # ---- the server restarts
 
 
-@pytest.fixture(scope="module")
-def server(make_cluster: Any) -> Cluster:
-    """A cluster that a test may stop and crash."""
-    made: Cluster = make_cluster()
-    return made
-
-
-@pytest.fixture
-def stoppable(server: Cluster) -> Iterator[Database]:
-    """A database of that cluster."""
-    database = server.create_database()
-    database.execute("select net.allow_network('loopback')")
-    yield database
-    if not server.running:
-        server.start()
-    database.drop()
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_with_two_workers_sends_nothing_again(
-    stoppable: Database, server: Cluster, witness: Running, mode: str
+    stoppable: Database, stoppable_cluster: Cluster, witness: Running, mode: str
 ) -> None:
     """Away for 2.5 s; neither takes the other for lost: both come back within rescue_after."""
     with stoppable.worker() as one, stoppable.worker() as other:
@@ -374,9 +345,9 @@ def test_a_restart_with_two_workers_sends_nothing_again(
         arrived(witness, 100)
         make_durable(stoppable)
         stoppable.close()
-        server.stop(mode)
+        stoppable_cluster.stop(mode)
         time.sleep(2.5)
-        server.start()
+        stoppable_cluster.start()
         wait_for_states(stoppable, {"succeeded": 100})
         assert set(Counter(targets(witness)).values()) == {1}
         assert len(targets(witness)) == 100

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from database.test_worker_backend import serving
 from servers.cluster import Database
 from servers.nginx import Nginx
+from servers.workers import as_backend, as_process
 
 REQUESTS = 5000
 
@@ -20,18 +20,6 @@ def quiet_nginx() -> Iterator[Nginx]:
     """One that keeps no record."""
     with Nginx(record=False) as nginx:
         yield nginx
-
-
-@contextlib.contextmanager
-def as_process(database: Database) -> Iterator[None]:
-    with database.worker():
-        yield
-
-
-@contextlib.contextmanager
-def as_backend(database: Database) -> Iterator[None]:
-    with serving(database):
-        yield
 
 
 @pytest.mark.parametrize("form", [as_process, as_backend])

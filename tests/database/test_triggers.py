@@ -7,10 +7,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
-from servers.cluster import Cluster, Database, wait_until
+from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.roles import login_roles
+from servers.waiting import wait_until
 
 ROLES = ("triggers_worker", "triggers_alice")
 TABLES = ("net.http_request_queue", "net._http_response", "pgnet.failed", "pgnet.attempt")
@@ -31,13 +33,8 @@ AUDIT = """
 
 @pytest.fixture(scope="module")
 def roles(cluster: Cluster) -> Iterator[None]:
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
-    yield
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+    with login_roles(cluster, ROLES):
+        yield
 
 
 @pytest.fixture

@@ -7,32 +7,21 @@ import random
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from chaos.test_crashes import kill_backend
-from database.test_worker_backend import PROMPT, Session, serving
-from servers import httpd
-from servers.cluster import Cluster, Database, Worker, wait_until
+from servers.cluster import Cluster, Database, Worker
+from servers.crashes import kill_backend
 from servers.httpd import Running
+from servers.waiting import wait_until
+from servers.workers import PROMPT, Session, serving
 
 # Well under a worker's two looks: a minute when it is alone, two seconds when it is not.
 AT_ONCE = 1.0
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
 
 
 def oid(database: Database) -> int:

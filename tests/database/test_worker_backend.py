@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,98 +15,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from servers import httpd
-from servers.cluster import Cluster, Database, process_fields, wait_until
+from servers.cluster import Cluster, Database, process_fields
 from servers.httpd import Running
 from servers.nginx import Nginx
-
-# What a person who cancels a worker, or a service manager that stops the server, may wait.
-PROMPT = 0.5
-
-
-class Session:
-    """A session that runs one statement, as a client would that waits for it, in a thread."""
-
-    def __init__(self, connection: psycopg.Connection[Any], call: str) -> None:
-        self.connection = connection
-        self.call = call
-        self.pid = connection.info.backend_pid
-        self._error: psycopg.Error | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self.connection.execute(self.call)
-        except psycopg.Error as error:
-            self._error = error
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
-
-    def ended(self, timeout: float = 10.0) -> psycopg.Error | None:
-        """Wait until the statement has ended; gives the error it ended with."""
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise TimeoutError(f"{self.call} did not end within {timeout:g} s")
-        return self._error
-
-    def end(self) -> None:
-        """Cancel the statement if it still runs, and close the session."""
-        if self.running:
-            with contextlib.suppress(psycopg.Error):
-                self.connection.cancel()
-        try:
-            self.ended()
-        finally:
-            self.connection.close()
-
-
-@contextlib.contextmanager
-def serving(
-    database: Database, call: str = "call net.work()", *, user: str = "postgres", setup: str = ""
-) -> Iterator[Session]:
-    """Run a worker in a session of its own; it has registered when this returns."""
-    connection = database.connect(user)
-    if setup:
-        connection.execute(setup)
-    session = Session(connection, call)
-    try:
-        wait_until(
-            lambda: (
-                (
-                    session.running
-                    and database.value(
-                        "select exists (select from pgnet.worker where pid = %s)", session.pid
-                    )
-                )
-                or (not session.running and session.ended())
-            ),
-            description="the worker in the database has registered",
-        )
-        yield session
-    finally:
-        session.end()
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(request: pytest.FixtureRequest) -> None:
-    if "witness" in request.fixturenames:
-        request.getfixturevalue("witness").reset()
-
-
-@pytest.fixture(scope="module")
-def server(make_cluster: Any) -> Cluster:
-    """A cluster that a test may stop; what ran in it before does not count."""
-    made: Cluster = make_cluster()
-    return made
+from servers.traffic import queue, seen, states
+from servers.waiting import wait_until
+from servers.workers import PROMPT, Session, serving
 
 
 def cpu_seconds(pid: int) -> float:
@@ -123,32 +36,6 @@ def idle(make_cluster: Any) -> Iterator[tuple[Cluster, Session]]:
     with serving(database) as session:
         yield cluster, session
     database.close()
-
-
-def queue(database: Database, url: str, count: int = 1, timeout: int = 20_000) -> list[int]:
-    """Commit that many requests in one transaction; `#` in the URL becomes each one's number."""
-    found = database.rows(
-        "select net.http_get(replace(%s, '#', n::text), timeout_milliseconds => %s)"
-        " from generate_series(1, %s) n",
-        url,
-        timeout,
-        count,
-    )
-    return [id for (id,) in found]
-
-
-def seen(witness: Running, count: int, timeout: float = 10.0) -> list[str]:
-    """Wait until the server has got that many requests; gives their targets."""
-    return wait_until(
-        lambda: [entry["target"] for entry in witness.record()],
-        lambda targets: len(targets) >= count,
-        f"{count} requests at the server",
-        timeout,
-    )
-
-
-def states(database: Database) -> dict[str, int]:
-    return dict(database.rows("select state::text, count(*) from net.requests group by 1"))
 
 
 # ---- drain
@@ -482,18 +369,18 @@ def test_a_cancel_records_what_had_ended(database: Database, witness: Running) -
 
 @pytest.mark.parametrize("count", [0, 100], ids=["idle", "100 slow requests"])
 def test_a_fast_shutdown_takes_effect_at_once(
-    server: Cluster, witness: Running, count: int
+    stoppable_cluster: Cluster, witness: Running, count: int
 ) -> None:
-    database = server.create_database()
+    database = stoppable_cluster.create_database()
     database.execute("select net.allow_network('loopback')")
     with slow_requests(database, witness, count) as (session, _ids):
         started = time.monotonic()
-        server.stop("fast")
+        stoppable_cluster.stop("fast")
         assert isinstance(session.ended(PROMPT), psycopg.OperationalError)
         # the server itself has a checkpoint to write
         assert time.monotonic() - started < PROMPT + 1
     database.close()
-    server.start()
+    stoppable_cluster.start()
     witness.reset()
     with serving(database):
         assert len(seen(witness, count, 1.5)) == count
@@ -512,14 +399,14 @@ def test_a_dropped_database_ends_it(cluster: Cluster, witness: Running) -> None:
     database.close()
 
 
-def test_it_does_not_outlive_the_postmaster(server: Cluster, witness: Running) -> None:
+def test_it_does_not_outlive_the_postmaster(stoppable_cluster: Cluster, witness: Running) -> None:
     """Without its postmaster a backend must not go on: it would keep the next one from starting."""
-    database = server.create_database()
+    database = stoppable_cluster.create_database()
     database.execute("select net.allow_network('loopback')")
     with slow_requests(database, witness, 3) as (session, _ids):
-        assert server.process is not None
-        server.process.kill()
-        server.process.wait()
+        assert stoppable_cluster.process is not None
+        stoppable_cluster.process.kill()
+        stoppable_cluster.process.wait()
         wait_until(
             lambda: process_fields(session.pid)[:1],
             lambda state: state in ([], ["Z"]),
@@ -527,7 +414,7 @@ def test_it_does_not_outlive_the_postmaster(server: Cluster, witness: Running) -
             timeout=3,
         )
     database.close()
-    server.start()
+    stoppable_cluster.start()
     database.drop()
 
 

@@ -5,85 +5,15 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from servers import httpd
-from servers.cluster import Cluster, Database, Worker, wait_until
+from servers.cluster import Cluster, Database, Worker
 from servers.httpd import Running
-
-
-@pytest.fixture(scope="module")
-def witness() -> Iterator[Running]:
-    with httpd.running() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def forget(witness: Running) -> None:
-    witness.reset()
-
-
-@pytest.fixture(scope="module")
-def server(make_cluster: Any) -> Cluster:
-    """A cluster that a test may stop and crash."""
-    made: Cluster = make_cluster()
-    return made
-
-
-@pytest.fixture
-def stoppable(server: Cluster) -> Iterator[Database]:
-    """A database of that cluster."""
-    database = server.create_database()
-    database.execute("select net.allow_network('loopback')")
-    yield database
-    if not server.running:
-        server.start()
-    database.drop()
-
-
-def queue(database: Database, url: str, count: int = 1, timeout: int = 20_000) -> list[int]:
-    """Commit that many requests in one transaction; `#` in the URL becomes each one's number."""
-    found = database.rows(
-        "select net.http_get(replace(%s, '#', n::text), timeout_milliseconds => %s)"
-        " from generate_series(1, %s) n",
-        url,
-        timeout,
-        count,
-    )
-    return [id for (id,) in found]
-
-
-def targets(witness: Running) -> list[str]:
-    return [entry["target"] for entry in witness.record()]
-
-
-def seen(witness: Running, count: int, timeout: float = 10.0) -> list[str]:
-    """Wait until the server has got that many requests; gives their targets."""
-    return wait_until(
-        lambda: targets(witness),
-        lambda found: len(found) >= count,
-        f"{count} requests at the server",
-        timeout,
-    )
-
-
-def states(database: Database) -> dict[str, int]:
-    return dict(database.rows("select state::text, count(*) from net.requests group by 1"))
-
-
-def wait_for_states(database: Database, expected: dict[str, int], timeout: float = 10.0) -> None:
-    wait_until(lambda: states(database), expected.__eq__, "the states of the requests", timeout)
-
-
-def make_durable(database: Database) -> None:
-    """Wait until a crash would lose nothing of what has happened (claims are not flushed)."""
-    position = database.value("select pg_current_wal_insert_lsn()::text")
-    database.wait_for("select pg_current_wal_flush_lsn() >= %s::pg_lsn", position)
-
+from servers.traffic import make_durable, queue, seen, states, targets, wait_for_states
+from servers.waiting import wait_until
 
 # ---- in pg_stat_activity
 
@@ -218,10 +148,10 @@ def test_sigterm_is_heard_during_a_restart(database: Database, witness: Running)
         assert time.monotonic() - started < 4
 
 
-def test_sigterm_while_the_server_is_away(stoppable: Database, server: Cluster) -> None:
+def test_sigterm_while_the_server_is_away(stoppable: Database, stoppable_cluster: Cluster) -> None:
     with stoppable.worker() as worker:
         stoppable.close()
-        server.stop("fast")
+        stoppable_cluster.stop("fast")
         wait_until(worker.output, lambda text: "database" in text, "it says what it waits for")
         started = time.monotonic()
         worker.process.send_signal(signal.SIGTERM)
@@ -235,7 +165,7 @@ def test_sigterm_while_the_server_is_away(stoppable: Database, server: Cluster) 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_sends_nothing_again(
-    stoppable: Database, server: Cluster, witness: Running, mode: str
+    stoppable: Database, stoppable_cluster: Cluster, witness: Running, mode: str
 ) -> None:
     with stoppable.worker() as worker:
         # some answers come while the server is away, others when it is back
@@ -244,7 +174,7 @@ def test_a_restart_sends_nothing_again(
         seen(witness, 100)
         make_durable(stoppable)
         stoppable.close()
-        server.restart(mode)
+        stoppable_cluster.restart(mode)
         wait_for_states(stoppable, {"succeeded": 100})
         assert set(Counter(targets(witness)).values()) == {1}
         assert len(targets(witness)) == 100
@@ -283,18 +213,18 @@ def test_a_terminated_session_comes_back_as_the_same_worker(
 
 
 def test_answers_that_come_while_the_server_is_away_are_kept(
-    stoppable: Database, server: Cluster, witness: Running
+    stoppable: Database, stoppable_cluster: Cluster, witness: Running
 ) -> None:
     with stoppable.worker():
         queue(stoppable, f"{witness.url}/delay/0.5?#", 50)
         seen(witness, 50)
         make_durable(stoppable)
         stoppable.close()
-        server.stop("fast")
+        stoppable_cluster.stop("fast")
         wait_until(witness.open_connections, lambda _: True)
         # the last answers are out when a request of ours that began later is answered
         witness._get("/delay/0.6")
-        server.start()
+        stoppable_cluster.start()
         wait_for_states(stoppable, {"succeeded": 50})
     assert len([target for target in targets(witness) if "?" in target]) == 50
 

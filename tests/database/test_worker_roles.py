@@ -7,24 +7,21 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import errors, sql
+from psycopg import errors
 
 from servers.cluster import Cluster, Database
 from servers.nginx import Nginx
+from servers.roles import login_roles
 
 ROLES = ("wr_visitor", "wr_victim", "wr_worker", "wr_member", "wr_outsider")
 
 
 @pytest.fixture(scope="module")
 def roles(cluster: Cluster) -> Iterator[None]:
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("create role {} login").format(sql.Identifier(role)))
-        connection.execute("grant wr_worker to wr_member")
-    yield
-    with cluster.connect() as connection:
-        for role in ROLES:
-            connection.execute(sql.SQL("drop role {}").format(sql.Identifier(role)))
+    with login_roles(cluster, ROLES):
+        with cluster.connect() as connection:
+            connection.execute("grant wr_worker to wr_member")
+        yield
 
 
 @pytest.fixture

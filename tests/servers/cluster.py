@@ -17,13 +17,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 from psycopg import sql
+
+from servers.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,32 +35,6 @@ CLEAN_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", 
 
 # Called with the directory of each cluster that has stopped, before that is removed.
 before_removal: list[Callable[[Path], None]] = []
-
-T = TypeVar("T")
-
-
-def wait_until(
-    fetch: Callable[[], T],
-    predicate: Callable[[T], bool] = bool,
-    description: str = "the awaited value",
-    timeout: float = 10.0,
-    interval: float = 0.01,
-) -> T:
-    """Call `fetch` until `predicate` holds for what it returns, and return that.
-
-    `timeout` and `interval` are seconds. Raises TimeoutError that names the description and the
-    last value seen.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        value = fetch()
-        if predicate(value):
-            return value
-        if time.monotonic() >= deadline:
-            raise TimeoutError(
-                f"{description}: not within {timeout:g} s; last value seen: {value!r}"
-            )
-        time.sleep(interval)
 
 
 def free_port() -> int:

@@ -395,20 +395,6 @@ def running(host: str = "127.0.0.1", port: int = 0, *more: str) -> Iterator[Runn
         process.communicate()
 
 
-def wait_until(
-    fetch: Any, predicate: Any, description: str, seconds: float = 5.0, loop_sleep: Any = time.sleep
-) -> Any:
-    """Call `fetch` until `predicate` holds for what it gives; fails with the last value seen."""
-    end = time.monotonic() + seconds
-    while True:
-        value = fetch()
-        if predicate(value):
-            return value
-        if time.monotonic() > end:
-            raise AssertionError(f"{description}: not within {seconds} s; last seen: {value!r}")
-        loop_sleep(0.01)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", default="127.0.0.1")

@@ -32,7 +32,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers.cluster import free_port, wait_until
+from servers.cluster import free_port
+from servers.waiting import wait_until
 
 ECHO_MODULE = Path("/usr/lib/nginx/modules/ngx_http_echo_module.so")
 

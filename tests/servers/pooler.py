@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psycopg
 
-from servers.cluster import CLEAN_ENVIRONMENT, Cluster, as_server_user, free_port, wait_until
+from servers.cluster import CLEAN_ENVIRONMENT, Cluster, as_server_user, free_port
+from servers.waiting import wait_until
 
 CONFIGURATION = """\
 [databases]

@@ -17,9 +17,9 @@ from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
 from servers import httpd
 from servers.client import Authority, Client, NameServer
-from servers.httpd import wait_until
 from servers.keeper import Keeper
 from servers.misbehaviour import FINE
+from servers.waiting import wait_until
 from servers.witness import Peer, Way, Witness
 
 METHODS = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "POST", "PATCH"]
@@ -276,7 +276,7 @@ def test_rules_that_change_meanwhile(client: Client, server: httpd.Running) -> N
     answer = client(server.url + "/x", at_most_once=True)
     assert answer.error is not None
     assert answer.error.kind == "request"
-    wait_until(server.open_connections, lambda n: n == 0, "all are closed", 5, gevent.sleep)
+    wait_until(server.open_connections, lambda n: n == 0, "all are closed", 5, sleep=gevent.sleep)
 
 
 # ---- what is not idempotent, over connections that are kept

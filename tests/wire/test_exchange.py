@@ -19,6 +19,7 @@ from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.message import WireRequest
 from servers import httpd
 from servers.client import LOOPBACK, Client, NameServer
+from servers.waiting import wait_until
 
 MakeClient = Callable[..., Client]
 TIMEOUT = re.compile(
@@ -362,9 +363,9 @@ def test_a_connection_that_was_broken_off_is_not_used_again(
     first, second = (entry["connection"] for entry in server.record())
     assert first != second
     gevent.sleep(0)
-    httpd.wait_until(
+    wait_until(
         server.open_connections, lambda n: n <= 1, "the broken connection closes",
-        loop_sleep=gevent.sleep,
+        sleep=gevent.sleep,
     )  # fmt: skip
 
 
@@ -582,8 +583,8 @@ def test_new_rules_drop_connections_and_names(
     client.exchange.configure(Guard(EgressRules()), Limits())
     assert "loopback" in failed(client(url)).message
     assert ok(slow.get(timeout=5)).content == b"ok"
-    httpd.wait_until(
-        server.open_connections, lambda n: n == 0, "all connections close", loop_sleep=gevent.sleep
+    wait_until(
+        server.open_connections, lambda n: n == 0, "all connections close", sleep=gevent.sleep
     )
 
 
@@ -836,8 +837,8 @@ def test_cancel_ends_a_request_once(
     handle, ended = client.begin(server.url + "/x")
     ok(ended.get(timeout=5))
     handle.cancel()
-    httpd.wait_until(
-        server.open_connections, lambda n: n <= 1, "hung connections close", loop_sleep=gevent.sleep
+    wait_until(
+        server.open_connections, lambda n: n <= 1, "hung connections close", sleep=gevent.sleep
     )
 
 
@@ -847,8 +848,8 @@ def test_close_ends_everything(server: httpd.Running) -> None:
     client.exchange.close()
     for result in ended:
         assert failed(result.get(timeout=5)).message == "Request was cancelled"
-    httpd.wait_until(
-        server.open_connections, lambda n: n == 0, "all connections close", loop_sleep=gevent.sleep
+    wait_until(
+        server.open_connections, lambda n: n == 0, "all connections close", sleep=gevent.sleep
     )
 
 
@@ -865,7 +866,7 @@ def test_a_callback_that_fails_stops_nobody(
         client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
     for _ in range(10):
         ok(client(server.url + "/x"))
-    httpd.wait_until(lambda: len(calls), lambda n: n == 10, "all calls", loop_sleep=gevent.sleep)
+    wait_until(lambda: len(calls), lambda n: n == 10, "all calls", sleep=gevent.sleep)
     assert client.exchange.in_flight == 0
     assert "the callback's own fault" in capsys.readouterr().err
 
@@ -908,9 +909,7 @@ def test_done_may_start_the_next(client: Client, server: httpd.Running) -> None:
             client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
 
     client.exchange.start(WireRequest("GET", server.url + "/x", [], None), 5.0, done)
-    httpd.wait_until(
-        lambda: len(answers), lambda n: n == 50, "fifty answers", loop_sleep=gevent.sleep
-    )
+    wait_until(lambda: len(answers), lambda n: n == 50, "fifty answers", sleep=gevent.sleep)
     assert {answer.error for answer in answers} == {None}
 
 
@@ -930,8 +929,8 @@ def test_no_descriptor_is_left(server: httpd.Running) -> None:
         assert descriptors() < before + 30
         client.exchange.close()
         gevent.sleep(0)
-    httpd.wait_until(
-        descriptors, lambda n: n <= before, f"{before} descriptors again", loop_sleep=gevent.sleep
+    wait_until(
+        descriptors, lambda n: n <= before, f"{before} descriptors again", sleep=gevent.sleep
     )
 
 

@@ -38,9 +38,9 @@ from servers.frames import (
     fine,
     frame,
 )
-from servers.httpd import wait_until
 from servers.misbehaviour import OLD_LIBCURL
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 MakeClient = Callable[..., Client]
 
@@ -253,7 +253,7 @@ def test_a_server_that_says_goodbye(
                 lambda uris: len(uris) == total,
                 "the record",
                 20,
-                gevent.sleep,
+                sleep=gevent.sleep,
             )
             if "GET" not in methods:
                 assert set(served.values()) == {1}

@@ -19,9 +19,9 @@ from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
 from servers import httpd, misbehaviour
 from servers.client import LOOPBACK, Client
-from servers.cluster import wait_until
 from servers.keeper import Keeper
 from servers.misbehaviour import WAYS, Running, Way, several
+from servers.waiting import wait_until
 
 LIMITS = Limits(**asdict(misbehaviour.LIMITS))
 # Seconds of the deadline, of what it may be late, and what one answer may cost.

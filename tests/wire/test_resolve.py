@@ -9,7 +9,7 @@ from gevent.event import AsyncResult
 
 from pgnet.wire.resolve import ResolveError, Resolver
 from servers.client import NameServer
-from servers.httpd import wait_until
+from servers.waiting import wait_until
 
 
 def look_up(resolver: Resolver, host: str, seconds: float = 5.0) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def test_nothing_else_remembers_it(name_server: NameServer) -> None:
         lambda found: found == ("192.0.2.3",),
         "the new address",
         3,
-        gevent.sleep,
+        sleep=gevent.sleep,
     )
     name_server.answers["a.example"] = ["192.0.2.4"]
     resolver.clear()

@@ -21,7 +21,7 @@ from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
 from servers import httpd, tlsd
 from servers.client import LOOPBACK, Client, NameServer
-from servers.httpd import wait_until
+from servers.waiting import wait_until
 
 MakeClient = Callable[..., Client]
 NOT_OK = "SSL peer certificate or SSH remote key was not OK"
@@ -435,7 +435,7 @@ def test_a_path_lasts_as_long_as_connections_by_it(
         gc.collect()
         return in_memory()
 
-    wait_until(left, lambda count: count == 0, "the keys are gone", 5, gevent.sleep)
+    wait_until(left, lambda count: count == 0, "the keys are gone", 5, sleep=gevent.sleep)
 
 
 def test_a_fault_is_the_error(make_client: MakeClient, server: httpd.Running) -> None:

@@ -24,6 +24,7 @@ from pgnet.wire.requests_adapter import CurlAdapter
 from pgnet.wire.wire_error import WireError
 from servers import httpd
 from servers.client import LOOPBACK, Client
+from servers.waiting import wait_until
 
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
@@ -223,11 +224,11 @@ def test_greenlets_wait_beside_each_other(session: requests.Session, server: htt
 
 def test_a_killed_greenlet_lets_go(session: requests.Session, server: httpd.Running) -> None:
     waiting = gevent.spawn(session.get, server.url + "/hang", timeout=60)
-    httpd.wait_until(
+    wait_until(
         lambda: [entry["target"] for entry in server.record()],
         lambda seen: "/hang" in seen,
         "the request arrives",
-        loop_sleep=gevent.sleep,
+        sleep=gevent.sleep,
     )
     waiting.kill()
     assert session.get(server.url + "/x", timeout=5).text == "ok"
