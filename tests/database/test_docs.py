@@ -575,8 +575,8 @@ def test_every_file_is_in_the_architecture() -> None:
     files = [path.name for path in (ROOT / "extension").glob("[0-9]*.sql")]
     package = ROOT / "python/pgnet"
     files += [path.name for path in package.rglob("*.py") if path.name != "__main__.py"]
-    assert [name for name in files if f"`{name}`" not in text] == []
-    assert [name for name in re.findall(r"`(\w+\.(?:py|sql))`", text) if name not in files] == []
+    named = set(re.findall(r"(?<![\w/.-])(\w+\.(?:py|sql))\b", text))
+    assert set(files) ^ named == set()
 
 
 def test_targets_of_make_exist() -> None:
