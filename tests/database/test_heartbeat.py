@@ -322,6 +322,7 @@ def test_a_lock_of_a_table_delays_what_needs_it(database: Database, witness: Run
             assert other.process.poll() is None
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("form", ["process", "backend"])
 def test_a_worker_lives_through_drop_and_create(
     database: Database, witness: Running, form: str
