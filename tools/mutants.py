@@ -202,8 +202,8 @@ MUTANTS = (
         (
             Edit(
                 "python/pgnet/worker/quarantine.py",
-                "over = now >= self._began + (_LONGEST_TURN if self.apart else _TURN)",
-                "over = not self.apart and now >= self._began + _TURN",
+                "over = now >= self._began + (_LONGEST_PHASE if self.in_flight else _PHASE)",
+                "over = not self.in_flight and now >= self._began + _PHASE",
             ),
         ),
         ("tests/database/test_quarantine.py::test_a_suspect_that_hangs_stops_nobody",),
@@ -320,9 +320,9 @@ MUTANTS = (
         (
             Edit(
                 "python/pgnet/worker/loop.py",
-                "            turn = self._outbox.turn(batch, demand)\n",
-                "            turn = self._outbox.turn(batch, demand)\n"
-                "            self._signals -= {'wake'}\n",
+                "            claimed = self._outbox.record_and_claim(batch, demand)\n",
+                "            claimed = self._outbox.record_and_claim(batch, demand)\n"
+                "            self._signals._names -= {'wake'}\n",
             ),
         ),
         ("tests/database/test_wake_up.py::test_no_wake_up_is_lost",),
@@ -381,7 +381,13 @@ MUTANTS = (
     Mutant(
         "at-most-once-repeated-on-the-wire",
         "a kept connection that is closed has the request sent again, though once at most",
-        (Edit("python/pgnet/worker/loop.py", "once=delivery.once", "once=False"),),
+        (
+            Edit(
+                "python/pgnet/worker/performer.py",
+                "at_most_once=delivery.at_most_once",
+                "at_most_once=False",
+            ),
+        ),
         (CHAOS,),
     ),
     Mutant(

@@ -1098,7 +1098,7 @@ def test_a_policy_that_cannot_be_read_spoils_nothing(database: Database, server:
             for url, name in zip(urls, ("odd", "safe"), strict=True)
         ]
         assert [ended(database, id) for id in ids] == [("failed", 503, 1), ("succeeded", 200, 2)]
-        assert worker.output().count('retry policy "odd": "many" is no status code') == 1
+        assert worker.output().count('retry policy "odd": "many" is not a status code') == 1
 
 
 def test_a_row_by_hand_with_a_policy_that_is_none(served: Database, server: Scripted) -> None:

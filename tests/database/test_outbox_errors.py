@@ -7,7 +7,7 @@ from collections import Counter
 import psycopg
 import pytest
 
-from pgnet.outbox import OutboxFailed, OutboxUnknown, ends_session, error_of
+from pgnet.outbox import OutboxFailed, OutboxUnregistered, ends_session, translate_error
 from pgnet.worker.backoff import Backoff
 from servers.cluster import Database
 from servers.httpd import Running
@@ -34,7 +34,7 @@ from servers.workers import serving
     ],
 )
 def test_each_error_has_its_words(sqlstate: str, said: str, brief: bool) -> None:
-    error = error_of(sqlstate, "it happened.", None, lambda: False)
+    error = translate_error(sqlstate, "it happened.", None, lambda: False)
     assert isinstance(error, OutboxFailed)
     assert said in str(error)
     assert str(error).startswith("it happened")
@@ -50,8 +50,10 @@ def test_these_end_the_session(sqlstate: str) -> None:
 
 @pytest.mark.parametrize("sqlstate", ["3F000", "42883", "42P01", "XX000"])
 def test_an_extension_that_is_gone(sqlstate: str) -> None:
-    assert isinstance(error_of(sqlstate, "no schema", None, lambda: True), OutboxUnknown)
-    assert isinstance(error_of(sqlstate, "no schema", None, lambda: False), OutboxFailed)
+    assert isinstance(
+        translate_error(sqlstate, "no schema", None, lambda: True), OutboxUnregistered
+    )
+    assert isinstance(translate_error(sqlstate, "no schema", None, lambda: False), OutboxFailed)
 
 
 def test_the_log_says_it_once(caplog: pytest.LogCaptureFixture) -> None:

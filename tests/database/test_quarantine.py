@@ -19,7 +19,7 @@ def on(quarantine: Quarantine) -> bool:
 def test_nothing_is_on_before_it_is_wanted() -> None:
     quarantine = Quarantine()
     assert not on(quarantine)
-    assert not quarantine.check(100.0)
+    assert not quarantine.phase_ended(100.0)
     quarantine.wanted(100.0)
     assert on(quarantine)
     assert quarantine.may_claim(100.0, [])
@@ -40,11 +40,11 @@ def test_one_follows_the_other_and_the_others_have_as_long() -> None:
     quarantine.wanted(100.0)
     quarantine.claimed({1}, 100.0)
     assert not quarantine.may_claim(100.1, [100.0])
-    quarantine.apart.discard(1)
-    assert not quarantine.check(100.2)
+    quarantine.in_flight.discard(1)
+    assert not quarantine.phase_ended(100.2)
     quarantine.claimed({2}, 100.2)
-    quarantine.apart.discard(2)
-    assert quarantine.check(101.1)
+    quarantine.in_flight.discard(2)
+    assert quarantine.phase_ended(101.1)
     assert not on(quarantine)
     quarantine.wanted(101.5)
     assert not on(quarantine)
@@ -56,15 +56,15 @@ def test_one_that_hangs_does_not_keep_the_turn() -> None:
     quarantine = Quarantine()
     quarantine.wanted(100.0)
     quarantine.claimed({1}, 100.0)
-    assert not quarantine.check(109.9)
+    assert not quarantine.phase_ended(109.9)
     assert quarantine.next_change([100.0]) == 110.0
-    assert quarantine.check(110.0)
+    assert quarantine.phase_ended(110.0)
     assert not on(quarantine)
     # over the years, the others have at least half of the time
     turns = {True: 0.0, False: 0.0}
     for tick in itertools.takewhile(lambda tick: tick < 10_000, itertools.count()):
         now = 110.0 + tick / 10
-        quarantine.check(now)
+        quarantine.phase_ended(now)
         quarantine.wanted(now)
         if on(quarantine) and quarantine.may_claim(now, [100.0]):
             quarantine.claimed({1}, now)

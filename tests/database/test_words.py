@@ -20,8 +20,7 @@ from pgnet.request.url import MAX_URL_LENGTH
 from pgnet.secret.value import MIN_LENGTH
 from pgnet.wire import resolve, transfer
 from pgnet.wire.curl import easy
-from pgnet.worker import loop as worker
-from pgnet.worker import retry
+from pgnet.worker import flights, loop, open_files, retry
 from servers.cluster import ROOT, Database, server_python
 
 PACKAGE = ROOT / "python/pgnet"
@@ -58,13 +57,13 @@ NUMBERS: list[tuple[str, str, object]] = [
         OPTIONS["max_redirects"][1],
     ),
     ("requests.md", r"`max_attempts` \| 1 to (\d+):", OPTIONS["max_attempts"][1]),
-    ("capacity.md", r"At most (\d+ MB) of request bodies", megabytes(worker._CLAIM_BYTES)),
-    ("capacity.md", r"While (\d+ MB) of answers wait", megabytes(worker._UNRECORDED_BYTES)),
-    ("capacity.md", r"stays (\d+) below it", worker._OTHER_FILES),
+    ("capacity.md", r"At most (\d+ MB) of request bodies", megabytes(flights._CLAIM_BYTES)),
+    ("capacity.md", r"While (\d+ MB) of answers wait", megabytes(loop._UNRECORDED_BYTES)),
+    ("capacity.md", r"stays (\d+) below it", open_files._OTHERS),
     (
         "troubleshooting.md",
         r"at most (three quarters) of a worker's",
-        {0.75: "three quarters"}[worker._HOST_SHARE],
+        {0.75: "three quarters"}[flights._HOST_SHARE],
     ),
     ("secrets.md", r"has at least (\d+) characters, no line", MIN_LENGTH),
     ("headers.md", r"All headers of a request have at most (\d+) bytes", MAX_HEADERS_LENGTH),

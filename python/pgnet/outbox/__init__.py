@@ -1,8 +1,8 @@
 """The outbox: what a worker needs of the database, and nothing more.
 
-Two adapters meet the one interface: ``spi`` for a worker that is a backend, ``libpq`` for one that
-is a process. Both only call a handful of the extension's functions; which tables there are is known
-to those alone.
+Two adapters have this one interface: ``spi`` for a worker that is a backend, ``libpq`` for a worker
+that is a process. Both only call a handful of the extension's functions. No Python code knows the
+tables: these functions do.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
-# What a worker's session needs, whatever its database or role has set: it writes, and sees what
-# others have committed.
+# What a worker's session needs, whatever its database or its role has set: a worker writes, and
+# sees what others have committed.
 SESSION_SETTINGS = {
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
     "lock_timeout": "0",
     "transaction_timeout": "0",
 }
-# libpq's own words would quote it, and a password with it.
+# The message of libpq would quote the string, and a password in it.
 NO_DSN = (
     "--dsn is no connection string of libpq, such as "
     "'host=db.example dbname=app' or postgresql://db.example/app"
@@ -32,21 +32,21 @@ class OutboxError(Exception):
 
 
 class OutboxRefused(OutboxError):
-    """The database does not want this worker: trying again does not help."""
+    """The database refuses this worker, and trying again does not help."""
 
 
 class OutboxLost(OutboxError):
-    """The connection to the database broke: what was asked may have been done or not."""
+    """The connection to the database broke: nobody knows whether it did what it was asked."""
 
 
-class OutboxUnknown(OutboxError):
-    """The extension is not there, or does not know this worker: it must register."""
+class OutboxUnregistered(OutboxError):
+    """The extension is absent, or does not know this worker: the worker must register."""
 
 
 class OutboxFailed(OutboxError):
-    """The database answered with an error, and nothing of what was asked was done.
+    """The database answered with an error, and did nothing of what it was asked.
 
-    brief: it may be over in a moment, such as a lock that another session holds.
+    brief: the cause may be gone in a moment, such as a lock that another session holds.
     """
 
     def __init__(self, message: str, *, brief: bool = False) -> None:
@@ -54,7 +54,7 @@ class OutboxFailed(OutboxError):
         self.brief = brief
 
 
-# What an administrator can do, by SQLSTATE or its class. The longer one counts.
+# What an administrator can do, by SQLSTATE or its first characters. The longest match counts.
 _REMEDIES = {
     "53": "The server lacks a resource. Nothing is lost: what has ended is recorded when there is"
     " enough again",
@@ -73,14 +73,16 @@ _REMEDIES = {
     "58": "The database server's file system fails: see the server's log",
     "XX": "The database server found a fault in itself: see the server's log",
 }
-# The connection is over with these: shutdown, crash, timeouts that end a session.
+# The server ends the session with these: shutdown, crash, timeouts of sessions.
 _ENDS_SESSION = ("08006", "08P01", "57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
 # What a statement meets where the extension was dropped, or is being dropped: no such schema,
-# function, relation, type; and an object that is gone between its look-up and its use.
+# function, relation or type; and an internal error for an object that went between its look-up and
+# its use.
 _MAY_BE_ABSENT = ("3F000", "42883", "42P01", "42704", "XX000")
-# May be over in a moment: locks, deadlocks, and an extension that was made anew in between.
+# Their cause may be gone in a moment: locks, deadlocks, and an extension that was created again in
+# between.
 _BRIEF = ("55P03", "40", *_MAY_BE_ABSENT)
-# What pgnet.require_worker raises for a worker that is not registered (any more).
+# What pgnet.require_worker raises for a worker that is not registered, or not any more.
 _UNREGISTERED = "08003"
 
 
@@ -89,17 +91,17 @@ def ends_session(sqlstate: str) -> bool:
     return sqlstate.startswith(_ENDS_SESSION)
 
 
-def error_of(
+def translate_error(
     sqlstate: str, message: str, hint: str | None, is_absent: Callable[[], bool]
 ) -> OutboxError:
-    """What an error of the server means for a worker whose connection is well.
+    """What an error of the server means to a worker whose connection is well.
 
-    is_absent: looks whether the extension is missing; called only where the error may mean that.
+    is_absent: asks whether the extension is missing; called only where the error may mean that.
     """
     if sqlstate == _UNREGISTERED:
-        return OutboxUnknown(message)
+        return OutboxUnregistered(message)
     if sqlstate.startswith(_MAY_BE_ABSENT) and is_absent():
-        return OutboxUnknown(message)
+        return OutboxUnregistered(message)
     remedy = max((code for code in _REMEDIES if sqlstate.startswith(code)), key=len, default=None)
     sentences = (message, hint if remedy is None else _REMEDIES[remedy])
     return OutboxFailed(
@@ -110,16 +112,19 @@ def error_of(
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request that this worker has taken.
+    """A request that this worker has claimed.
 
-    token fences the recording of its outcome; attempt counts from 1; lost is how many attempts
-    before ended without anybody's knowing how; headers and options are JSON
-    objects as text or None; timeout_milliseconds is the total time of the attempt; revision is
-    that of the settings, egress rules, hosts and retry policies when it was claimed; age is the
-    seconds since the request was made; idempotency_key the one that was asked for, or of a method
-    that is not idempotent one for a policy that may send it twice; role is the oid of the role that
-    made the request. fault says why the row cannot be a request, and is None where it may be one:
-    with a fault, what would be sent is left out.
+    token: fences the recording of the outcome.
+    attempt: counts from 1. lost: how many of the attempts before were lost with their workers.
+    headers, options: JSON objects as text, or None.
+    timeout_milliseconds: the total time of the attempt.
+    revision: of the settings, egress rules, hosts and retry policies at the claim.
+    age: seconds since the request was made.
+    idempotency_key: the one that the caller asked for; or, for a method that is not idempotent, one
+    that a policy may need that sends the request twice.
+    role: the oid of the role that made the request.
+    fault: why the row cannot be a request, None where it may be one. With a fault, what would be
+    sent is left out.
     """
 
     id: int
@@ -144,7 +149,7 @@ class Claim:
 class Secret:
     """A secret that a claimed request refers to.
 
-    value: None where workers hold it; url_prefix: what it is bound to; fault: why the request may
+    value: None where workers hold it. url_prefix: what it is bound to. fault: why the request may
     not use it, None where it may.
     """
 
@@ -154,8 +159,8 @@ class Secret:
     fault: str | None
 
 
-def secrets_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secret]:
-    """What the rows of pgnet.claimed_secrets say."""
+def read_secrets(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secret]:
+    """The rows of pgnet.claimed_secrets as secrets, by the id of the claim and the name."""
     return {
         (row["id"], row["name"]): Secret(row["name"], row["value"], row["url_prefix"], row["fault"])
         for row in rows
@@ -164,14 +169,20 @@ def secrets_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Secre
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a request ended, to be recorded under the token of its claim.
+    """How an attempt ended, to be recorded under the token of its claim.
 
-    content is the body as text, or text_base64 the same in base64 where that is shorter;
-    content_base64 the body that is no text; headers the answer's as an object, header_list in their
-    order; final_url where redirects led to, None where there were none; the times are in ms;
-    retry_in is in seconds, and given with the state retrying alone, which is no end; unreadable is
-    True where the claim had a fault. put_aside: it was tried before, or is large, and the database
-    keeps it where it cannot be recorded now.
+    The names are keys of the JSON that pgnet.record_outcomes takes.
+
+    state: the state of the request from now on. With "retrying" it is to be attempted again.
+    content: the body as text. text_base64: the same text in base64, where that is shorter.
+    content_base64: a body that is not text.
+    headers: the answer's headers as an object. header_list: the same in their order.
+    final_url: where redirects led to, None where there were none.
+    name_ms and the others: times in milliseconds.
+    retry_in: seconds until the next attempt, with the state "retrying" only.
+    put_aside: the database may keep the outcome where it cannot record it now. It is set for an
+    outcome that was deferred before, or that is large.
+    unreadable: True where the claim had a fault.
     """
 
     id: int
@@ -207,24 +218,24 @@ class Outcome:
 
     @property
     def without_content(self) -> Outcome:
-        """The same, without the body, of which it says why."""
-        said = "" if self.error_msg is None else f"{self.error_msg}. "
+        """The same without the body, and with a message that says so."""
+        message = "" if self.error_msg is None else f"{self.error_msg}. "
         return replace(
             self,
             content=None,
             text_base64=None,
             content_base64=None,
-            error_msg=f"{said}The body could not be kept: there is no memory for it.",
+            error_msg=f"{message}The body could not be kept: there is no memory for it.",
         )
 
 
-# Not ASCII alone: escapes would make six times as many bytes of some texts.
+# Not only ASCII: escapes would make six times as many bytes of some texts.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _FIELDS = tuple(entry.name for entry in fields(Outcome))
 
 
 def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
-    """The array of objects that pgnet.record_outcomes takes; what is None is left out."""
+    """The array of objects that pgnet.record_outcomes takes. What is None is left out."""
     return _encode(
         [
             {name: value for name in _FIELDS if (value := getattr(outcome, name)) is not None}
@@ -234,7 +245,7 @@ def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
 
 
 class Place(NamedTuple):
-    """A place in the turns of hosts, and of roles at each host; role is an oid."""
+    """A place in the turns of hosts, and of the roles at each host; role is an oid."""
 
     host: str = ""
     role: int = 0
@@ -244,34 +255,41 @@ class Place(NamedTuple):
 class Demand:
     """What a worker can take now.
 
-    slots: requests at most; host_quota: of them for one host where several wait; lone_quota: for
-    one host where only one does; full_hosts: hosts that get none;
-    max_bytes: of requests; after: hosts and their roles take turns from behind this place; until:
-    where the scan ends, None for once around; alone: one request that is to be attempted alone, and
-    no other.
+    slots: how many requests at most.
+    host_quota: of these for one host, where requests for several hosts wait.
+    single_host_quota: the same, where requests for only one host wait.
+    full_hosts: hosts whose requests are passed over.
+    max_bytes: of requests.
+    after: the turns of hosts go on behind this place. until: they end there; None for once around.
+    quarantined_only: one request that is in quarantine, and no other.
     """
 
     slots: int
     host_quota: int
-    lone_quota: int
+    single_host_quota: int
     full_hosts: Sequence[str]
     max_bytes: int
     after: Place
     until: Place | None = None
-    alone: bool = False
+    quarantined_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Tending:
-    """What the database says each time a worker looks.
+class WorkerState:
+    """What the database answers to a heartbeat. The names are keys of its JSON.
 
-    settings: by name; egress: the rules as the guard reads them; hosts: what is said of hosts, by
-    pattern; policies: of retrying, by name; revision: of all four; generation:
-    a worker that began under another one is to start anew; mode: on, record or off; quarantined:
-    whether a request waits to be attempted alone; dropped: which requests of those that the worker
-    said it holds are no longer its own, because they were cancelled, forgotten or deleted, or freed
-    for others; next_look: seconds until it should look again; faults: what of the heartbeat fails,
-    by the name of the duty.
+    settings: by name.
+    egress: the rules as the guard reads them.
+    hosts: settings of hosts, by pattern.
+    policies: of retrying, by name.
+    revision: of these four.
+    generation: a worker that began under another one is to restart.
+    mode: on, record or off.
+    quarantined: whether a request in quarantine waits for a worker.
+    dropped: the requests that the worker owns no longer, of those that it gave: they were
+    cancelled, forgotten or deleted, or freed for others.
+    next_look: seconds until the next heartbeat.
+    faults: the duties of the heartbeat that fail, and why, by the name of the duty.
     """
 
     settings: dict[str, Any]
@@ -288,62 +306,65 @@ class Tending:
 
 
 @dataclass(slots=True)
-class Turn:
-    """The answer to one turn: what was claimed, and the ids whose recording is held up.
+class Claimed:
+    """What one transaction has claimed and recorded.
 
-    more: where to go on, since there is more than was looked at; None where there is not.
+    stopped_at: the place where the claim stopped before it had gone through all hosts; None where
+    it has gone through all.
+    deferred: ids of outcomes that were not recorded, since somebody has locked their rows.
     """
 
     claims: list[Claim] = field(default_factory=list)
-    more: Place | None = None
-    held_up: list[int] = field(default_factory=list)
+    stopped_at: Place | None = None
+    deferred: list[int] = field(default_factory=list)
 
 
 class Outbox(Protocol):
-    """The interface. Each call is a transaction of its own, over when it returns.
+    """The interface. Each call is a transaction of its own, which is over when it returns.
 
-    Every method may raise OutboxLost and OutboxUnknown (come again after ``connect``), OutboxFailed
-    (come again later) and OutboxRefused.
+    Every method may raise OutboxLost and OutboxUnregistered (to be tried again after ``connect``),
+    OutboxFailed (to be tried again later), and OutboxRefused.
     """
 
-    # Why commits cannot wake this worker, so that it looks each second; None where they can.
+    # Why commits cannot wake this worker, so that it polls each second; None where they can.
     wake_up_fault: str | None
 
-    def connect(self, holding: Sequence[int]) -> bool:
-        """Register as a worker, or come back as the same one with the claims in ``holding``.
+    def connect(self, owned: Sequence[int]) -> bool:
+        """Register as a worker, or again as the same one.
 
-        Gives whether it is the same one.
+        owned: the ids of the requests that the worker takes to be its own. Gives whether the
+        database knows it as the same worker, so that they are.
         """
 
     def listen(self, on_signals: Callable[[set[str]], None]) -> None:
         """Call ``on_signals`` in the hub's thread with the names of signals as they come."""
 
     def stop_listening(self) -> None:
-        """Let go of the wake-up slot."""
+        """Give the wake-up slot back."""
 
     def wake_next(self) -> None:
-        """Wake the next worker: there is more than this one takes."""
+        """Wake another worker, since there is more than this one takes."""
 
-    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
-        """Record outcomes and, where there is a demand, claim, in one transaction."""
+    def record_and_claim(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Claimed:
+        """Record outcomes and, where there is a demand, claim: in one transaction."""
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
-        """Secrets by the id of the claim that refers to them, and their name."""
+        """Secrets, by the id of the claim that names them and their name."""
 
-    def tend(self, holding: Sequence[int]) -> Tending:
-        """Say what is held, rescue and expire; read settings, rules, hosts and policies."""
+    def heartbeat(self, owned: Sequence[int]) -> WorkerState:
+        """Say what this worker owns, do the duties that are due, and read the configuration."""
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
-        """Give claims back; ``reason`` is what became of the attempt, None if it never began."""
+        """Give claims back. reason: what became of the attempt, None where it never began."""
 
     def check_interrupts(self) -> None:
-        """Let the server act upon a cancel or a stop that has come; raises what it raises."""
+        """Have the server act upon a cancel or a stop that has come. Raises what it raises."""
 
     def cut_short(self) -> None:
-        """End the statement that runs, if one does: the worker is to stop and waits for it."""
+        """Cancel the statement that runs, if one does: the worker is to stop, and waits for it."""
 
     def close(self, cut_off: int) -> None:
-        """Deregister and disconnect; does not raise where the connection is gone.
+        """Deregister and disconnect. Does not raise where the connection is gone.
 
-        cut_off: how many requests were given back in flight.
+        cut_off: how many requests were given back that were in flight.
         """

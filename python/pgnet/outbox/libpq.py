@@ -1,7 +1,21 @@
 """The outbox of a worker that is a process: libpq, through psycopg, in gevent's thread pool.
 
-The hub's thread never blocks on the database. A second connection waits for commits: its backend
-listens where this process, perhaps on another machine, cannot.
+How it works
+------------
+
+The hub's thread never waits for the database: requests go on while a statement runs. Each call is
+handed to a thread of gevent's pool, and the greenlet that made it waits for the thread. Only the
+worker's loop calls, one call at a time, so that one connection is enough; ``cut_short`` is the
+exception, which cancels a call that lasts.
+
+A second connection, the listener, waits for commits of others: its backend listens to a socket on
+the server's machine, which this process, perhaps on another machine, cannot. It has a greenlet of
+its own, and occupies one thread, in a call of ``pgnet.wait_for_signals`` that returns after a
+minute at the latest. While it is not connected, ``wake_up_fault`` says so, and the worker polls.
+
+An error is translated where it leaves this file. First of all it counts whether the connection is
+well. If not, nobody knows whether the statement was committed: that is OutboxLost. Else the error's
+SQLSTATE says what it means: see ``translate_error`` in pgnet.outbox.
 """
 
 from __future__ import annotations
@@ -24,21 +38,21 @@ import pgnet
 from pgnet.outbox import (
     SESSION_SETTINGS,
     Claim,
+    Claimed,
     Demand,
     OutboxError,
     OutboxFailed,
     OutboxLost,
     OutboxRefused,
-    OutboxUnknown,
+    OutboxUnregistered,
     Outcome,
     Place,
     Secret,
-    Tending,
-    Turn,
+    WorkerState,
     encode_outcomes,
     ends_session,
-    error_of,
-    secrets_of,
+    read_secrets,
+    translate_error,
 )
 
 log = logging.getLogger("pgnet.outbox")
@@ -50,8 +64,8 @@ _CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
     "connect_timeout": 10,
-    # Of several hosts the one that is no standby; one is waited for until it is promoted. (Not the
-    # one that is "read-write": with default_transaction_read_only on there would be none.)
+    # Of several hosts, the one that is not a standby; the worker waits until one is promoted. It is
+    # not "read-write": no server is, where default_transaction_read_only is on.
     "target_session_attrs": "primary",
 }
 _SESSION = {
@@ -62,14 +76,15 @@ _SESSION = {
     "idle_session_timeout": "0",
     "default_transaction_read_only": "off",
 }
-# The server is told of its end of the connection what libpq is told of this one.
+# The settings by which the server watches its end of the connection, and the parameters by which
+# libpq watches this one: both get the same values.
 _SERVER_SIDE = {
     "tcp_keepalives_idle": "keepalives_idle",
     "tcp_keepalives_interval": "keepalives_interval",
     "tcp_keepalives_count": "keepalives_count",
     "tcp_user_timeout": "tcp_user_timeout",
 }
-# Of these, all that the server has.
+# Sets the settings that the server has, and skips those that it does not.
 _SET = (
     "select pg_catalog.set_config(s.name, s.value, false)"
     " from rows from (pg_catalog.unnest(%s::pg_catalog.text[]),"
@@ -77,25 +92,26 @@ _SET = (
     " where pg_catalog.current_setting(s.name, true) is not null"
 )
 _CLAIM_CALL = (
-    "pgnet.claim_requests(%(worker)s::bigint, %(slots)s::int, %(quota)s::int, %(lone)s::int,"
-    " %(full)s::text[],"
-    " %(bytes)s::bigint, %(after_host)s::text, %(alone)s::boolean, %(after_role)s::oid,"
+    "pgnet.claim_requests(%(worker)s::bigint, %(slots)s::int, %(host_quota)s::int,"
+    " %(single_host_quota)s::int, %(full_hosts)s::text[], %(max_bytes)s::bigint,"
+    " %(after_host)s::text, %(quarantined_only)s::boolean, %(after_role)s::oid,"
     " %(until_host)s::text, %(until_role)s::oid)"
 )
-# One statement is one transaction and one round trip; LATERAL has the recording come first.
+# One statement is one transaction and one round trip. LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
-    "select r.held_up, c.* from"
-    " (select pgnet.record_outcomes(%(outcomes)s::json) as held_up offset 0) r"
-    f" left join lateral (select * from {_CLAIM_CALL} where r.held_up is not null) c on true"
+    "select r.deferred, c.* from"
+    " (select pgnet.record_outcomes(%(outcomes)s::json) as deferred offset 0) r"
+    f" left join lateral (select * from {_CLAIM_CALL} where r.deferred is not null) c on true"
 )
-# Nothing is lost if this commit is: the request is free again.
+# If this commit is lost, nothing else is: the request is free again.
 _CLAIM = (
-    "select null as held_up, c.*"
+    "select null as deferred, c.*"
     " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
     f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
 )
-_RECORD = "select pgnet.record_outcomes(%(outcomes)s::json) as held_up, null as id"
-# One in session mode too: it keeps the session when the worker dies, whose requests nobody rescues.
+_RECORD = "select pgnet.record_outcomes(%(outcomes)s::json) as deferred, null as id"
+# That goes for session mode too. There a pooler keeps the session when its worker dies, so that the
+# worker does not seem to be lost, and nobody rescues its requests.
 _POOLED = (
     "a connection pooler stands between the worker and the server."
     " Let the worker connect to the server directly. Callers may go through the pooler"
@@ -104,9 +120,9 @@ _IS_ABSENT = (
     "select not exists (select from pg_catalog.pg_extension"
     " where extname operator(pg_catalog.=) 'pgnet') as absent"
 )
-# Seconds that one wait lasts; the listener comes again at once.
+# Seconds that one call of pgnet.wait_for_signals lasts. The listener calls again at once.
 _WAIT = 60.0
-# Seconds that a statement which was cancelled has to end, before its connection is shut down.
+# Seconds that a cancelled statement has to end, before its connection is shut down.
 _CANCELLED = 2.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
 
@@ -131,7 +147,7 @@ class LibpqOutbox:
     """See pgnet.outbox.Outbox.
 
     conninfo: libpq's connection string; what it leaves out comes from libpq's environment.
-    Raises psycopg.ProgrammingError where it is none.
+    Raises psycopg.ProgrammingError for any other string.
     """
 
     def __init__(self, conninfo: str = "") -> None:
@@ -159,7 +175,7 @@ class LibpqOutbox:
         connection.adapters.register_dumper(_Json, _JsonDumper)
         row = connection.execute("select pg_catalog.pg_backend_pid() as pid").fetchone()
         if row is None or row["pid"] != connection.info.backend_pid:
-            # Before anything is set: the session is somebody else's next.
+            # Nothing is set in this session: a pooler gives it to somebody else next.
             connection.close()
             raise OutboxRefused(_POOLED)
         server_side = {name: str(parameters[of]) for name, of in _SERVER_SIDE.items()}
@@ -167,7 +183,7 @@ class LibpqOutbox:
         connection.execute(_SET, (list(settings), list(settings.values())))
         return connection
 
-    def _connect(self, holding: Sequence[int]) -> bool:
+    def _connect(self, owned: Sequence[int]) -> bool:
         if self._connection is None or self._connection.closed:
             self._connection = self._open("pgnet worker")
         pid = self._connection.info.backend_pid
@@ -175,7 +191,7 @@ class LibpqOutbox:
         row = self._connection.execute(
             "select worker_id, worker_secret::text"
             " from pgnet.register_worker('process', %s::bigint, %s::uuid, %s::bigint[], %s, %s)",
-            (self._worker_id, self._secret, list(holding), socket.gethostname(), pgnet.__version__),
+            (self._worker_id, self._secret, list(owned), socket.gethostname(), pgnet.__version__),
         ).fetchone()
         assert row is not None
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
@@ -187,7 +203,7 @@ class LibpqOutbox:
         with self._connection.cursor(binary=True) as cursor:
             return cursor.execute(sql, parameters, prepare=True).fetchall()
 
-    def _disconnect(self, cut_off: int) -> None:
+    def _deregister_and_close(self, cut_off: int) -> None:
         if self._connection is None:
             return
         try:
@@ -197,7 +213,7 @@ class LibpqOutbox:
             )
         except psycopg.Error as error:
             if not self._is_absent():
-                log.warning("left without a good-bye: %s", _message(error))
+                log.warning("the worker could not deregister: %s", _message(error))
         self._connection.close()
 
     def _is_absent(self) -> bool:
@@ -212,7 +228,10 @@ class LibpqOutbox:
     # ---- in the hub's thread
 
     def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function in a thread; raises what it raises, and nothing is printed on the way."""
+        """Run a function in a thread of the pool. Raises what the function raises.
+
+        The pool prints what a function raises in it. So such errors come back as values.
+        """
 
         def guarded() -> tuple[Any, psycopg.Error | OutboxError | None]:
             try:
@@ -226,9 +245,9 @@ class LibpqOutbox:
         return result
 
     def _call(self, function: Callable[..., Any], *arguments: Any, refusable: bool = False) -> Any:
-        """Run a function in a thread; its errors become the outbox's.
+        """Run a function in a thread of the pool. Its errors become errors of the outbox.
 
-        refusable: what the server refuses with 55000 is for good.
+        refusable: an error 55000 of the server is for good.
         """
         try:
             return self._in_pool(function, *arguments)
@@ -246,7 +265,7 @@ class LibpqOutbox:
         except psycopg.errors.InsufficientPrivilege as error:
             raise OutboxRefused(_refusal(error)) from error
         except psycopg.Error:
-            pass  # the first error says what there is to say
+            pass  # the first error is the one to report
 
     def _translated(self, error: psycopg.Error) -> OutboxError:
         if self._connection is not None and ends_session(error.sqlstate or ""):
@@ -255,7 +274,7 @@ class LibpqOutbox:
             return OutboxLost(_message(error))
         if not error.sqlstate:
             return OutboxFailed(_message(error))
-        translated = error_of(
+        translated = translate_error(
             error.sqlstate, _message(error), error.diag.message_hint, self._is_absent
         )
         return OutboxLost(_message(error)) if self._is_closed() else translated
@@ -263,27 +282,28 @@ class LibpqOutbox:
     def _is_closed(self) -> bool:
         return self._connection is None or self._connection.closed
 
-    def connect(self, holding: Sequence[int]) -> bool:
+    def connect(self, owned: Sequence[int]) -> bool:
         try:
-            same: bool = self._call(self._connect, holding, refusable=True)
-        except OutboxUnknown:
+            same: bool = self._call(self._connect, owned, refusable=True)
+        except OutboxUnregistered:
             raise
         except OutboxError as error:
-            # Another of several hosts may do, or the same one with another's rights.
-            self._hang_up()
+            # The next connection may be to another of several hosts, or by another role.
+            self._close_connection()
             if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                # It may be granted in a moment: a worker is started first, or the extension is new.
+                # The right may be granted in a moment: the worker was started first, or the
+                # extension is new.
                 raise OutboxFailed(str(error)) from error
             raise
-        # A listener that waits because it has met the same trouble need not wait any longer.
+        # A listener that waits because it has met the same error need not wait any longer.
         self._connected.set()
         return same
 
-    def _hang_up(self) -> None:
+    def _close_connection(self) -> None:
         if self._connection is not None:
             self._in_pool(self._connection.close)
 
-    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
+    def record_and_claim(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Claimed:
         parameters: dict[str, Any] = {}
         if outcomes:
             parameters["outcomes"] = _Json(encode_outcomes(outcomes).encode())
@@ -291,26 +311,27 @@ class LibpqOutbox:
             parameters |= {
                 "worker": self._worker_id,
                 "slots": demand.slots,
-                "quota": demand.host_quota,
-                "lone": demand.lone_quota,
-                "full": list(demand.full_hosts),
-                "bytes": demand.max_bytes,
+                "host_quota": demand.host_quota,
+                "single_host_quota": demand.single_host_quota,
+                "full_hosts": list(demand.full_hosts),
+                "max_bytes": demand.max_bytes,
                 "after_host": demand.after.host,
                 "after_role": demand.after.role,
                 "until_host": demand.until and demand.until.host,
                 "until_role": demand.until and demand.until.role,
-                "alone": demand.alone,
+                "quarantined_only": demand.quarantined_only,
             }
         sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
         rows = self._call(self._query, sql, parameters)
-        turn = Turn()
+        claimed = Claimed()
         for row in rows:
-            turn.held_up = row.pop("held_up") or []
+            claimed.deferred = row.pop("deferred") or []
             if row["id"] is not None:
-                turn.claims.append(Claim(**row))
+                claimed.claims.append(Claim(**row))
             elif row.get("host") is not None:
-                turn.more = Place(row["host"], row["role"])
-        return turn
+                # A row without a request names the place where the claim stopped.
+                claimed.stopped_at = Place(row["host"], row["role"])
+        return claimed
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         rows = self._call(
@@ -323,16 +344,16 @@ class LibpqOutbox:
                 "names": [name for _claim, name in wanted],
             },
         )
-        return secrets_of(rows)
+        return read_secrets(rows)
 
-    def tend(self, holding: Sequence[int]) -> Tending:
+    def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         rows = self._call(
             self._query,
-            "select pgnet.heartbeat(%(id)s::bigint, %(holding)s::bigint[]) as tending",
-            {"id": self._worker_id, "holding": list(holding)},
+            "select pgnet.heartbeat(%(id)s::bigint, %(owned)s::bigint[]) as state",
+            {"id": self._worker_id, "owned": list(owned)},
             refusable=True,
         )
-        return Tending(**rows[0]["tending"])
+        return WorkerState(**rows[0]["state"])
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._call(
@@ -347,7 +368,7 @@ class LibpqOutbox:
         )
 
     def check_interrupts(self) -> None:
-        """Nothing to do: a process is stopped by signals of its own."""
+        """Do nothing: a process is stopped by signals of its own."""
 
     def cut_short(self) -> None:
         connection = self._connection
@@ -366,7 +387,7 @@ class LibpqOutbox:
     def close(self, cut_off: int) -> None:
         self.stop_listening()
         with contextlib.suppress(OutboxError):
-            self._call(self._disconnect, cut_off)
+            self._call(self._deregister_and_close, cut_off)
 
     # ---- waking up
 
@@ -378,7 +399,7 @@ class LibpqOutbox:
         while True:
             try:
                 self._listener = self._in_pool(self._open, "wake-up of a pgnet worker")
-                # The slot is taken at once; what was committed before is found by looking.
+                # The slot is taken now. A claim finds what was committed before.
                 self.wake_up_fault = self._in_pool(self._take_slot)
                 on_signals({"wake", "reload"})
                 pause = _FIRST_RETRY
@@ -430,9 +451,9 @@ class LibpqOutbox:
 
 
 def _refusal(error: psycopg.Error) -> str:
-    """What the server refuses, and what to do."""
-    said = error.diag
-    return ". ".join(part.rstrip(".") for part in (said.message_primary, said.message_hint) if part)
+    """What the server refuses, and its hint."""
+    parts = (error.diag.message_primary, error.diag.message_hint)
+    return ". ".join(part.rstrip(".") for part in parts if part)
 
 
 def _message(error: psycopg.Error | OutboxError) -> str:

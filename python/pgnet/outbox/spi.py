@@ -1,7 +1,22 @@
-"""The outbox of a worker that is a backend: the server's own interface, and the worker's run in it.
+"""The outbox of a worker that is a backend: SPI, the server's own interface.
 
-SPI is used from the main greenlet only, and never with a switch of greenlets below it. After each
-call there is a commit: until then the snapshot of the statement stays pinned.
+How it works
+------------
+
+The worker runs inside a ``call net.work()``, a procedure that may commit. PL/Python keeps its calls
+on a stack, so that a switch of greenlets below SPI crashes the server. Hence SPI is used from the
+main greenlet only, and nothing below it switches. Each use ends with a commit or a rollback: until
+then the snapshot of the statement stays pinned, which keeps vacuum from its work.
+
+Nothing else of the worker runs during a statement. So each one is bounded: it waits for no lock
+longer than half a second, and claims a batch at most.
+
+A cancel, a statement_timeout, a shutdown set a variable of the server, InterruptPending, from a
+signal handler. Nobody looks at it while the worker waits in gevent's loop. The worker reads it
+after each turn of the loop, and runs an empty statement, in which the server acts upon it. Such
+errors end the call, and so the worker: they go through as plpy raises them.
+
+Commits of others send datagrams to a socket that this process listens to. See server/wake_up.py.
 """
 
 from __future__ import annotations
@@ -18,25 +33,26 @@ import gevent
 import pgnet
 from pgnet.outbox import (
     Claim,
+    Claimed,
     Demand,
     OutboxError,
     OutboxRefused,
-    OutboxUnknown,
+    OutboxUnregistered,
     Outcome,
     Place,
     Secret,
-    Tending,
-    Turn,
+    WorkerState,
     encode_outcomes,
-    error_of,
-    secrets_of,
+    read_secrets,
+    translate_error,
 )
 from pgnet.server import backend
 from pgnet.server.waiting import is_gone
 from pgnet.server.wake_up import Sender, close_listener
 from pgnet.server.wake_up import listener as own_listener
 
-# Types are looked up in the session's path: those that the grammar does not know are qualified.
+# Types are looked up in the session's search_path, so those that the grammar does not know are
+# written with their schema.
 TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
 _OID = "pg_catalog.oid"
 _CLAIM = "select * from pgnet.claim_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
@@ -44,16 +60,18 @@ _CLAIM_TYPES = [
     *("bigint", "int", "int", "int", f"{TEXT}[]", "bigint"),
     *(TEXT, "boolean", _OID, TEXT, _OID),
 ]
-# libev's timer that bounds how late an interrupt is seen, should its signal come at a bad moment.
+# A signal may come between the check and the wait of the loop, and is seen this much later, in
+# seconds.
 _INTERRUPT_CHECK = 0.4
-# A cancel, and a statement_timeout, which nothing can tell from it: these end the call.
+# A cancel, or a statement_timeout, which has the same SQLSTATE: both end the call.
 _QUERY_CANCELED = "57014"
 _INSUFFICIENT_PRIVILEGE, REFUSED = "42501", "55000"
-# Seconds that a worker waits for an extension that was dropped to be made anew.
+# Seconds that a worker waits for an extension that was dropped to be created again.
 _ABSENCE = 60.0
-# A request that crashes the server would take its claim along, and be tried for ever: for so many
-# seconds a new worker's claims are on disk before anything is sent.
-_CAUTION = 10.0
+# A claim whose commit is asynchronous is gone if the server crashes, and with it the count of the
+# attempt. A request that crashes the server would be attempted for ever. So for so many seconds
+# after a worker has registered, its claims are on disk before anything is sent.
+_SYNCHRONOUS_FOR = 10.0
 
 
 class SpiOutbox:
@@ -68,7 +86,7 @@ class SpiOutbox:
         self._slot: int | None = None
         self._watchers: list[Any] = []
         self._orphaned = False
-        self._cautious_until = 0.0
+        self._synchronous_until = 0.0
         self.wake_up_fault: str | None = None
 
     def _call(self, sql: str, types: Sequence[str] = (), *arguments: Any) -> Any:
@@ -79,17 +97,17 @@ class SpiOutbox:
             return self._plpy.execute(plan, list(arguments))
         except self._plpy.SPIError as error:
             if _unpack(error.spidata[0]) == _INSUFFICIENT_PRIVILEGE:
-                # Where this role may not run workers any more, that is what is said.
+                # If this role may not run workers any more, its error is the one to raise.
                 self._plpy.execute("select pgnet.require_worker()")
             raise
 
     @contextlib.contextmanager
     def _transaction(self, *, refusable: bool = False) -> Iterator[None]:
-        """Commit at the end; an error rolls back, and becomes the outbox's.
+        """Commit at the end. An error rolls back, and becomes an error of the outbox.
 
-        What ends the call goes through as it is: a cancel, rights that are gone, and a refusal
-        where ``refusable`` says that one may come; at first everything, since the caller of
-        net.work() is there to be told.
+        What ends the call goes through as plpy raises it: a cancel, rights that are gone, and a
+        refusal where ``refusable`` says that one may come. Before the worker has registered every
+        error does: the caller of net.work() is there to read it.
         """
         try:
             yield
@@ -103,7 +121,7 @@ class SpiOutbox:
             if sqlstate == _INSUFFICIENT_PRIVILEGE or (refusable and sqlstate == REFUSED):
                 raise
             message = (str(error) or sqlstate).splitlines()[0]
-            raise error_of(sqlstate, message, hint, self._is_absent) from error
+            raise translate_error(sqlstate, message, hint, self._is_absent) from error
 
     def _is_absent(self) -> bool:
         """Whether the database does not have the extension."""
@@ -113,7 +131,7 @@ class SpiOutbox:
         self._plpy.commit()
         return len(rows) == 0
 
-    def connect(self, holding: Sequence[int]) -> bool:
+    def connect(self, owned: Sequence[int]) -> bool:
         former = self._worker_id, self._secret
         try:
             with self._transaction(refusable=True):
@@ -122,42 +140,41 @@ class SpiOutbox:
                     ["bigint", _UUID, "bigint[]", TEXT, TEXT],
                     self._worker_id,
                     self._secret,
-                    list(holding),
+                    list(owned),
                     socket.gethostname(),
                     pgnet.__version__,
                 )[0]
                 self.wake_up_fault = self._call("select pgnet.wake_up_fault() as fault")[0]["fault"]
-        except OutboxUnknown as error:
+        except OutboxUnregistered as error:
             self._absent_since = self._absent_since or time.monotonic()
             if time.monotonic() > self._absent_since + _ABSENCE:
                 raise OutboxRefused("the extension pgnet was dropped from this database") from error
             raise
         self._absent_since = None
-        self._cautious_until = time.monotonic() + _CAUTION
+        self._synchronous_until = time.monotonic() + _SYNCHRONOUS_FOR
         self._worker_id, self._secret = row["worker_id"], row["worker_secret"]
         return former == (self._worker_id, self._secret)
 
     def listen(self, on_signals: Callable[[set[str]], None]) -> None:
         loop = gevent.get_hub().loop
         interrupt = backend.interrupt_flag()
-
         client = backend.client_fd()
 
-        def look() -> None:
+        def check_interrupt() -> None:
             if interrupt.value:
                 on_signals({"interrupt"})
 
-        def look_closely() -> None:
-            look()
+        def check_interrupt_and_client() -> None:
+            check_interrupt()
             if is_gone(client):
-                # Nobody could see or end it any more: what it holds is finished first.
+                # Nobody could see or end the call any more: the worker finishes, and ends.
                 on_signals({"stop"})
 
-        # A signal ends the loop's wait; what it has set is seen after that turn of the loop.
+        # A signal ends the loop's wait. This is called after each wait.
         check = loop.check()
-        check.start(look)
+        check.start(check_interrupt)
         timer = loop.timer(_INTERRUPT_CHECK, _INTERRUPT_CHECK)
-        timer.start(look_closely)
+        timer.start(check_interrupt_and_client)
         # A backend that outlives the postmaster keeps the server from starting again.
         postmaster = loop.io(backend.postmaster_fd(), 1)
         postmaster.start(self._postmaster_died, on_signals)
@@ -188,18 +205,18 @@ class SpiOutbox:
         if self._slot is not None:
             Sender(backend.database_oid()).send("wake", after=self._slot)
 
-    def turn(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Turn:
-        turn = Turn()
+    def record_and_claim(self, outcomes: Sequence[Outcome], demand: Demand | None) -> Claimed:
+        claimed = Claimed()
         with self._transaction():
             if outcomes:
                 recorded = self._call(
-                    "select pgnet.record_outcomes($1) as held_up",
+                    "select pgnet.record_outcomes($1) as deferred",
                     [_JSON],
                     encode_outcomes(outcomes),
                 )
-                turn.held_up = list(recorded[0]["held_up"])
-            elif time.monotonic() > self._cautious_until:
-                # Nothing is lost if this commit is: the request is free again.
+                claimed.deferred = list(recorded[0]["deferred"])
+            elif time.monotonic() > self._synchronous_until:
+                # If this commit is lost, nothing else is: the request is free again.
                 self._call("set local synchronous_commit = off")
             if demand is not None:
                 rows = self._call(
@@ -208,19 +225,20 @@ class SpiOutbox:
                     self._worker_id,
                     demand.slots,
                     demand.host_quota,
-                    demand.lone_quota,
+                    demand.single_host_quota,
                     list(demand.full_hosts),
                     demand.max_bytes,
                     demand.after.host,
-                    demand.alone,
+                    demand.quarantined_only,
                     demand.after.role,
                     demand.until and demand.until.host,
                     demand.until and demand.until.role,
                 )
-                turn.claims = [Claim(**row) for row in rows if row["id"] is not None]
+                claimed.claims = [Claim(**row) for row in rows if row["id"] is not None]
                 if rows and rows[-1]["id"] is None:
-                    turn.more = Place(rows[-1]["host"], rows[-1]["role"])
-        return turn
+                    # A row without a request names the place where the claim stopped.
+                    claimed.stopped_at = Place(rows[-1]["host"], rows[-1]["role"])
+        return claimed
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         with self._transaction():
@@ -231,17 +249,17 @@ class SpiOutbox:
                 [claim.token for claim, _name in wanted],
                 [name for _claim, name in wanted],
             )
-        return secrets_of(rows)
+        return read_secrets(rows)
 
-    def tend(self, holding: Sequence[int]) -> Tending:
+    def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         with self._transaction(refusable=True):
             row = self._call(
-                "select pgnet.heartbeat($1, $2) as tending",
+                "select pgnet.heartbeat($1, $2) as state",
                 ["bigint", "bigint[]"],
                 self._worker_id,
-                list(holding),
+                list(owned),
             )[0]
-        return Tending(**json.loads(row["tending"]))
+        return WorkerState(**json.loads(row["state"]))
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         with self._transaction():
@@ -260,7 +278,7 @@ class SpiOutbox:
         self._plpy.commit()
 
     def cut_short(self) -> None:
-        """Nothing to do: a cancel ends the statement, and with it the call."""
+        """Do nothing: in a backend a cancel ends the statement, and with it the call."""
 
     def close(self, cut_off: int) -> None:
         if self._worker_id is None:

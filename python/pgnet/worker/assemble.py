@@ -196,7 +196,7 @@ def _host_settings(given: Mapping[str, Any], directory: Directory | None) -> Hos
     return HostSettings(**settings, fault=fault)
 
 
-def masks_of(hosts: HostTable) -> list[Mask]:
+def proxy_masks(hosts: HostTable) -> list[Mask]:
     """Return masks for the credentials of proxies: a proxy may repeat them in an answer."""
     values = {
         part

@@ -1,4 +1,4 @@
-"""What is recorded of an answer: an outcome that the database can hold."""
+"""What is recorded of an answer: an outcome that the database can store."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import codecs
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pgnet.outbox import Claim, Outcome
@@ -17,31 +18,38 @@ from pgnet.wire.guard import is_public
 from pgnet.worker.assemble import Assembled
 from pgnet.worker.retry import NONE, Policy
 
-# Of a text of more bytes than this it is seen how long it is as JSON, in which it goes into the
-# database. What that makes longer than base64 does goes in base64, and so does what Python holds in
-# two bytes or four for each of the body: there are several copies of it on the way.
+# A text goes into the database as JSON. A text of more bytes than this goes in base64 where that is
+# shorter, and where Python holds it in two or four times as many bytes as the body has: there are
+# several copies of it on the way.
 _LARGE = 1 << 20
-# What JSON escapes by two characters, and by six.
+# The characters that JSON escapes by two characters, and by six.
 _ESCAPED, _CONTROLS = b'"\\\b\t\n\f\r', bytes(c for c in range(32) if c not in b"\b\t\n\f\r")
 
 
-def outcome_of(
+@dataclass(frozen=True, slots=True)
+class NotSent:
+    """Why a request was not sent, and the state in which it ends."""
+
+    reason: str
+    state: str = "failed"
+
+
+def make_outcome(
     claim: Claim,
-    answer: Answer | str,
+    answer: Answer | NotSent,
     storable: Storable,
     assembled: Assembled | None = None,
     policy: Policy = NONE,
 ) -> Outcome:
-    """What is recorded of an answer, or of a request that could not be sent.
+    """What is recorded of an answer, or of a request that was not sent.
 
-    assembled: what was sent; its secrets do not come back in what is recorded. policy: says which
+    assembled: what was sent; its masks hide the secrets in what is recorded. policy: says which
     answers are a success.
     """
-    if isinstance(answer, str):
-        message = storable.text(answer)
-        unreadable = None if claim.fault is None else True
-        return Outcome(claim.id, claim.token, "failed", error_msg=message, unreadable=unreadable)
+    if isinstance(answer, NotSent):
+        return _outcome_of_not_sent(claim, answer, storable)
     masks = () if assembled is None else assembled.masks
+    secret_url = assembled is not None and assembled.has_secret_url
 
     def text_of(text: str) -> str:
         for mask in masks:
@@ -51,15 +59,14 @@ def outcome_of(
     timings = answer.timings
     measured: dict[str, Any] = {
         "redirects": answer.redirects,
-        "address": _told_address(answer),
+        "address": _address_to_show(answer),
         "name_ms": timings.name * 1000,
         "connect_ms": timings.connect * 1000,
         "tls_ms": timings.tls * 1000,
         "total_ms": timings.total * 1000,
     }
     if answer.redirects:
-        # Of a secret URL's redirect nobody knows how much of the secret it repeats.
-        secret_url = assembled is not None and assembled.has_secret_url
+        # Nobody knows how much of a secret URL a redirect repeats.
         measured["final_url"] = _origin(answer.url) if secret_url else text_of(answer.url)
     error = answer.error
     status = answer.status_code
@@ -68,10 +75,7 @@ def outcome_of(
     if status is None:
         return Outcome(claim.id, claim.token, "failed", **measured)
     content_type = answer.header("Content-Type")
-    header_list = answer.header_list
-    if assembled is not None and assembled.has_secret_url:
-        # Nor where it points, if it was not followed.
-        header_list = [(n, MASK if n.lower() == "location" else v) for n, v in header_list]
+    header_list = _without_location(answer.header_list) if secret_url else answer.header_list
     if masks or not is_plain("".join([name + value for name, value in header_list])):
         header_list = [(text_of(name), text_of(value)) for name, value in header_list]
     return Outcome(
@@ -89,14 +93,25 @@ def outcome_of(
     )
 
 
+def _outcome_of_not_sent(claim: Claim, answer: NotSent, storable: Storable) -> Outcome:
+    message = storable.text(answer.reason)
+    unreadable = None if claim.fault is None else True
+    return Outcome(claim.id, claim.token, answer.state, error_msg=message, unreadable=unreadable)
+
+
+def _without_location(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Headers that do not show where a redirect leads that was not followed."""
+    return [(name, MASK if name.lower() == "location" else value) for name, value in fields]
+
+
 def _origin(url: str) -> str:
     return "/".join(url.split("/", 3)[:3]) + "/"
 
 
-def _told_address(answer: Answer) -> str | None:
-    """The address of an answer, but for one of the inner network that the URL does not name.
+def _address_to_show(answer: Answer) -> str | None:
+    """The address that an answer came from; None for an inner one that the URL does not name.
 
-    A role that may send requests to a name, or by a proxy, does not learn from it where that is.
+    A role that may send requests to a name, or through a proxy, does not learn the inner address.
     """
     address = answer.address
     if address is None or is_public(address):
@@ -109,14 +124,15 @@ def _told_address(answer: Answer) -> str | None:
 
 
 def is_plain(text: str) -> bool:
-    """Whether any database can hold a text: ASCII without NUL."""
+    """Whether a database of any encoding can store a text: ASCII without NUL."""
     return text.isascii() and "\0" not in text
 
 
 class Storable:
-    """What the database's text can hold: no NUL, no half of a surrogate pair, and its encoding.
+    """What the type text of the database can store: no NUL, no half of a surrogate pair, and only
+    what its encoding has.
 
-    server_encoding is PostgreSQL's name of it.
+    server_encoding: the encoding, by PostgreSQL's name.
     """
 
     def __init__(self, server_encoding: str) -> None:
@@ -128,7 +144,7 @@ class Storable:
                 self._encoding = "ascii"
 
     def text(self, text: str) -> str:
-        """The text, with what cannot be held replaced."""
+        """The text, with a question mark for each character that cannot be stored."""
         if is_plain(text):
             return text
         return text.replace("\0", "?").encode(self._encoding, "replace").decode(self._encoding)
@@ -136,25 +152,26 @@ class Storable:
     def content(
         self, answer: Answer, content_type: str | None, masks: Sequence[Mask] = ()
     ) -> dict[str, Any]:
-        """An answer's body as fields of an Outcome: text, or in base64 what is none.
+        """An answer's body as fields of an Outcome: as text, or in base64 where it is not text.
 
-        masks: hide what they do in either.
+        masks: applied to either.
         """
         body = answer.content
         if not body:
             return {}
-        # A part of a secret is not found: nothing of what may be one stays at an end that was cut.
+        # Where a body was cut, it may end with a part of a secret, which no mask finds. So as many
+        # characters go as a secret has.
         hidden = 0 if answer.is_whole else max((mask.longest for mask in masks), default=0)
         text = self._text(answer, content_type, masks, hidden)
         if text is not None:
             if len(body) <= _LARGE or not _is_long_as_json(text, body):
                 return {"content": text} if text else {}
             data = text.encode()
-            # It may be the largest of all: one wide character has each other one take four bytes.
+            # One wide character makes all others take four bytes, so the text may be the largest.
             del text
             return {"text_base64": _base64(data)}
         if masks and answer.as_it_came:
-            # Whoever undoes the coding would read what the masks have not found.
+            # Still coded, such as with gzip: masks find nothing in it, and its reader would.
             return {}
         for mask in masks:
             body = mask.bytes(body)
@@ -165,9 +182,9 @@ class Storable:
     def _text(
         self, answer: Answer, content_type: str | None, masks: Sequence[Mask], hidden: int
     ) -> str | None:
-        """An answer's body without its last `hidden` characters, None where it is no text.
+        """An answer's body as text, without its last `hidden` characters.
 
-        Nor where it is none that the database can hold.
+        None where it is not text, or not text that the database can store.
         """
         try:
             text = read_text(answer.content, content_type, is_whole=answer.is_whole)
@@ -186,7 +203,7 @@ def _is_long_as_json(text: str, body: bytes) -> bool:
     """Whether a text that was read from a body is longer as JSON, in memory too, than in base64."""
     if sys.getsizeof(text) >= 2 * len(body):
         return True
-    # The body says nearly the same as the text, and is soon searched.
+    # Counted in the body, which is nearly the same as the text: bytes are searched faster.
     more = _count(body, _ESCAPED) + 5 * _count(body, _CONTROLS)
     return more > len(body) / 3
 

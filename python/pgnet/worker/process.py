@@ -12,9 +12,10 @@ import psycopg
 from pgnet.outbox import NO_DSN, OutboxRefused
 from pgnet.outbox.libpq import LibpqOutbox
 from pgnet.secret.directory import Directory, UnsafeFile
-from pgnet.worker.loop import Worker, raise_file_limit
+from pgnet.worker import open_files
+from pgnet.worker.loop import Worker
 
-# Seconds that the threads which wait for work have to end.
+# Seconds that idle threads have to end.
 _IDLE_THREADS_END = 0.5
 
 
@@ -26,17 +27,17 @@ def run(
     secrets_dir: str | None = None,
     verbose: bool = False,
 ) -> int:
-    """Serve one database until SIGTERM or SIGINT; gives the exit status of the process.
+    """Serve one database until SIGTERM or SIGINT.
 
     dsn: a connection string or URI of libpq; what it leaves out comes from libpq's environment.
-    concurrency: requests in flight at once; None stands for the database's setting.
-    grace: seconds that requests in flight may take to end after a signal; None stands for the
-    database's setting max_grace.
+    concurrency: requests in flight at once; None for the setting of the database.
+    grace: seconds that requests in flight may take to end after a signal; None for the setting
+    max_grace of the database.
     secrets_dir: the directory of the secrets that this worker holds itself.
-    verbose: log more.
+    verbose: log what goes well, too.
 
-    Returns 0 after a signal, 1 where the database refuses the worker, 2 for wrong arguments; what
-    is wrong stands on standard error.
+    Returns the exit status of the process: 0 after a signal, 1 where the database refuses the
+    worker, 2 for wrong arguments. An error is printed to standard error.
     """
     logging.basicConfig(
         stream=sys.stderr,
@@ -51,7 +52,7 @@ def run(
             return _fail(f"--secrets-dir cannot be read: {error.strerror}")
         except UnsafeFile as fault:
             return _fail(f"--secrets-dir is not safe: {fault}")
-    raise_file_limit()
+    open_files.raise_limit()
     try:
         outbox = LibpqOutbox(dsn)
     except psycopg.ProgrammingError:
@@ -64,8 +65,8 @@ def run(
     except OutboxRefused as error:
         return _fail(str(error), status=1)
     finally:
-        # Python 3.13 and later complain about a thread that still waits for work when they end.
-        # A thread that waits for the server is not waited for: the server may hang.
+        # Python 3.13 and later warn of a thread that still waits for work when Python ends. A
+        # thread that waits for the server is left alone: the server may hang.
         with gevent.Timeout(_IDLE_THREADS_END, False):
             gevent.get_hub().threadpool.kill()
     return 0

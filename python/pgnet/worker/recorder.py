@@ -1,55 +1,71 @@
-"""What has ended and is not recorded yet: answers as they came, and the outcomes made of them."""
+"""What has ended and is not recorded yet: answers as they came, and the outcomes made of them.
+
+An answer waits here as it came, compressed as it may be. It becomes an outcome when it is about to
+be recorded, so that few bodies are in memory as text.
+
+The database takes a batch of outcomes as a whole, or refuses it as a whole. Of a batch that it
+takes it may defer some: their rows are locked by somebody. These are tried again after a moment,
+and then ``put_aside`` is set: the database keeps the outcome, and records it when the lock is gone.
+
+A batch that is refused holds perhaps one outcome that cannot be recorded, so the next batch is half
+as large, down to a single outcome. That one is deferred, and put aside the next time. While the
+outcomes that were refused together are recorded, batches grow again.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
-from pgnet.outbox import Claim, Outcome
+from pgnet.outbox import OutboxFailed, Outcome
 from pgnet.wire.answer import Answer
+from pgnet.worker.backoff import Backoff
+from pgnet.worker.flights import Flight
+from pgnet.worker.outcome import NotSent
 
 log = logging.getLogger("pgnet.worker")
 
-# Bytes of response bodies that one recording takes: they are in memory thrice then.
-_RECORD_BYTES = 8 << 20
-# A row that somebody holds a lock on is tried again after this time, in seconds. Then the database
-# takes the outcome, and keeps it until it can be recorded.
-_HELD_UP_RETRY = 0.1
-# An outcome of more bytes is taken so the first time: it is not to be sent twice.
+# Bytes of response bodies that one recording takes: they are in memory three times then.
+_BATCH_BYTES = 8 << 20
+# An outcome that was deferred is tried again after this time, in seconds.
+_RETRY_AFTER = 0.1
+# An outcome of more bytes is to be put aside the first time: it is not to be sent twice.
 _LARGE = 100_000
-
-Flight = TypeVar("Flight")
+# For so many seconds at most an outcome waits for others that are recorded with it.
+_LONGEST_WAIT = 0.05
 
 
 @dataclass(slots=True)
-class _Ended(Generic[Flight]):
-    claim: Claim
+class _Ended:
     flight: Flight
-    answer: Answer | str
+    answer: Answer | NotSent
 
 
-class Recorder(Generic[Flight]):
-    """The way from an answer to the database.
+class Recorder:
+    """The way from an answer to the database. Times are of the monotonic clock.
 
-    read: makes the outcome of a flight's answer. ``size`` counts the bytes of all bodies and
-    headers that wait here, whatever they wait for.
+    read: makes the outcome of a flight's answer.
+    size: the bytes of all bodies and headers that wait here, whatever they wait for.
+    backoff: of recordings that fail as a whole.
     """
 
-    def __init__(self, read: Callable[[Flight, Answer | str], Outcome]) -> None:
+    def __init__(self, read: Callable[[Flight, Answer | NotSent], Outcome]) -> None:
         self._read = read
-        self._answers: deque[_Ended[Flight]] = deque()
+        self._answers: deque[_Ended] = deque()
         self._outcomes: list[Outcome] = []
-        self._held_up: list[Outcome] = []
-        self._held_until = 0.0
-        # A recording that failed as a whole is tried again in parts, down to one outcome.
+        self._deferred: list[Outcome] = []
+        self._retry_at = 0.0
+        # The size of a batch, where one has failed.
         self._most = 1 << 30
+        # When the first of those that can be recorded has ended, and how long it waits for others.
+        self._first_ended = 0.0
+        self._wait = 0.0
         self.size = 0
-        # When the first of those that wait has ended.
-        self.first = 0.0
+        self.backoff = Backoff("recording")
 
     def __len__(self) -> int:
         """How many can be recorded now."""
@@ -57,40 +73,53 @@ class Recorder(Generic[Flight]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits, not for a lock either."""
-        return not (self._answers or self._outcomes or self._held_up)
+        """Whether nothing waits here, not for a lock either."""
+        return not (self._answers or self._outcomes or self._deferred)
 
     @property
-    def held_until(self) -> float:
-        """When those that a lock holds up are tried again; infinity where there are none."""
-        return self._held_until if self._held_up else float("inf")
-
     def ids(self) -> list[int]:
         """The requests whose outcomes are here."""
-        outcomes = [outcome.id for outcome in self._outcomes + self._held_up]
-        return outcomes + [ended.claim.id for ended in self._answers]
+        outcomes = [outcome.id for outcome in self._outcomes + self._deferred]
+        return outcomes + [ended.flight.claim.id for ended in self._answers]
 
-    def add(self, claim: Claim, flight: Flight, answer: Answer | str) -> None:
+    @property
+    def next_change(self) -> float:
+        """When there is something to record, if nothing else ends; infinity where there is not."""
+        at = self._retry_at if self._deferred else math.inf
+        return min(at, max(self._wait_ends, self.backoff.retry_at)) if len(self) else at
+
+    @property
+    def _wait_ends(self) -> float:
+        return self._first_ended + self._wait
+
+    def may_wait(self, now: float, batch_size: int) -> bool:
+        """Whether others may be waited for that end in a moment, to be recorded with these."""
+        return now < self._wait_ends and len(self) < batch_size
+
+    def wait_as_long_as(self, seconds: float) -> None:
+        """Have outcomes wait for others as long as a transaction takes: that is worth sharing."""
+        self._wait = min(seconds, _LONGEST_WAIT)
+
+    def add(self, flight: Flight, answer: Answer | NotSent) -> None:
         """A request has ended."""
         if not len(self):
-            self.first = time.monotonic()
-        self._answers.append(_Ended(claim, flight, answer))
+            self._first_ended = time.monotonic()
+        self._answers.append(_Ended(flight, answer))
         self.size += _size(answer)
 
-    def look(self, now: float) -> None:
-        """Try those again that were held up, if it is time."""
-        if now >= self.held_until:
-            self._outcomes += self._held_up
-            self._held_up = []
+    def retry_deferred(self, now: float) -> None:
+        """Have those recorded again that were deferred, if it is time."""
+        if self._deferred and now >= self._retry_at:
+            self._outcomes += self._deferred
+            self._deferred = []
 
     def batch(self, count: int) -> list[Outcome]:
-        """At most so many outcomes, and so large that they can be in memory thrice."""
+        """The outcomes to be recorded next: at most so many, and few where they are large."""
         size, number = 0, 0
-        while number < min(count, self._most) and size < _RECORD_BYTES:
+        while number < min(count, self._most) and size < _BATCH_BYTES:
             if number == len(self._outcomes):
                 if not self._answers:
                     break
-                # One at a time: what waits stays as it came.
                 ended = self._answers.popleft()
                 self.size -= _size(ended.answer)
                 outcome = self._read(ended.flight, ended.answer)
@@ -102,29 +131,33 @@ class Recorder(Generic[Flight]):
             number += 1
         return self._outcomes[:number]
 
-    def recorded(self, batch: Sequence[Outcome], held_up: Collection[int]) -> None:
-        """The database has taken a batch, except these, whose rows somebody holds a lock on."""
+    def recorded(self, batch: Sequence[Outcome], deferred: Collection[int]) -> None:
+        """The database has taken a batch, except those with these ids, whose rows are locked."""
+        self.backoff.succeeded()
         del self._outcomes[: len(batch)]
-        kept = [replace(outcome, put_aside=True) for outcome in batch if outcome.id in held_up]
-        self._held_up += kept
-        self._held_until = time.monotonic() + _HELD_UP_RETRY
+        kept = [replace(outcome, put_aside=True) for outcome in batch if outcome.id in deferred]
+        self._deferred += kept
+        self._retry_at = time.monotonic() + _RETRY_AFTER
         self.size += sum(map(_size, kept)) - sum(map(_size, batch))
         if self._most < len(self):
             self._most *= 2
 
-    def failed(self, batch: Sequence[Outcome]) -> None:
-        """The database could not take a batch: the next one is smaller, so that others get by."""
+    def failed(self, batch: Sequence[Outcome], error: OutboxFailed) -> None:
+        """The database has refused a batch."""
+        self.backoff.failed(error, retry_differs=len(batch) > 1)
         self._most = max(1, len(batch) // 2)
         if len(batch) == 1:
             del self._outcomes[0]
-            self._held_up.append(replace(batch[0], put_aside=True))
-            self._held_until = time.monotonic() + _HELD_UP_RETRY
+            self._deferred.append(replace(batch[0], put_aside=True))
+            self._retry_at = time.monotonic() + _RETRY_AFTER
 
     def lighten(self, batch: Sequence[Outcome]) -> None:
-        """There is no memory to record these: the largest goes without its body.
+        """There is no memory to record these: the largest one goes on without its body.
 
-        It is written into several buffers, one after another. Without an outcome it would be
-        attempted again, and bring down the next worker. Raises MemoryError where none has a body.
+        It is written into several buffers, one after another. A request without an outcome would be
+        attempted again, and would bring down the next worker.
+
+        Raises MemoryError where none has a body.
         """
         largest = max(batch, key=lambda outcome: outcome.size, default=None)
         if largest is None or not largest.size:
@@ -135,16 +168,16 @@ class Recorder(Generic[Flight]):
 
     def drop(self, ids: Collection[int]) -> None:
         """Forget what belongs to these requests."""
-        self._answers = deque(ended for ended in self._answers if ended.claim.id not in ids)
+        self._answers = deque(ended for ended in self._answers if ended.flight.claim.id not in ids)
         self._outcomes = [outcome for outcome in self._outcomes if outcome.id not in ids]
-        self._held_up = [outcome for outcome in self._held_up if outcome.id not in ids]
+        self._deferred = [outcome for outcome in self._deferred if outcome.id not in ids]
         self.size = sum(_size(ended.answer) for ended in self._answers) + sum(
-            _size(outcome) for outcome in self._outcomes + self._held_up
+            _size(outcome) for outcome in self._outcomes + self._deferred
         )
 
 
-def _size(ended: Answer | Outcome | str) -> int:
-    if isinstance(ended, str):
+def _size(ended: Answer | Outcome | NotSent) -> int:
+    if isinstance(ended, NotSent):
         return 0
     headers = sum(len(name) + len(value) for name, value in ended.header_list or ())
     return ended.size + headers

@@ -1,6 +1,6 @@
 """When a request is attempted again, and after how long.
 
-The standard library only: what decides knows neither the wire nor the database.
+It needs the standard library only, and knows neither the wire nor the database.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-# The kinds of errors of the wire that a policy may name. What this side refuses to send, the kind
-# "request", is none of them: it would be refused again.
+# The kinds of errors of the wire that a policy may name. The kind "request" is not among them: what
+# this side refuses to send, it would refuse again.
 ERROR_KINDS = frozenset(("name", "connect", "tls", "timeout", "connection", "response"))
-# RFC 9110, 9.2.2, less TRACE, which is not sent
+# RFC 9110, section 9.2.2, without TRACE, which pgnet does not send.
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "PUT", "DELETE", "OPTIONS"))
 ALL_STATUSES = frozenset(range(100, 1000))
 
@@ -24,16 +24,17 @@ ALL_STATUSES = frozenset(range(100, 1000))
 class Policy:
     """How often and how soon requests are attempted again; times are in seconds.
 
-    max_attempts: the first one counts; at least 1.
-    backoff, backoff_factor, max_backoff: before attempt n + 1 at most
-    min(max_backoff, backoff × backoff_factor ** (n - 1)) is waited.
-    statuses: of answers, which are attempted again; those that are accepted never are.
-    accept: of answers, which are a success.
-    errors: which kinds of errors are attempted again.
-    methods: which methods may be sent again once the server may have seen them. "idempotent" also
-    takes those that carry an idempotency key.
-    max_retry_after: a Retry-After beyond it is cut to it.
-    total: since the request was made; after it no attempt begins.
+    max_attempts: at least 1, the first one included.
+    backoff, backoff_factor, max_backoff: the worker waits before attempt n + 1 for at most
+    min(max_backoff, backoff × backoff_factor ** (n - 1)).
+    statuses: the request is attempted again after an answer with one of these, if it is not one of
+    those that are accepted.
+    accept: an answer with one of these statuses is a success.
+    errors: the request is attempted again after an error of these kinds.
+    methods: these may be sent again once the server may have seen them. "idempotent" includes any
+    request that carries an idempotency key.
+    max_retry_after: a longer Retry-After counts as this.
+    total: no attempt begins later than this after the request was made.
 
     The defaults are those of the policy `none`, which is `safe` with a single attempt.
     """
@@ -54,10 +55,10 @@ class Policy:
     def from_json(cls, name: str, settings: Mapping[str, Any]) -> Policy:
         """Read a policy as net.configure_retry takes it: times in milliseconds.
 
-        What is left out is as in the class; keys that are not known, of a newer extension, and
-        kinds of errors that are not known are ignored.
+        A key that is left out has the default of the class. Unknown keys and unknown kinds of
+        errors, of a newer extension, are ignored.
 
-        Raises ValueError for a value that cannot be.
+        Raises ValueError for an invalid value.
         """
         known = [(*_KEYS[key], value) for key, value in settings.items() if key in _KEYS]
         try:
@@ -72,9 +73,9 @@ class Policy:
     def may_send_twice(self, method: str, has_key: bool) -> bool:
         """Whether a method is sent again after the server may have seen it.
 
-        Where it is no idempotent one, it needs an Idempotency-Key from its first attempt on.
+        One that is not idempotent needs an Idempotency-Key from its first attempt on.
 
-        has_key: whether the caller asked for an idempotency key.
+        has_key: whether the caller gave an idempotency key.
         """
         if self.max_attempts == 1:
             return False
@@ -100,26 +101,26 @@ NONE = Policy()
 
 
 def read_policies(
-    said: Mapping[str, Mapping[str, Any]], complain: Callable[[str], object]
+    given: Mapping[str, Mapping[str, Any]], report: Callable[[str], object]
 ) -> dict[str, Policy]:
-    """All policies by name, as the database says them.
+    """All policies by name.
 
-    One that cannot be read, of a newer extension or put there by hand, is left out, and so counts
-    as a dropped one; complain is told.
+    given: as the database gives them, by name. report: called with the fault of a policy that
+    cannot be read, of a newer extension or put there by hand. It is left out, like a dropped one.
     """
     policies = {}
-    for name, settings in said.items():
+    for name, settings in given.items():
         try:
             policies[name] = Policy.from_json(name, settings)
         except ValueError as error:
-            complain(str(error))
+            report(str(error))
     return policies
 
 
 def choose(policies: Mapping[str, Policy], *names: str | None) -> Policy:
     """The policy of the first name that is not None; NONE where no name is given.
 
-    A policy that was dropped meanwhile is NONE too: nothing is sent twice that nobody asks for now.
+    A policy that was dropped meanwhile is NONE too: nothing is sent twice without a policy.
     """
     name = next((name for name in names if name is not None), None)
     return NONE if name is None else policies.get(name, NONE)
@@ -142,16 +143,16 @@ def delay_after(
 ) -> float | None:
     """Seconds to wait before the next attempt; None where there is to be none.
 
-    attempt: how many attempts there have been, this one counted.
+    attempt: how many attempts there have been, with this one.
     age: seconds since the request was made.
-    has_key: whether the caller asked for an idempotency key.
-    status: of the answer; None where there is none, and then error_kind says why.
+    has_key: whether the caller gave an idempotency key.
+    status: of the answer; None without an answer, and then error_kind says why.
     never_sent: the server cannot have seen the request, so that any method may be sent again.
     retry_after, date: these headers of the answer.
     now: seconds since the epoch, for a Retry-After that is a date and comes without a Date.
-    random: a number from 0 to 1. The backoff is drawn between 0 and its bound, "full jitter":
-    requests that failed together do not come back together. It comes on top of a Retry-After,
-    which is the same for all that were turned away.
+    random: gives a number from 0 to 1. The backoff is drawn between 0 and its bound ("full
+    jitter"), so that requests that failed together do not come back together. It is added to a
+    Retry-After, which is the same for all requests that the server turned away.
     """
     if attempt >= policy.max_attempts:
         return None
@@ -171,14 +172,14 @@ def delay_after(
 
 
 def seconds_asked(retry_after: str, date: str | None, now: float) -> float | None:
-    """What a Retry-After asks for, in seconds from now; None where it is no such thing.
+    """What a Retry-After asks for, in seconds from now; None for an invalid one.
 
-    RFC 9110, 10.2.3: a number of seconds or a date. A date is relative to the answer's Date, by
-    the same clock; where there is none, to ours. One in the past asks for nothing: 0.
+    RFC 9110, section 10.2.3: a number of seconds, or a date. A date is compared with the answer's
+    Date, which is of the same clock; without a Date, with our clock. A date in the past gives 0.
     """
     retry_after = retry_after.strip(" \t")
     if re.fullmatch(r"[0-9]+", retry_after):
-        # int() refuses thousands of digits.
+        # int() would refuse thousands of digits.
         return float(retry_after)
     moment = http_date(retry_after, now)
     if moment is None:
@@ -205,12 +206,13 @@ _DATES = tuple(
 
 
 def http_date(text: str, now: float) -> float | None:
-    """Read a date of HTTP, in seconds since the epoch; None where it is none.
+    """Read a date of HTTP, in seconds since the epoch; None for anything else.
 
-    RFC 9110, 5.6.7: all three forms. A year of two digits that would be more than 50 years ahead
-    is the last one with these digits. The name of the day is not compared with the date.
+    RFC 9110, section 5.6.7, in all three forms. A year of two digits that would be more than 50
+    years ahead is the last year with these digits. The name of the day is not compared with the
+    date. strptime() would follow the locale.
 
-    now: seconds since the epoch. The locale plays no part, so that strptime() is not for this.
+    now: seconds since the epoch.
     """
     text = text.strip(" \t")
     found = next(filter(None, (pattern.fullmatch(text) for pattern in _DATES)), None)
@@ -231,7 +233,7 @@ def http_date(text: str, now: float) -> float | None:
     return float(calendar.timegm((year, month, day, hour, minute, second)))
 
 
-# ---- what net.configure_retry takes
+# ---- the keys of net.configure_retry
 
 
 def _seconds(milliseconds: Any) -> float:
@@ -242,13 +244,13 @@ def _statuses(given: Any) -> frozenset[int]:
     """Read status codes: "any", or a list of 503, "503", "5xx" and "500-599"."""
     if given == "any":
         return ALL_STATUSES
-    return frozenset(status for entry in given for status in _range_of(str(entry)))
+    return frozenset(status for entry in given for status in _status_range(str(entry)))
 
 
-def _range_of(entry: str) -> Iterable[int]:
+def _status_range(entry: str) -> Iterable[int]:
     found = re.fullmatch(r"([1-9])xx|([1-9][0-9]{2})(?:-([1-9][0-9]{2}))?", entry)
     if found is None:
-        raise ValueError(f'"{entry}" is no status code, and no range of them')
+        raise ValueError(f'"{entry}" is not a status code, and not a range of them')
     hundred, first, last = found.groups()
     if hundred is not None:
         return range(int(hundred) * 100, int(hundred) * 100 + 100)

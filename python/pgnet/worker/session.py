@@ -8,16 +8,19 @@ from typing import Any
 
 from pgnet.outbox import SESSION_SETTINGS, OutboxRefused
 from pgnet.outbox.spi import REFUSED, TEXT, SpiOutbox
-from pgnet.worker.loop import Worker, raise_file_limit
+from pgnet.worker import open_files
+from pgnet.worker.loop import Worker
 
 _INVALID_TRANSACTION_TERMINATION = "2D000"
 
 
 def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
-    """The worker in the database: behind net.work and net.drain.
+    """Run a worker in this session: what net.work and net.drain do.
 
-    max_runtime is an interval as text, None for no limit. Gives false inside a transaction block,
-    where nothing can be committed and nothing is done. Raises what a cancel raises.
+    max_runtime: an interval as text, None for no limit. until_idle: end when nothing is due.
+
+    Returns False inside a transaction block, where a procedure cannot commit: nothing is done.
+    Raises what a cancel raises.
     """
     row = plpy.execute(
         plpy.prepare(
@@ -39,11 +42,11 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     runtime, grace = row["runtime"], None
     statement_timeout = row["statement_timeout"]
     if statement_timeout:
-        # It would end the whole CALL, with requests in flight: end cleanly before it.
+        # The timeout would end the CALL with requests in flight. So the worker ends before it.
         allowed = max(statement_timeout * 0.8 - (time.time() - row["began"]), 0.0)
         runtime = allowed if runtime is None else min(runtime, allowed)
         grace = statement_timeout * 0.1
-    raise_file_limit()
+    open_files.raise_limit()
     before = _set(plpy, {**SESSION_SETTINGS, "application_name": "pgnet worker"})
     outbox = SpiOutbox(plpy)
     try:
@@ -57,13 +60,13 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
 
 
 def _set(plpy: Any, settings: Mapping[str, str]) -> dict[str, str]:
-    """Set the session's settings, from the next transaction on; gives what they were."""
-    ask = plpy.prepare("select pg_catalog.current_setting($1, true) as value", [TEXT])
-    tell = plpy.prepare("select pg_catalog.set_config($1, $2, false)", [TEXT, TEXT])
-    before = {name: plpy.execute(ask, [name])[0]["value"] for name in settings}
-    # A setting that this server does not have yet has no value.
+    """Set the session's settings, from the next transaction on. Gives their former values."""
+    read = plpy.prepare("select pg_catalog.current_setting($1, true) as value", [TEXT])
+    write = plpy.prepare("select pg_catalog.set_config($1, $2, false)", [TEXT, TEXT])
+    before = {name: plpy.execute(read, [name])[0]["value"] for name in settings}
+    # A setting that this version of PostgreSQL does not have has no value.
     before = {name: value for name, value in before.items() if value is not None}
     for name in before:
-        plpy.execute(tell, [name, settings[name]])
+        plpy.execute(write, [name, settings[name]])
     plpy.commit()
     return before

@@ -1,8 +1,8 @@
 """How many requests in flight are worth having.
 
-Where servers are slow, more requests in flight are more throughput. Where the worker's own loop is
-what is busy, they only wait in it, and their time runs out. The difference is whether the loop has
-time to be idle: with less than a little of it, the window shrinks, else it grows.
+Where servers are slow, more requests in flight give more throughput. Where the worker's own loop is
+busy, they only wait in it, and their time runs out. What tells the two apart is how much time the
+loop is idle: the window shrinks where that is nearly none, and grows where there is some.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable
 
 _FLOOR = 64
-# The share of time that the loop has nothing to do: below the one the window shrinks, above the
-# other it grows.
+# The part of its time that the loop is idle: below the first the window shrinks, above the second
+# it grows.
 _BUSY, _IDLE = 0.02, 0.10
-# Seconds that a judgement needs at least.
+# The shortest time that is judged, in seconds.
 _SPAN = 0.005
 
 
 class Window:
     """The limit of requests in flight, between a floor and ``most``.
 
-    The loop tells it when it begins and ends to wait for something to happen. ``clock`` gives
-    seconds and never goes back.
+    The hub's loop tells it when it begins to wait for events, and when it ends. clock: gives
+    seconds, and never goes back.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,17 +39,17 @@ class Window:
         return max(1, min(int(self._size), self.most))
 
     def idle_begins(self) -> None:
-        """The loop waits."""
+        """The loop begins to wait."""
         self._idle_since = self._clock()
 
     def idle_ends(self) -> None:
-        """The loop goes on."""
+        """The loop has waited."""
         if self._idle_since:
             self._idle += self._clock() - self._idle_since
             self._idle_since = 0.0
 
     def adjust(self, in_flight: int) -> None:
-        """Judge the time since the last judgement; called before each claim."""
+        """Judge the time since the last judgement. Called before each claim."""
         now = self._clock()
         span = now - self._since
         if span < _SPAN:
