@@ -172,13 +172,14 @@ def test_each_change_is_one_of_the_configuration(secrets: Database) -> None:
          'the URL that secret "s" holds is not within its URL prefix'),
         ("s", f"https://user:{CANARY}@api.example/v1/", API,
          'secret "s" holds neither a URL nor a query that begins with "?"'),
-        ("s", CANARY, "", "the URL prefix is no http or https URL"),
-        ("s", "value of it", CANARY, "the URL prefix is no http or https URL"),
-        ("s", CANARY, f"https://u:{CANARY}@h.example/", "the URL prefix is no http or https URL"),
+        ("s", CANARY, "", "the URL prefix is not an http or https URL"),
+        ("s", "value of it", CANARY, "the URL prefix is not an http or https URL"),
+        ("s", CANARY, f"https://u:{CANARY}@h.example/",
+         "the URL prefix is not an http or https URL"),
         ("s", CANARY, f"https://h.example/?{CANARY}",
-         "a URL prefix has neither query nor fragment"),
+         "a URL prefix must not have a query or a fragment"),
         ("s", CANARY, f"https://h.example/../{CANARY}",
-         "a URL prefix has no dot segments and no encoded slashes"),
+         "a URL prefix must not have dot segments or encoded slashes"),
     ],
 )  # fmt: skip
 def test_what_is_no_secret(
@@ -684,7 +685,7 @@ def test_setting_by_the_command(watched: Database) -> None:
         # by the server
         ("s", f"{CANARY}\n\n".encode(), API, 'the value of secret "s" has a line break'),
         ("s", CANARY[:6].encode(), API, 'the value of secret "s" has fewer than 8 characters'),
-        ("s", CANARY.encode(), f"https://u:{CANARY}@h/", "the URL prefix is no http or https URL"),
+        ("s", CANARY.encode(), f"https://u:{CANARY}@h/", "the URL prefix is not an http"),
         ("s", f"https://evil.example/{CANARY}".encode(), API, "is not within its URL prefix"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""IP addresses, as the host of a URL may spell them."""
+"""IP addresses as hosts of URLs: every spelling that a C library reads as an address."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from ipaddress import IPv6Address
 
 
 def literal_address(host: str) -> str | None:
-    """Read `host` as an IP address, in any spelling a C library accepts, or say None.
+    """Read the host of a URL as an IP address; None where it is a name.
 
-    Arguments: the host of a URL, an IPv6 address with or without its brackets.
-    Returns the address in its usual form: `127.1`, `0x7f000001`, `2130706433` and `127.0.0.1.`,
-    with the root's dot, are 127.0.0.1.
+    host: an IPv6 address with or without its brackets; any spelling that a C library accepts.
+
+    Returns the usual form: `127.1`, `0x7f000001`, `2130706433` and, with the root's dot,
+    `127.0.0.1.` are 127.0.0.1.
     """
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -22,11 +23,11 @@ def literal_address(host: str) -> str | None:
             return None
         if address is None:
             return None
-        # As Python has it from 3.13 on.
+        # Python 3.13 and later write mapped addresses like this; older versions do not.
         mapped = address.ipv4_mapped
         return address.compressed if mapped is None else f"::ffff:{mapped}"
     host = host.removesuffix(".")
-    # inet_aton stops reading at white space: such a text is no address here.
+    # inet_aton stops reading at white space: a text with white space is not an address here.
     if not host[:1].isdigit() or not host.isascii() or any(c.isspace() for c in host):
         return None
     try:

@@ -86,7 +86,9 @@ def check(
 def _check_method(method: str) -> None:
     if is_token(method) is None:
         raise InvalidRequest(
-            "the method is no token of RFC 9110", "A method is a word such as GET or PATCH."
+            "the method is not a token of RFC 9110", "A method is a word such as GET or PATCH."
         )
     if method in ("CONNECT", "TRACE"):
-        raise InvalidRequest(f"the method {method} is not allowed", "It asks for a tunnel or echo.")
+        raise InvalidRequest(
+            f"the method {method} is not allowed", "CONNECT asks for a tunnel, TRACE for an echo."
+        )

@@ -1,4 +1,4 @@
-"""What a request that cannot be sent raises, and how a message shows a caller's text."""
+"""The one exception of this folder, and how a message shows text that a caller gave."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NOT_NULL_VIOLATION = "23502"
 class InvalidRequest(ValueError):
     """A request that cannot be sent as it was asked for.
 
-    message, hint: for the user. They hold no header's value, no user name or password, no query,
-    and of a URL's path nothing where there is a host before it: each of these may be a secret.
-    sqlstate: the SQLSTATE to raise it with.
+    message, hint: for the user. Neither holds what may be a secret: no header's value, no user name
+    or password, no query, and nothing of the path of a URL that has a host.
+    sqlstate: the SQLSTATE that the SQL function raises.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ _NAMES = {" ": "a space", "\\": "a backslash", "\0": "a NUL character", '"': "a 
 
 
 def described(character: str) -> str:
+    """A character in words, for a message."""
     if character in _NAMES:
         return _NAMES[character]
     if "!" <= character <= "~":
@@ -35,7 +36,7 @@ def described(character: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The beginning of a text, with what cannot be shown replaced."""
-    # ASCII besides what the caller wrote, for databases in other encodings.
+    """The beginning of a text, with a question mark for each character that cannot be shown."""
+    # The question marks and dots are ASCII, which every database encoding has.
     shown = text if len(text) <= 120 else f"{text[:120]}..."
     return "".join([c if c.isprintable() else "?" for c in shown])

@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 
 # In bytes, as they are sent.
 MAX_HEADERS_LENGTH = 400_000
-# libcurl appends each to a list that it walks through from its beginning: 10,000 take 60 ms.
+# libcurl appends each header to a list that it walks through from its start: 10,000 take 60 ms.
 MAX_HEADERS = 10_000
 
+# The default of net.http_post, which needs no check.
 JSON_HEADERS = '{"Content-Type": "application/json"}'
 
 # RFC 9110, 5.6.2.
 _TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
 is_token = re.compile(rf"{_TCHAR}+").fullmatch
 
-# With these a caller could change where a message goes or ends (RFC 9112, 11.2), or whose
-# connection it is; Expect makes a request wait.
+# With these a caller could change where a message goes or where it ends (RFC 9112, 11.2), or how
+# its connection is used. Expect makes a request wait.
 _CLIENTS_OWN = frozenset(
     (
         "connection",
@@ -38,18 +39,19 @@ _CLIENTS_OWN = frozenset(
         "upgrade",
     )
 )
-# Of two of these each server believes another one (RFC 9110, 5.3).
+# These occur once (RFC 9110, 5.3): of two, one server believes the first and another the last.
 _SINGLE = frozenset(("authorization", "content-type", "user-agent"))
 _HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
 _HINT_HOST = (
-    "It is the host of the URL. For a server that is asked for another name the owner sets it: "
+    "Host is the host of the URL. For a server that is to be asked for another name, the owner of "
+    "the extension sets it: "
     """select net.configure_host(host, '{"host_header": "shop.example"}')"""
 )
-_HINT_REFUSED = "It is set for each request from its URL, its body and the connection."
+_HINT_REFUSED = "pgnet sets it for each request, from the URL, the body and the connection."
 
 
 def is_clients_own(lower: str) -> bool:
-    """Whether a header, its name in lower case, is set by the client itself and by nobody else."""
+    """Whether only the client itself may set a header. lower: the header's name in lower case."""
     return lower in _CLIENTS_OWN or lower[:6] == "proxy-"
 
 
@@ -137,14 +139,14 @@ def _header_value(name: str, value: object, may_name_secrets: bool) -> str | Ref
         if illegal[0] in "\r\n":
             raise InvalidRequest(
                 f'header "{name}" contains a carriage return or line feed',
-                "A header's value is one line. Does one end it that is not meant?",
+                "A header's value is one line. Is there a line break at its end?",
             )
         raise InvalidRequest(f'header "{name}" contains {described(illegal[0])}')
     return value.strip(" \t")
 
 
 def _invalid_header_name(name: str) -> InvalidRequest:
-    # Only as far as it is a name: behind that may stand a value that got into the wrong place.
+    # Shown as far as it is a name: the rest may be a value that was given in the wrong place.
     prefix = re.match(rf"{_TCHAR}{{0,40}}", name)
     shown = prefix[0] if prefix is not None else ""
     illegal = name[len(shown) : len(shown) + 1]
@@ -154,7 +156,7 @@ def _invalid_header_name(name: str) -> InvalidRequest:
         return InvalidRequest("a header's name must not be empty")
     return InvalidRequest(
         f'invalid header name "{shown}...": {described(illegal)} is not allowed in it',
-        "A name is of letters, digits and !#$%&'*+-.^_`|~ (RFC 9110).",
+        "A name has letters, digits and !#$%&'*+-.^_`|~ only (RFC 9110).",
     )
 
 
@@ -164,8 +166,8 @@ def require_json(headers: Sequence[tuple[str, str | Reference]]) -> None:
     if types and types != ["application/json"] and not _is_json_type(types[0]):
         raise InvalidRequest(
             'Content-Type header must be "application/json"',
-            "Parameters may follow; a charset must be utf-8, which is what is sent. "
-            "For another type there is net.http_request.",
+            "Parameters may follow; a charset must be utf-8, since the body is sent in UTF-8. "
+            "net.http_request takes any type.",
         )
 
 

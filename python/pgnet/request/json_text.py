@@ -1,4 +1,4 @@
-"""JSON as a caller gave it: decoded and encoded without a change of its numbers."""
+"""JSON as a caller gave it: read and written without a change of its numbers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 
 from pgnet.request.errors import InvalidRequest
 
-# Of params, headers and options as JSON text, which is looked at before it is parsed. Whatever fits
-# into a URL or the headers is shorter, with each of its characters escaped.
+# How many characters params, headers and options may have as JSON text; judged before it is parsed.
+# What fits into a URL or into the headers is shorter, even with each of its characters escaped.
 MAX_JSON_LENGTH = 2_500_000
 
 
 class Number(str):
-    """A JSON number as it was written: through a float, 1.10 would become 1.1."""
+    """A JSON number as it was written: as a float, 1.10 would become 1.1."""
 
     __slots__ = ()
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(name)  # NaN and Infinity, which Python takes for JSON
+    raise ValueError(name)  # NaN and Infinity, which Python's decoder accepts
 
 
 _decode_json = json.JSONDecoder(
@@ -26,13 +26,14 @@ _decode_json = json.JSONDecoder(
 ).raw_decode
 encode_json = json.JSONEncoder(ensure_ascii=False).encode
 
-_HINT_NONE = "Leave it out, or give NULL or '{}', for none."
+_HINT_NONE = "For none, leave it out, or give NULL or '{}'."
 
 
 def decode_json(argument: str, text: str, longest: int | None = None) -> object:
-    """Read JSON text; a number is a Number, as it was written.
+    """Read JSON text; a number becomes a Number.
 
-    longest: how many characters it may have.
+    argument: its name, for messages. longest: how many characters the text may have; None means
+    any number.
 
     Raises InvalidRequest, with the name of the argument.
     """
@@ -53,6 +54,7 @@ def decode_json(argument: str, text: str, longest: int | None = None) -> object:
 def json_object(
     argument: str, text: str, longest: int | None = MAX_JSON_LENGTH
 ) -> dict[str, object]:
+    """Read a JSON object, as decode_json reads any value. Raises InvalidRequest."""
     value = decode_json(argument, text, longest)
     if type(value) is not dict:
         raise InvalidRequest(f"{argument} must be a JSON object, not {kind_of(value)}", _HINT_NONE)
@@ -60,6 +62,7 @@ def json_object(
 
 
 def kind_of(value: object) -> str:
+    """What kind of JSON value this is, with its article, for a message."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -72,10 +75,10 @@ def kind_of(value: object) -> str:
 
 
 def jsonb_text(value: object) -> str:
-    """Write a value that decode_json has read as jsonb's output function does."""
+    """Write a value that decode_json has read, as the output function of jsonb writes it."""
     written: list[str] = []
-    # By a stack of its own: what was read may be nested deeper than calls can be. A Number is
-    # written as it is, and so are brackets and commas.
+    # A stack instead of recursion: what was read may be nested deeper than calls can be. Brackets
+    # and commas go through it as Numbers, which are written as they are.
     todo = [value]
     while todo:
         item = todo.pop()

@@ -1,6 +1,6 @@
 """Bodies of multipart/form-data (RFC 7578), for net.multipart.
 
-It runs in callers' backends: the standard library only.
+This module runs in callers' backends and imports the standard library only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _HINT = (
 def encode(parts: str | None, files: Sequence[bytes | None] | None) -> tuple[str, bytes]:
     """Return the Content-Type, with its boundary, and the body.
 
-    parts: JSON text of an array of objects with the keys name, one of value (text; a number or a
-    boolean as JSON), json, base64 and file (an index into files, from 1), and, if wanted, filename
-    and content_type. files: None means none.
+    parts: JSON text of an array of objects. Each has a name, and exactly one of value (text; a
+    number or a boolean as JSON), json, base64 and file (a number of an element of files, from 1);
+    it may have filename and content_type.
+    files: None means none.
 
-    Names are written as browsers do (RFC 7578, section 4.2, and the HTML standard): in UTF-8, with
-    line breaks and double quotes percent-encoded.
+    Names are written as browsers write them (RFC 7578, section 4.2, and the HTML standard): in
+    UTF-8, with line breaks and double quotes percent-encoded.
 
     Raises InvalidRequest, without any of the parts' contents.
     """
@@ -69,7 +70,7 @@ def _part(number: int, part: object, files: Sequence[bytes | None]) -> tuple[byt
     if name is None:
         raise InvalidRequest(f"part {number} must have a name", _HINT)
     if content_type is not None and not _MEDIA_TYPE.fullmatch(content_type):
-        raise InvalidRequest(f"the content_type of part {number} is no media type", _HINT)
+        raise InvalidRequest(f"the content_type of part {number} is not a media type", _HINT)
     kind = given[0]
     content = _content(number, kind, part[kind], files)
     if content_type is None:
@@ -87,7 +88,7 @@ def _part(number: int, part: object, files: Sequence[bytes | None]) -> tuple[byt
 
 def _text(number: int, part: dict[str, object], key: str) -> str | None:
     text = part.get(key)
-    if text is not None and type(text) is not str:  # a Number is one, too
+    if text is not None and type(text) is not str:  # a Number is a str, too
         raise InvalidRequest(f"the {key} of part {number} must be a string", _HINT)
     return text
 

@@ -1,4 +1,4 @@
-"""The options of net.http_request: which there are, and their bounds."""
+"""The options of net.http_request: which ones there are, and what values they take."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 AT_MOST_ONCE = "at_most_once"
-# What net.http_request knows as options: integers with their bounds, words, or a key.
+# What each option takes: an integer between two bounds, one of some words, or, with None, a key.
 _OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
     "delivery": ("at_least_once", AT_MOST_ONCE),
     "idempotency_key": None,
     "max_redirects": (0, 30),
     "priority": (-32768, 32767),
 }
-# What is asked of net.http_request otherwise.
+# The other arguments of net.http_request, for the message where one is given as an option.
 _ARGUMENTS = frozenset(
     (
         "method",
@@ -38,16 +38,16 @@ _ARGUMENTS = frozenset(
         "context",
     )
 )
-# What a row's options hold besides: arguments of net.http_request, which has checked them.
+# The options of a row hold these arguments, too; net.http_request has checked them.
 STORED_OPTIONS = {**_OPTIONS, "max_attempts": (1, 1000), "retry": None}
 
 
 def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
-    """Return the options of a request, given as JSON text; None means none.
+    """Return the options of a request, given as JSON text, by name; None means none.
 
-    stored: they are those of a row, and not a caller's.
+    stored: whether they are those of a row; otherwise a caller gives them.
 
-    Raises InvalidRequest for an unknown one and for a value out of its bounds.
+    Raises InvalidRequest for an option that is not known, and for a value out of its bounds.
     """
     if text is None:
         return {}

@@ -1,4 +1,4 @@
-"""Parameters of a query, and forms: names and values, percent-encoded."""
+"""Parameters of a query, and bodies of forms: names and values, percent-encoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgnet.request.url import REFUSED, bounded, canonical_url, encoded, percent_
 
 
 def urlencode_string(string: str | None) -> str | None:
-    """Percent-encode all but RFC 3986's unreserved characters; None stays None.
+    """Percent-encode all characters but the unreserved ones of RFC 3986; None stays None.
 
     Raises InvalidRequest for what UTF-8 cannot express, and for a NUL character.
     """
@@ -31,7 +31,8 @@ def _encode_component(text: str) -> str:
 def add_params(url: str, params: dict[str, object]) -> str:
     """Append parameters to the query of a canonical URL, percent-encoded, before its fragment.
 
-    A None drops its pair; what is not a string is its JSON text, arrays and objects included.
+    A parameter whose value is None is left out. A value that is not a string, also an array or an
+    object, becomes its JSON text.
 
     Raises InvalidRequest.
     """
@@ -55,8 +56,8 @@ def _append_to_query(url: str, pairs: list[str]) -> str:
 def encode_form(text: str | None) -> str:
     """Return an object, given as JSON text, as application/x-www-form-urlencoded; None is empty.
 
-    As the URL standard serializes it, section 5.2: a space is "+", an array repeats its name, a
-    null is left out; what is no string is its JSON text.
+    The URL standard says how (section 5.2): a space becomes "+". An array repeats its name, a null
+    is left out, and a value that is not a string becomes its JSON text.
 
     Raises InvalidRequest.
     """
@@ -85,7 +86,7 @@ def encode_url_with_params_array(
 ) -> str | None:
     """Return the canonical URL with parameters appended that are encoded already, as ``k=v``.
 
-    A None among the parameters is passed over; None for either argument gives None.
+    A None among the parameters is left out; None for either argument gives None.
 
     Raises InvalidRequest for an invalid URL, or a parameter that cannot stand in a query.
     """

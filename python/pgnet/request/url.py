@@ -1,15 +1,17 @@
 """URLs: what is accepted, and their canonical form, which is stored and sent.
 
-What is stored is an absolute http or https URL by RFC 3986, complete, and it is sent as it is
-stored. What is given may be more than that, as it may in browsers (https://url.spec.whatwg.org):
+A URL is stored as a complete, absolute http or https URL by RFC 3986, and it is sent as it is
+stored. Callers may give what browsers take (https://url.spec.whatwg.org):
 
-- white space at either end is no part of the URL;
-- scheme and host are in lower case, an international host name is in its ASCII form (RFC 3490);
-- a port that is empty or the scheme's own is dropped (RFC 3986, 6.2.3), an empty path is ``/``;
+- white space at either end is removed;
+- scheme and host become lower case, an international host name its ASCII form (RFC 3490);
+- a port that is empty or the scheme's default is dropped (RFC 3986, 6.2.3), an empty path becomes
+  ``/``;
 - path, query and fragment stay as they were written, dot segments and ``%7E`` included. What
   RFC 3986 does not allow in them is percent-encoded as UTF-8: spaces, characters beyond ASCII,
   ``[ ] { } | \\ " ^ ` < >``, and a percent sign without two hexadecimal digits behind it;
-- a host may be an address in any spelling (``127.1``): what is judged is the address connected to.
+- a host may be an address in any spelling (``127.1``); the egress rules judge the address that is
+  connected to.
 """
 
 from __future__ import annotations
@@ -18,27 +20,28 @@ import re
 
 from pgnet.request.errors import InvalidRequest, described, printable
 
-# Together less than 1 MiB: libcurl sends no longer head of a request.
+# Together with the headers less than 1 MiB, since libcurl refuses to send a longer request head.
 MAX_URL_LENGTH = 400_000
 
 # RFC 3986: pchar and "/", without pct-encoded; in query and fragment also "?".
 _PCHARS = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/]*"
 _QCHARS = r"[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*"
 _PCT = r"%[0-9A-Fa-f]{2}"
-# There is one way only to match a text, so a mismatch costs no backtracking.
+# A text matches in one way only, so that a mismatch costs no backtracking.
 _PATH = rf"/{_PCHARS}(?:{_PCT}{_PCHARS})*"
 _QUERY = rf"{_QCHARS}(?:{_PCT}{_QCHARS})*"
-# Underscores are no host name by RFC 952, but stand in names that resolve.
+# RFC 952 has no underscores in host names, but there are names with them that resolve.
 _HOST = r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?"
 
-# The last label is no number (see _NUMBER), or all of it is an IPv4 address in its usual form.
+# The last label is not a number (see _NUMBER), or the host is an IPv4 address in its usual form.
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _USUAL_HOST = (
     rf"(?:(?:[a-z0-9_-]{{1,63}}\.)*[a-z_][a-z0-9_-]{{0,62}}\.?|{_OCTET}(?:\.{_OCTET}){{3}})"
 )
 
-# What needs no second look. Ports above 59999, the two default ports and unusual hosts get one.
-# The patterns that are not compiled here are seldom needed: re compiles them at their first use.
+# Most URLs match this and are canonical. Ports above 59999, the two default ports and unusual hosts
+# need a second look. The patterns that are not compiled here are seldom needed: re compiles each
+# when it is used first.
 _is_canonical = re.compile(
     rf"https?://(?=[^/:]{{1,253}}[/:]){_USUAL_HOST}"
     r"(?::(?!80/|443/)(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
@@ -46,23 +49,23 @@ _is_canonical = re.compile(
 ).fullmatch
 # RFC 3986, appendix B, with the characters that a scheme may have.
 _PARTS = r"(?s:(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?)"
-# The white space of what browsers remove at either end.
+# The white space that browsers remove at either end.
 _ENDS = " \t\n\f\r"
-# What no percent-encoding makes good: browsers drop tabs and line breaks wherever they stand, and
-# libcurl refuses all controls; halves of surrogate pairs have no UTF-8.
+# These are refused, not percent-encoded. Browsers drop tabs and line breaks wherever they stand,
+# libcurl refuses all control characters, and halves of surrogate pairs have no UTF-8.
 REFUSED = r"[\x00-\x1f\x7f\ud800-\udfff]"
-# What RFC 3986 does not allow in path, query and fragment. That has all of the WHATWG's encode sets
-# for them but the apostrophe of a query, which is legal and so stays.
+# What RFC 3986 does not allow in path, query and fragment. This includes what the WHATWG's standard
+# encodes in them, but for the apostrophe of a query, which RFC 3986 allows.
 _TO_ENCODE = r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]+|%(?![0-9A-Fa-f]{2})"
 _ILLEGAL_IN_HOST = r"[^a-z0-9._-]"
-# The WHATWG's "ends in a number": such a host is an IPv4 address, or none at all. What a resolver
-# or a proxy would make of one that is none, nobody knows.
+# What the WHATWG's standard calls "ends in a number". Such a host must be an IPv4 address: nobody
+# knows what a resolver or a proxy would make of one that is not.
 _NUMBER = r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$"
 _IP_LITERAL = r"(?s:\[([0-9A-Fa-f:.]+)\](?::(.*))?)"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# IDNA 2003, which Python has, makes other names of these than IDNA 2008 does; so it may of what
-# Unicode 3.2 did not have yet.
+# IDNA 2003, which Python has, makes other names of these characters than IDNA 2008 does. So it may
+# do with characters that are younger than Unicode 3.2.
 _IDNA_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
 
 _HINT_ABSOLUTE = "Begin the URL with http:// or https://."
@@ -70,7 +73,7 @@ _HINT_USERINFO = (
     "A URL is stored and shown. Give the credentials in an Authorization header, "
     "best as a secret: net.set_secret."
 )
-_HINT_CONTROL = "Take it out, or percent-encode it. What is given in params is encoded for you."
+_HINT_CONTROL = "Take it out, or percent-encode it. The argument params is encoded for you."
 _HINT_SECRET = (
     "net.secret_url(name) gives the URL that stands for a secret one. "
     "A brace that means itself is written %7B."
@@ -81,10 +84,10 @@ _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
 
 
 def canonical_url(url: str) -> str:
-    """Return a URL as it is stored and sent, by the rules this module begins with.
+    """Return a URL as it is stored and sent, by the rules that this module begins with.
 
-    Raises InvalidRequest for what is no absolute http or https URL, and for one that two readers
-    would take for two.
+    Raises InvalidRequest for what is not an absolute http or https URL, and for a URL that two
+    programs may read as two different ones.
     """
     if len(url) <= MAX_URL_LENGTH and _is_canonical(url) is not None:
         return url
@@ -117,6 +120,7 @@ def _canonicalize(url: str) -> str:
 
 
 def encoded(text: str) -> str:
+    """Percent-encode what RFC 3986 does not allow in path, query or fragment."""
     return re.sub(_TO_ENCODE, lambda found: percent_encode(found[0]), text)
 
 
@@ -162,11 +166,11 @@ def _canonical_host(url: str, host: str, hint: str | None) -> str:
 
 
 def _idna(url: str, host: str) -> str:
-    # Few host names are international: the others do not pay for the import.
+    # Imported here, since few callers give international names.
     from stringprep import in_table_a1
 
     reason = "its host is not an international host name"
-    if len(host) <= 253:  # what is longer takes the codec long
+    if len(host) <= 253:  # the codec takes long for longer ones
         if not _IDNA_DEVIATIONS.isdisjoint(host) or any(map(in_table_a1, host)):
             reason = "its host has a character that standards convert differently"
         else:
@@ -178,19 +182,19 @@ def _idna(url: str, host: str) -> str:
 
 
 def is_number(host: str) -> bool:
-    """Whether a host, in lower case, ends in a number, as the WHATWG's URL standard calls it."""
+    """Whether a host, in lower case, ends in a number, as the WHATWG's standard calls it."""
     return re.search(_NUMBER, host) is not None
 
 
 def _is_ipv4(host: str) -> bool:
-    # Few hosts are addresses in an unusual form: the others do not pay for the import.
+    # Imported here, since few callers give addresses in an unusual form.
     from pgnet.request.address import literal_address
 
     return literal_address(host) is not None
 
 
 def _is_ipv6(text: str) -> bool:
-    # As above: few hosts are literals.
+    # Imported here, since few callers give addresses of IPv6.
     from ipaddress import AddressValueError, IPv6Address
 
     try:
@@ -201,24 +205,27 @@ def _is_ipv6(text: str) -> bool:
 
 
 def bounded(url: str) -> str:
+    """Return the URL; raises InvalidRequest where it is too long."""
     if len(url) > MAX_URL_LENGTH:
         raise _invalid_url(url, f"it is longer than {MAX_URL_LENGTH} characters")
     return url
 
 
-# RFC 3986, 2.3: what needs no encoding anywhere.
+# RFC 3986, 2.3: these need no encoding anywhere.
 _UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
 _PERCENT = [chr(byte) if byte in _UNRESERVED else f"%{byte:02X}" for byte in range(256)]
 
 
 def percent_encode(text: str) -> str:
-    # Twice as fast as byte by byte where text is ASCII, as most is.
+    """Percent-encode all characters but the unreserved ones."""
+    # Most text is ASCII, which takes half as long in this way.
     if text.isascii():
         return text.translate(_PERCENT)
     return "".join([_PERCENT[byte] for byte in text.encode()])
 
 
-# What stands before the host or, where there is none, before the first segment of the path.
+# What stands before the host, or before the first segment of the path where there is no host; that
+# host or segment; and the rest.
 _SHOWN_PARTS = r"(?s:((?:[^/?#@:]*:)?//|/|)([^/?#]*)(.*))"
 _HOST_AND_PORT = r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?"
 
@@ -228,9 +235,9 @@ def _invalid_url(url: str, reason: str, hint: str | None = None) -> InvalidReque
 
 
 def _shown(url: str) -> str:
-    """Return what of a faulty URL can be shown: no user and password, no path below the host.
+    """Return a faulty URL without user, password and path, as far as it can be shown.
 
-    It cannot rely on the URL's syntax: a password may hold what ends a host.
+    This cannot rely on the URL's syntax: a password may hold the characters that end a host.
     """
     match = re.fullmatch(_SHOWN_PARTS, url)
     assert match is not None  # each part may be empty
