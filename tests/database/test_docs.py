@@ -145,6 +145,14 @@ def ready(docs_cluster: Cluster) -> Iterator[Database]:
     database.drop()
 
 
+@pytest.fixture(scope="module")
+def catalog(docs_cluster: Cluster) -> Iterator[Database]:
+    """A database with the extension, which is only read."""
+    database = docs_cluster.create_database()
+    yield database
+    database.drop()
+
+
 # ---- what is shown is run
 
 
@@ -458,10 +466,10 @@ def public(names: list[tuple[str]]) -> list[str]:
     return sorted({name for (name,) in names if not name.startswith("_") or name in KNOWN_PRIVATE})
 
 
-def test_every_function_is_on_its_page(ready: Database) -> None:
+def test_every_function_is_on_its_page(catalog: Database) -> None:
     """And in the list of all functions."""
     functions = public(
-        ready.rows("select proname from pg_proc where pronamespace = 'net'::regnamespace")
+        catalog.rows("select proname from pg_proc where pronamespace = 'net'::regnamespace")
     )
     assert len(functions) > 25
     text = (DOCS / "functions.md").read_text()
@@ -469,9 +477,9 @@ def test_every_function_is_on_its_page(ready: Database) -> None:
     assert missing == []
 
 
-def test_every_argument_is_on_a_page(ready: Database) -> None:
+def test_every_argument_is_on_a_page(catalog: Database) -> None:
     text = documentation()
-    signatures = ready.rows(
+    signatures = catalog.rows(
         "select proname, proargnames from pg_proc"
         " where pronamespace = 'net'::regnamespace and proargnames is not null"
     )
@@ -485,8 +493,8 @@ def test_every_argument_is_on_a_page(ready: Database) -> None:
     assert missing == []
 
 
-def test_every_relation_is_on_a_page(ready: Database) -> None:
-    rows = ready.rows(
+def test_every_relation_is_on_a_page(catalog: Database) -> None:
+    rows = catalog.rows(
         "select c.relname, array_agg(a.attname::text order by a.attnum) from pg_class c"
         " join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
         " where c.relnamespace = 'net'::regnamespace and c.relkind in ('r', 'v') group by 1"
@@ -498,52 +506,52 @@ def test_every_relation_is_on_a_page(ready: Database) -> None:
         assert missing == [], f"columns of net.{name}"
 
 
-def test_every_type_is_on_a_page(ready: Database) -> None:
-    types = ready.rows(
+def test_every_type_is_on_a_page(catalog: Database) -> None:
+    types = catalog.rows(
         "select t.typname from pg_type t left join pg_class c on c.oid = t.typrelid"
         " where t.typnamespace = 'net'::regnamespace and t.typelem = 0"
         " and coalesce(c.relkind, 'c') = 'c'"
     )
     found = section("Types", "tables")
     assert [name for (name,) in types if f"`net.{name}`" not in found] == []
-    states = ready.value("select enum_range(null::net.request_state)::text")
+    states = catalog.value("select enum_range(null::net.request_state)::text")
     for page in ("results", "glossary"):
         found = section("States", page)
         assert [state for state in states.strip("{}").split(",") if f"`{state}`" not in found] == []
 
 
-def test_every_setting_is_on_its_page(ready: Database) -> None:
+def test_every_setting_is_on_its_page(catalog: Database) -> None:
     """With its default: an interval may be written otherwise."""
     rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section("net.configure"), re.MULTILINE)
-    known = ready.rows('select name, "default", unit from net.settings')
+    known = catalog.rows('select name, "default", unit from net.settings')
     assert sorted(name for name, _ in rows) == sorted(name for name, _, _ in known)
     for name, default, kind in known:
         shown = dict(rows)[name]
         if kind == "interval":
-            assert ready.value("select %s::interval = %s::interval", shown, default), name
+            assert catalog.value("select %s::interval = %s::interval", shown, default), name
         else:
             assert shown == default, name
 
 
-def test_every_setting_of_hosts_is_on_its_page(ready: Database) -> None:
+def test_every_setting_of_hosts_is_on_its_page(catalog: Database) -> None:
     rows = re.findall(r"^\| `(\w+)` \|", section("net.configure_host"), re.MULTILINE)
-    known = ready.rows("select name from pgnet.known_host_settings()")
+    known = catalog.rows("select name from pgnet.known_host_settings()")
     assert sorted(rows) == sorted(name for (name,) in known)
 
 
-def test_every_setting_of_retry_policies_is_on_its_page(ready: Database) -> None:
+def test_every_setting_of_retry_policies_is_on_its_page(catalog: Database) -> None:
     """With what the policy safe says."""
     rows = re.findall(
         r"^\| `(\w+)` \| `?([^|]+?)`? \|", section("net.configure_retry"), re.MULTILINE
     )
-    known = ready.rows("select name, default_value from pgnet.known_retry_settings()")
+    known = catalog.rows("select name, default_value from pgnet.known_retry_settings()")
     assert {name: json.loads(shown) for name, shown in rows} == dict(known)
 
 
-def test_what_the_pages_name_exists(ready: Database) -> None:
+def test_what_the_pages_name_exists(catalog: Database) -> None:
     known = {
         name
-        for (name,) in ready.rows(
+        for (name,) in catalog.rows(
             "select n.nspname || '.' || o.name from pg_namespace n join ("
             "   select pronamespace, proname::text from pg_proc"
             "   union select relnamespace, relname from pg_class"

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,11 +21,19 @@ from pgnet.secret.value import MIN_LENGTH
 from pgnet.wire import resolve, transfer
 from pgnet.wire.curl import easy
 from pgnet.worker import flights, loop, open_files, retry
-from servers.cluster import ROOT, Database, server_python
+from servers.cluster import ROOT, Cluster, Database, server_python
 
 PACKAGE = ROOT / "python/pgnet"
 PAGES = {path.name: path.read_text() for path in ROOT.glob("docs/*.md")}
 PAGES["the README"] = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def catalog(cluster: Cluster) -> Iterator[Database]:
+    """A database with the extension, which is only read."""
+    database = cluster.create_database()
+    yield database
+    database.drop()
 
 
 def page(name: str) -> str:
@@ -83,9 +91,9 @@ def test_a_number(name: str, pattern: str, number: object) -> None:
     assert set(found) == {str(number)}
 
 
-def test_defaults_that_the_pages_repeat(fresh_database: Database) -> None:
+def test_defaults_that_the_pages_repeat(catalog: Database) -> None:
     """`setting` (value), wherever it stands."""
-    settings = dict(fresh_database.rows('select name, "default" from net.settings'))
+    settings = dict(catalog.rows('select name, "default" from net.settings'))
     seen = 0
     for name, text in PAGES.items():
         for setting, shown in re.findall(r"`(\w+)` \((a minute|\d[\w .]*)\)", text):
@@ -97,15 +105,15 @@ def test_defaults_that_the_pages_repeat(fresh_database: Database) -> None:
                 assert settings[setting] == shown, f"{name}: {setting}"
             elif not shown.endswith(("MB", "kB")):
                 same = "select %s::interval = %s::interval"
-                assert fresh_database.value(same, value, settings[setting]), f"{name}: {setting}"
+                assert catalog.value(same, value, settings[setting]), f"{name}: {setting}"
     assert seen >= 3
 
 
-def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
+def test_bounds_that_the_pages_repeat(catalog: Database) -> None:
     """Of settings of hosts and of retry policies."""
     bounds = {
         name: (int(low), int(high))
-        for name, low, high in fresh_database.rows(
+        for name, low, high in catalog.rows(
             "select name, minimum, maximum from pgnet.known_host_settings()"
             " where minimum is not null"
         )
@@ -114,7 +122,7 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
     assert {name: (int(low), int(high)) for name, low, high in rows} == bounds
     known = {
         name: (int(low), int(high))
-        for name, low, high in fresh_database.rows(
+        for name, low, high in catalog.rows(
             "select name, minimum, maximum from pgnet.known_retry_settings()"
             " where minimum is not null"
         )
@@ -126,8 +134,8 @@ def test_bounds_that_the_pages_repeat(fresh_database: Database) -> None:
         assert known[name][1] == int(days) * 86_400_000, name
 
 
-def test_built_in_policies(fresh_database: Database) -> None:
-    policies = dict(fresh_database.rows("select name, settings from net.retry_policies"))
+def test_built_in_policies(catalog: Database) -> None:
+    policies = dict(catalog.rows("select name, settings from net.retry_policies"))
     text = page("retries.md")
     hours = {"minutes": 60_000, "hours": 3_600_000}
     for name, attempts, number, unit in re.findall(
@@ -143,29 +151,28 @@ def test_built_in_policies(fresh_database: Database) -> None:
         assert [int(n) for n in re.findall(r"(\d+) s", waits)] == made
 
 
-def test_idempotent_methods(fresh_database: Database) -> None:
+def test_idempotent_methods(catalog: Database) -> None:
     """One list, wherever it stands; TRACE is never sent, and so in none."""
     methods = set(retry.IDEMPOTENT_METHODS)
     assert "TRACE" not in methods
     lists = re.compile(r"GET, HEAD, [A-Z]+, [A-Z]+(?:,| and| or) [A-Z]+")
     texts = [*PAGES.values()]
     texts += [
-        row[0]
-        for row in fresh_database.rows("select description from pgnet.known_retry_settings()")
+        row[0] for row in catalog.rows("select description from pgnet.known_retry_settings()")
     ]
     found = [said for text in texts for said in lists.findall(text) if "POST" not in said]
     assert len(found) >= 4
     for said in found:
         assert set(re.findall(r"[A-Z]+", said)) == methods, said
-    source = fresh_database.value("select prosrc from pg_proc where proname = 'is_idempotent'")
+    source = catalog.value("select prosrc from pg_proc where proname = 'is_idempotent'")
     listed = re.search(r"array\[('GET'[^]]*)\]", source)
     assert listed
     assert set(re.findall(r"'(\w+)'", listed[1])) == methods
     assert set(transfer.IDEMPOTENT) == methods
 
 
-def test_hints_are_sentences(fresh_database: Database) -> None:
-    for name, description in fresh_database.rows(
+def test_hints_are_sentences(catalog: Database) -> None:
+    for name, description in catalog.rows(
         "select name, description from pgnet.known_retry_settings() union all"
         " select name, description from pgnet.known_host_settings()"
     ):
@@ -199,8 +206,8 @@ def test_status_and_metadata() -> None:
     assert os.path.exists(f"{installed}/py.typed")
 
 
-def test_the_ports(fresh_database: Database) -> None:
-    default_ports = fresh_database.value(
+def test_the_ports(catalog: Database) -> None:
+    default_ports = catalog.value(
         "select \"default\" from net.settings where name = 'egress_ports'"
     )
     assert default_ports == "80,443,1024-65535"
