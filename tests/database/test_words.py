@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -236,3 +237,43 @@ def test_lines_of_prose(name: str) -> None:
 def test_a_page_is_short(name: str) -> None:
     """A page for one subject has a screen or a few; a longer one is two."""
     assert len(page(name).splitlines()) <= 320
+
+
+# ---- messages
+
+
+def literals() -> str:
+    """Every piece of text that the code can say."""
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
+    said = [
+        str(node.value)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+    ]
+    scripts = [path.read_text() for path in ROOT.glob("extension/*.sql")]
+    said += [re.sub(r"'\s*\n\s*'", "", text).replace("''", "'") for text in scripts]
+    return "\n".join(said)
+
+
+# What differs from one message to the next, where a page shows an example of it.
+EXAMPLES = (
+    r"CONNECT|an object|client_key|(?:Connect t|T)imeout of|a private address|: select net\..*"
+)
+
+
+def shown_messages(text: str) -> list[str]:
+    """Pieces of the messages in the first columns of a page's tables."""
+    rows = re.findall(r"^\| ((?:\d{5} )?`[^|]+`[^|]*) \|", text, re.MULTILINE)
+    messages = [found for row in rows for found in re.findall(r"`([^`]+ [^`]+)`", row)]
+    pieces = re.split(rf"…|\d+|\"[^\"]*\"|\"|\n|{EXAMPLES}", "\n".join(messages))
+    return [piece for piece in (piece.strip(" :,.") for piece in pieces) if len(piece) > 5]
+
+
+def test_the_messages_that_the_pages_show() -> None:
+    """What stands there is what the code says, between the parts that differ each time."""
+    known = literals()
+    for name in ("errors-at-the-call.md", "errors-in-responses.md", "hosts.md"):
+        pieces = shown_messages(page(name))
+        assert len(pieces) > 8
+        assert [piece for piece in pieces if piece not in known] == [], name
