@@ -506,6 +506,16 @@ def test_every_relation_is_on_a_page(catalog: Database) -> None:
         assert missing == [], f"columns of net.{name}"
 
 
+def test_every_internal_table_is_on_the_page_of_tables(catalog: Database) -> None:
+    tables = catalog.rows(
+        "select relname from pg_class where relnamespace = 'pgnet'::regnamespace and relkind = 'r'"
+    )
+    text = (DOCS / "tables.md").read_text()
+    assert {name for (name,) in tables} == set(re.findall(r"(?<!\w)pgnet\.(\w+)`", text)) | {
+        name for (name,) in tables if f"## pgnet.{name}\n" in text
+    }
+
+
 def test_every_type_is_on_a_page(catalog: Database) -> None:
     types = catalog.rows(
         "select t.typname from pg_type t left join pg_class c on c.oid = t.typrelid"
@@ -546,6 +556,12 @@ def test_every_setting_of_retry_policies_is_on_its_page(catalog: Database) -> No
     )
     known = catalog.rows("select name, default_value from pgnet.known_retry_settings()")
     assert {name: json.loads(shown) for name, shown in rows} == dict(known)
+
+
+def test_every_item_of_the_doctor_is_on_its_page(catalog: Database) -> None:
+    listed = re.findall(r"^\| ([\w -]+) \|", section("net.check", "monitoring"), re.MULTILINE)
+    items = {item for (item,) in catalog.rows("select item from net.check()")}
+    assert set(listed) - {"item"} == items
 
 
 def test_what_the_pages_name_exists(catalog: Database) -> None:
