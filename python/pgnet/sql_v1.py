@@ -1,7 +1,8 @@
 """What the SQL functions of the extension call: entry points that stay once they are released.
 
-One host's package serves all its databases, each perhaps at another version of the extension.
-``plpy`` is handed in; what needs gevent or requests is imported by the worker's entry points alone.
+The package of a host serves all of its databases, each of which may have another version of the
+extension. ``plpy`` is handed in. Callers' entry points import neither gevent nor requests: only the
+worker's do, inside their functions.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def check(
     else:
         arm(plpy, "wake")
     try:
-        # A request with a secret is refused here: whether it may be used is for SQL to say.
+        # A request with a secret is refused here, since SQL decides whether the secret may be used.
         return check_request(method, url, params, headers, timeout_milliseconds, options)
     except InvalidRequest:
         return None

@@ -315,7 +315,7 @@ def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
     ("stored", "value", "prefix", "message"),
     [
         ("https://evil.example/{secret:s}", f"{HOOKS}T", HOOKS,
-         'secret "s" belongs to another host by now'),
+         'secret "s" is bound to another host now'),
         ("https://hooks.example/{secret:s}", CANARY, HOOKS,
          'secret "s" holds neither a URL nor a query that begins with "?"'),
         ("https://hooks.example/{secret:s}", f"?{CANARY}\tx", HOOKS,
@@ -330,9 +330,9 @@ def test_a_secret_url(stored: str, value: str, prefix: str, url: str) -> None:
          'the URL that secret "s" holds is not within its URL prefix'),
         # by hand, past the caller's check
         ("https://hooks.example/{secret:s}?a#b", f"{HOOKS}{CANARY}", HOOKS,
-         'the query behind secret "s" is none'),
+         'the query that follows secret "s" is not valid'),
         ("https://hooks.example/{secret:s}?a b", f"{HOOKS}{CANARY}", HOOKS,
-         'the query behind secret "s" is none'),
+         'the query that follows secret "s" is not valid'),
     ],
 )  # fmt: skip
 def test_a_secret_url_that_is_none(stored: str, value: str, prefix: str, message: str) -> None:

@@ -1,4 +1,9 @@
-"""The directory of secrets that a worker holds itself (pgnet worker --secrets-dir)."""
+"""The directory of secrets that a worker holds itself (pgnet worker --secrets-dir).
+
+A user who can write one of its files can have requests carry what that user likes. So a file counts
+only where nobody but the owner of the directory, root and the worker's own user can have put it
+there: `_refuse_foreign` walks the whole way to it, link by link, as the kernel does.
+"""
 
 from __future__ import annotations
 
@@ -14,44 +19,44 @@ from pgnet.request.secret_reference import HINT_NAME, is_name
 from pgnet.secret.value import MAX_LENGTH, without_line_break
 
 log = logging.getLogger("pgnet.secret")
-# Of a file's mode: its group and everybody may write.
+# The bits of a mode by which the group or everybody may write.
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-# Links that lead to the next one: as many as the kernel follows.
+# How many links may lead from one to the next; the kernel follows as many.
 _MOST_LINKS = 40
 
 
 class UnsafeFile(Exception):
-    """What is wrong with who may write a file, and the command that mends it."""
+    """Others may write a file or directory; the text says which, and the command that mends it."""
 
 
 class Directory:
-    """Secrets that a worker holds itself: a file each, whose name is the secret's.
+    """Secrets that a worker holds itself: one file for each, which has the secret's name.
 
-    Whoever can write one has requests carry what it likes. So nobody but the owner of the
-    directory, and root, may: not the files, nor any directory or link on the way to them. What is
-    mounted read-only nobody writes, and in a directory with the sticky bit, as containers mount
-    secrets in, one can add a file, but not in the name of another user.
+    Nobody but the directory's owner, root and this process's user may write the files, nor any
+    directory or link on the way to them. Two things are allowed: what is mounted read-only, since
+    nobody can write it; and a directory with the sticky bit, as containers mount secrets in, since
+    others may add files to it, but not in the name of another user.
     """
 
     def __init__(self, path: str) -> None:
-        """Path of the directory.
+        """path: of the directory.
 
-        Raises OSError where it is none that can be read, UnsafeFile where others may write it, or
-        one of its files.
+        Raises OSError for what is not a directory that can be read, UnsafeFile where others may
+        write it, or one of its files.
         """
         self._path = path
         names = os.listdir(path)
         self._refuse_foreign(path)
         for name in filter(is_name, names):
-            with contextlib.suppress(FileNotFoundError):  # a link to nowhere
+            with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                 self._refuse_foreign(os.path.join(path, name))
 
     def read(self, name: str) -> str | None:
         """Return a value, without the one line break that may end its file; None without a file.
 
-        The file is read each time: what is put in its place counts at once.
+        The file is read each time, so that a file that is put in its place counts at once.
 
-        Raises InvalidRequest for a file that cannot be read or is no text.
+        Raises InvalidRequest for a file that cannot be read or that is not text.
         """
         if not is_name(name):
             raise InvalidRequest("this is no name of a secret", HINT_NAME)
@@ -68,20 +73,25 @@ class Directory:
                 "the worker's log says what to do"
             ) from None
         except OSError as error:
-            said = os.strerror(error.errno or errno.EIO)
-            raise InvalidRequest(f'the file of secret "{name}" cannot be read: {said}') from None
+            reason = os.strerror(error.errno or errno.EIO)
+            raise InvalidRequest(f'the file of secret "{name}" cannot be read: {reason}') from None
         try:
             value = content.decode()
         except UnicodeDecodeError:
-            # Its own words show the bytes at fault.
+            # The error's own words show the bytes at fault.
             raise InvalidRequest(f'the file of secret "{name}" is not in UTF-8') from None
         return without_line_break(value)
 
     def _refuse_foreign(self, path: str) -> None:
-        """Walk to a file or directory, as the kernel does. Raises OSError, UnsafeFile."""
+        """Refuse a file or directory that others may have put there, or may write.
+
+        Raises OSError, UnsafeFile.
+        """
         owner = os.stat(self._path).st_uid
         trusted = {0, owner, os.geteuid()}
+        # The parts of the path that are still to be walked, the next one last.
         walk = os.path.join(os.getcwd(), path).split("/")[::-1]
+        # Where the walk is, whether others may write that directory, and how many links it met.
         place, shared, links = "/", False, 0
         while walk:
             part = walk.pop()
@@ -93,7 +103,7 @@ class Directory:
                 continue
             status = os.lstat(entry)
             is_link, is_directory = stat.S_ISLNK(status.st_mode), stat.S_ISDIR(status.st_mode)
-            # Whoever may not write the directory cannot have put a link into it.
+            # Where others may not write the directory, they cannot have put this link into it.
             if status.st_uid not in trusted and (shared or not is_link):
                 raise UnsafeFile(
                     f"{entry} belongs to user {status.st_uid}, and the secrets to user {owner}: "
@@ -121,7 +131,7 @@ class Directory:
 
     @staticmethod
     def _content(path: str) -> bytes:
-        # Links are followed: it is with them that mounted secrets are rotated.
+        # Links are followed, since mounted secrets are rotated by links.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)

@@ -1,4 +1,10 @@
-"""The forms in which a value may stand in a text: percent-encoded, escaped, in base64."""
+"""The forms in which a value may stand in a text: percent-encoded, escaped, in base64.
+
+There are two kinds. `whole_forms` writes all characters of a value in one way, as base64 or
+hexadecimal do: each form is one text to search for. In the others each character may be written in
+a way of its own, so that there are too many texts to list: `pieces_of` gives, part by part, all
+ways to write that part, and mask.py puts them together while it searches.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +18,13 @@ from pgnet.secret.search import Search
 
 
 def longest_run(value: str) -> str:
-    """The longest run of letters and digits."""
+    """The longest run of letters and digits, which no usual encoding changes; may be empty."""
     runs: list[str] = re.findall(r"[A-Za-z0-9]*", value)
     return max(runs, key=len)
 
 
 def whole_forms(value: str) -> Iterator[str]:
-    """The forms in which each character is written in the same way, or none for itself."""
+    """The forms in which all characters are written in the same way, or not one by one."""
     data = value.encode("utf-8", "surrogatepass")
     yield from base64_forms(value)
     for digits in (data.hex(), data.hex().upper()):
@@ -35,21 +41,22 @@ def whole_forms(value: str) -> Iterator[str]:
 
 
 def base64_forms(value: str) -> Iterator[str]:
+    """The value in base64, alone and within other text."""
     data = value.encode("utf-8", "surrogatepass")
     for alphabet in (None, b"-_"):
         yield base64.b64encode(data, alphabet).decode().rstrip("=")
-        # Within other text: what its neighbours have no part in.
+        # Within other text: the digits that do not depend on the text around the value.
         for offset in range(3):
             encoded = base64.b64encode(bytes(offset) + data, alphabet).decode()
             yield encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6]
 
 
-# What encoders leave as it is.
+# A run of characters that no encoder changes, or one other character.
 _LITERAL = re.compile(r"[A-Za-z0-9_.-]+|(?s:.)")
 
 
 class Piece:
-    """A part of a value in all the ways in which it may stand in a text."""
+    """A part of a value in all the ways in which it may be written."""
 
     __slots__ = ("_by_first", "_by_last", "all")
 
@@ -62,7 +69,7 @@ class Piece:
             self._by_last.setdefault(form[-1], []).append(form)
 
     def ends(self, search: Search, starts: set[int]) -> set[int]:
-        """Where it ends that begins at one of these places."""
+        """Where the piece ends, if it begins at one of these places."""
         text = search.text
         search.spend(len(starts))
         return {
@@ -73,7 +80,7 @@ class Piece:
         }
 
     def starts(self, search: Search, ends: set[int]) -> set[int]:
-        """Where it begins that ends at one of these places."""
+        """Where the piece begins, if it ends at one of these places."""
         text = search.text
         search.spend(len(ends))
         return {
@@ -86,6 +93,7 @@ class Piece:
 
 
 def pieces_of(text: str) -> list[Piece]:
+    """A part of a value, cut into pieces that may each be written in a way of its own."""
     return [
         forms_of(part) if len(part) == 1 else Piece([part]) for part in re.findall(_LITERAL, text)
     ]
@@ -93,6 +101,7 @@ def pieces_of(text: str) -> list[Piece]:
 
 @functools.lru_cache(maxsize=512)
 def forms_of(character: str) -> Piece:
+    """One character in all the ways in which it may be written."""
     return Piece(_character_forms(character))
 
 
@@ -110,7 +119,7 @@ def _character_forms(character: str) -> Iterator[str]:
     units = character.encode("utf-16-be", "surrogatepass").hex()
     escapes = [f"u{units[i : i + 4]}" for i in range(0, len(units), 4)]
     named = {"\t": "t", '"': '"', "/": "/", "'": "'"}.get(character)
-    # JSON in JSON doubles each backslash; before a quote there is one more each time.
+    # JSON within JSON doubles each backslash, and puts one more before a quote.
     for count in (1, 2, 4, 8):
         for written in (escapes, [f"u{escape[1:].upper()}" for escape in escapes]):
             yield "".join(["\\" * count + escape for escape in written])

@@ -1,13 +1,30 @@
-"""Secrets: where one may go, how it gets into a request, and how it is kept out of an answer.
+"""Masks: how secrets are kept out of what is stored of an answer.
 
-A secret has a name, a value and a URL prefix. Requests hold the name only, in one of two forms:
+Theory of operation
+-------------------
 
-- a header value ``{"secret": name}``, with ``"prefix": "Bearer "`` before it if need be;
-- a URL ``https://host/{secret:name}?query``, as net.secret_url gives it. The value is then a whole
-  URL, or a query that begins with ``?`` and belongs to the URL that the prefix is.
+A server may repeat the secrets that a request carried: in a header, in the body, in the URL of a
+redirect; as they are, or encoded in some way. A Mask gets the values (value.py: `sensitive`) and
+replaces each by ``***`` wherever it stands. It does so in three steps, from what costs little and
+finds most to what costs more and is seldom needed:
 
-Worker and caller's check share this module; it imports the standard library only, and no error
-that it raises holds a value.
+1. **Whole forms** (forms.py: `whole_forms`): the value in base64, in hexadecimal, in UTF-16, each
+   character percent-encoded or escaped. These are texts to search for.
+2. **Pieces**: the value with some characters encoded and others not, each in one of many ways:
+   percent-encoded up to four times, escaped as in JSON, as in JSON within JSON, as in HTML. The
+   search begins at the anchor, the longest run of letters and digits, which no usual encoding
+   changes. From there `_Masked` goes both ways, as far as each next piece of the value stands there
+   in one of its forms.
+3. **The bare text** (unescaped.py): every escape undone, white space taken out. In it values are
+   found whose letters are escaped, too, or that are broken into lines, in upper and lower case.
+   Their places are then traced back to the text as it came. If a value still stands in the bare
+   text of the result, the whole text is replaced.
+
+What a server turns into anything else (encrypted, compressed, reversed, in parts) is not found.
+
+A server may send a text that is made to keep the search busy, and all requests of a worker share
+one loop. So each search has a bound on its steps (search.py), and a text that would need more is
+replaced as a whole.
 """
 
 from __future__ import annotations
@@ -30,25 +47,22 @@ MASK = "***"
 
 
 class Mask:
-    """Replaces values wherever they occur in what a server sent, in each of their usual forms.
+    """Replaces values in what a server sent, in each of their usual forms.
 
-    As they are; percent-encoded, once or more often; escaped as in JSON, and JSON in JSON; escaped
-    as in HTML; in base64, alone or within other text; in hexadecimal; in UTF-16. Then again in what
-    is left when every escape is undone and white space is taken out, in upper and lower case: so
-    they are found where single characters are escaped, each in another way, and broken into lines.
-    What a server turns into anything else (encrypted, reversed, in pieces) is not found. A text
-    that is made to keep the search busy is replaced as a whole.
+    longest: how many characters of an answer a value may take up.
     """
 
     __slots__ = ("_bare", "_values", "longest")
 
     def __init__(self, values: Iterable[str]) -> None:
         found = {value for value in values if value}
-        # How many characters a value may have in an answer: of one, no usual form has more than 16.
+        # No usual form writes one character as more than 16.
         self.longest = 16 * max(map(len, found), default=0)
-        # Many servers take the UTF-8 of a header for Latin-1 before they do anything with it.
+        # Many servers read a header's UTF-8 as Latin-1 before they do anything with it.
         found |= {value.encode().decode("latin-1") for value in found if not value.isascii()}
         self._values = [_Masked(value) for value in found]
+        # The values as they stand in bare texts, each with its longest run of letters and digits.
+        # Made when it is needed first, which is late: hardly any answer gets that far.
         self._bare: dict[str, bytes] | None = None
 
     def text(self, text: str) -> str:
@@ -62,14 +76,14 @@ class Mask:
             return MASK
 
     def _bare_text(self, text: str) -> str:
-        """Return the text with *** in place of what is a value when all escapes are undone."""
+        """Return the text with *** in place of what is a value in its bare text (step 3)."""
         if self._bare is None:
             forms = {bare for value in self._values for bare in value.bare_forms()}
             self._bare = {form: longest_run(form.lower()).encode("latin-1") for form in forms}
         encoded = text.encode("utf-8", "surrogatepass")
         if not self._bare or not is_suspicious(encoded, self._bare):
             return text
-        # As bytes, whose lower case is as long.
+        # A character for each byte: so lower case is as long as upper case.
         plain: bool = text.isascii()
         data = text if plain else encoded.decode("latin-1")
         masked = data
@@ -96,7 +110,7 @@ class Mask:
 
 
 def _cut(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text with one mask for each run of spans that overlap or touch."""
+    """Return the text with one mask for each run of spans that overlap or touch."""
     pieces, end = [], 0
     last = -1
     for start, stop in sorted(spans):
@@ -108,24 +122,19 @@ def _cut(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 class _Masked:
-    """One value: forms that are searched for whole, and others that mix character by character.
-
-    The latter are found from the longest run of letters and digits, which no usual encoding
-    touches: from there both ways as far as each next character stands there in one of its forms.
-    So an answer that was made to keep the search busy costs little more than any other.
-    """
+    """One value, in its whole forms and in pieces (steps 1 and 2)."""
 
     __slots__ = ("_anchor", "_pieces", "_value", "_whole")
 
     def __init__(self, value: str) -> None:
         self._value = value
         self._anchor = longest_run(value)
-        # What is shorter may be part of anything.
+        # A shorter form may be part of anything.
         self._whole = {form for form in whole_forms(value) if len(form) >= MIN_LENGTH}
         self._pieces: tuple[list[Piece], list[Piece]] | None = None
 
     def bare_forms(self) -> Iterator[str]:
-        """The value as it stands in a text whose escapes are undone."""
+        """The forms of the value that a bare text may have."""
         data = self._value.encode("utf-8", "surrogatepass").decode("latin-1")
         for form in (data, *base64_forms(self._value), data.encode("latin-1").hex()):
             bare = unescape(form, False)
@@ -144,7 +153,7 @@ class _Masked:
         else:
             pivots = forms_of(self._value[0]).all
         if self._pieces is None:
-            # Late: hardly any answer gets here.
+            # Made late, since hardly any answer gets here.
             begin = self._value.find(self._anchor)
             end = begin + (len(self._anchor) or 1)
             self._pieces = pieces_of(self._value[:begin])[::-1], pieces_of(self._value[end:])
@@ -155,7 +164,7 @@ class _Masked:
                     yield span
 
     def _around(self, search: Search, start: int, end: int) -> tuple[int, int] | None:
-        """The whole value around its part that stands there."""
+        """The span of the whole value around its anchor; None where the rest is not there."""
         assert self._pieces is not None
         before, after = self._pieces
         starts, ends = {start}, {end}

@@ -1,4 +1,9 @@
-"""A text with its escapes undone, and where its characters stood before."""
+"""A text with all its escapes undone and without white space, and where its characters stood.
+
+A value whose characters are escaped one by one, each in another way, is found in such a bare text.
+`unescape` makes it, `standing` says which forms it has, and `spans_of` where they stand in the text
+as it came. Most texts have nothing of the kind, which `is_suspicious` tells soon.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from pgnet.secret.search import Search, TooMuch
 
-# Escapes that are undone in one text, which takes about as long.
+# How many escapes are undone in one text: these take a second or two.
 _MOST_ESCAPES = 3_000_000
-# So often may one escape stand within another.
+# How often one escape may stand within another.
 _MOST_ROUNDS = 8
 
-# Of ASCII only: what is beyond is found in its usual forms. A run of backslashes is one by then.
+# Escapes of ASCII characters only: others are found in their usual forms. A run of backslashes has
+# become a single one before this is searched for.
 _ESCAPE = re.compile(
     r"%(?:25)*(?:[uU]00)?([2-7][0-9A-Fa-f]|0[0-9A-Da-d])"
     r"|\\(?:[uU](?:0000)?00|[uU]\{0{0,6}|[xX]\{?)([2-7][0-9A-Fa-f]|0[0-9A-Da-d])\}?"
@@ -26,8 +32,8 @@ _ESCAPE = re.compile(
     r"|&(?:amp;)*#[xX]0{0,9}([1-9A-Fa-f]|[2-7][0-9A-Fa-f])(?![0-9A-Fa-f]);?"
     r"|&(?:amp;)*([A-Za-z]{2,10});"
 )
-# What there is in a text where a letter or digit is escaped, or white space or what begins an
-# escape. Few texts have any of it.
+# What a text has where a letter or digit is escaped, or white space, or what begins an escape. Few
+# texts have any of it.
 _ALNUM = rb"(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa])"
 _HINT = re.compile(
     rb"[%\\#&](?:"
@@ -42,19 +48,19 @@ _HINT = re.compile(
 _QUOTED_ALNUM = re.compile(rb"=(?:[ \t]*(?:\\r|\r)?(?:\\n|\n)|3[0-9]|[46][1-9A-F]|[57][0-9A])")
 _LOWER = bytes(range(256)).lower()
 _BACKSLASHES = re.compile(r"\\{2,}")
-# str.split takes the same for white space.
+# The same characters that str.split takes for white space.
 _SPACES = re.compile(r"\s+")
 _NULS = re.compile(r"\0+")
 QUOTED_PRINTABLE = re.compile(r"=(?:[ \t]*(?:\\r|\r)?(?:\\n|\n)|([2-7][0-9A-F]))")
 
 
 def is_suspicious(data: bytes, forms: Mapping[str, bytes]) -> bool:
-    """Whether a bare text may have one of the forms, told soon for most texts.
+    """Whether the bare text may have one of the forms; for most texts this is told soon.
 
-    forms: and the longest run of letters and digits of each. Where none of these is escaped, it
-    stands there when white space is taken out.
+    forms: each with its longest run of letters and digits. Where none of these characters is
+    escaped, the run stands in the text when white space is taken out.
     """
-    data = data.replace(b"\0", b"")  # as in UTF-16
+    data = data.replace(b"\0", b"")  # UTF-16 has them
     if _HINT.search(data) is not None or _has_any(data, forms.values()):
         return True
     if _QUOTED_ALNUM.search(data) is None:
@@ -77,7 +83,7 @@ def _unquoted_bytes(found: bytes) -> bytes:
 
 
 def unescape(text: str, quoted_printable: bool) -> str:
-    """Return a text of bytes with its escapes undone, and without white space.
+    """Return the bare text of a text, each of whose characters stands for a byte.
 
     Raises TooMuch.
     """
@@ -100,20 +106,23 @@ def unescape(text: str, quoted_printable: bool) -> str:
 
 
 def is_distinct(form: str) -> bool:
-    """Whether it is hardly a word, which another case would make of a heading or a name."""
+    """Whether a form is long or has a digit, so that it can be searched for in any case.
+
+    A short one without a digit may be a word, which in another case is part of a heading or a name.
+    """
     return len(form) >= 16 or re.search("[0-9]", form) is not None
 
 
 def standing(forms: Iterable[str], bare: str) -> list[str]:
-    """The forms that stand in a bare text; distinct ones, in lower case, in any case."""
+    """Return the forms that stand in a bare text: distinct ones in upper and lower case."""
     lower = bare.lower()
     return [form for form in forms if form in (lower if is_distinct(form) else bare)]
 
 
 def spans_of(text: str, forms: Iterable[str], quoted_printable: bool) -> list[tuple[int, int]]:
-    """Where the forms, which its bare text has, stand in a text.
+    """Return where the forms, which stand in the bare text, stand in the text.
 
-    The same steps again, and each remembers where its characters come from.
+    It takes the steps of `unescape` again, and remembers in each where the characters come from.
 
     Raises TooMuch.
     """
@@ -141,16 +150,14 @@ def spans_of(text: str, forms: Iterable[str], quoted_printable: bool) -> list[tu
 
 
 class _View:
-    """A text in which something was replaced, and where its characters were before.
-
-    text: as it is now.
-    """
+    """A text after a replacement, and where its characters stood before it."""
 
     __slots__ = ("_ends", "_places", "_sources", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # Behind each replacement: its place now, and before; and where the long ones ended.
+        # The places behind each replacement, now and before; and where the parts that something
+        # stands for now began and ended before.
         self._places = [0]
         self._sources = [0]
         self._ends: dict[int, int] = {}
@@ -175,12 +182,12 @@ class _View:
         return view
 
     def begin(self, place: int) -> int:
-        """Where the character at a place began before."""
+        """Where the character that stands at a place now began before."""
         at = bisect.bisect_right(self._places, place) - 1
         return self._sources[at] + place - self._places[at]
 
     def end(self, place: int) -> int:
-        """Where the character before a place ended before."""
+        """Where the character that ends at a place now ended before."""
         last = self.begin(place - 1)
         return self._ends.get(last, last + 1)
 
@@ -195,7 +202,7 @@ def _unquoted(escape: re.Match[str]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _character(escape: str) -> str:
-    """What an escape stands for; nothing for white space."""
+    """The character that an escape stands for; an empty text for white space."""
     found = _ESCAPE.fullmatch(escape)
     assert found is not None
     percent, code, octal, itself, decimal, hexadecimal, name = found.groups()

@@ -1,4 +1,10 @@
-"""The value of a secret: where it is put in, and which of its parts must not be seen."""
+"""The value of a secret: what it may be, how it gets into a request, what of it must not be seen.
+
+A secret has a name, a value and a URL prefix. A caller's request holds the name only (see
+request/secret_reference.py). The worker puts the value in: into a header with `header_value`, or,
+where the secret is the URL, with `expand_url`. `sensitive` lists what a Mask has to find in the
+answer. No error that is raised here holds a value.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +18,10 @@ from pgnet.request.prefix import origin, path_begin, within
 from pgnet.request.secret_reference import ILLEGAL_IN_VALUE, Reference, SecretUrl
 from pgnet.request.url import canonical_url
 
-# What is shorter could not be told from other text, and so not be masked.
+# In characters. A shorter value could not be told from other text, and so not be masked.
 MIN_LENGTH = 8
 MAX_LENGTH = 65_536
-# Parts of a URL that are looked for by themselves: each costs a search through every answer.
+# Parts of a value that are looked for by themselves: each costs a search through the answer.
 _MOST_PARTS = 50
 
 
@@ -38,12 +44,12 @@ def expand_url(secret_url: SecretUrl, value: str, prefix: str) -> str:
     """
     name, query = secret_url.name, secret_url.query
     if origin(prefix) != secret_url.origin:
-        raise InvalidRequest(f'secret "{name}" belongs to another host by now')
+        raise InvalidRequest(f'secret "{name}" is bound to another host now')
     url = _whole_url(name, value, prefix)
     if query:
         url += ("&" if "?" in url else "?") + query[1:]
         if "#" in query or not within(prefix, url):
-            raise InvalidRequest(f'the query behind secret "{name}" is none')
+            raise InvalidRequest(f'the query that follows secret "{name}" is not valid')
     return url
 
 
@@ -61,15 +67,11 @@ def _whole_url(name: str, value: str, prefix: str) -> str:
     return url
 
 
-def _is_url(value: str) -> bool:
-    return value[:8].lower().startswith(("http://", "https://"))
-
-
 def check_value(name: str, value: str, prefix: str | None) -> None:
-    """Check the value of a secret.
+    """Refuse a value that a secret cannot have.
 
-    prefix: where it may go, canonical; None for one that no request can name, only
-    net.configure_host.
+    prefix: the canonical URL prefix that the secret is bound to; None for a secret that only
+    net.configure_host can name, and no request.
 
     Raises InvalidRequest.
     """
@@ -84,13 +86,13 @@ def check_value(name: str, value: str, prefix: str | None) -> None:
     if len(value) < MIN_LENGTH:
         raise InvalidRequest(
             f'the value of secret "{name}" has fewer than {MIN_LENGTH} characters',
-            "It could not be found in an answer that repeats it, and so not be masked there.",
+            "A shorter one could not be found, and so not be masked, in an answer that repeats it.",
         )
     if re.search(r"[\r\n]", value):
         raise InvalidRequest(
             f'the value of secret "{name}" has a line break',
-            "No header can hold it. Without a URL prefix it is one for net.configure_host, "
-            "such as a key in PEM.",
+            "No header can hold it. A secret for net.configure_host, such as a key in PEM, has no "
+            "URL prefix.",
         )
     if re.search(ILLEGAL_IN_VALUE, value):
         raise InvalidRequest(
@@ -102,21 +104,21 @@ def check_value(name: str, value: str, prefix: str | None) -> None:
         raise InvalidRequest(
             f'the URL that secret "{name}" holds has fewer than {MIN_LENGTH} characters behind its '
             "URL prefix",
-            "The prefix is no secret, and what is behind it could not be masked in an answer.",
+            "The prefix is not secret, and what follows it could not be masked in an answer.",
         )
 
 
 def without_line_break(text: str) -> str:
-    """Return a text without the one line break that editors and echo end it with."""
+    """Return a text without the one line break that editors and echo put at its end."""
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def sensitive(value: str, prefix: str | None) -> list[str]:
-    """Return what a Mask has to look for: the value, and those parts of it that tell it.
+    """Return what a Mask has to look for: the value, and the parts of it that give it away.
 
-    Of a URL these are what is behind the prefix, its segments and parameters; of user and password
-    in base64, as Basic authentication has them, and in a proxy's URL, the password; of a scheme and
-    a token (``Bearer …``, RFC 9110, section 11.4) the token.
+    In a URL these are what follows the prefix, its segments and its parameters. In user and
+    password, in base64 as Basic authentication has them or in the URL of a proxy, it is the
+    password. In a scheme and a token (``Bearer …``, RFC 9110, section 11.4) it is the token.
     """
     parts = {value}
     with_scheme = re.fullmatch(r"[A-Za-z][A-Za-z0-9-]* +([!-~]+)", value)
@@ -141,12 +143,17 @@ def sensitive(value: str, prefix: str | None) -> list[str]:
     return sorted([value, *sorted(parts, key=len)[-_MOST_PARTS:]])
 
 
+def _is_url(value: str) -> bool:
+    return value[:8].lower().startswith(("http://", "https://"))
+
+
 def _behind_prefix(url: str, prefix: str) -> str:
+    """What follows the prefix in a URL that is within it."""
     return url[len(prefix.rstrip("/")) :].lstrip("/")
 
 
 def _credentials(value: str) -> str | None:
-    """The ``user:password`` that a value is another form of; None where it is none."""
+    """The ``user:password`` that a value stands for; None where it stands for nothing like it."""
     in_url = re.fullmatch(r"(?s:https?://([^/@]+:[^/]*)@[^/@]+/?)", value)
     if in_url is not None:
         return unquote(in_url[1])

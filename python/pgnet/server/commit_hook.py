@@ -1,8 +1,13 @@
-"""The commit callback: what wakes a worker when, and only when, the transaction commits.
+"""The commit callback: it wakes a worker when a transaction commits, and only then.
 
-Runs in every caller's backend: the standard library only. One callback is registered for a backend,
-pinned for the life of the process; it sends one datagram a transaction, however many requests it
-made, and nothing raises out of it.
+This module runs in every caller's backend and imports the standard library only. A backend
+registers one callback, which stays for the life of the process. It sends one datagram for a
+transaction, however many requests the transaction made, and raises nothing.
+
+What it relies on in PostgreSQL's C: `CallXactCallbacks` (access/transam/xact.c) gives
+XACT_EVENT_COMMIT after others can see the commit, XACT_EVENT_ABORT after a rollback, and
+XACT_EVENT_PREPARE after PREPARE TRANSACTION; nothing for a savepoint, nor for COMMIT PREPARED.
+tests/database/test_wake_up.py checks it: test_only_a_commit_wakes, test_a_prepared_transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from pgnet.server.wake_up import SIGNALS, Sender
 
 
 class CommitHook:
-    """Remembers what a transaction wants to signal, and signals it after the commit."""
+    """The signals that the running transaction wants to send, which go out after its commit."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
@@ -26,24 +31,25 @@ class CommitHook:
         self._armed.add(signal)
 
     def at_end(self, event: int) -> None:
-        """What the server calls at the end of a transaction; acts upon known events only."""
+        """The server's callback at the end of a transaction. Events not known are ignored."""
         if not self._armed:
             return
         if event in (backend.COMMIT, backend.PARALLEL_COMMIT):
-            # Rules first: what the same transaction queued is meant to meet them.
+            # Settings and rules first: requests of the same transaction are meant to meet them.
             for signal in self._armed - {"wake"}:
                 self._sender.send_all(signal)
             if "wake" in self._armed:
                 self._sender.send("wake")
         elif event == backend.PREPARE:
-            # COMMIT PREPARED may come from any session: the worker looks each second for a while.
+            # COMMIT PREPARED may come from any session, and says nothing. The worker polls each
+            # second for a while.
             self._sender.send("prepared")
         elif event not in (backend.ABORT, backend.PARALLEL_ABORT):
             return
         self._armed.clear()
 
 
-# Once a backend: the hook, or why there is none, and what the server points to.
+# One of each for a backend: the hook, or why there is none; and the closure that the server calls.
 _hook: CommitHook | None = None
 _fault: str | None = None
 _pinned: list[object] = []
@@ -55,7 +61,7 @@ def registered() -> bool:
 
 
 def register() -> str | None:
-    """Register this backend's callback, once; gives None, or why there is none."""
+    """Register this backend's callback, if it has none; returns None, or why it cannot have one."""
     global _hook, _fault
     if _hook is None and _fault is None:
         try:
@@ -71,12 +77,13 @@ def register() -> str | None:
 def arm(signal: str) -> str | None:
     """Have the commit of the running transaction send ``signal``.
 
-    Gives None, or why commits of this backend cannot signal: the request stands all the same, and
-    a worker finds it when it looks. Raises ValueError for a signal that there is not: at the commit
-    nothing may raise.
+    Returns None, or why commits of this backend cannot signal. The request is queued all the same,
+    and a worker finds it when it polls.
+
+    Raises ValueError for an unknown signal, since nothing may raise at the commit.
     """
     if signal not in SIGNALS:
-        raise ValueError(f"there is no signal {signal!r}")
+        raise ValueError(f"the signal {signal!r} is not known")
     if _hook is None and register() is not None:
         return _fault
     assert _hook is not None

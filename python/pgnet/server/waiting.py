@@ -1,4 +1,11 @@
-"""Waiting in a backend without hiding from it: a cancel, a stop, a death end it."""
+"""Waiting in a backend: a signal, a cancel, a stop, the end of the postmaster or the client end it.
+
+What it relies on: PostgreSQL's handlers of SIGINT and SIGTERM set InterruptPending, and the kernel
+ends poll(2) with EINTR after any handler, also where it was installed with SA_RESTART, as the
+server's are. When the postmaster dies, its end of a pipe is closed, and ours becomes readable. When
+the client goes, its socket shows POLLRDHUP. tests/database/test_worker_backend.py checks it:
+test_cancel_and_terminate_take_effect_at_once, test_it_does_not_outlive_the_postmaster.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +20,9 @@ if TYPE_CHECKING:
     from pgnet.server.wake_up import Listener
 
 _POLLIN = 0x001
-# A signal that comes just before poll() begins does not end it: this bounds how late it is seen.
-_SLICE_MS = 400
+# Milliseconds of one poll. A signal that comes just before it begins does not end it, and is seen
+# afterwards.
+_SLICE = 400
 
 
 class _PollFd(ctypes.Structure):
@@ -37,12 +45,13 @@ def wait(
     client_fd: int,
     timeout: float,
 ) -> set[str]:
-    """Wait for signals to workers, for at most ``timeout`` seconds; gives their names.
+    """Wait for signals to workers, for at most ``timeout`` seconds; returns their names.
 
-    Also returns, perhaps with none, when the server's ``interrupt`` flag is set, the postmaster has
-    died, or the client has gone: a session that waits for nobody would take others' wake-ups.
-    libc's poll is called directly: Python's own goes on after a signal (PEP 475), and a
-    cancel would wait for the timeout.
+    It also returns, perhaps with no name, when the server's ``interrupt`` flag is set, when the
+    postmaster has died, and when the client has gone: a session without a client would take the
+    wake-ups of others.
+    libc's poll is called directly. Python's own goes on after a signal (PEP 475), and a cancel
+    would have to wait for the timeout.
     """
     poll = ctypes.CDLL(None).poll
     poll.argtypes = [ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.c_int]
@@ -56,7 +65,7 @@ def wait(
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             break
-        poll(watched, len(watched), min(_SLICE_MS, int(remaining * 1000) + 1))
+        poll(watched, len(watched), min(_SLICE, int(remaining * 1000) + 1))
         if watched[0].revents or watched[1].revents:
             break
         if listener is not None and watched[2].revents:

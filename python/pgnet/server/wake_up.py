@@ -1,11 +1,13 @@
-"""Wake-ups: datagrams between backends of one database, over socket files below the data directory.
+"""Wake-ups: datagrams between backends of one database, over socket files in the data directory.
 
-A worker's backend listens in one of a few numbered slots; a committing backend sends one datagram
-to the first slot that listens. A wake-up is a hint: one that is lost costs time, never a request.
+A worker's backend listens in one of a few numbered slots. A committing backend sends one datagram
+to the first slot that listens. A wake-up is a hint: a lost one costs time, never a request.
 
-Runs inside backends only: their current directory is the data directory, and only the server's own
-user can enter it. The paths are relative, so the limit of 107 bytes for a socket's path holds
-wherever that directory is.
+What it relies on in PostgreSQL: the current directory of a backend is the data directory, which
+only the server's own user can enter. So the paths are relative, and the limit of 107 bytes for the
+path of a socket holds wherever that directory is. Base backups leave pg_stat_tmp out (the list
+excludeDirContents in backup/basebackup.c). tests/database/test_wake_up.py checks slots, files that
+are left over, and full queues.
 """
 
 from __future__ import annotations
@@ -17,10 +19,9 @@ import socket
 from pgnet.server import backend
 
 SLOTS = 8
-# Base backups leave this directory out.
 _DIRECTORY = "pg_stat_tmp"
 
-# The signals, one byte each on the wire.
+# The signals, one byte each in a datagram.
 SIGNALS = {"wake": b"w", "prepared": b"p", "reload": b"r"}
 _NAMES = {code[0]: name for name, code in SIGNALS.items()}
 
@@ -30,9 +31,11 @@ def _path(database: int, slot: int) -> str:
 
 
 class Sender:
-    """Sends signals to the workers of one database. Never blocks, never raises when sending.
+    """Sends signals to the workers of one database. Sending never blocks and never raises.
 
-    ``database`` is the database's oid. Raises OSError where no socket can be made.
+    database: its oid.
+
+    Raises OSError where no socket can be made.
     """
 
     def __init__(self, database: int) -> None:
@@ -41,7 +44,7 @@ class Sender:
         self._paths = [_path(database, slot) for slot in range(SLOTS)]
 
     def send(self, signal: str, *, after: int = -1) -> bool:
-        """Send to the first listening slot behind ``after``; whether there was one."""
+        """Send to the first slot behind ``after`` that listens; returns whether there was one."""
         return any(self._send_to(path, signal) for path in self._paths[after + 1 :])
 
     def send_all(self, signal: str) -> None:
@@ -53,7 +56,7 @@ class Sender:
         try:
             self._socket.sendto(SIGNALS[signal], path)
         except OSError:
-            # Nobody listens here; or its queue is full, it is busy or stopped: the next may help.
+            # Nobody listens in this slot, or its queue is full since its worker is busy or stopped.
             return False
         return True
 
@@ -61,10 +64,10 @@ class Sender:
 class Listener:
     """Listens in the first free slot of a database.
 
-    A lock on a file beside the socket says who owns a slot: the kernel gives it back when its
-    owner dies, so that a stale socket file is never mistaken for a living worker's.
+    A slot belongs to the process that holds a lock on a file beside the socket. The kernel releases
+    the lock when the process ends, so that a socket file that is left over is known as such.
 
-    Raises OSError where every slot is taken or the directory cannot be written.
+    Raises OSError where every slot is taken, or where the directory cannot be written.
     """
 
     def __init__(self, database: int) -> None:
@@ -102,7 +105,7 @@ class Listener:
         return self._socket.fileno()
 
     def read(self) -> set[str]:
-        """The names of the signals that have come; does not block."""
+        """Return the names of the signals that have come; does not block."""
         names: set[str] = set()
         while True:
             try:
@@ -120,8 +123,8 @@ class Listener:
         os.close(self._lock)
 
 
-# The listener of this backend: it stays bound between two calls of pgnet.wait_for_signals, so that
-# what comes in between is not lost.
+# The listener of this backend. It stays bound between two calls of pgnet.wait_for_signals, so that
+# signals that come in between are not lost.
 _listener: Listener | None = None
 
 

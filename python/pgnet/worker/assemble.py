@@ -123,7 +123,7 @@ def _fields_with_secrets(
         prefix = secrets[name].url_prefix or ""
         # Judged once for each secret, however often it is repeated: a URL may be long.
         if name not in judged and not within(prefix, url):
-            raise InvalidRequest(f'secret "{name}" is bound to {prefix}, and not for this URL')
+            raise InvalidRequest(f'secret "{name}" is bound to {prefix} and may not go to this URL')
         judged.add(name)
         known = bound.setdefault(header.lower(), prefix)
         # Of two prefixes for one header the narrower one holds: it lies within the other.
