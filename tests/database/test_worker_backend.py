@@ -71,10 +71,11 @@ def test_after_max_runtime_it_finishes_what_is_in_flight_and_claims_no_more(
     database: Database, witness: Running, procedure: str
 ) -> None:
     queue(database, f"{witness.url}/delay/2?in-time")
-    started = time.monotonic()
     with serving(database, f"call net.{procedure}('1 second')") as session:
         seen(witness, 1)
-        wait_until(lambda: time.monotonic() - started > 1.5, description="max_runtime is over")
+        # By now the worker has begun, however long the machine took for it.
+        started = time.monotonic()
+        wait_until(lambda: time.monotonic() - started > 1.2, description="max_runtime is over")
         queue(database, f"{witness.url}/body/late")
         assert session.ended() is None
     assert time.monotonic() - started < 3
