@@ -1,10 +1,10 @@
-"""What the charset of an answer's Content-Type means: the labels of the WHATWG's Encoding Standard.
+"""Which text a body is: the charset of its Content-Type, as the WHATWG's Encoding Standard has it.
 
-https://encoding.spec.whatwg.org/#names-and-labels: what browsers take them for. ISO-8859-1 and
-US-ASCII mean windows-1252, because that is what servers send that say so.
+https://encoding.spec.whatwg.org/#names-and-labels says what browsers take each label for.
+ISO-8859-1 and US-ASCII mean windows-1252, because that is what servers with these labels send.
 
-The table is ours, and no label gets to Python's own look-up of codecs: that one keeps what it has
-not found too, for ever, and a server may name another charset with each answer.
+The table stands here, and no label reaches Python's own look-up of codecs: that one remembers for
+ever also what it has not found, and a server may name another charset with each answer.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import functools
 import json
 import re
 
-# Python's codecs, and the labels that mean them. What the standard replaces as a whole (hz-gb-2312,
-# iso-2022-kr and their like) and its x-user-defined are left out: their bodies are kept as bytes.
+# Python's codecs, and the labels that mean them. x-user-defined and the labels that the standard
+# replaces as a whole (hz-gb-2312, iso-2022-kr and their like) are left out: such bodies stay bytes.
 _LABELS = {
     "utf_8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8",
     "cp866": "866 cp866 csibm866 ibm866",
@@ -96,15 +96,15 @@ _BOMS = (
 def read_text(body: bytes, content_type: str | None, *, is_whole: bool = True) -> str:
     """Read a body, which is not empty, as text, without its byte order mark.
 
-    JSON is UTF-8, whatever its label says (RFC 8259, section 8.1), or one of the forms that older
-    standards allowed and that show by their first bytes. Any other text has the charset that its
-    byte order mark says, or else its label, or else UTF-8. What a text says of itself, such as
-    HTML's <meta>, is not read.
+    JSON is UTF-8, whatever its label says (RFC 8259, section 8.1), or one of the encodings that
+    older standards allowed, which its first bytes show. Any other text has the charset of its byte
+    order mark, or else that of its label, or else UTF-8. What a text says of itself, as in HTML's
+    <meta>, is not read.
 
-    is_whole: whether more should have come: then the end may lie within a character, which is left
-    out.
+    is_whole: whether all of the body came. Where more should have come, the end may lie within a
+    character, which is left out.
 
-    Raises ValueError for what is no text, LookupError for a label that is not known.
+    Raises ValueError for what is not text, LookupError for a label that is not known.
     """
     kind, _, parameters = (content_type or "").partition(";")
     kind = kind.lower()
@@ -114,7 +114,7 @@ def read_text(body: bytes, content_type: str | None, *, is_whole: bool = True) -
         try:
             return _decode(body, "utf_8" if usual else json.detect_encoding(body), is_whole)
         except ValueError:
-            # Some servers do mean their label.
+            # Some servers mean what their label says.
             pass
     elif body[0] >= 0xEF and _IS_TEXT(kind):
         for mark, codec in _BOMS:
@@ -132,15 +132,15 @@ def _decode(body: bytes, codec: str, is_whole: bool) -> str:
     return codecs.getincrementaldecoder(codec)().decode(body)
 
 
-# Where Python knows no character, these have one of the controls beyond ASCII.
+# The standard has control characters in these where Python's codecs have no character.
 _WITH_CONTROLS = frozenset(("cp874", *(f"cp{number}" for number in range(1250, 1259))))
 
 
 @functools.cache
 def _table(codec: str) -> str:
-    """The 256 characters of a charset of Windows."""
+    """The 256 characters of one of these charsets."""
     characters = []
     for number in range(256):
-        otherwise = chr(number) if number < 0xA0 else "\ufffe"  # which means: none
+        otherwise = chr(number) if number < 0xA0 else "\ufffe"  # which codecs take for "undefined"
         characters.append(bytes([number]).decode(codec, "ignore") or otherwise)
     return "".join(characters)

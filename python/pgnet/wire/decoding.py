@@ -1,11 +1,11 @@
 """Content codings (RFC 9110, section 8.4.1) undone as the bytes come: gzip, deflate and br.
 
-libcurl could do it, but it tells neither that an encoded body was cut short nor how much has come
-before it was decoded. Nothing here makes more bytes at once than `_PIECE`, however small what they
-are made of.
+libcurl could undo them, but it tells neither that an encoded body was cut short nor how many bytes
+came before they were decoded. Nothing here makes more bytes at once than `_PIECE`, however few
+bytes they are made of.
 
-A body whose coding cannot be undone is no reason to lose it: it is kept as it came where the label
-is wrong, and up to the fault where the coding is broken.
+A body whose coding cannot be undone is not lost. It is kept as it came where its label is wrong,
+and up to the fault where the coding is broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-# As many as other clients take; more of them are an attack.
+# Other clients accept as many codings; more of them are an attack.
 _MOST = 5
 _PIECE = 65536
 CODINGS = ("gzip", "deflate", "br")
@@ -26,31 +26,31 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 class DecodingError(ValueError):
-    """The body is not what its Content-Encoding says, or that says what is not known."""
+    """The body is not what its Content-Encoding says, or the coding is not known."""
 
 
 class BodyTooLarge(ValueError):
-    """More bytes came out than may."""
+    """Decoding made more bytes than are allowed."""
 
 
 class _Stage(Protocol):
-    """One coding undone."""
+    """Undoes one coding."""
 
     @property
     def finished(self) -> bool:
-        """Whether the body ends here."""
+        """Whether the encoded body is complete."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """What follows from some more bytes, piece by piece. Raises DecodingError."""
+        """Yield what some more bytes give, piece by piece. Raises DecodingError."""
 
 
 class Decoder:
     """Undoes the codings that a Content-Encoding names, the last one first.
 
     content_encoding: the field's value; repeats joined by commas.
-    limit: how many bytes may come out, of each coding.
+    limit: how many bytes each coding may make.
 
-    fault: why the body is not decoded, or not all of it; None as long as all is well.
+    fault: why the body, or a part of it, is not decoded; None as long as nothing is wrong.
     as_it_came: whether the body is given as it came, encoded or not.
     """
 
@@ -70,18 +70,18 @@ class Decoder:
         except DecodingError as error:
             self.fault = str(error)
             self.as_it_came = True
-        # How many bytes each stage has made, and how many were given away as they came.
+        # How many bytes each stage has made, and how many were given on as they came.
         self._made = [0] * len(self._stages)
         self._given = 0
-        # What has come so far, as long as it is little: perhaps it was never encoded.
+        # What has come so far, as long as it is short: perhaps it was never encoded.
         self._seen: bytearray | None = bytearray()
         self._began = False
 
     def decode(self, data: bytes) -> Iterator[bytes | None]:
-        """The decoded bytes that some more bytes give, piece by piece.
+        """Yield the decoded bytes that some more bytes give, piece by piece.
 
-        None among them says: forget all pieces so far, the body follows as it came.
-        Raises BodyTooLarge, behind the last piece that there is room for.
+        A None says: forget all pieces so far, the body follows as it came.
+        Raises BodyTooLarge, after the last piece that there is room for.
         """
         self._began = self._began or bool(data)
         if self.as_it_came:
@@ -98,13 +98,13 @@ class Decoder:
         except DecodingError as error:
             self.fault = str(error)
             if self._seen is not None and (not self._made[-1] or _is_text(self._seen)):
-                # Nothing was decoded, or nonsense: no encoded body is a text.
+                # Nothing was decoded, or nonsense: an encoded body does not look like text.
                 self.as_it_came = True
                 yield None
                 yield from self._as_it_came(bytes(self._seen))
         if self.fault is not None:
             self._seen = None
-            # They hold buffers.
+            # The stages hold buffers.
             self._stages = []
 
     def _as_it_came(self, data: bytes) -> Iterator[bytes]:
@@ -128,10 +128,10 @@ class Decoder:
             yield from self._through(number + 1, piece)
 
     def finish(self) -> bytes | None:
-        """Say that no more comes: `fault` says where more should have come.
+        """End the body. `fault` then says where more bytes should have come.
 
-        Returns the body as it came where that was never encoded: instead of all pieces so far.
-        An empty body is one in any coding: so answers to HEAD are.
+        Returns the body as it came, in place of all pieces so far, where it was never encoded;
+        otherwise None. An empty body is complete in any coding, as in answers to HEAD.
         """
         if self._began and not all(stage.finished for stage in self._stages):
             self.fault = "the encoded body is cut short"
@@ -164,7 +164,7 @@ def _stage(name: str) -> _Stage:
 
 def _inflate(inflater: Any, data: bytes) -> Iterator[bytes]:
     piece = b""
-    # Without input too, as long as it holds back what one piece had no room for.
+    # Also without input, as long as zlib holds back what one piece had no room for.
     while not inflater.eof and (data or piece):
         before = inflater.copy()
         try:
@@ -178,7 +178,7 @@ def _inflate(inflater: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _salvage(inflater: Any, data: bytes) -> Iterator[bytes]:
-    """What the bytes before a fault give: of the call that meets it, zlib gives nothing."""
+    """Yield what the bytes before a fault give: the call that meets it gives nothing."""
     while data and not inflater.eof:
         part = data[: (len(data) + 1) // 2]
         before = inflater.copy()
@@ -196,7 +196,7 @@ def _salvage(inflater: Any, data: bytes) -> Iterator[bytes]:
 
 
 class _Gzip:
-    """RFC 1952; of several members, one behind another."""
+    """gzip (RFC 1952), of one or several members."""
 
     def __init__(self) -> None:
         self._inflater: Any = zlib.decompressobj(wbits=31)
@@ -208,14 +208,14 @@ class _Gzip:
     def decode(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._inflater.eof:
-                # What is no further member fails at its magic number.
+                # What is not another member fails at its magic number.
                 self._inflater = zlib.decompressobj(wbits=31)
             yield from _inflate(self._inflater, data)
             data = self._inflater.unused_data if self._inflater.eof else b""
 
 
 class _Deflate:
-    """The zlib format (RFC 1950), or bare deflate (RFC 1951), which some servers mean by it."""
+    """deflate: the zlib format (RFC 1950), or bare deflate (RFC 1951), which some servers send."""
 
     def __init__(self) -> None:
         self._inflater: Any = None
@@ -242,12 +242,12 @@ class _Deflate:
 
 @functools.cache
 def _brotli() -> Any:
-    """Brotli's own decoder (RFC 7932), which libcurl uses too; None where it is not there.
+    """The library of Brotli (RFC 7932), which libcurl uses, too; None where it is not installed.
 
-    Python's modules for it cannot bound what they make at once.
+    Python's modules for Brotli cannot bound how much they make at once.
     """
     try:
-        # By its name alone: ctypes' own search starts processes.
+        # By its file's name, since ctypes.util.find_library starts processes.
         library = ctypes.CDLL("libbrotlidec.so.1")
     except OSError:
         return None
@@ -267,6 +267,8 @@ _ERROR, _SUCCESS, _MORE_OUTPUT = 0, 1, 3
 
 
 class _Brotli:
+    """br (RFC 7932)."""
+
     def __init__(self) -> None:
         library = _brotli()
         self._decompress: Callable[..., int] = library.BrotliDecoderDecompressStream

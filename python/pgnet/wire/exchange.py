@@ -206,7 +206,7 @@ class Handle:
         exchange._hub.loop.run_callback(self._finish, error)
 
     def _begin(self, timeout: float, max_redirects: int | None) -> None:
-        """Start the first hop. Errors: WireError."""
+        """Start the first hop. Raises WireError."""
         started = time.monotonic()
         exchange, request = self._exchange, self._request
         limits, transport = exchange._limits, exchange._transport
@@ -269,7 +269,7 @@ class Handle:
         self._finish(error)
 
     def _follow(self, request: WireRequest, transfer: Transfer) -> None:
-        """Start the next hop. Errors: WireError."""
+        """Start the next hop. Raises WireError."""
         transport = self._exchange._transport
         self._request = request
         route = transport.route(request.url, once=self._at_most_once, body=request.body)

@@ -1,4 +1,13 @@
-"""Where a request may go: host names by pattern, and each address at the moment of connecting."""
+"""Egress: where a request may go, by its host's name and port, and by the address it connects to.
+
+A name is judged before it is looked up, and each of its addresses before a connection is made to
+it, so that a name server cannot lead a request past the rules. Of an IPv6 address that leads to an
+IPv4 one (mapped, NAT64, 6to4, Teredo, ISATAP), both are judged.
+
+A refusal names the statement that allows what was refused. It does not tell the address of a name:
+a role that may send requests could map the inner network with it. The log has each such address
+once.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +38,10 @@ class EgressRefused(requests.RequestException):
     """The egress rules do not allow this destination."""
 
 
-# IANA's special-purpose registries (RFC 6890 and its successors), written out: what Python's
-# `is_global` says changes between versions and lets NAT64 and multicast through. Each network has
-# the words of the error that names it as the one to open. Of IPv6 nothing is public beside
-# 2000::/3, in the table or not: nothing else is allocated as global unicast (RFC 4291, 2.4).
+# IANA's special-purpose registries (RFC 6890 and its successors), written out. Python's `is_global`
+# changes between versions, and lets NAT64 and multicast through. Each network has its words in the
+# error that names it as the network to allow. In IPv6 nothing outside 2000::/3 is public, in the
+# table or not: nothing else is allocated as global unicast (RFC 4291, 2.4).
 _SPECIAL: tuple[tuple[str, str], ...] = (
     ("127.0.0.0/8", "a loopback address"),
     ("10.0.0.0/8", "a private address"),
@@ -77,20 +86,20 @@ _SPECIAL_RANGES = tuple(
     for network in (ipaddress.ip_network(cidr),)
 )
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
-# IETF protocol assignments (RFC 2928): anycast addresses of protocols that are none of the web's.
+# IETF protocol assignments (RFC 2928): anycast addresses of protocols that are not the web's.
 _PROTOCOLS = IPv6Network("2001::/23")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 # Where the octets of the IPv4 address stand behind prefixes of 48, 56 and 64 bits.
 _NAT64_LAYOUTS = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12))
-# They end in the address of IPv4: IPv4-compatible, and translated ones (RFC 2765).
+# IPv4-compatible and IPv4-translated addresses (RFC 2765) end in the IPv4 address.
 _COMPATIBLE = IPv6Network("::/96")
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
-# What stands before it in the interface identifier of ISATAP (RFC 5214), in any network.
+# What stands before the IPv4 address in an interface identifier of ISATAP (RFC 5214).
 _ISATAP = (0x00005EFE, 0x02005EFE)
-# What net.allow_network calls these: a single network would tell more of an address.
+# What net.allow_network calls these together. To name one network would tell more of an address.
 _WORDS_OF_SQL = {"a private address": "private", "a loopback address": "loopback"}
-# Refusals that are logged at most, until the rules change.
+# How many refusals are logged, at most, until the rules change.
 _LOGGED_REFUSALS = 1000
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
@@ -99,9 +108,10 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 
 def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 address inside a mapped, compatible, translated, NAT64, 6to4, Teredo or ISATAP one.
+    """Return the IPv4 addresses to which an IPv6 address may lead; an empty tuple for most.
 
-    Several where it depends on the translator which one it is (RFC 6052, section 2.2).
+    Mapped, compatible, translated, NAT64, 6to4, Teredo and ISATAP addresses lead to an IPv4 one. It
+    may depend on the translator to which (RFC 6052, section 2.2): all of them are returned then.
     """
     if not isinstance(address, IPv6Address):
         return ()
@@ -115,7 +125,7 @@ def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
     if address in _NAT64_LOCAL:
         octets = address.packed
         others = (IPv4Address(bytes(octets[at] for at in layout)) for layout in _NAT64_LAYOUTS)
-        # Where another layout is in use, the octets of this one are mostly zero.
+        # An address that is not of a layout has mostly zeros in that layout's octets.
         return (last, *(other for other in others if other.packed[0] != 0))
     if address in _NAT64 or address in _TRANSLATED or (address in _COMPATIBLE and int(last) > 1):
         return (last,)
@@ -124,14 +134,14 @@ def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EgressRules:
-    """What the administrator allows and denies; deny wins.
+    """What the administrator allows and denies. Where both match, deny wins.
 
     allow_networks, deny_networks: networks of either family.
     allow_hosts, deny_hosts: exact names, or `*.suffix` for every name below a suffix.
-    listed: only what is allowed may be reached; otherwise everything public may.
-    deny_endpoints: (address, port) pairs never connected to, such as the database's own.
-    ports: ranges of ports, both ends included; none means every port.
-    own_port: not to be connected to on any address of this host, where the database runs.
+    listed: whether only what is allowed may be reached; otherwise everything public may, too.
+    deny_endpoints: (address, port) pairs that are never connected to, such as the database's own.
+    ports: ranges of ports, both ends included; an empty tuple means every port.
+    own_port: the database's port, which is never connected to on any address of this host.
     """
 
     allow_networks: tuple[Network, ...] = ()
@@ -145,10 +155,10 @@ class EgressRules:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> EgressRules:
-        """Read the rules from their JSON form; missing keys and nulls mean none.
+        """Read the rules from their JSON form; a key that is missing or null stands for no rule.
 
-        Errors: ValueError for what is no network, no list of ports such as `80,443,1024-65535`,
-        or an `egress` that is not known.
+        Raises ValueError for what is not a network, not a list of ports such as
+        `80,443,1024-65535`, or not a known `egress`.
         """
         egress = obj.get("egress") or "public"
         if egress not in ("public", "listed"):
@@ -184,18 +194,18 @@ def _ports(text: str) -> tuple[tuple[int, int], ...]:
         match = _PORTS.fullmatch(part)
         low, high = (int(n) for n in match.groups(match[1])) if match is not None else (0, 0)
         if not 0 < low <= high < 65536:
-            raise ValueError(f"no port or range of ports: {part!r}")
+            raise ValueError(f"not a port or a range of ports: {part!r}")
         ranges.append((low, high))
     return tuple(ranges)
 
 
 def _matches(host: str, patterns: frozenset[str]) -> str | None:
-    """The first pattern that matches a host; it takes no longer where there are many."""
+    """The most specific pattern that matches a host; it takes no longer where there are many."""
     return next((p for p in patterns_of(host) if p in patterns), None) if patterns else None
 
 
 class _Networks:
-    """Networks, in which an address is found soon however many they are."""
+    """A set of networks. To find an address in it takes no longer where there are many."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._bases: dict[tuple[int, int], dict[int, Network]] = {}
@@ -205,7 +215,7 @@ class _Networks:
             bases[int(network.network_address) >> shift] = network
 
     def find(self, address: Address) -> Network | None:
-        """A network that has the address; None where there is none."""
+        """Return a network that the address is in; None where there is none."""
         version, number = address.version, int(address)
         for (of_version, shift), bases in self._bases.items():
             network = bases.get(number >> shift) if of_version == version else None
@@ -215,11 +225,7 @@ class _Networks:
 
 
 class Guard:
-    """Decides by the egress rules; knows nothing of requests or connections.
-
-    What is said of a name tells nobody its address: whoever may send a request could map the inner
-    network with it. The log has each address of a name once.
-    """
+    """Judges names and addresses by the egress rules; knows nothing of requests or connections."""
 
     def __init__(self, rules: EgressRules) -> None:
         self.rules = rules
@@ -228,9 +234,9 @@ class Guard:
         self._denied = _Networks(rules.deny_networks)
 
     def check_host(self, host: str, port: int) -> None:
-        """Refuse a host by its name or port, before it is looked up.
+        """Refuse a host for its name or port, before the name is looked up.
 
-        Errors: EgressRefused, with the statement that allows it.
+        Raises EgressRefused, with the statement that allows it.
         """
         self.check_name(host)
         ports = self.rules.ports
@@ -243,9 +249,9 @@ class Guard:
             )
 
     def check_name(self, host: str) -> None:
-        """Refuse a host by its name alone, as a proxy is judged.
+        """Refuse a host for its name alone. This is how a proxy is judged.
 
-        Errors: EgressRefused, with the statement that allows it.
+        Raises EgressRefused, with the statement that allows it.
         """
         rules = self.rules
         host = plain_host(host)
@@ -256,24 +262,24 @@ class Guard:
             raise EgressRefused(
                 f"{host} is a denied host: select net.forget_host({_quoted(denied)})"
             )
-        # An allowed network may still let it in, which only its address can tell.
+        # Where networks are allowed, only the address can tell whether one of them has it.
         if rules.listed and not rules.allow_networks and not _matches(host, rules.allow_hosts):
             raise self._not_listed(host)
 
     def check_behind_proxy(self, host: str, port: int) -> None:
-        """Refuse a host that a proxy looks up and connects to: its address is not seen here.
+        """Refuse a host that a proxy looks up and connects to. Its address is not known here.
 
-        Errors: EgressRefused, with the statement that allows it.
+        Raises EgressRefused, with the statement that allows it.
         """
         self.check_host(host, port)
         name = plain_host(host)
         literal = literal_address(host)
         if literal is None and (name == "localhost" or name.endswith(".localhost")):
-            # RFC 6761, section 6.3: nobody's name server knows it as anything else.
+            # RFC 6761, section 6.3: these names always mean the loopback address.
             literal = "127.0.0.1"
         if literal is not None:
             self.check_address(host, literal, port)
-            # 010.0.0.1 is octal here; other readers take it for a decimal number.
+            # 010.0.0.1 is octal for a C library, and decimal for some proxies.
             decimal = literal_address(_LEADING_ZEROS.sub("", host))
             if decimal is not None:
                 self.check_address(host, decimal, port)
@@ -283,61 +289,63 @@ class Guard:
     def check_address(self, host: str, ip: str, port: int) -> None:
         """Refuse an address that a connection is about to be made to.
 
-        Arguments: the URL's host, one of its addresses, the port.
-        Errors: EgressRefused, with the statement that allows the address.
+        host: of the URL. ip: one of its addresses.
+
+        Raises EgressRefused, with the statement that allows the address.
         """
-        rules = self.rules
         host = plain_host(host)
         try:
             address = _connected_address(ip)
         except ValueError:
             raise EgressRefused(f"{host} has an address that cannot be judged") from None
         judged: list[Address] = [address, *embedded_addresses(address)]
-        # To connect to no address at all is to connect to this host.
+        # To connect to the unspecified address is to connect to this host.
         judged += [_LOOPBACK[a.version] for a in judged if a.is_unspecified]
-        # Whoever wrote the address knows it, in whatever spelling.
-        told = literal_address(host) is not None
+        # What stands before an address in a message, where the URL does not have it as it is.
         name = "" if host in (ip, f"[{ip}]") else f"{host}: "
         for candidate in judged:
-            # All of 127.0.0.0/8 leads to whoever listens on every address.
-            own = _LOOPBACK[4] if candidate in _LOOPBACK_NETWORK else candidate
-            if (str(own), port) in rules.deny_endpoints or (
-                port == rules.own_port and _is_of_this_host(candidate)
-            ):
-                refusal = f"{name}{candidate} port {port} is this database server's own"
-                if not told:
-                    self._log(refusal)
-                    refusal = f"{host}: port {port} of its address is this database server's own"
-                raise EgressRefused(refusal)
+            if self._is_own_server(candidate, port):
+                raise self._refusal(
+                    host,
+                    f"{name}{candidate} port {port} is this database server's own",
+                    f"{host}: port {port} of its address is this database server's own",
+                )
             network = self._denied.find(candidate)
             if network is not None:
-                refusal = (
+                raise self._refusal(
+                    host,
                     f"{name}{candidate} is in a denied network: "
-                    f"select net.forget_network({_quoted(str(network))})"
+                    f"select net.forget_network({_quoted(str(network))})",
+                    f"{host}: its address is in a denied network: see net.egress",
                 )
-                if not told:
-                    self._log(refusal)
-                    refusal = f"{host}: its address is in a denied network: see net.egress"
-                raise EgressRefused(refusal)
         allowed = [self._allowed.find(candidate) is not None for candidate in judged]
         for candidate, is_allowed in zip(judged, allowed, strict=True):
-            if is_allowed:
-                continue
-            special = _special(candidate)
+            special = None if is_allowed else _special(candidate)
             if special is not None:
                 cidr, words = special
-                advice = f"select net.allow_network({_quoted(cidr)})"
-                refusal = f"{name}{candidate} is {words} and not allowed: {advice}"
-                if not told:
-                    self._log(refusal)
-                    if words in _WORDS_OF_SQL:
-                        advice = f"select net.allow_network({_quoted(_WORDS_OF_SQL[words])})"
-                    elif cidr.endswith("/128"):
-                        advice = "the worker's log has the statement that allows it"
-                    refusal = f"{host}: its address is {words} and not allowed: {advice}"
-                raise EgressRefused(refusal)
+                statement = f"select net.allow_network({_quoted(cidr)})"
+                raise self._refusal(
+                    host,
+                    f"{name}{candidate} is {words} and not allowed: {statement}",
+                    f"{host}: its address is {words} and not allowed: {_advice(cidr, words)}",
+                )
+        rules = self.rules
         if rules.listed and not allowed[0] and not _matches(host, rules.allow_hosts):
             raise self._not_listed(host)
+
+    def _is_own_server(self, address: Address, port: int) -> bool:
+        # All of 127.0.0.0/8 leads to a server that listens on every address.
+        own = _LOOPBACK[4] if address in _LOOPBACK_NETWORK else address
+        return (str(own), port) in self.rules.deny_endpoints or (
+            port == self.rules.own_port and _is_of_this_host(address)
+        )
+
+    def _refusal(self, host: str, in_full: str, of_name: str) -> EgressRefused:
+        """Refuse in full where the URL has the address, in any spelling; else the log tells it."""
+        if literal_address(host) is not None:
+            return EgressRefused(in_full)
+        self._log(in_full)
+        return EgressRefused(of_name)
 
     def _log(self, refusal: str) -> None:
         if refusal not in self._logged and len(self._logged) < _LOGGED_REFUSALS:
@@ -354,12 +362,21 @@ class Guard:
         return EgressRefused(f"{host} is not an allowed host, and egress is listed: {advice}")
 
 
+def _advice(cidr: str, words: str) -> str:
+    """How to allow a special network, without the address of a name."""
+    if words in _WORDS_OF_SQL:
+        return f"select net.allow_network({_quoted(_WORDS_OF_SQL[words])})"
+    if cidr.endswith("/128"):
+        return "the worker's log has the statement that allows it"
+    return f"select net.allow_network({_quoted(cidr)})"
+
+
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
 def _is_of_this_host(address: Address) -> bool:
-    """Whether it is an address of one of this host's interfaces: to these only one can bind."""
+    """Whether an address is one of this host's interfaces: only to these a socket can be bound."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -371,27 +388,28 @@ def _is_of_this_host(address: Address) -> bool:
 
 @lru_cache(4096)
 def _connected_address(ip: str) -> Address:
-    """The address that the kernel connects to: of a mapped one, the IPv4 address itself.
+    """The address that the kernel connects to: for a mapped one the IPv4 address itself.
 
-    Errors: ValueError.
+    Raises ValueError.
     """
     address = ipaddress.ip_address(ip)
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def is_public(ip: str) -> bool:
-    """Whether an address is one of the public internet, and leads to no other one."""
+    """Whether an address is public, and so are those to which it may lead."""
     address = _connected_address(ip)
     return all(_special(one) is None for one in (address, *embedded_addresses(address)))
 
 
 def _special(address: Address) -> tuple[str, str] | None:
+    """The special network that an address is in, and its words; None for a public address."""
     number = int(address)
     for version, low, high, cidr, words in _SPECIAL_RANGES:
         if low <= number <= high and version == address.version:
             return cidr, words
     if address.version == 6:
-        # To open the rest of it as a whole would open what the table has in there.
+        # Each address by itself: a network around it would have networks of the table in it.
         if address not in _GLOBAL_UNICAST:
             return f"{address}/128", "not a global unicast address"
         if address in _PROTOCOLS:

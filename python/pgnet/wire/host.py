@@ -1,6 +1,6 @@
-"""What is special about one host: how it is connected to, and what it is told.
+"""Settings of single hosts: how pgnet connects to each, and what it sends.
 
-The standard library only: whoever checks settings need not load the wire.
+This module imports the standard library only, so that a check of settings does not load the wire.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ _CACHED_HOSTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """What is said of one host; None stands for the general rule.
+    """The settings of one host; None stands for the general rule.
 
     connect_timeout: seconds to connect, TLS included.
-    max_redirects: hops that a request to this host may be led on.
+    max_redirects: how many redirects of a request to this host are followed.
     http_version: "1.1", or "2" for HTTP/2 where TLS offers it, which is also the general rule.
-    user_agent: instead of pgnet's own, where the caller gives none.
-    host_header: the name, perhaps with a port, that the server is asked for instead of the URL's
-    host: as Host, and in TLS. What is connected to is still the URL's host.
+    user_agent: the User-Agent in place of pgnet's own, where the caller gives none.
+    host_header: the name, perhaps with a port, that the server is asked for in place of the URL's
+    host, as Host and in TLS. The connection still goes to the URL's host.
     proxy: `http://host:port` or `https://host:port`, perhaps with `user:password@`.
-    ca: the authorities that are trusted instead of the default bundle, as PEM.
-    client_certificate, client_key: what this side shows of itself, as PEM.
+    ca: the authorities that are trusted in place of the default bundle, as PEM.
+    client_certificate, client_key: how this side identifies itself, as PEM.
     verify: False checks neither the server's certificate nor its name.
-    retry: the retry policy, by name, of requests that do not say theirs.
-    fault: why no request may be sent to this host: the error of each.
+    retry: the name of the retry policy of requests that give none.
+    fault: why no request may be sent to this host; it becomes the error of each.
     """
 
     connect_timeout: float | None = None
@@ -53,8 +53,8 @@ GENERAL = HostSettings()
 class HostTable:
     """Settings by pattern: a name, an address, `*.suffix` for all names below, `*` for all hosts.
 
-    All patterns that match a host count, key by key: what is set for the host itself, then for the
-    longest suffix, and at last for `*`.
+    All patterns that match a host count, key by key. The host's own setting comes first, then that
+    of the longest suffix, and that of `*` last.
 
     entries: settings by pattern; an IPv6 address stands without brackets.
     """
@@ -73,7 +73,7 @@ class HostTable:
         return hash(frozenset(self.entries))
 
     def settings_for(self, host: str) -> HostSettings:
-        """What holds for a host.
+        """Return the settings of a host, merged from all patterns that match it.
 
         host: of a URL; an IPv6 address with or without its brackets.
         """
@@ -100,11 +100,11 @@ class HostTable:
 
 
 def plain_host(host: str) -> str:
-    """Lower case, and without the root's dot: `Example.com.` and `example.com` are one name."""
+    """Return a name in lower case, without the root's dot: `Example.com.` is `example.com`."""
     return host.lower().rstrip(".")
 
 
 def patterns_of(name: str) -> list[str]:
-    """The patterns that match a name, the most specific first."""
+    """Return the patterns that match a name, the most specific first."""
     labels = name.split(".")
     return [name, *("*." + ".".join(labels[at:]) for at in range(1, len(labels)))]

@@ -1,4 +1,4 @@
-"""Header fields as they go out and come in, and requests' Response over what came."""
+"""Header fields as they go out and as they come in, and the classes of requests around them."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from pgnet.request.headers import is_clients_own, is_token
 from pgnet.wire.wire_error import Code, WireError
 
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# From the beginning of a line only: a line without a colon would be read once for each character.
+# Anchored at the start of a line. Otherwise a line without a colon is read once for each character.
 _FIELD = re.compile(r"(?m:^)([^:\n]+):[ \t]*([^\n]*)(?:\n|\Z)")
 _STATUS_LINE = re.compile(
     r"HTTP/([0-9](?:\.[0-9])?) +([0-9]{3})((?:[ \t\r].*)?)", re.IGNORECASE | re.DOTALL
 )
 _LENGTH = re.compile(r"[0-9]{1,18}")
-# An empty value takes libcurl's own header away: nobody asked for these.
+# Headers that libcurl adds by itself, and nobody asked for. A name without a value removes each.
 _UNASKED = (b"Accept:", b"Content-Type:", b"Expect:")
 _UNASKED_NAMES = ("accept", "content-type", "expect")
 USER_AGENT = f"pgnet/{pgnet.__version__}"
 
 
 def check_method(method: str) -> None:
-    """Refuse what is no token (RFC 9110, section 9.1), and the methods that open tunnels.
+    """Refuse what is not a token (RFC 9110, section 9.1), and the methods for tunnels and echoes.
 
-    Errors: WireError.
+    Raises WireError.
     """
     if method in ("GET", "POST"):
         return
@@ -46,12 +46,14 @@ def check_method(method: str) -> None:
 
 
 def encode_headers(fields: Iterable[tuple[str, str]], user_agent: str | None = None) -> list[bytes]:
-    """Header lines as libcurl takes them, and the removal of those that nobody asked for.
+    """Return header lines as libcurl takes them, and those that remove libcurl's own headers.
 
-    Arguments: names and values in order, where a name may come again; the User-Agent where there
-    is none among them, pgnet's own if it is None.
-    Errors: WireError for a name that is no token, a control character in a value (RFC 9110,
-    sections 5.1 and 5.5), or a header that is the client's own. The value is never told.
+    fields: names and values in order; a repeated name is a repeated header.
+    user_agent: the User-Agent where the fields have none; None means pgnet's own.
+
+    Raises WireError for a name that is not a token, for a control character in a value (RFC 9110,
+    sections 5.1 and 5.5), and for a header that only the client itself sets. The error does not
+    hold the value.
     """
     lines: list[bytes] = []
     names = set()
@@ -78,7 +80,7 @@ def _line(name: str, value: str) -> bytes:
     if _BAD_VALUE.search(value) is not None:
         raise WireError(f"header {name} has an invalid value")
     stripped = value.strip(" \t")
-    # libcurl's way to say that a value is empty.
+    # The semicolon tells libcurl that the value is empty.
     return (f"{name}: {stripped}" if stripped else f"{name};").encode("utf-8")
 
 
@@ -97,7 +99,7 @@ class Head(NamedTuple):
 def parse_head(section: bytes) -> Head:
     """Read a status line and the fields below it.
 
-    Errors: WireError where the status line is none of HTTP.
+    Raises WireError where the first line is not a status line of HTTP.
     """
     line, _, rest = _as_text(section).partition("\n")
     status = _STATUS_LINE.fullmatch(line)
@@ -107,7 +109,7 @@ def parse_head(section: bytes) -> Head:
 
 
 def parse_fields(section: bytes) -> list[tuple[str, str]]:
-    """Read fields, such as those of trailers."""
+    """Read fields without a status line, such as those of trailers."""
     return _fields(_as_text(section))
 
 
@@ -122,9 +124,9 @@ def _fields(text: str) -> list[tuple[str, str]]:
 
 
 def _unfolded(text: str) -> str:
-    """A folded line (RFC 9112, section 5.2) goes on with the one before.
+    """Join each folded line (RFC 9112, section 5.2) to the one before it.
 
-    A pattern for it would look at a long run of spaces once for each of them.
+    A regular expression would look at a long run of spaces once for each of them.
     """
     lines: list[list[str]] = []
     for line in text.split("\n"):
@@ -138,7 +140,7 @@ def _unfolded(text: str) -> str:
 
 
 def _as_text(section: bytes) -> str:
-    """Read a line as UTF-8 where it is valid, else as Latin-1: RFC 9110, 5.5, leaves it open."""
+    """Read each line as UTF-8 where it is valid, else as Latin-1: RFC 9110, 5.5, leaves it open."""
     try:
         return section.decode("utf-8")
     except UnicodeDecodeError:
@@ -153,23 +155,28 @@ def _line_as_text(line: bytes) -> str:
 
 
 class Framing(NamedTuple):
-    """How the body of an answer comes: its length, None where that is not said, and its codings."""
+    """How the body of an answer comes.
+
+    length: in bytes; None where no field says it. codings: the value of Content-Encoding.
+    """
 
     length: int | None
     codings: str
 
 
 def framing(fields: list[tuple[str, str]]) -> Framing:
-    """Read what a header section says of the body (RFC 9112, section 6).
+    """Read how a header section says that the body comes (RFC 9112, section 6).
 
-    libcurl takes lengths that are none, and the first one of several: what one side takes for the
-    body's end may be another answer to the other side.
-    Errors: WireError.
+    libcurl accepts lengths that are not numbers, and takes the first one of several. Then one side
+    may take for the end of the body what the other side takes for the next answer. So these are
+    refused here.
+
+    Raises WireError.
     """
     lengths: list[str] = []
     transfer_codings, codings = [], []
     for name, value in fields:
-        # Their lengths tell the names apart, and soon.
+        # The lengths of the names tell them apart, which costs least.
         size = len(name)
         if size == 14 and name.lower() == "content-length":
             lengths.append(value)
@@ -179,18 +186,18 @@ def framing(fields: list[tuple[str, str]]) -> Framing:
             transfer_codings.append(value)
     if transfer_codings:
         if ",".join(transfer_codings).lower() != "chunked":
-            # Nobody has asked for others (RFC 9110, section 10.1.4).
+            # The request asked for no other (RFC 9110, section 10.1.4).
             raise WireError(Code.BAD_CONTENT_ENCODING.words, possibly_sent=True)
         lengths = []
     return Framing(_length(lengths) if lengths else None, ", ".join(codings))
 
 
 def _length(values: list[str]) -> int:
-    """The one length that all values of Content-Length say (RFC 9110, section 8.6)."""
+    """The one length that all values of Content-Length agree on (RFC 9110, section 8.6)."""
     if len(values) == 1 and _LENGTH.fullmatch(values[0]):
         return int(values[0])
     texts = {text.strip(" \t") for value in values for text in value.split(",")}
-    # Leading zeros, which int would take its time for, say nothing.
+    # Without leading zeros, of which int() takes long to read many.
     numbers = {text.lstrip("0") or text[-1:] for text in texts}
     if not all(map(_LENGTH.fullmatch, numbers)) or len(numbers) != 1:
         raise WireError(Code.WEIRD_REPLY.words, possibly_sent=True)
@@ -198,9 +205,9 @@ def _length(values: list[str]) -> int:
 
 
 def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
-    """Fields as one object: repeats joined by commas (RFC 9110, section 5.3).
+    """Return fields as one mapping: repeats are joined by commas (RFC 9110, section 5.3).
 
-    Of Set-Cookie, which cannot be joined, the last stands there.
+    Repeats of Set-Cookie cannot be joined: the last one stands.
     """
     values: dict[str, list[str]] = {}
     names: dict[str, str] = {}
@@ -211,7 +218,7 @@ def combine_headers(fields: list[tuple[str, str]]) -> CaseInsensitiveDict[str]:
         else:
             names[lower], values[lower] = name, [value]
     store = OrderedDict((lower, (name, ", ".join(values[lower]))) for lower, name in names.items())
-    # requests' own constructor would take some calls of Python code for each field.
+    # The class's own constructor would take several calls of Python code for each field.
     made: CaseInsensitiveDict[str] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
     vars(made)["_store"] = store
     return made
@@ -249,10 +256,10 @@ class WireRequest(requests.PreparedRequest):
 
 
 class WireResponse(requests.Response):
-    """requests' Response; what few ask for is made when it is asked for."""
+    """A Response of requests. Attributes that few users need are made when they are needed."""
 
     def __init__(self, attributes: dict[str, Any]) -> None:
-        # requests' own constructor makes a cookie jar, which costs more than all the rest.
+        # The class's own constructor makes a cookie jar, which costs more than all the rest.
         self.__dict__ = attributes
 
     def __getattr__(self, name: str) -> Any:
@@ -278,10 +285,10 @@ def build_response(
     content: bytes,
     seconds: float,
 ) -> WireResponse:
-    """requests' Response of what came.
+    """Return a Response of requests.
 
-    Arguments: the request and the URL that were answered, the header section and the decoded body
-    of the answer, and how long it took.
+    request, url: what was answered. head, content: the header section and the decoded body.
+    seconds: how long the request took.
     """
     return WireResponse(
         {

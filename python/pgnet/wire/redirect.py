@@ -124,7 +124,8 @@ def resolve(base: str, location: str) -> str:
     """Return the URL that a Location means (RFC 3986, section 5), canonical, without a fragment.
 
     What may not stand in a URL is percent-encoded where it stands, as browsers do.
-    Errors: ValueError for what is no http or https URL.
+
+    Raises ValueError for what is not an http or https URL.
     """
     base = base.partition("#")[0]
     reference = location.partition("#")[0]

@@ -1,4 +1,8 @@
-"""A transport adapter for requests.Session, over libcurl and gevent."""
+"""A transport adapter for requests.Session, over libcurl and gevent.
+
+The worker does not use it. It gives Python code the wire of this package (guard, name look-ups,
+limits) under the interface that code with requests has already.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ _DAY = 86400.0
 
 
 class CurlAdapter(BaseAdapter):
-    """A transport adapter for requests.Session; connections are libcurl's.
+    """A transport adapter for requests.Session, whose connections are libcurl's.
 
-    `send` blocks the calling greenlet only. requests' read timeout is taken as the total time of
-    the request, its connect timeout as what it says. Redirects are the Session's affair.
+    `send` blocks the calling greenlet only. The read timeout of requests is taken for the total
+    time of the request; the connect timeout is what it says. The Session follows redirects.
 
-    guard: which addresses may be connected to; all public ones if none is given.
-    max_response_bytes, max_header_bytes: caps on what one response may bring.
+    guard: judges the addresses that are connected to; None allows all public ones.
+    max_response_bytes, max_header_bytes: how much one response may bring.
     """
 
     def __init__(
@@ -57,18 +61,19 @@ class CurlAdapter(BaseAdapter):
     ) -> requests.Response:
         """Send a prepared request; see requests' BaseAdapter.send.
 
-        timeout: seconds, or a pair of seconds to connect and in all; None is a day.
+        timeout: seconds, or a pair of seconds: to connect, and in all. None means a day.
         verify: whether to check certificates, or a file of the authorities to trust.
         cert: a file with the client's certificate and key, or a pair of files.
-        Errors: requests' own ConnectTimeout, ReadTimeout, SSLError, ConnectionError and their
-        like; EgressRefused.
+
+        Raises what users of requests expect (ConnectTimeout, ReadTimeout, SSLError, ConnectionError
+        and their like), and EgressRefused.
         """
         url = (request.url or "").partition("#")[0]
         connect, total = timeout if isinstance(timeout, tuple) else (timeout, timeout)
         body: Any = request.body
         if body is not None and not isinstance(body, (bytes, str)):
             body = body.read() if hasattr(body, "read") else b"".join(body)
-        # Its length and framing are libcurl's affair.
+        # libcurl sets the fields of length, framing and connection itself.
         fields = [
             (name, value)
             for name, value in request.headers.items()
@@ -131,7 +136,7 @@ def _read(path: str, code: Code) -> str:
 
 
 def _requests_error(error: WireError, request: requests.PreparedRequest) -> Exception:
-    """The exception that requests' users expect for an error of the wire."""
+    """Return the exception that users of requests expect for an error of the wire."""
     kind: type[requests.RequestException] = requests.exceptions.ConnectionError
     if isinstance(error.__cause__, EgressRefused):
         kind = EgressRefused
