@@ -83,8 +83,8 @@ class FakeOutbox:
     def check_interrupts(self) -> None:
         self._called("check_interrupts")
 
-    def cut_short(self) -> None:
-        self._called("cut_short")
+    def cancel_statement(self) -> None:
+        self._called("cancel_statement")
 
     def close(self, cut_off: int) -> None:
         self._called(f"close {cut_off}")

@@ -360,7 +360,7 @@ class Outbox(Protocol):
     def check_interrupts(self) -> None:
         """Have the server act upon a cancel or a stop that has come. Raises what it raises."""
 
-    def cut_short(self) -> None:
+    def cancel_statement(self) -> None:
         """Cancel the statement that runs, if one does: the worker is to stop, and waits for it."""
 
     def close(self, cut_off: int) -> None:

@@ -5,17 +5,17 @@ How it works
 
 The hub's thread never waits for the database: requests go on while a statement runs. Each call is
 handed to a thread of gevent's pool, and the greenlet that made it waits for the thread. Only the
-worker's loop calls, one call at a time, so that one connection is enough; ``cut_short`` is the
-exception, which cancels a call that lasts.
+worker's loop calls, one call at a time, so that one connection is enough. The exception is
+``cancel_statement``, which ends a call that lasts.
 
 A second connection, the listener, waits for commits of others: its backend listens to a socket on
 the server's machine, which this process, perhaps on another machine, cannot. It has a greenlet of
 its own, and occupies one thread, in a call of ``pgnet.wait_for_signals`` that returns after a
 minute at the latest. While it is not connected, ``wake_up_fault`` says so, and the worker polls.
 
-An error is translated where it leaves this file. First of all it counts whether the connection is
-well. If not, nobody knows whether the statement was committed: that is OutboxLost. Else the error's
-SQLSTATE says what it means: see ``translate_error`` in pgnet.outbox.
+An error is translated where it leaves this file. If the connection is broken, nobody knows whether
+the statement was committed: that is OutboxLost, whatever the error says. Otherwise its SQLSTATE
+says what it means: see ``translate_error`` in pgnet.outbox.
 """
 
 from __future__ import annotations
@@ -370,7 +370,7 @@ class LibpqOutbox:
     def check_interrupts(self) -> None:
         """Do nothing: a process is stopped by signals of its own."""
 
-    def cut_short(self) -> None:
+    def cancel_statement(self) -> None:
         connection = self._connection
         if connection is None or connection.closed:
             return

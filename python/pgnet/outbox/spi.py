@@ -277,7 +277,7 @@ class SpiOutbox:
         self._plpy.execute("select 1")
         self._plpy.commit()
 
-    def cut_short(self) -> None:
+    def cancel_statement(self) -> None:
         """Do nothing: in a backend a cancel ends the statement, and with it the call."""
 
     def close(self, cut_off: int) -> None:

@@ -91,7 +91,7 @@ _WAKE_NEXT_INTERVAL = 0.5
 # least so many for a database that is out of reach.
 _RECORDING, _RECONNECTING = 0.5, 5.0
 # Seconds beyond its grace after which a worker that stops has its statement cancelled.
-_UNTIL_CUT_SHORT = 5.0
+_UNTIL_CANCEL = 5.0
 # The heartbeat records what was put aside, and reports what was refused. So it follows a recording
 # within so many seconds: where an outcome may have been put aside, and where none was.
 _SOON, _LATER = 0.5, 5.0
@@ -169,14 +169,14 @@ class Worker:
     def stop(self) -> None:
         """Have ``run`` end: claim no more, finish within the grace, give back the rest."""
         self._signals.add({"stop"})
-        gevent.spawn(self._cut_short)
+        gevent.spawn(self._cancel_late_statements)
 
-    def _cut_short(self) -> None:
+    def _cancel_late_statements(self) -> None:
         """Have no statement outlast the grace, whatever it waits for."""
         gevent.sleep(self._configuration.grace)
         while not self._is_over:
-            gevent.sleep(_UNTIL_CUT_SHORT)
-            self._outbox.cut_short()
+            gevent.sleep(_UNTIL_CANCEL)
+            self._outbox.cancel_statement()
 
     def _reset(self) -> None:
         """Prepare for a new beginning: with other connections, and under another generation."""
