@@ -45,7 +45,7 @@ _POINTS_SQL = """
 create function app.at_point() returns trigger language plpython3u as $python$
 import os, signal
 if "points" not in GD:
-    from pgnet import backend
+    from pgnet.server import backend
     done = set()
     def at_end(event):
         # 5 is before the commit, 0 after it; 2 the end of a transaction that was rolled back

@@ -310,7 +310,7 @@ def test_a_host_that_refuses_callbacks(unserved: Database, nginx: Nginx) -> None
     unserved.execute(
         """
         create function refuse_callbacks() returns void language plpython3u as $$
-        from pgnet import backend
+        from pgnet.server import backend
 
         def refused(callback):
             raise MemoryError("closures are not allowed here")
