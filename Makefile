@@ -211,7 +211,7 @@ run-test: $(VENV)/stamp
 CASES ?= 100000
 run-fuzz: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 run-fuzz: $(VENV)/stamp
-	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/wire/test_strict.py
+	@FUZZ_CASES=$(CASES) FUZZ_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s tests/wire/test_strict.py tests/database/test_strict_by_sql.py
 
 SECONDS ?= 600
 run-chaos: $(VENV)/stamp

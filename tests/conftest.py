@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from servers import canary, httpd
+from servers import canary, httpd, netns
 from servers.cluster import (
     Cluster,
     Database,
@@ -26,6 +26,7 @@ from servers.cluster import (
     before_removal,
     stale_installation,
 )
+from servers.internet import Internet
 from servers.nginx import Nginx
 
 
@@ -106,6 +107,29 @@ def witness(running_httpd: httpd.Running) -> httpd.Running:
     """Where requests go: what it got is what was sent."""
     running_httpd.reset()
     return running_httpd
+
+
+@pytest.fixture(scope="session")
+def made_internet() -> Iterator[Internet]:
+    try:
+        with (
+            netns.namespace() as place,
+            place.program("world") as world,
+            place.program("client") as client,
+        ):
+            made = Internet(place, world, client)
+            made.configure("default")
+            # no name is remembered, so that each request asks again
+            made.configure("forgetful", max_age=0.0)
+            yield made
+    except netns.LackingRight as lacking:
+        pytest.skip(str(lacking))
+
+
+@pytest.fixture
+def internet(made_internet: Internet) -> Internet:
+    made_internet.seen()
+    return made_internet
 
 
 @pytest.hookimpl(wrapper=True)
