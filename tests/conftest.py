@@ -1,4 +1,4 @@
-"""Fixtures: real servers, each a throwaway of its own.
+"""Fixtures that several folders use: real servers, each a throwaway of its own.
 
 | fixture | lives | what |
 |---|---|---|
@@ -6,9 +6,14 @@
 | make_cluster | the module | a function that makes further clusters with settings of their own |
 | database | the test | a new database in `cluster` with the extension, loopback allowed |
 | fresh_database | the test | the same as CREATE EXTENSION leaves it |
-| nginx | the run, its record the test | nginx with the echo module |
-| httpd | the run | our server that misbehaves; its URL |
-| nowhere | the run, always | fails it where a log has the secret of tests/servers/canary.py |
+| nginx | the run, its record the test | nginx with the echo module: the server that behaves |
+| witness | the run, its record the test | our server that misbehaves by path: servers/httpd.py |
+| internet | the run | a network namespace that is a whole internet, and a client in it |
+| crashing | the module | a cluster that is made to crash |
+| stricken | the test | a database in `crashing`, with the table app.sent |
+| nowhere | the run, always | fails the run if a log has the secret of servers/canary.py |
+
+The folders' own conftest.py have more.
 """
 
 from __future__ import annotations

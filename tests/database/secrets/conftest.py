@@ -102,7 +102,7 @@ def sites() -> Iterator[tuple[Site, Site]]:
 @pytest.fixture(scope="module")
 def stage(talkative: Cluster, sites: tuple[Site, Site]) -> Iterator[Scene]:
     database = observed(talkative)
-    directory = talkative.directory / "secrets"
+    directory = talkative.directory / f"secrets-{database.name}"
     directory.mkdir()
     shutil.chown(directory, *(2 * ["postgres"] if os.geteuid() == 0 else [os.geteuid()] * 2))
     with database.worker("--verbose", "--secrets-dir", str(directory)) as worker:
