@@ -16,9 +16,10 @@ import pytest
 from servers import misbehaviour
 from servers.cluster import Cluster, Database
 from servers.memory import MIB, forget_peak, sockets, status
-from servers.misbehaviour import WAYS, Limits, Running, Way, several
+from servers.misbehaviour import Running
 from servers.nginx import Nginx
 from servers.waiting import wait_until
+from servers.way import WAYS, Limits, Way, several
 from servers.workers import Form, as_backend, as_process
 
 COPIES = 10

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 7, 8
+DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE = 0, 1, 3, 4, 5
+PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 6, 7, 8, 9
 END_STREAM, END_HEADERS = 1, 4
 NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM = 0, 2, 7
+# HPACK (RFC 7541): `:status: 200` stands in its table; fields by name and value are not kept.
 STATUS_200 = b"\x88"
 
 
@@ -14,8 +16,20 @@ def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> b
     return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 
 
-def field(name: bytes, value: bytes) -> bytes:
-    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+def field(name: bytes, value: bytes, keep: bool = False) -> bytes:
+    return (b"\x40" if keep else b"\x00") + _string(name) + _string(value)
+
+
+def _string(text: bytes) -> bytes:
+    length = len(text)
+    if length < 127:
+        return bytes([length]) + text
+    length -= 127
+    more = b""
+    while length >= 128:
+        more += bytes([length & 127 | 128])
+        length >>= 7
+    return b"\x7f" + more + bytes([length]) + text
 
 
 def fine(stream: int) -> bytes:

@@ -18,8 +18,8 @@ from pgnet.wire.host import HostSettings, HostTable
 from servers import httpd
 from servers.client import Authority, Client, NameServer
 from servers.keeper import Keeper
-from servers.misbehaviour import FINE
 from servers.waiting import wait_until
+from servers.way import FINE
 from servers.witness import Peer, Way, Witness
 
 METHODS = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "POST", "PATCH"]

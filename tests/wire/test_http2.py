@@ -38,9 +38,9 @@ from servers.frames import (
     fine,
     frame,
 )
-from servers.misbehaviour import OLD_LIBCURL
 from servers.nginx import Nginx
 from servers.waiting import wait_until
+from servers.way import OLD_LIBCURL
 
 MakeClient = Callable[..., Client]
 

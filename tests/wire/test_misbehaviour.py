@@ -20,15 +20,16 @@ from pgnet.wire.wire_error import WireError
 from servers import httpd, misbehaviour
 from servers.client import LOOPBACK, Client
 from servers.keeper import Keeper
-from servers.misbehaviour import WAYS, Running, Way, several
+from servers.misbehaviour import Running
 from servers.waiting import wait_until
+from servers.way import CHUNKED, FINE, POISON, WAYS, Way, several
+from servers.way import LIMITS as DEFAULT_LIMITS
 
-LIMITS = Limits(**asdict(misbehaviour.LIMITS))
+LIMITS = Limits(**asdict(DEFAULT_LIMITS))
 # Seconds of the deadline, of what it may be late, and what one answer may cost.
 DEADLINE, LATENESS, CPU, STANDSTILL = 1.0, 0.25, 0.25, 0.1
 
 QUICK = [name for name, way in WAYS.items() if not way.outcome.may_be_late]
-FINE = misbehaviour.FINE
 SLOW = [name for name, way in WAYS.items() if way.outcome.may_be_late]
 
 
@@ -187,7 +188,7 @@ def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., K
     server = keeper(*[FINE] * 10)
     assert client(server.url).content == b"ok"
     for number in range(3):
-        server.connections[number].sendall(misbehaviour.POISON)
+        server.connections[number].sendall(POISON)
         # a turn of the loop, which sees it
         gevent.sleep(0.001)
         answer = client(server.url)
@@ -199,7 +200,7 @@ def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., K
     "first",
     [
         FINE,
-        misbehaviour.CHUNKED + b"\r\n2\r\nok\r\n0\r\n\r\n",
+        CHUNKED + b"\r\n2\r\nok\r\n0\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n",
     ],
@@ -209,7 +210,7 @@ def test_an_answer_with_another_behind_it(
     client: Client, keeper: Callable[..., Keeper], first: bytes
 ) -> None:
     """In one packet, behind what the answer says is its end."""
-    server = keeper(first + misbehaviour.POISON, *[FINE] * 5)
+    server = keeper(first + POISON, *[FINE] * 5)
     for _ in range(5):
         answer = client(server.url)
         assert answer.error is None
