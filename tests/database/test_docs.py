@@ -23,7 +23,7 @@ from servers.cluster import ROOT, Cluster, Database, pg_config, server_python
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 SWAP = DOCS / "coming-from-pg_net.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md", *sorted(DOCS.glob("*.md"))]
 EXAMPLES = ROOT / "examples"
 UNIT = EXAMPLES / "pgnet-worker@.service"
 
@@ -626,7 +626,7 @@ def anchors(page: Path) -> set[str]:
     return {anchor(text) for text in re.findall(r"^#{1,6} (.+)$", prose(page), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_resolve(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     assert links
