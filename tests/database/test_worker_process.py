@@ -223,7 +223,7 @@ def test_answers_that_come_while_the_server_is_away_are_kept(
         stoppable_cluster.stop("fast")
         wait_until(witness.open_connections, lambda _: True)
         # the last answers are out when a request of ours that began later is answered
-        witness._get("/delay/0.6")
+        witness.ask("/delay/0.6")
         stoppable_cluster.start()
         wait_for_states(stoppable, {"succeeded": 50})
     assert len([target for target in targets(witness) if "?" in target]) == 50
@@ -415,7 +415,7 @@ def test_a_paused_alone_worker_goes_on(
     queue(database, f"{witness.url}/delay/0.3?#", 10)
     seen(witness, 10)
     worker.pause()
-    witness._get("/delay/0.5")
+    witness.ask("/delay/0.5")
     worker.resume()
     wait_for_states(database, {"succeeded": 10})
     assert len([target for target in targets(witness) if "?" in target]) == 10

@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """httpbin, in a process of its own, behind a threaded server that keeps connections open.
 
-python3 tests/servers/httpbind.py
+    cd tests; python3 -m servers.httpbind
 
 It prints its URL, and ends with its standard input.
 """
@@ -9,10 +8,11 @@ It prints its URL, and ends with its standard input.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+
+from servers.process import started
 
 
 def serve() -> None:
@@ -31,22 +31,9 @@ def serve() -> None:
 
 @contextlib.contextmanager
 def running() -> Iterator[str]:
-    """Start the server as a process, give its URL without a slash at its end, and end it."""
-    process = subprocess.Popen(
-        ["setpriv", "--pdeathsig=KILL", sys.executable, __file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with process:
-        assert process.stdout is not None
-        try:
-            url = process.stdout.readline().strip()
-            assert url.startswith("http://"), f"bin.py printed {url!r} instead of its URL"
-            yield url
-        finally:
-            process.kill()
+    """Start the server, give its URL without a slash at its end, and end it."""
+    with started("servers.httpbind") as (_, url):
+        yield url
 
 
 if __name__ == "__main__":

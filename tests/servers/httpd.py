@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """An HTTP server that misbehaves on purpose, by path, and remembers what it was asked.
 
-    python3 tests/servers/httpd.py --port 0 [--host ADDRESS] [--cert PEM --key PEM]
+    cd tests; python3 -m servers.httpd --port 0 [--host ADDRESS] [--cert PEM --key PEM]
 
 It prints its URL when it listens. Ways to answer (numbers in seconds unless said otherwise):
 
@@ -37,18 +36,16 @@ import contextlib
 import gzip
 import json
 import os
-import select
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import time
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from servers.process import Recording, started
 
 
 class Server:
@@ -347,52 +344,22 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
     await listening.serve_forever()
 
 
-class Running:
-    """The server in a process of its own: `url`, `record()`, `reset()`, `open_connections()`."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process = process
-        self.url = url
-        self.port = urlsplit(url).port or 0
-
-    def record(self) -> list[dict[str, Any]]:
-        """Every request since the last reset."""
-        found: list[dict[str, Any]] = json.loads(self._get("/_record"))
-        return found
-
-    def reset(self) -> None:
-        """Forget the requests."""
-        self._get("/_reset")
+class Running(Recording):
+    """The server in a process of its own."""
 
     def open_connections(self) -> int:
         """How many connections are open, this question's left out."""
-        return int(self._get("/_open"))
-
-    def _get(self, path: str) -> bytes:
-        tls = ssl._create_unverified_context() if self.url.startswith("https") else None
-        with urllib.request.urlopen(self.url + path, timeout=10, context=tls) as answer:
-            content: bytes = answer.read()
-            return content
+        return int(self.ask("/_open"))
 
 
 @contextlib.contextmanager
 def running(host: str = "127.0.0.1", port: int = 0, *more: str) -> Iterator[Running]:
-    """Start the server as a process, and end it afterwards.
+    """Start the server, and end it afterwards.
 
     more: further arguments of the command line.
     """
-    command = [sys.executable, __file__, "--host", host, "--port", str(port), *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], 10)
-        url = process.stdout.readline().strip() if ready else ""
-        if not url:
-            raise RuntimeError(f"httpd did not start: {process.poll()}")
+    with started("servers.httpd", "--host", host, "--port", str(port), *more) as (process, url):
         yield Running(process, url)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def main() -> None:

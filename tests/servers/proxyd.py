@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """A proxy for HTTP that remembers what it was asked, and that fails on request.
 
-    python3 tests/servers/proxyd.py [--host ADDRESS] [--port N] [--cert PEM] [--user NAME:PASSWORD]
+    cd tests; python3 -m servers.proxyd [--host ADDRESS] [--port N] [--cert PEM] [--user NAME:WORD]
 
 It prints its URL when it listens. It passes requests on (RFC 9112, section 3.2.2) and opens tunnels
 (RFC 9110, section 9.3.6); names that end in `.example` are this host to it. With `--user` it wants
@@ -23,16 +22,14 @@ import base64
 import contextlib
 import json
 import re
-import select
 import socket
 import ssl
 import struct
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
+
+from servers.process import Recording, started
 
 
 class Proxy:
@@ -180,49 +177,14 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None, user: str | No
     await listening.serve_forever()
 
 
-class Running:
-    """The proxy in a process of its own."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.port = urlsplit(url).port or 0
-
-    def record(self) -> list[dict[str, Any]]:
-        """Every request since the last reset."""
-        found: list[dict[str, Any]] = json.loads(self._get("/_record"))
-        return found
-
-    def reset(self) -> None:
-        """Forget the requests."""
-        self._get("/_reset")
-
-    def _get(self, path: str) -> bytes:
-        tls = ssl._create_unverified_context() if self.url.startswith("https") else None
-        direct = urllib.request.ProxyHandler({})
-        opener = urllib.request.build_opener(direct, urllib.request.HTTPSHandler(context=tls))
-        with opener.open(self.url + path, timeout=10) as found:
-            content: bytes = found.read()
-            return content
-
-
 @contextlib.contextmanager
-def running(*more: str) -> Iterator[Running]:
-    """Start the proxy as a process, and end it afterwards.
+def running(*more: str) -> Iterator[Recording]:
+    """Start the proxy, and end it afterwards.
 
     more: the command line's arguments.
     """
-    command = [sys.executable, __file__, *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        ready, _, _ = select.select([process.stdout], [], [], 10)
-        url = process.stdout.readline().strip() if ready else ""
-        if not url:
-            raise RuntimeError(f"the proxy did not start: {process.poll()}")
-        yield Running(url)
-    finally:
-        process.kill()
-        process.communicate()
+    with started("servers.proxyd", *more) as (process, url):
+        yield Recording(process, url)
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
-#!/usr/bin/python3
 """A TLS server that tells who asked: over what connection, under what name, with what certificate.
 
-    python3 tests/servers/tlsd.py --cert PEM [--host ADDRESS] [--port N] [--client-ca PEM]
+    cd tests; python3 -m servers.tlsd --cert PEM [--host ADDRESS] [--port N] [--client-ca PEM]
                           [--lowest VERSION] [--highest VERSION]
 
 It prints its URL when it listens, and answers each GET with a JSON object: `connection` (a number
@@ -18,12 +17,12 @@ import itertools
 import json
 import socket
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from servers.process import started
 
 numbers = itertools.count(1)
 
@@ -109,20 +108,12 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def running(certificate: Path, *more: str) -> Iterator[str]:
-    """Start the server as a process, and end it afterwards; gives its URL.
+    """Start the server, and end it afterwards; gives its URL.
 
     certificate: the server's, with its key. more: further arguments of the command line.
     """
-    command = [sys.executable, __file__, "--cert", str(certificate), *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url, "the TLS server did not start"
+    with started("servers.tlsd", "--cert", str(certificate), *more) as (_, url):
         yield url
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError
 from servers import httpd, proxyd
 from servers.client import LOOPBACK, Client, NameServer
+from servers.process import Recording
 
 MakeClient = Callable[..., Client]
 NAMES = ("a.example", "b.example", "proxy.example", "localhost", "127.0.0.1", "hang.example",
@@ -50,21 +51,21 @@ def secure(authority: Authority) -> Iterator[httpd.Running]:
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
-def proxy(request: pytest.FixtureRequest, authority: Authority) -> Iterator[proxyd.Running]:
+def proxy(request: pytest.FixtureRequest, authority: Authority) -> Iterator[Recording]:
     more = ("--cert", authority.certificate) if request.param == "https" else ()
     with proxyd.running(*more) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def _nothing_seen(server: httpd.Running, secure: httpd.Running, proxy: proxyd.Running) -> None:
+def _nothing_seen(server: httpd.Running, secure: httpd.Running, proxy: Recording) -> None:
     for running in (server, secure, proxy):
         running.reset()
 
 
 @pytest.fixture
 def by_proxy(
-    make_client: MakeClient, authority: Authority, proxy: proxyd.Running
+    make_client: MakeClient, authority: Authority, proxy: Recording
 ) -> Callable[..., Client]:
     """A client whose requests all go by the proxy."""
 
@@ -99,7 +100,7 @@ def seen(answer: Answer) -> dict[str, Any]:
 
 
 def test_http_goes_in_absolute_form(
-    client: Client, server: httpd.Running, proxy: proxyd.Running
+    client: Client, server: httpd.Running, proxy: Recording
 ) -> None:
     answer = client(f"http://a.example:{server.port}/echo/../echo/./x?q=%20", "GET", [("X-A", "1")])
     assert (answer.address, answer.http_version, answer.redirects) == ("127.0.0.1", "1.1", 0)
@@ -113,7 +114,7 @@ def test_http_goes_in_absolute_form(
 
 
 def test_https_goes_by_a_tunnel_that_learns_nothing(
-    client: Client, secure: httpd.Running, proxy: proxyd.Running
+    client: Client, secure: httpd.Running, proxy: Recording
 ) -> None:
     headers = [("Authorization", "Bearer SECRET"), ("X-A", "1")]
     answer = client(f"https://a.example:{secure.port}/echo?q", "POST", headers, b"body")
@@ -145,7 +146,7 @@ def test_methods_and_bodies(
 
 
 def test_connections_are_used_again(
-    client: Client, server: httpd.Running, secure: httpd.Running, proxy: proxyd.Running
+    client: Client, server: httpd.Running, secure: httpd.Running, proxy: Recording
 ) -> None:
     for _ in range(3):
         for name in ("a.example", "b.example"):
@@ -164,7 +165,7 @@ def test_connections_are_used_again(
 
 @pytest.mark.parametrize("target", ["/x?", "/x?a=%2f%7E%2F", "/a/../x", "/./x//", "/x?a=/../b"])
 def test_the_target_is_what_the_url_says(
-    client: Client, server: httpd.Running, proxy: proxyd.Running, target: str
+    client: Client, server: httpd.Running, proxy: Recording, target: str
 ) -> None:
     """To the letter, in absolute form to the proxy (RFC 9112, section 3.2.2)."""
     server.reset()
@@ -182,7 +183,7 @@ def test_a_proxy_is_of_its_host_only(
     make_client: MakeClient,
     authority: Authority,
     server: httpd.Running,
-    proxy: proxyd.Running,
+    proxy: Recording,
     name_server: NameServer,
 ) -> None:
     """Hosts with a proxy and without one lead to the same address and port, in turns."""
@@ -207,7 +208,7 @@ def test_a_proxy_is_of_its_host_only(
 def test_the_environment_is_not_read(
     make_client: MakeClient,
     server: httpd.Running,
-    proxy: proxyd.Running,
+    proxy: Recording,
     client: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -377,7 +378,7 @@ def test_the_proxys_certificate_is_checked(
 
 
 def test_the_proxys_address_is_judged(
-    make_client: MakeClient, name_server: NameServer, proxy: proxyd.Running, server: httpd.Running
+    make_client: MakeClient, name_server: NameServer, proxy: Recording, server: httpd.Running
 ) -> None:
     """And that of the target is not: whoever connects is the proxy."""
     name_server.answers["proxy.example"] = ["10.0.0.9"]
@@ -402,7 +403,7 @@ def test_the_proxys_address_is_judged(
 
 
 def test_targets_are_judged_by_name_literal_and_port(
-    by_proxy: Callable[..., Client], proxy: proxyd.Running
+    by_proxy: Callable[..., Client], proxy: Recording
 ) -> None:
     rules = EgressRules.from_json(
         {
@@ -430,7 +431,7 @@ def test_targets_are_judged_by_name_literal_and_port(
     assert proxy.record() == []
 
 
-def test_a_denied_proxy(by_proxy: Callable[..., Client], proxy: proxyd.Running) -> None:
+def test_a_denied_proxy(by_proxy: Callable[..., Client], proxy: Recording) -> None:
     denied = EgressRules.from_json({"allow_networks": ["127.0.0.0/8"], "deny_hosts": ["127.0.0.1"]})
     error = failed(by_proxy(denied)("http://a.example/x"))
     assert error.message == (
@@ -440,7 +441,7 @@ def test_a_denied_proxy(by_proxy: Callable[..., Client], proxy: proxyd.Running) 
 
 
 def test_listed_hosts_behind_a_proxy(
-    by_proxy: Callable[..., Client], server: httpd.Running, proxy: proxyd.Running
+    by_proxy: Callable[..., Client], server: httpd.Running, proxy: Recording
 ) -> None:
     rules = EgressRules.from_json(
         {"egress": "listed", "allow_networks": ["127.0.0.0/8"], "allow_hosts": ["a.example"]}
@@ -456,7 +457,7 @@ def test_redirects_go_by_proxy_and_guard(
     by_proxy: Callable[..., Client],
     server: httpd.Running,
     secure: httpd.Running,
-    proxy: proxyd.Running,
+    proxy: Recording,
 ) -> None:
     client = by_proxy(EgressRules.from_json({"allow_networks": ["127.0.0.0/8"]}))
     first = f"http://a.example:{server.port}/redirect/302?to="
@@ -473,7 +474,7 @@ def test_redirects_go_by_proxy_and_guard(
 
 
 def test_a_redirect_to_a_host_with_another_proxy(
-    make_client: MakeClient, server: httpd.Running, proxy: proxyd.Running, authority: Authority
+    make_client: MakeClient, server: httpd.Running, proxy: Recording, authority: Authority
 ) -> None:
     with proxyd.running() as other:
         table = {

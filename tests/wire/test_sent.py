@@ -37,6 +37,7 @@ from servers.frames import (
     STATUS_200,
     frame,
 )
+from servers.process import Recording
 from servers.witness import FINE, Peer, Way, Witness
 
 MakeClient = Callable[..., Client]
@@ -90,7 +91,7 @@ ROUTES = {
 
 
 @pytest.fixture(scope="module")
-def proxies(authority: Authority) -> Iterator[dict[str, proxyd.Running]]:
+def proxies(authority: Authority) -> Iterator[dict[str, Recording]]:
     # of the same name as the servers, and so of the same certificate
     with proxyd.running() as plain, proxyd.running("--cert", str(authority.certificate)) as secure:
         yield {"http": plain, "https": secure}
@@ -104,7 +105,7 @@ class World:
         route: Route,
         make_client: MakeClient,
         authority: Authority,
-        proxies: dict[str, proxyd.Running],
+        proxies: dict[str, Recording],
         serve: Callable[..., Witness],
     ) -> None:
         self.route = route
@@ -134,7 +135,7 @@ def world(
     request: pytest.FixtureRequest,
     make_client: MakeClient,
     authority: Authority,
-    proxies: dict[str, proxyd.Running],
+    proxies: dict[str, Recording],
     serve: Callable[..., Witness],
 ) -> World:
     return World(ROUTES[request.param], make_client, authority, proxies, serve)
@@ -327,7 +328,7 @@ def test_ways_to_fail_of_http_2(
     name: str,
     make_client: MakeClient,
     authority: Authority,
-    proxies: dict[str, proxyd.Running],
+    proxies: dict[str, Recording],
     serve: Callable[..., Witness],
 ) -> None:
     world = World(ROUTES[route], make_client, authority, proxies, serve)
@@ -447,7 +448,7 @@ def secure(
     request: pytest.FixtureRequest,
     make_client: MakeClient,
     authority: Authority,
-    proxies: dict[str, proxyd.Running],
+    proxies: dict[str, Recording],
     serve: Callable[..., Witness],
 ) -> World:
     return World(ROUTES[request.param], make_client, authority, proxies, serve)
@@ -515,7 +516,7 @@ def test_a_client_that_is_not_trusted(
 def test_proxies_that_fail(
     make_client: MakeClient,
     authority: Authority,
-    proxies: dict[str, proxyd.Running],
+    proxies: dict[str, Recording],
     proxy: str,
     once: bool,
 ) -> None:

@@ -238,8 +238,9 @@ def test_a_killed_greenlet_lets_go(session: requests.Session, server: httpd.Runn
 
 
 def test_the_server_of_ours_runs_by_itself() -> None:
-    command = [sys.executable, httpd.__file__, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "servers.httpd", "--port", "0"]
+    tests = Path(__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tests) as process:
         assert process.stdout is not None
         assert select.select([process.stdout], [], [], 10)[0]
         assert process.stdout.readline().startswith("http://127.0.0.1:")
