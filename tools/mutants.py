@@ -395,9 +395,9 @@ MUTANTS = (
         "an answer that we have not read yet is broken off for what a server has sent of it",
         (
             Edit(
-                "python/pgnet/wire/curl/multi.py",
-                "unseen = received - int.from_bytes(waiting, sys.byteorder)\n",
-                "unseen = received\n",
+                "python/pgnet/wire/curl/flood.py",
+                "return int(received) - int.from_bytes(waiting, sys.byteorder)\n",
+                "return int(received)\n",
             ),
         ),
         ("tests/wire/test_misbehaviour.py::test_what_waits_in_the_kernel_is_no_flood",),

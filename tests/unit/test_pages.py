@@ -16,7 +16,7 @@ from pgnet.request.options import STORED_OPTIONS
 from pgnet.request.url import MAX_URL_LENGTH
 from pgnet.secret.value import MIN_LENGTH
 from pgnet.wire import resolve
-from pgnet.wire.curl import easy
+from pgnet.wire.curl.collect import LONGEST_LINE
 from pgnet.worker import flights, loop, open_files
 from servers.cluster import ROOT
 
@@ -43,7 +43,7 @@ OPTIONS: dict[str, Any] = STORED_OPTIONS
 NUMBERS: list[tuple[str, str, object]] = [
     ("errors-at-the-call.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
     ("errors-at-the-call.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
-    ("settings.md", r"A single line of headers has at most (\d+) kB", easy._LONGEST_LINE // 1024),
+    ("settings.md", r"A single line of headers has at most (\d+) kB", LONGEST_LINE // 1024),
     ("settings.md", r"Names are kept for (\d+) s", default(resolve.Resolver, "max_age")),
     ("hosts.md", r"looked up is good for (\d+) s", default(resolve.Resolver, "max_age")),
     ("requests.md", r"`priority` \| \W(\d+) to", -OPTIONS["priority"][0]),

@@ -12,7 +12,7 @@ import pycurl
 import pytest
 
 from pgnet.wire.answer import Limits
-from pgnet.wire.curl.easy import Easy
+from pgnet.wire.curl.repeats import RepeatWatch
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
 from servers import httpd
@@ -292,15 +292,15 @@ def test_an_end_that_comes_while_the_request_is_sent(
     body: bytes | None,
 ) -> None:
     """libcurl sees it in the same call, and has other connections at hand to repeat it over."""
-    told = Easy._on_told
+    listen = RepeatWatch._on_said
 
-    def slowly(easy: Easy, kind: int, text: bytes) -> None:
-        told(easy, kind, text)
+    def slowly(watch: RepeatWatch, kind: int, text: bytes) -> None:
+        listen(watch, kind, text)
         if kind == pycurl.INFOTYPE_HEADER_OUT:
             # the request is out, and nothing of the answer is read
             time.sleep(0.1)
 
-    monkeypatch.setattr(Easy, "_on_told", slowly)
+    monkeypatch.setattr(RepeatWatch, "_on_said", slowly)
     ended = [client.begin(server.url + "/delay/0.2")[1] for _ in range(3)]
     assert [result.get(timeout=10).status_code for result in ended] == [200] * 3
     server.reset()

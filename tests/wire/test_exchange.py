@@ -9,6 +9,7 @@ import pytest
 
 import pgnet
 from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.curl.states import LEGAL, Phase
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import Guard
 from pgnet.wire.message import WireRequest
@@ -409,11 +410,35 @@ def test_a_fault_of_ours_is_an_outcome_too(
         patch.setattr("pgnet.wire.curl.easy.parse_head", broken)
         assert failed(client(urls[0])).message == "the response could not be read"
     with monkeypatch.context() as patch:
-        patch.setattr("pgnet.wire.transport.Transport.failed", broken)
+        patch.setattr("pgnet.wire.transport.settle", broken)
         assert failed(client(server.url + "/empty")).message == "internal error in the wire"
     for url in urls:
         ok(client(url))
     assert capsys.readouterr().err.count("RuntimeError: a fault of ours") == 4
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (Phase.IDLE, "internal error in the wire"),
+        (Phase.BEGUN, "internal error in the wire"),
+        (Phase.OPENED, "the response could not be read"),
+    ],
+)
+def test_a_callback_at_the_wrong_time_is_an_outcome_too(
+    client: Client,
+    server: httpd.Running,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    state: Phase,
+    message: str,
+) -> None:
+    """A request begins, its socket is opened, its answer comes: each where nothing may follow."""
+    with monkeypatch.context() as patch:
+        patch.setitem(LEGAL, state, frozenset((Phase.IDLE,)))
+        assert str(client(server.url + "/x").error) == message
+    ok(client(server.url + "/x"))
+    assert capsys.readouterr().err.count(f"cannot follow {state}") == 1
 
 
 def test_done_may_start_the_next(client: Client, server: httpd.Running) -> None:

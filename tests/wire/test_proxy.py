@@ -13,7 +13,7 @@ import trustme
 
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.connection import Proxy
-from pgnet.wire.curl.easy import REQUEST_TARGET
+from pgnet.wire.curl.options import REQUEST_TARGET
 from pgnet.wire.guard import EgressRules
 from pgnet.wire.host import HostSettings, HostTable
 from pgnet.wire.wire_error import WireError

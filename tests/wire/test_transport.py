@@ -255,13 +255,13 @@ def test_an_idle_loop_does_nothing(
         client(server.url + way, timeout=0.2)
     turns: list[int] = []
     multi = client.exchange._transport._multi
-    act = multi._act
+    act = multi._socket_action
 
     def counted(fd: int, mask: int) -> None:
         turns.append(fd)
         act(fd, mask)
 
-    monkeypatch.setattr(multi, "_act", counted)
+    monkeypatch.setattr(multi, "_socket_action", counted)
     gevent.sleep(0.5)
     assert turns == []
 
@@ -274,9 +274,9 @@ def test_a_kept_connection_that_can_be_written_to_is_kept(
     multi = client.exchange._transport._multi
     for _ in range(10):
         assert client(server.url + "/x", "POST", [], b"x").error is None
-        (number,) = multi._inodes
-        multi._on_socket(pycurl.POLL_OUT, number, None, None)
-        multi._on_socket(pycurl.POLL_REMOVE, number, None, None)
+        (number,) = multi._sockets._inodes
+        multi._sockets.on_socket(pycurl.POLL_OUT, number, None, None)
+        multi._sockets.on_socket(pycurl.POLL_REMOVE, number, None, None)
         # a turn of the loop, in which the socket can be written to
         gevent.sleep(0.001)
     assert len({entry["connection"] for entry in server.record()}) == 1
@@ -288,13 +288,13 @@ def test_a_number_that_is_another_file_by_now_is_left_alone(
 ) -> None:
     """libcurl closes kept connections without a word; in a backend the number may be a client's."""
     assert client(server.url + "/echo").error is None
-    transport = client.exchange._transport
-    (number,) = transport._multi._inodes
+    sockets = client.exchange._transport._multi._sockets
+    (number,) = sockets._inodes
     ours, theirs = socket.socketpair()
     with ours, theirs, (tmp_path / "file").open("wb") as file:
         os.dup2(ours.fileno() if kind == "socket" else file.fileno(), number)
         before = len(os.listdir("/proc/self/fd"))
-        transport._multi._forget(number)
+        sockets.drop_unwanted(number)
         assert len(os.listdir("/proc/self/fd")) == before
         ours.send(b"still there")
         assert theirs.recv(100) == b"still there"

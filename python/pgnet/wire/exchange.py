@@ -201,7 +201,7 @@ class Handle:
             if self._transfer.done is None:
                 # The hop has ended, and `done` is about to be called.
                 return
-            exchange._transport.cancel(self._transfer)
+            self._transfer.cancel()
         error = WireError("Request was cancelled", kind="request", possibly_sent=True)
         exchange._hub.loop.run_callback(self._finish, error)
 

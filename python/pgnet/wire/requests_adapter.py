@@ -104,7 +104,7 @@ class CurlAdapter(BaseAdapter):
         try:
             ended.get()
         except BaseException:
-            self._transport.cancel(transfer)
+            transfer.cancel()
             raise
         fault = transfer.error or transfer.note
         if fault is not None:

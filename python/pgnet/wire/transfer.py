@@ -5,16 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pgnet.wire.message import Head
-from pgnet.wire.resolve import Lookup
 from pgnet.wire.route import Route
 from pgnet.wire.wire_error import When, WireError
-
-if TYPE_CHECKING:
-    from pgnet.wire.curl.easy import Easy
-    from pgnet.wire.curl.multi import Multi
 
 _NO_HEAD = Head("", 0, "", [])
 # What may be done twice (RFC 9110, section 9.2.2).
@@ -39,19 +33,16 @@ class Transfer:
         "connect_timeout",
         "deadline",
         "done",
-        "easy",
         "error",
         "first_byte",
         "fresh",
         "head",
         "headers",
         "hop_started",
-        "lookup",
         "max_header_bytes",
         "max_response_bytes",
         "max_wire_bytes",
         "method",
-        "multi",
         "name_seconds",
         "note",
         "refusals",
@@ -59,6 +50,7 @@ class Transfer:
         "route",
         "sent",
         "started",
+        "stop",
         "timeout",
         "url",
     )
@@ -108,9 +100,8 @@ class Transfer:
         # Whether an attempt before this one may have been seen.
         self.sent = False
         self.addresses: tuple[str, ...] = ()
-        self.easy: Easy | None = None
-        self.multi: Multi | None = None
-        self.lookup: Lookup | None = None
+        # What ends the work that is done for it just now: the look-up of a name, or libcurl's.
+        self.stop: Callable[[], None] | None = None
 
     @property
     def content(self) -> bytes:
@@ -179,6 +170,12 @@ class Transfer:
             self._body = b""
         self.finish()
 
+    def cancel(self) -> None:
+        """Stop it: `done` is not called any more."""
+        self.done = None
+        if self.stop is not None:
+            self.stop()
+
     def finish(self) -> None:
         """Call `done`, the first time."""
         done, self.done = self.done, None
@@ -193,7 +190,7 @@ class Failure:
     code, text: libcurl's number and words for it.
     sent: the server may have seen the request.
     fault: what to say of it, where we know better than libcurl.
-    unheard: it went over a kept connection, and not a byte came back.
+    is_silent: it went over a kept connection, and not a byte came back.
     times: when it happened, for `settle`.
     refused: the server has not processed it, and says so, or has got nothing of it.
     """
@@ -202,6 +199,6 @@ class Failure:
     text: str
     sent: bool
     fault: WireError | None
-    unheard: bool = False
+    is_silent: bool = False
     times: tuple[When, ...] = ()
     refused: bool = False

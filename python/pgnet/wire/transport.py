@@ -50,10 +50,10 @@ class Transport:
         self.hosts = hosts if hosts is not None else HostTable()
         self._connections = connections
         self._resolver = resolver if resolver is not None else Resolver(hub=self.hub)
-        self._multi = Multi(self, connections)
-        # Of requests that go out once at most: libcurl would let others wait for their connections,
-        # and take the server for one that speaks no HTTP/2.
-        self._alone: Multi | None = None
+        self._multi = self._new_multi()
+        # For requests that must not be repeated, over connections of their own. In the other one
+        # libcurl would let others wait for these, and take the server for one without HTTP/2.
+        self._multi_without_reuse: Multi | None = None
         self._routes: dict[tuple[str, HostSettings | None, bool, bool], Route] = {}
         # Equal settings are one object, which is soon compared.
         self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
@@ -103,14 +103,6 @@ class Transport:
         except Exception as error:
             self.hub.loop.run_callback(transfer.fail, self._failure(error))
 
-    def cancel(self, transfer: Transfer) -> None:
-        """Stop a transfer; `done` is not called any more."""
-        transfer.done = None
-        if transfer.lookup is not None:
-            transfer.lookup.cancel()
-        if transfer.easy is not None and transfer.multi is not None:
-            transfer.multi.drop(transfer.easy)
-
     def configure(self, guard: Guard, hosts: HostTable | None = None) -> None:
         """Follow other rules: no connection and no name from before is used again.
 
@@ -123,7 +115,7 @@ class Transport:
         self._settings.clear()
         self._resolver.clear()
         self._retire()
-        self._multi = Multi(self, self._connections)
+        self._multi = self._new_multi()
 
     def close(self) -> None:
         """Release sockets and watchers; transfers must have ended or been cancelled."""
@@ -132,11 +124,24 @@ class Transport:
         self._resolver.close()
         self._retire()
 
+    def _new_multi(self, reuse: bool = True) -> Multi:
+        return Multi(
+            self.hub.loop,
+            self._connections,
+            check_address=self.check_address,
+            on_failed=self._on_failed,
+            on_error=self._report,
+            reuse=reuse,
+        )
+
+    def _report(self, context: object, error: Exception) -> None:
+        self.hub.handle_error(context, type(error), error, error.__traceback__)
+
     def _retire(self) -> None:
         self._multi.retire()
-        if self._alone is not None:
-            self._alone.retire()
-            self._alone = None
+        if self._multi_without_reuse is not None:
+            self._multi_without_reuse.retire()
+            self._multi_without_reuse = None
 
     def check_address(self, route: Route, address: str) -> None:
         """Ask the guard for an address that is about to be connected to.
@@ -171,7 +176,7 @@ class Transport:
         asked = time.monotonic()
 
         def found(addresses: tuple[str, ...], error: ResolveError | None) -> None:
-            transfer.lookup = None
+            transfer.stop = None
             transfer.name_seconds += time.monotonic() - asked
             if error is not None:
                 transfer.fail(self._unresolved(transfer, error))
@@ -183,7 +188,8 @@ class Transport:
             except Exception as failure:
                 transfer.fail(self._failure(failure))
 
-        transfer.lookup = self._resolver.lookup(route.peer, transfer.deadline - asked, found)
+        lookup = self._resolver.lookup(route.peer, transfer.deadline - asked, found)
+        transfer.stop = lookup.cancel
 
     def _found(self, transfer: Transfer, addresses: tuple[str, ...]) -> None:
         """Keep the addresses that the guard allows, and connect to the first."""
@@ -221,12 +227,12 @@ class Transport:
     def _add(self, transfer: Transfer, address: str) -> None:
         multi = self._multi
         if transfer.route.once:
-            if self._alone is None:
-                self._alone = Multi(self, self._connections, alone=True)
-            multi = self._alone
+            if self._multi_without_reuse is None:
+                self._multi_without_reuse = self._new_multi(reuse=False)
+            multi = self._multi_without_reuse
         multi.add(transfer, address, len(transfer.addresses))
 
-    def failed(self, transfer: Transfer, failure: Failure) -> None:
+    def _on_failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer ended with one of libcurl's errors: say so, or try the next address."""
         transfer.sent = transfer.sent or failure.sent
         if failure.refused and self._send_again(transfer):
@@ -238,7 +244,7 @@ class Transport:
         died = code == Code.SEND_ERROR and "Connection died" in failure.text
         # Servers end kept connections just when the next request comes. libcurl knows it, but not
         # over TLS, and it counts how often it met one with all the transfers of a handle.
-        ended = died or (failure.unheard and code in _ENDS)
+        ended = died or (failure.is_silent and code in _ENDS)
         may_repeat = transfer.method in IDEMPOTENT and not transfer.route.once
         if ended and may_repeat and not transfer.repeated:
             transfer.repeated = transfer.fresh = True
@@ -287,7 +293,7 @@ class Transport:
         if isinstance(error, pycurl.error):
             code = int(error.args[0]) if error.args else 0
             return WireError(words(code), code=code)
-        self.hub.handle_error(self, type(error), error, error.__traceback__)
+        self._report(self, error)
         return WireError("internal error in the wire")
 
     def timeout_error(self, transfer: Transfer, sent: bool) -> WireError:

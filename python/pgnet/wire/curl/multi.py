@@ -1,34 +1,66 @@
-"""libcurl's multi handles, driven by gevent's loop: callbacks, no threads.
+"""libcurl's multi handles, driven by gevent's loop: callbacks, no threads, no greenlet a request.
 
-All of libcurl's sockets stand in one epoll set, which a single gevent watcher watches; libcurl's
-timer is a single gevent timer. A request costs no greenlet and no watcher of its own.
+Theory of operation
+-------------------
+
+`add` gives libcurl a request (curl_multi_add_handle). libcurl then says which sockets it waits for
+(CURLMOPT_SOCKETFUNCTION, `sockets.py`) and when it wants to be called (CURLMOPT_TIMERFUNCTION,
+`schedule.py`). The loop calls curl_multi_socket_action for a socket that is ready, or when it is
+time, and afterwards takes what has ended from curl_multi_info_read. `collect.py` makes of it an
+answer or a failure.
+
+libcurl promises: no call blocks, as long as it has no names to look up; each request ends once,
+with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. What it does not promise is done here:
+
+* *Speed.* A watcher of gevent's for each socket takes 42 to 53 us of processor time a request. All
+  sockets in one epoll set, which one watcher watches, take 27 to 32 us; libcurl alone 19 to 22 us.
+* *That a number stays a socket.* libcurl closes kept connections without a word (`sockets.py`).
+* *That a kept connection is silent.* An answer that belongs to no request would be taken for that
+  of the next one. Sockets that libcurl does not wait for stay in the set, and are looked at before
+  a request begins: one with anything to read is ended (`Sockets.drop_unwanted`).
+* *That a request is sent once.* libcurl repeats it over another connection where a kept one ends,
+  whatever the method, and does not report it (`repeats.py`).
+* *That deadlines hold* while a request waits for the connection of another one, CURLOPT_PIPEWAIT
+  (`pending.py`).
+* *A bound for framing.* Headers and bodies are counted; chunk extensions and frames are not
+  (`flood.py`).
+* *That a broken connection of HTTP/2 ends for all.* One request gets CURLE_HTTP2 or its like, and
+  libcurl hands another one what is left of a header section. So the connection is ended with all
+  requests that use it. What still comes of an answer that was broken off is read as long as others
+  use the connection; else the connection is ended too (`_break_off`).
+* *That TLS within TLS is read to its end* (`inner_tls.py`).
+* *That an answer survives its request.* Of an answer of HTTP/2 that comes while the body is sent,
+  libcurl 7.88 may lose what another request has read of it. So a socket that can be written to is
+  also reported as readable: libcurl then reads first.
+* *Fairness.* libcurl works for 20 ms in a turn of the loop. Sockets that were left out come first
+  in the next turn.
+
+Rules that change retire a multi handle: it takes no new request, and closes after its last.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import select
-import socket
-import struct
-import sys
-import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pycurl
 
-from pgnet.server.unpatched import epoll
 from pgnet.wire.connection import ConnectionSettings
+from pgnet.wire.curl.collect import collect
 from pgnet.wire.curl.easy import Easy
-from pgnet.wire.transfer import IDEMPOTENT, Transfer
+from pgnet.wire.curl.flood import LONG_CALL, Account, FloodGuard
+from pgnet.wire.curl.inner_tls import InnerTls
+from pgnet.wire.curl.pending import Pending
+from pgnet.wire.curl.repeats import Repeats
+from pgnet.wire.curl.schedule import Schedule
+from pgnet.wire.curl.sockets import Sockets, ends_used_by
+from pgnet.wire.curl.states import ANSWERED
+from pgnet.wire.route import Route
+from pgnet.wire.transfer import IDEMPOTENT, Failure, Transfer
 from pgnet.wire.wire_error import Code, WireError
-
-if TYPE_CHECKING:
-    from pgnet.wire.transport import Transport
 
 # What ends a connection of HTTP/2 with all its streams: RFC 9113, section 5.4.1.
 _BROKEN = frozenset(
@@ -41,168 +73,86 @@ _BROKEN = frozenset(
         Code.RECV_ERROR,
     )
 )
-# That the other side says something, or ends the connection.
-_SAYS = select.EPOLLIN | select.EPOLLRDHUP
-# A turn of the loop hands libcurl this many sockets at most: others get their turn too.
-_EVENTS_PER_TURN = 256
-# Seconds: of a turn of the loop, of a call of libcurl that is looked into, of all that are allowed.
-_LONGEST_TURN, _LONG, _HEAVY = 0.02, 0.0002, 0.01
-# Seconds in which a server of HTTP/2 may still send of an answer that is not wanted any more.
-_RESET_TAKES = 2.0
-# Where Linux' struct tcp_info has tcpi_bytes_received.
-_BYTES_RECEIVED, _BYTES_RECEIVED_AT = struct.Struct("=Q"), 128
-_NUDGE_INTERVAL = 0.02
-# Seconds that a request waits for the connection of another one to the same server.
-_LONGEST_PENDING = 1.0
-
-
-class _Heavy:
-    """A socket that keeps libcurl busy: for how long, and with what it does not hand out.
-
-    transfers: those that use it; unseen: bytes received and not handed out, when that began.
-    """
-
-    __slots__ = ("seconds", "transfers", "unseen")
-
-    def __init__(self, transfers: list[Transfer], unseen: int) -> None:
-        self.seconds = 0.0
-        self.transfers = transfers
-        self.unseen = unseen
-
-
-class _Pending(NamedTuple):
-    """A transfer that waits for another one's connection, and until when (time.monotonic)."""
-
-    easy: Easy
-    transfer: Transfer
-    until: float
-
-
-# Of a connection: the local port, the peer's address and its port. The first alone is not enough:
-# to another server the same one is given again.
-_Ends = tuple[int, str, int]
-
-
-def _ends(connection: socket.socket) -> _Ends:
-    address, port = connection.getpeername()[:2]
-    return connection.getsockname()[1], address, port
-
-
-def _ends_of(curl: pycurl.Curl) -> _Ends:
-    """The connection that a transfer uses, or has used."""
-    info = curl.getinfo
-    return info(pycurl.LOCAL_PORT), info(pycurl.PRIMARY_IP), info(pycurl.PRIMARY_PORT)
-
-
-def _uses(easy: Easy, fd: int, ends: _Ends) -> bool:
-    """Whether a transfer goes over a connection: a socket, and its ends.
-
-    Newer libcurls do not tell the ends before the connection is made, with its handshakes.
-    """
-    if easy.curl.getinfo(pycurl.LOCAL_PORT) > 0:
-        return _ends_of(easy.curl) == ends
-    return easy.opened and easy.socket == fd
+# Seconds that libcurl may take in one turn of the loop.
+_LONGEST_TURN = 0.02
 
 
 class Multi:
     """One libcurl multi handle with its connections, in gevent's loop.
 
-    `retire()` makes it end after its last transfer, so that no connection outlives the rules it
-    was made under.
-
-    connections: how many idle ones are kept.
-    alone: none is kept, and each transfer has one of its own.
+    loop: gevent's. connections: how many idle ones are kept, and as many idle easy handles.
+    check_address: asked for each address before it is connected to; raises EgressRefused.
+    on_failed: called with each transfer that has no answer, and why.
+    on_error: told of each exception that is a fault of ours, with the object it came from.
+    reuse: whether connections are kept; otherwise each transfer has one of its own.
     """
 
-    def __init__(self, transport: Transport, connections: int, alone: bool = False) -> None:
-        self._transport = transport
-        self.alone = alone
-        self._loop = transport.hub.loop
-        self._multi = multi = pycurl.CurlMulti()
-        multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
-        multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
-        multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._epoll = epoll()
-        self._wanted: dict[int, int] = {}
-        self._registered: dict[int, int] = {}
-        self._watcher = self._loop.io(self._epoll.fileno(), 1)
-        self._watcher.start(self._on_events)
-        self._timer = self._loop.timer(0.0)
-        self._armed: float | None = None
-        self._due: float | None = None
-        self._kicked = False
+    def __init__(
+        self,
+        loop: Any,
+        connections: int,
+        *,
+        check_address: Callable[[Route, str], None],
+        on_failed: Callable[[Transfer, Failure], None],
+        on_error: Callable[[object, Exception], None],
+        reuse: bool = True,
+    ) -> None:
+        self._loop = loop
+        self._check_address = check_address
+        self._on_failed = on_failed
+        self._on_error = on_error
+        self._reuse = reuse
         self._busy: dict[pycurl.Curl, Easy] = {}
+        # Idle easy handles, by the kind of connections they are for.
         self._connections = connections
-        self._free: dict[ConnectionSettings, list[Easy]] = {}
-        self._free_count = 0
-        self._acting = False
-        # How often libcurl has had its turn.
-        self.turn = 0
-        self._again = self._loop.timer(0.0)
-        # Sockets that had something to say when a turn was over.
-        self._late: set[int] = set()
-        # Sockets that keep libcurl busy.
-        self._heavy: dict[int, _Heavy] = {}
-        # Which sockets the numbers stand for: a number may be another file's by now.
-        self._inodes: dict[int, int] = {}
-        # Those that speak HTTP/2, which may have something to say at any time.
-        self.framed: set[int] = set()
-        # Requests to be sent once only, which have not begun yet.
-        self._once: list[Easy] = []
-        # Requests on connections that others may use too, and that libcurl must not repeat.
-        self._unrepeatable: set[Easy] = set()
-        # What was told since libcurl's turn began. Requests that have a stream of HTTP/2 now;
-        # GOAWAY frames, each with its reader, its connection's local port if known, and the last
-        # stream that is processed; requests that libcurl is about to repeat.
-        self._begun: list[Easy] = []
-        self._goodbyes: list[tuple[Easy, int, int]] = []
-        self._repeating: list[Easy] = []
-        # Those that may wait for another one's connection: when they began, and those that do.
-        self._sharing: list[Easy] = []
-        self._pending: list[_Pending] = []
-        self._pending_timer = self._loop.timer(0.0)
-        # TLS within TLS: libcurls with GnuTLS forget what the outer one has read ahead.
-        self._nested: set[Easy] = set()
-        self._nested_sockets: set[int] = set()
-        self._nudge = self._loop.timer(0.0)
-        self._pending_until = 0.0
-        # By local port: until when there may come what was sent before a stream was reset.
-        self._resets: dict[_Ends, float] = {}
+        self._idle: dict[ConnectionSettings, list[Easy]] = {}
+        self._idle_count = 0
+        self._multi = multi = pycurl.CurlMulti()
+        accounts: dict[int, Account] = {}
+        self._sockets = Sockets(accounts)
+        self._floods = FloodGuard(self._busy, self._sockets, accounts)
+        self._schedule = Schedule(loop, self._on_action)
+        self._repeats = Repeats(reuse)
+        self._pending = Pending(loop, multi, self._ended)
+        self._inner_tls = InnerTls(loop, self._poll_inner_tls)
+        multi.setopt(pycurl.M_SOCKETFUNCTION, self._sockets.on_socket)
+        multi.setopt(pycurl.M_TIMERFUNCTION, self._schedule.on_timer)
+        multi.setopt(pycurl.M_MAXCONNECTS, connections)
+        self._watcher = loop.io(self._sockets.fileno(), 1)
+        self._watcher.start(self._on_events)
         self._retired = self._closed = False
 
     def __len__(self) -> int:
         return len(self._busy)
 
     def add(self, transfer: Transfer, address: str, more: int) -> None:
-        """Begin a transfer."""
+        """Begin a transfer to `address`, with `more` addresses left to try after it."""
         connection = transfer.route.connection
-        pool = self._free.get(connection)
+        pool = self._idle.get(connection)
         if pool is None:
-            pool = self._free[connection] = []
+            pool = self._idle[connection] = []
         if pool:
             easy = pool.pop()
-            self._free_count -= 1
+            self._idle_count -= 1
         else:
-            easy = Easy(self._transport, self, connection, pool)
+            easy = self._new_handle(connection, pool)
+        forbidden = not self._reuse or transfer.repeated or transfer.method not in IDEMPOTENT
         try:
-            easy.prepare(transfer, address, more)
+            easy.prepare(transfer, address, more, forbidden)
         except BaseException:
-            easy.release()
+            easy.transfer = transfer.stop = None
             easy.curl.close()
             raise
-        transfer.easy = easy
-        transfer.multi = self
         self._busy[easy.curl] = easy
         if connection.proxy_tls is not None and transfer.route.origin.scheme == "https":
-            self._nested.add(easy)
-            if len(self._nested) == 1:
-                self._nudge_later()
-        if easy.shares:
-            self._sharing.append(easy)
-            if easy.watched:
-                self._add_unrepeatable(easy)
-        elif self.alone or transfer.method not in IDEMPOTENT:
-            self._once.append(easy)
+            self._inner_tls.add(easy)
+        if easy.options.shares:
+            self._pending.started.append(easy)
+            if forbidden:
+                sharing = (e.watch for e in self._busy.values() if e.options.shares)
+                self._repeats.add(easy.watch, sharing)
+        elif forbidden:
+            self._repeats.to_seal.append(easy.watch)
         try:
             self._multi.add_handle(easy.curl)
         except BaseException:
@@ -210,7 +160,24 @@ class Multi:
             self._put_back(easy)
             raise
 
-    def drop(self, easy: Easy) -> None:
+    def retire(self) -> None:
+        """Take no new transfers, and close after the last."""
+        self._retired = True
+        self._close_when_idle()
+
+    def _new_handle(self, connection: ConnectionSettings, pool: list[Easy]) -> Easy:
+        easy = Easy(
+            connection,
+            pool,
+            self._repeats,
+            check_address=self._check_address,
+            on_socket=self._sockets.opened,
+            on_error=self._on_error,
+        )
+        easy.stop = partial(self._drop, easy)
+        return easy
+
+    def _drop(self, easy: Easy) -> None:
         """Stop a transfer; its connection is closed, since nobody knows what still comes."""
         if self._busy.pop(easy.curl, None) is not None:
             self._multi.remove_handle(easy.curl)
@@ -218,250 +185,71 @@ class Multi:
             self._put_back(easy)
 
     def _break_off(self, easy: Easy, whole: bool = False) -> None:
-        """What still comes of an answer in HTTP/2 that nobody wants any more is not to be read.
+        """See to it that what still comes of an unwanted answer in HTTP/2 is not read.
 
-        Where others use the connection too, it has to be, unless it cannot be used any more.
-        whole: end the connection with all that use it.
+        Where other requests use the connection too, it has to be read, unless the connection cannot
+        be used any more.
+        whole: end the connection with all requests that use it.
         """
-        if not easy.shares:
+        if not easy.options.shares:
             return
-        ends = _ends_of(easy.curl)
-        if not whole and any(_ends_of(curl) == ends for curl in self._busy):
-            now = time.monotonic()
-            self._resets = {p: until for p, until in self._resets.items() if until > now}
-            self._resets[ends] = now + _RESET_TAKES
+        ends = ends_used_by(easy.curl)
+        if not whole and any(ends_used_by(curl) == ends for curl in self._busy):
+            self._floods.excuse(ends)
         else:
-            for fd in self._registered:
-                with suppress(OSError), self._borrowed(fd) as connection:
-                    if _ends(connection) == ends:
-                        connection.shutdown(socket.SHUT_RDWR)
-
-    @contextmanager
-    def _borrowed(self, fd: int) -> Iterator[socket.socket]:
-        """A socket of libcurl's, by its number, as long as it is still that socket.
-
-        libcurl does not tell when it closes one that nobody waits for; then the number may be that
-        of any other file of this process.
-
-        Errors: OSError where it is not.
-        """
-        if os.fstat(fd).st_ino != self._inodes.get(fd):
-            self._inodes.pop(fd, None)
-            raise OSError(errno.EBADF, "not this socket any more")
-        borrowed = socket.socket(fileno=fd)
-        try:
-            yield borrowed
-        finally:
-            borrowed.detach()
-
-    def retire(self) -> None:
-        """Take no new transfers, and close after the last."""
-        self._retired = True
-        self._close_when_idle()
-
-    def on_new_socket(self, easy: Easy, fd: int) -> None:
-        """A number that comes again is another socket: the kernel forgot it when it was closed."""
-        self._inodes[fd] = os.fstat(fd).st_ino
-        self._registered.pop(fd, None)
-        self._heavy.pop(fd, None)
-        self.framed.discard(fd)
-        if easy.connection.proxy_tls is not None:
-            self._nested_sockets.add(fd)
-        else:
-            self._nested_sockets.discard(fd)
+            self._sockets.shut_down(ends)
 
     def _put_back(self, easy: Easy) -> None:
+        """Release a handle, and keep it for another request where there is room."""
         easy.release()
-        if self._nested:
-            self._nested.discard(easy)
-        if self._unrepeatable:
-            self._unrepeatable.discard(easy)
+        if self._inner_tls.users:
+            self._inner_tls.discard(easy)
+        if self._repeats.forbidden:
+            self._repeats.discard(easy.watch)
         if self._retired:
             easy.curl.close()
             self._loop.run_callback(self._close_when_idle)
-        elif self._free_count >= self._connections:
+        elif self._idle_count >= self._connections:
             easy.curl.close()
         else:
-            self._free_count += 1
+            self._idle_count += 1
             easy.pool.append(easy)
 
     def _close_when_idle(self) -> None:
         if self._busy or self._closed or not self._retired:
             return
         self._closed = True
-        for handles in self._free.values():
+        for handles in self._idle.values():
             for easy in handles:
                 easy.curl.close()
-        self._free.clear()
+        self._idle.clear()
         self._watcher.close()
-        self._timer.close()
-        self._nudge.close()
-        self._again.close()
-        self._pending_timer.close()
+        self._schedule.close()
+        self._inner_tls.close()
+        self._pending.close()
         self._multi.close()
-        self._epoll.close()
+        self._sockets.close()
 
-    def _on_socket(self, what: int, fd: int, _multi: Any, _data: Any) -> None:
-        """libcurl tells which readiness of a socket it waits for.
-
-        A socket that nobody waits for stays in the set until it says something: a kept
-        connection is so used again and again without a system call for it. That it can be written
-        to says nothing, and is not to be told: newer libcurls send and read in one go, and may
-        never have waited for an answer.
-        """
-        if what == pycurl.POLL_REMOVE:
-            self._wanted.pop(fd, None)
-            if self._heavy:
-                self._heavy.pop(fd, None)
-            if self._registered.get(fd, 0) & select.EPOLLOUT:
-                self._listen(fd)
-            return
-        mask = (_SAYS if what & pycurl.POLL_IN else 0) | (
-            select.EPOLLOUT if what & pycurl.POLL_OUT else 0
-        )
-        self._wanted[fd] = mask
-        known = self._registered.get(fd)
-        if known == mask:
-            return
-        try:
-            if known is None:
-                self._epoll.register(fd, mask)
-            else:
-                self._epoll.modify(fd, mask)
-        except FileExistsError:
-            self._epoll.modify(fd, mask)
-        except FileNotFoundError:
-            self._epoll.register(fd, mask)
-        self._registered[fd] = mask
-
-    def _listen(self, fd: int) -> None:
-        """Wait for what the other side says, and not until a socket can be written to."""
-        try:
-            self._epoll.modify(fd, _SAYS)
-        except OSError:
-            self._registered.pop(fd, None)
-        else:
-            self._registered[fd] = _SAYS
-
-    def _on_timer(self, milliseconds: int) -> None:
-        if milliseconds < 0:
-            self._due = None
-        elif milliseconds == 0:
-            self._kick()
-        else:
-            due = time.monotonic() + milliseconds / 1000
-            self._due = due
-            # An earlier alarm looks again by itself; most deadlines never come due.
-            if self._armed is None or due < self._armed:
-                self._arm(due)
-
-    def _arm(self, due: float) -> None:
-        self._timer.close()
-        self._timer = self._loop.timer(max(due - time.monotonic(), 0.001))
-        self._timer.start(self._on_alarm, update=True)
-        self._armed = due
-
-    def _on_alarm(self) -> None:
-        self._armed = None
-        if self._due is None:
-            return
-        if self._due - time.monotonic() > 0.001:
-            self._arm(self._due)
-            return
-        self._due = None
-        self._kick()
-
-    def _kick(self) -> None:
-        if self._kicked:
-            return
-        self._kicked = True
-        if self._acting:
-            # libcurl has had its turn, and wants another: everybody else comes first.
-            self._again.close()
-            self._again = self._loop.timer(0.0)
-            self._again.start(self._on_kick)
-        else:
-            self._loop.run_callback(self._on_kick)
-
-    def _on_kick(self) -> None:
+    def _on_action(self) -> None:
+        """libcurl's time is over, or it has been given requests."""
         if self._closed:
             return
-        self._kicked = False
-        if len(self._registered) > len(self._wanted):
-            # What a kept connection has said by now is no answer to a request that begins here.
+        if self._sockets.has_unwanted:
+            # What a kept connection has brought by now is no answer to a request that begins here.
             self._on_events()
-        self._act(pycurl.SOCKET_TIMEOUT, 0)
-        for easy in self._once:
-            if easy.transfer is not None:
-                easy.only_once()
-        self._once.clear()
-        if self._sharing:
-            self._look_for_pending()
+        self._socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        if self._repeats.to_seal:
+            self._repeats.seal()
+        if self._pending.started:
+            self._pending.look()
         self._reap()
-
-    def _look_for_pending(self) -> None:
-        """See who waits for another one's connection: libcurl forgets their deadlines."""
-        now = time.monotonic()
-        for easy in self._sharing:
-            transfer = easy.transfer
-            if transfer is not None and easy.is_pending:
-                when = min(now + _LONGEST_PENDING, transfer.deadline)
-                self._pending.append(_Pending(easy, transfer, when))
-                if len(self._pending) == 1 or when < self._pending_until:
-                    self._wait_for_pending(when)
-        self._sharing.clear()
-
-    def _wait_for_pending(self, until: float) -> None:
-        self._pending_until = until
-        self._pending_timer.close()
-        self._pending_timer = self._loop.timer(max(until - time.monotonic(), 0.0))
-        self._pending_timer.start(self._on_pending, update=True)
-
-    def _on_pending(self) -> None:
-        """Have those that have waited long enough make connections of their own, or end."""
-        now = time.monotonic()
-        pending, self._pending = self._pending, []
-        for each in pending:
-            easy, transfer = each.easy, each.transfer
-            if easy.transfer is not transfer or not easy.is_pending:
-                continue
-            if each.until > now:
-                self._pending.append(each)
-            elif transfer.deadline <= now:
-                self._ended(easy.curl, Code.OPERATION_TIMEDOUT, "")
-            else:
-                self._multi.remove_handle(easy.curl)
-                easy.share(False)
-                easy.limit_time(transfer, len(transfer.addresses))
-                self._multi.add_handle(easy.curl)
-        if self._pending:
-            self._wait_for_pending(min(each.until for each in self._pending))
-
-    def _on_nudge(self) -> None:
-        """Have libcurl read where its socket has nothing more to say, but its TLS may have."""
-        for fd in self._nested_sockets & self._wanted.keys():
-            self._act(fd, pycurl.CSELECT_IN)
-        self._reap()
-        if self._nested:
-            self._nudge_later()
-
-    def _nudge_later(self) -> None:
-        self._nudge.close()
-        self._nudge = self._loop.timer(_NUDGE_INTERVAL)
-        self._nudge.start(self._on_nudge, update=True)
 
     def _on_events(self) -> None:
+        """The epoll set is readable: hand libcurl each socket that is ready."""
         try:
-            events = self._epoll.poll(0, _EVENTS_PER_TURN)
-            wanted = self._wanted
-            for fd, _ in events:
-                if fd not in wanted:
-                    self._forget(fd)
+            events = self._sockets.poll()
+            wanted = self._sockets.wanted
             end = time.perf_counter() + _LONGEST_TURN
-            if self._late:
-                # For whom there was no time in the last turn comes first in this one.
-                late, self._late = self._late, set()
-                events.sort(key=lambda event: event[0] not in late)
             for at, (fd, event) in enumerate(events):
                 if fd not in wanted:
                     continue
@@ -469,154 +257,43 @@ class Multi:
                 if event & ~select.EPOLLOUT:
                     mask = pycurl.CSELECT_IN
                 if event & select.EPOLLOUT:
-                    # It is to read before it writes: of an answer of HTTP/2 that comes while the
-                    # body is sent libcurl 7.88 may lose what another request has read of it.
+                    # It is to read before it writes: see the theory of operation.
                     mask |= pycurl.CSELECT_OUT | pycurl.CSELECT_IN
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
-                if self._act(fd, mask) > end:
-                    self._late = {fd for fd, _ in events[at + 1 :]}
+                if self._socket_action(fd, mask) > end:
+                    self._sockets.late = {fd for fd, _ in events[at + 1 :]}
                     break
         finally:
             self._reap()
 
-    @property
-    def has_unrepeatable(self) -> bool:
-        """Whether there are requests that share connections and must not be repeated."""
-        return bool(self._unrepeatable)
+    def _poll_inner_tls(self) -> None:
+        """Have libcurl read where a socket has nothing more to give, but its TLS may have."""
+        for fd in self._sockets.inner_tls & self._sockets.wanted.keys():
+            self._socket_action(fd, pycurl.CSELECT_IN)
+        self._reap()
 
-    def _add_unrepeatable(self, easy: Easy) -> None:
-        """From now on all that share connections tell what they read: it may concern this one."""
-        if not self._unrepeatable:
-            for other in self._busy.values():
-                if other.shares and not other.told:
-                    other.tell(True)
-                    other.stream, other.port = 0, other.curl.getinfo(pycurl.LOCAL_PORT)
-        self._unrepeatable.add(easy)
-
-    def on_stream(self, easy: Easy) -> None:
-        """A request has a stream of HTTP/2 now: on which connection cannot be asked yet."""
-        self._begun.append(easy)
-
-    def on_goodbye(self, easy: Easy, last: int) -> None:
-        """GOAWAY was read: no stream above `last` of its connection is processed."""
-        self._goodbyes.append((easy, easy.port, last))
-
-    def on_repeat(self, easy: Easy) -> None:
-        """libcurl is about to send a request once more."""
-        self._repeating.append(easy)
-
-    def _settle_streams(self) -> None:
-        """Find out which requests their servers have not processed: these alone are sent again.
-
-        libcurl repeats what was refused, and also what was sent over a connection that has then
-        ended. It does not tell the one from the other, so what it was told itself has to.
-        """
-        for easy in self._begun:
-            if easy.stream and not easy.repeats and easy.transfer is not None:
-                easy.port = easy.curl.getinfo(pycurl.LOCAL_PORT)
-                if easy.watched:
-                    easy.only_once()
-        self._begun.clear()
-        for reader, port, last in self._goodbyes:
-            for easy in self._unrepeatable:
-                if easy.stream > last and easy.peer == reader.peer:
-                    if easy is reader or (port and port == easy.port):
-                        easy.refused = True
-                    elif not port or not easy.port:
-                        # One of both began in this turn, and is over.
-                        easy.perhaps_refused = True
-        self._goodbyes.clear()
-        repeating, self._repeating = self._repeating, []
-        for easy in repeating:
-            if easy.stream and not easy.refused and not easy.troubled:
-                easy.refused = easy.perhaps_refused
-        for easy in repeating:
-            self._ended(easy.curl, Code.GOT_NOTHING, "")
-
-    def _forget(self, fd: int) -> None:
-        """A kept connection has something to say, or has ended: it is not to be used again.
-
-        An answer that nobody asked for would be taken for that of the next request. (In HTTP/2
-        answers have numbers, and libcurl reads on its own what else there is.)
-        """
-        if self._registered.pop(fd, None) is None:
-            return
-        try:
-            self._epoll.unregister(fd)
-            if fd not in self.framed:
-                with self._borrowed(fd) as kept:
-                    kept.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
-
-    def _act(self, fd: int, mask: int) -> float:
-        """Have libcurl work; returns when (time.perf_counter) it was done."""
+    def _socket_action(self, fd: int, mask: int) -> float:
+        """Call curl_multi_socket_action; when (time.perf_counter) it was done."""
         began = time.perf_counter()
-        self._acting = True
-        self.turn += 1
+        self._schedule.acting = True
+        self._repeats.turn += 1
         try:
             self._multi.socket_action(fd, mask)
         except pycurl.error:
             # A socket that libcurl does not know (any more): nothing may wait for it.
-            self._wanted.pop(fd, None)
-            self._forget(fd)
+            self._sockets.wanted.pop(fd, None)
+            self._sockets.drop_unwanted(fd)
         finally:
-            self._acting = False
-        if self._begun or self._goodbyes or self._repeating:
-            self._settle_streams()
+            self._schedule.acting = False
+        if self._repeats.unsettled:
+            for curl in self._repeats.settle():
+                self._ended(curl, Code.GOT_NOTHING, "")
         ended = time.perf_counter()
-        if ended - began > _LONG:
-            # What libcurl did on its own, it mostly did for those that were heavy before.
-            for heavy in (fd,) if fd != pycurl.SOCKET_TIMEOUT else list(self._heavy):
-                if heavy in self._wanted:
-                    self._weigh(heavy, ended - began)
+        if ended - began > LONG_CALL:
+            for easy in self._floods.check_call(fd, ended - began):
+                self._ended(easy.curl, Code.WRITE_ERROR, "")
         return ended
-
-    def _weigh(self, fd: int, seconds: float) -> None:
-        """See to it that nobody keeps us busy with what is neither header nor body.
-
-        libcurl counts no framing: endless extensions of a chunk, or empty frames of HTTP/2.
-        """
-        heavy = self._heavy.get(fd)
-        if heavy is not None:
-            heavy.seconds += seconds
-            if heavy.seconds < _HEAVY:
-                return
-        try:
-            with self._borrowed(fd) as connection:
-                ends = _ends(connection)
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-                (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)
-                handles = [easy for easy in self._busy.values() if _uses(easy, fd, ends)]
-                transfers = [easy.transfer for easy in handles if easy.transfer is not None]
-                # What waits in the kernel nobody has read yet, and it says nothing of the server.
-                waiting = fcntl.ioctl(connection, termios.FIONREAD, bytes(4))
-                unseen = received - int.from_bytes(waiting, sys.byteorder)
-                unseen -= sum(easy.header_bytes + easy.wire_bytes for easy in handles)
-                # For a while there comes what belongs to answers that were broken off.
-                excused = time.monotonic() < self._resets.get(ends, 0.0)
-                if heavy is None or heavy.transfers != transfers or excused:
-                    self._heavy[fd] = _Heavy(transfers, unseen)
-                    return
-                heavy.seconds = 0.0
-                allowed = sum(t.max_wire_bytes + t.max_header_bytes for t in transfers)
-                if unseen - heavy.unseen <= allowed:
-                    return
-                connection.shutdown(socket.SHUT_RDWR)
-        except (OSError, struct.error):
-            self._heavy.pop(fd, None)
-            return
-        del self._heavy[fd]
-        for easy, transfer in zip(handles, transfers, strict=True):
-            sent = easy.curl.getinfo(pycurl.REQUEST_SIZE) > 0
-            # Before a request is sent there is only the handshake.
-            code = Code.SSL_CONNECT_ERROR
-            if sent:
-                easy.fault = WireError(easy.too_long_on_the_wire(transfer), possibly_sent=True)
-            else:
-                easy.fault = WireError(code.words, code=code)
-            self._ended(easy.curl, Code.WRITE_ERROR, "")
 
     def _reap(self) -> None:
         """Hand out what has ended."""
@@ -629,29 +306,36 @@ class Multi:
                 self._ended(curl, code, text)
 
     def _ended(self, curl: pycurl.Curl, code: int, text: str) -> None:
+        """A transfer has ended, with one of libcurl's codes and its words, or with 0."""
         easy = self._busy.pop(curl, None)
         if easy is None:
             return
         transfer = easy.transfer
         if transfer is None:
             return
-        transport = self._transport
         try:
-            failure = easy.collect(transfer, code, text)
+            failure = collect(easy, transfer, code, text)
+            if easy.opened and transfer.head.version == "2":
+                self._sockets.framed.add(easy.socket)
             self._multi.remove_handle(curl)
             if failure is not None:
-                # libcurl tells one transfer only that a connection has failed, and gives what is
-                # left of a header section to another one.
-                broken = code in _BROKEN or (failure.fault is not None and not easy.final)
-                spared = failure.refused or easy.repeats
-                if not spared and (broken or failure.fault or code == Code.OPERATION_TIMEDOUT):
-                    self._break_off(easy, broken)
+                self._break_off_failed(easy, code, failure)
             self._put_back(easy)
             if failure is None:
                 transfer.finish()
             else:
-                transport.failed(transfer, failure)
+                self._on_failed(transfer, failure)
         except Exception as error:
-            transport.hub.handle_error(self, type(error), error, error.__traceback__)
+            self._on_error(self, error)
             internal = "internal error in the wire"
             transfer.fail(WireError(internal, kind="request", possibly_sent=True))
+
+    def _break_off_failed(self, easy: Easy, code: int, failure: Failure) -> None:
+        """End the connection of a failed transfer, or let others use it on."""
+        if failure.refused or easy.watch.is_stopped:
+            # The stream is over, and the connection may be used on, or has ended.
+            return
+        has_fault = failure.fault is not None
+        broken = code in _BROKEN or (has_fault and easy.phase is not ANSWERED)
+        if broken or has_fault or code == Code.OPERATION_TIMEDOUT:
+            self._break_off(easy, broken)
