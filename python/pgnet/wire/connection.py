@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,9 @@ import requests
 from pgnet.request.address import literal_address
 from pgnet.wire.host import HostSettings
 from pgnet.wire.wire_error import Code, WireError
+
+if TYPE_CHECKING:
+    from pycurl import LongOption, TextOption
 
 _AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9._-]*)(?::([0-9]{0,5}))?"
 # Scheme, host, port; whatever else an authority may hold (user names, percent signs) is refused.
@@ -30,7 +34,7 @@ _CA_BUNDLES = (
     "/etc/ssl/cert.pem",
 )
 # CURLOPT_PROXY_SSLVERSION, which pycurl has no name for.
-_PROXY_SSLVERSION = 250
+_PROXY_SSLVERSION = cast("LongOption", 250)
 
 
 def ca_bundle() -> str:
@@ -200,13 +204,13 @@ class Tls:
 class TlsOptions:
     """The names of libcurl's options: those for the server, and those for a proxy."""
 
-    verify_peer: int
-    verify_host: int
-    version: int
-    ca_file: int
-    ca_path: int
-    certificate: int
-    key: int
+    verify_peer: LongOption
+    verify_host: LongOption
+    version: LongOption
+    ca_file: TextOption
+    ca_path: TextOption
+    certificate: TextOption
+    key: TextOption
 
 
 _SERVER = TlsOptions(
