@@ -43,6 +43,7 @@ _LONGEST_WAIT = 0.05
 class _Ended:
     flight: Flight
     answer: Answer | NotSent
+    size: int
 
 
 class Recorder:
@@ -104,8 +105,9 @@ class Recorder:
         """A request has ended."""
         if not len(self):
             self._first_ended = time.monotonic()
-        self._answers.append(_Ended(flight, answer))
-        self.size += _size(answer)
+        size = _size(answer)
+        self._answers.append(_Ended(flight, answer, size))
+        self.size += size
 
     def retry_deferred(self, now: float) -> None:
         """Have those recorded again that were deferred, if it is time."""
@@ -121,7 +123,7 @@ class Recorder:
                 if not self._answers:
                     break
                 ended = self._answers.popleft()
-                self.size -= _size(ended.answer)
+                self.size -= ended.size
                 outcome = self._read(ended.flight, ended.answer)
                 if outcome.size > _LARGE:
                     outcome = replace(outcome, put_aside=True)
@@ -171,7 +173,7 @@ class Recorder:
         self._answers = deque(ended for ended in self._answers if ended.flight.claim.id not in ids)
         self._outcomes = [outcome for outcome in self._outcomes if outcome.id not in ids]
         self._deferred = [outcome for outcome in self._deferred if outcome.id not in ids]
-        self.size = sum(_size(ended.answer) for ended in self._answers) + sum(
+        self.size = sum(ended.size for ended in self._answers) + sum(
             _size(outcome) for outcome in self._outcomes + self._deferred
         )
 
@@ -179,5 +181,8 @@ class Recorder:
 def _size(ended: Answer | Outcome | NotSent) -> int:
     if isinstance(ended, NotSent):
         return 0
-    headers = sum(len(name) + len(value) for name, value in ended.header_list or ())
-    return ended.size + headers
+    size = ended.size
+    # A loop, since a generator would take several times as long, for each request.
+    for name, value in ended.header_list or ():
+        size += len(name) + len(value)
+    return size
