@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers.waiting import wait_until
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "python")]
 
 from servers.cluster import Cluster, Database, Worker
 from servers.nginx import Nginx
+from servers.waiting import wait_until
 
 PLAIN_TABLE = """
     create table plain_queue (

@@ -167,7 +167,7 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
 def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
     """Behind pgnet.serve: work until the time is over or, if told so, nothing is due.
 
-    max_runtime is an interval as text, None for no limit. Gives whether the call stands in a
+    max_runtime is an interval as text, None for no limit. Returns whether the call stands in a
     transaction block, where nothing can be done.
     """
     from pgnet.worker.session import run

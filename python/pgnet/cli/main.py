@@ -1,4 +1,4 @@
-"""The command ``pgnet``."""
+"""The command ``pgnet``: its options, and which module runs each subcommand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pgnet.cli import secret as secret_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives the exit status. ``arguments`` are sys.argv's by default."""
+    """Run the command and return its exit status.
+
+    arguments: None means those of sys.argv.
+    """
     parser = argparse.ArgumentParser(
         prog="pgnet", description="HTTP as part of a PostgreSQL transaction."
     )
@@ -22,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Serve one database: send its committed requests and store their outcomes, "
         "until SIGTERM or SIGINT. The connection comes from --dsn and libpq's environment "
         "(PGHOST, PGDATABASE, PGPASSFILE, PGSERVICE, ...). It must be a direct one, not through "
-        "a transaction pooler. A server that restarts is waited for.",
+        "a transaction pooler. If the server restarts, the worker waits and connects again.",
     )
     worker.add_argument(
         "--dsn", default="", help="libpq connection string or URI; a password in it shows in ps"
@@ -37,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--grace",
         type=float,
         metavar="SECONDS",
-        help="how long at most requests in flight may take to end after SIGTERM "
+        help="how long requests in flight may take to end after SIGTERM, at most "
         "(default: the database's setting max_grace)",
     )
     worker.add_argument(
         "--secrets-dir",
         metavar="DIR",
-        help="where this worker finds the secrets that it holds itself: a file each, by its name",
+        help="the directory with the secrets that this worker holds itself, one file for each",
     )
     worker.add_argument("--verbose", action="store_true", help="log more")
     worker.set_defaults(run=_worker)

@@ -1,4 +1,8 @@
-"""The command ``pgnet secret``: set, list and drop secrets without their values in SQL text."""
+"""The command ``pgnet secret``: set, list and drop secrets, without a value in SQL text.
+
+A value goes to the server as a parameter of a statement, and `_silence` first keeps the server from
+logging parameters. Where that is not possible, nothing is sent.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,17 @@ from pgnet.secret.value import MAX_LENGTH, check_value, without_line_break
 if TYPE_CHECKING:
     import psycopg
 
-# What keeps a server from writing down the value, while this transaction lasts. Not every server
-# knows all of them.
+# Settings that keep a server from writing down the value, for one transaction. Not every server has
+# all of them.
 _QUIET = {
     "log_parameter_max_length_on_error": "0",
     "log_parameter_max_length": "0",
-    # A plan made for one value holds it, and whoever explains the plan shows it.
+    # A plan that was made for one value holds it, and auto_explain would show it.
     "plan_cache_mode": "force_generic_plan",
     "auto_explain.log_parameter_max_length": "0",
     "pgaudit.log_parameter": "off",
 }
-# Settings by which a server logs statements with their parameters, and where they are off.
+# Settings that have a server log statements with parameters, and the value that turns each off.
 _LOGS_PARAMETERS = {
     "log_min_duration_statement": "-1",
     "log_min_duration_sample": "-1",
@@ -33,7 +37,7 @@ _LOGS_PARAMETERS = {
 
 
 class _Failure(Exception):
-    """The command cannot do what it was asked for; its text is for the user."""
+    """The command cannot do what it was asked for. The text is for the user."""
 
 
 def add_to(commands: Any) -> None:
@@ -42,7 +46,7 @@ def add_to(commands: Any) -> None:
         "secret",
         help="set, list and drop secrets",
         description="Secrets of a database. Setting one here keeps its value out of SQL text, of "
-        "the server's log and of the shell's history. By the owner of the extension.",
+        "the server's log and of the shell's history. For the owner of the extension only.",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     connection = argparse.ArgumentParser(add_help=False)
@@ -57,12 +61,12 @@ def add_to(commands: Any) -> None:
         parents=[connection],
         help="set a secret to what standard input holds",
         description="Set a secret to what standard input holds, without the one line break that "
-        "may end it: pgnet secret set stripe --url-prefix https://api.stripe.com/ < file. One "
-        "that is there already keeps its grants and, unless told otherwise, its URL prefix.",
+        "may end it: pgnet secret set stripe --url-prefix https://api.stripe.com/ < file. A secret "
+        "that exists keeps its grants and, without --url-prefix, its URL prefix.",
     )
     setting.add_argument("name", metavar="NAME")
     setting.add_argument(
-        "--url-prefix", metavar="URL", help="requests may carry it to this URL and those below"
+        "--url-prefix", metavar="URL", help="requests may carry it to this URL and all below it"
     )
     setting.set_defaults(run=_run, action=_set)
     listing = actions.add_parser("list", parents=[connection], help="list the secrets")
@@ -82,10 +86,10 @@ def _run(options: argparse.Namespace) -> int:
     except _Failure as failure:
         print(f"pgnet secret: {failure}", file=sys.stderr)
     except psycopg.Error as error:
-        # Not all of its text: a server's CONTEXT shows what it was doing, and with what.
-        said = error.diag.message_primary or (str(error).strip() or "?").splitlines()[0]
+        # Not the whole text: a server's CONTEXT may show the statement with its parameters.
+        message = error.diag.message_primary or (str(error).strip() or "?").splitlines()[0]
         hint = f"\n{error.diag.message_hint}" if error.diag.message_hint else ""
-        print(f"pgnet secret: {said}{hint}", file=sys.stderr)
+        print(f"pgnet secret: {message}{hint}", file=sys.stderr)
     else:
         return 0
     return 1
@@ -111,7 +115,7 @@ def _set(options: argparse.Namespace) -> None:
         raise _Failure(f"this is no name of a secret. {HINT_NAME}")
     value = _value(options.name)
     with _connect(options) as connection:
-        # Whatever default_transaction_read_only says.
+        # The default of the database or role may be read-only transactions.
         connection.read_only = False
         _silence(connection)
         connection.execute(
@@ -131,10 +135,10 @@ def _set(options: argparse.Namespace) -> None:
 
 
 def _value(name: str) -> str:
-    """What standard input holds."""
+    """Return the value that standard input holds. Raises _Failure."""
     if sys.stdin is None or sys.stdin.isatty():
         raise _Failure(
-            "the value is read from a file or a pipe, not from a terminal, where it would be seen: "
+            "the value is read from a file or a pipe, not from a terminal, which would show it: "
             f"pgnet secret set {name} < file"
         )
     content = sys.stdin.buffer.read(4 * MAX_LENGTH + 1)
@@ -149,9 +153,9 @@ def _value(name: str) -> str:
 
 
 def _silence(connection: psycopg.Connection[Any]) -> None:
-    """Keep the server from logging parameters, in this transaction.
+    """Keep the server from logging parameters in this transaction.
 
-    Raises _Failure where it would, and this role cannot change that.
+    Raises _Failure where the server logs them and this role may not change that.
     """
     from psycopg import errors
 
@@ -168,8 +172,8 @@ def _silence(connection: psycopg.Connection[Any]) -> None:
             if name == "log_parameter_max_length" and not _logs_parameters(connection):
                 continue
             raise _Failure(
-                "this server would log the value, and this role may not keep it from that. "
-                f"Connect as a superuser, or have one say: "
+                "this server would log the value, and this role may not prevent that. "
+                f"Connect as a superuser, or have one run: "
                 f'grant set on parameter {name} to "{connection.info.user}"'
             ) from None
 
