@@ -16,6 +16,8 @@ from pgnet.request.options import parse_options
 from pgnet.request.secret_reference import Reference, SecretUrl, collect_names, read_secret_url
 from pgnet.request.url import canonical_url
 
+_NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+
 
 class Row(NamedTuple):
     """What a row of the queue asks for.
@@ -29,7 +31,7 @@ class Row(NamedTuple):
     url: str = ""
     secret_url: SecretUrl | None = None
     headers: Sequence[tuple[str, str | Reference]] = ()
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = _NO_OPTIONS
     secrets: Sequence[str] = ()
     fault: str | None = None
 
@@ -39,7 +41,7 @@ def read_row(url: str, headers: str | None, timeout_milliseconds: int, options: 
 
     Raises InvalidRequest, whose text holds no secret.
     """
-    known_options = parse_options(options, stored=True)
+    known_options = _NO_OPTIONS if options is None else parse_options(options, stored=True)
     if timeout_milliseconds <= 0:
         raise InvalidRequest("timeout_milliseconds must be greater than 0")
     fields = parse_headers(headers, may_name_secrets=True)
@@ -49,5 +51,6 @@ def read_row(url: str, headers: str | None, timeout_milliseconds: int, options: 
         url = canonical_url(url)
     else:
         names.append(secret_url.name)
-    collect_names(fields, names)
+    if headers is not None and "secret" in headers:
+        collect_names(fields, names)
     return Row(url, secret_url, fields, known_options, names)

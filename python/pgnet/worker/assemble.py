@@ -80,9 +80,9 @@ def assemble(
     if row.fault is not None:
         raise InvalidRequest(row.fault)
     if not row.secrets:
-        fields = cast("list[tuple[str, str]]", list(row.headers))
+        fields = cast("list[tuple[str, str]]", row.headers)
         if key_header is not None:
-            fields.append(key_header)
+            fields = [*fields, key_header]
         request = WireRequest(claim.method, row.url, fields, claim.body)
         return Assembled(request, {}, masks, _follower(masks, None, ()) if masks else None)
 
