@@ -17,6 +17,6 @@ parser.add_argument(
 )
 options = parser.parse_args()
 run.in_own_mounts()
-# Whoever ends this ends what it started.
+# A signal that ends this process also ends what it started.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 sys.exit(run.main(options.seconds, options.seed, options.rate, calm=options.calm))

@@ -1,4 +1,4 @@
-"""Who is at the other end of a TCP connection of this machine, and the end of them."""
+"""Find the process at the other end of a TCP connection of this machine, and kill it."""
 
 from __future__ import annotations
 

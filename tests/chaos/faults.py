@@ -223,7 +223,7 @@ def _take_connections(run: Run, choose: random.Random) -> bool:
     else:
         exhausted = False
     if exhausted:
-        # Who loses its connection now finds none.
+        # A client that loses its connection now cannot open another.
         _signal_one(run, choose, _WORKERS_SESSION, signal.SIGTERM)
         time.sleep(choose.uniform(0.5, 3))
     for connection in taken:

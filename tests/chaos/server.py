@@ -327,7 +327,7 @@ class Server:
         assert process is not None
         process.send_signal(STOP_SIGNALS[way])
         try:
-            # Who is paused just now goes on within a few seconds; a recovery ends first.
+            # A process that is paused just now goes on within a few seconds; a recovery ends first.
             process.wait(60)
         except subprocess.TimeoutExpired:
             left = {pid: _title(pid) for pid in child_processes(process.pid)}

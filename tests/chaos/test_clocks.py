@@ -17,7 +17,7 @@ from servers.waiting import wait_until
 
 @contextlib.contextmanager
 def worker_at(database: Database, offset: str) -> Iterator[ProcessWorker]:
-    """A worker process whose clock is off by so much."""
+    """A worker process whose clock is wrong by this offset."""
     single = server.faketime()
     assert single is not None, "libfaketime is not installed here: make deps"
     worker = ProcessWorker(

@@ -340,13 +340,13 @@ def test_a_row_that_cannot_be_recorded_holds_up_no_other(
         """
     )
     claims = recorder.claim()
-    held_up = recorder.record(claims)
+    deferred = recorder.record(claims)
     good = sorted(set(ids) - {bad})
     recorded = database.rows("select id from net._http_response where error_msg is null order by 1")
     assert [id for (id,) in recorded] == good
     if always:
         # neither lost nor a hindrance: it is kept, and recorded when nothing refuses it any more
-        assert held_up == []
+        assert deferred == []
         assert database.rows("select id, worker from pgnet.claim") == [(bad, None)]
         assert database.rows("select id, message from pgnet.unrecorded") == [(bad, "not this one")]
         database.execute("drop trigger refuse on net._http_response")
@@ -355,7 +355,7 @@ def test_a_row_that_cannot_be_recorded_holds_up_no_other(
         assert database.value("select count(*) from net._http_response where content = 'ok'") == 16
         assert database.value("select count(*) from pgnet.unrecorded") == 0
     else:
-        assert held_up == []
+        assert deferred == []
         assert database.rows(
             "select state, status_code, content, error_msg from net._http_response where id = %s",
             bad,

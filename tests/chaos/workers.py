@@ -87,7 +87,7 @@ class ProcessWorker:
                 with self._lock:
                     asked = self._asked
                 # A kill -9 comes from a fault, or from the witness, which tells nobody beforehand.
-                # Who is asked to end while Python starts ends by the signal.
+                # A worker that is asked to end while Python starts is ended by the signal.
                 if status != -signal.SIGKILL and not (asked and status in (0, -signal.SIGTERM)):
                     self.findings.append(
                         f"{self.name} ended with status {status}"

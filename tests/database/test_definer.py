@@ -77,7 +77,7 @@ def test_an_altered_function(secret: Database, visitor: str, altered: str) -> No
     assert not ok
     assert signature in detail
     assert hint == f"alter function {signature} security invoker;"
-    # Whoever may use the secret goes on by the other functions.
+    # A role that may use the secret still uses it by the other functions.
     secret.execute("select net.grant_secret('k', %s)", visitor)
     through = {altered} | (
         {"http_put", "http_patch", "http_head"} if altered == "http_request" else set()

@@ -172,7 +172,7 @@ def test_once_over_a_connection_that_was_kept_and_has_ended(
 
 
 class Executioner(http.server.ThreadingHTTPServer):
-    """Kills whoever asks for /poison, and notes how many others were being served meanwhile."""
+    """Kills the worker that asks for /poison; notes how many other requests it served meanwhile."""
 
     daemon_threads = True
     request_queue_size = 1024

@@ -389,7 +389,7 @@ def test_the_trigger(ready: Database, url: str) -> None:
         received = ready.value(
             "select content_json -> 'headers' ->> 'Authorization' from net.responses"
         )
-        # it was there, and whoever repeats it does not give it away
+        # the value was there; a page that repeats the statement does not show it
         assert received == "Bearer ***"
         assert ready.value(
             "select (content_json ->> 'body')::json ->> 'event' from net.responses"

@@ -19,7 +19,7 @@ from servers.waiting import wait_until
 
 @pytest.fixture
 def unserved(database: Database) -> Database:
-    """A database of one's own that no worker serves."""
+    """A database for one test, which no worker serves."""
     return database
 
 

@@ -272,7 +272,7 @@ FORGED = (
 def test_forging(
     granted: Database, visitor: psycopg.Connection[Any], column: str, forged: str
 ) -> None:
-    """A request's row says only what its columns for callers say, whoever may INSERT."""
+    """Only the columns for callers count in a request's row, whichever role may INSERT."""
     with pytest.raises(errors.InsufficientPrivilege):
         visitor.execute(
             f"insert into net.http_request_queue (method, url, {column})"
@@ -300,7 +300,7 @@ def test_inserting_by_hand(granted: Database, visitor: psycopg.Connection[Any]) 
 
 
 def test_triggers_and_rules(granted: Database, visitor: psycopg.Connection[Any]) -> None:
-    """They would run as whoever sends a request, and as the owner."""
+    """Triggers would run as the role that sends a request, and as the owner."""
     visitor.execute(
         "create or replace function public.grants_f() returns trigger language plpgsql"
         " as $$ begin return null; end $$"

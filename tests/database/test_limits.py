@@ -141,7 +141,7 @@ class Steady:
         return len(self._ids)
 
     def go_on(self, seconds: float) -> None:
-        """Let so much time go by."""
+        """Ask good requests for that many seconds."""
         self._stop.wait(seconds)
 
     def _run(self) -> None:

@@ -344,7 +344,7 @@ def test_rights_on_all_tables_mark_nothing_of_others(own: Database) -> None:
 
 
 def test_a_member_of_the_owner(own: Database) -> None:
-    """Who has the owner's rights cancels, forgets and sends again for every role."""
+    """A role with the owner's rights cancels, forgets and retries the requests of every role."""
     own.execute("grant postgres to marks_bob")
     try:
         alice, bob = (own.connect(role) for role in ROLES)
@@ -406,7 +406,7 @@ def test_what_refuses_a_cancel_is_tried_again_and_holds_up_no_other(own: Databas
 
 
 def test_a_lock_behind_a_foreign_key_holds_up_one_mark(own: Database) -> None:
-    """Its table may be everybody's: whoever locks a row there delays no cancel of others."""
+    """Every role may lock rows of its table: that delays no other role's cancel."""
     own.execute(
         "create table public.note (response bigint references net._http_response on delete cascade)"
     )
@@ -469,7 +469,7 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
             # PostgreSQL counts no column's right for LOCK: an INSERT takes ROW EXCLUSIVE itself.
             assert mode == "access share", (name, taken)
             assert {lock for _relation, lock in taken} == {"AccessShareLock"}, (name, taken)
-    # Nor rows: whoever may lock a row may hold up whoever deletes it.
+    # Nor rows: a role that may lock a row may delay its deletion.
     number = get(alice, URL)
     alice.commit()
     for statement in (

@@ -220,7 +220,7 @@ def test_by_sql_the_statement_opens_exactly_that(
     # A name in the hosts file has two addresses, and one of them will do.
     assert came == address or (url == "http://localhost/" and came == (6, 1))
     assert 1 <= len(said) <= 2
-    # Who wrote the address is told it; who wrote a name is not.
+    # A caller that wrote an address is told it; a caller that wrote a name is not.
     ((connected, final_url, _),) = remote.places(1)
     if name is None:
         assert unwrapped(number_of(connected or "")) == came

@@ -85,7 +85,7 @@ EXPECTED = {
 def test_an_audit_trigger_finds_what_its_owner_finds(
     audited: Database, nginx: Nginx, kind: str, where: str
 ) -> None:
-    """Whatever path the worker's session has, and whoever runs it."""
+    """Whatever search_path the worker's session has, and whichever role runs it."""
     schema = "public"
     if where != "public":
         schema = "own"

@@ -51,15 +51,15 @@ $$;
 -- Of all that it holds, or of these; gives what is held up, which it keeps to come again.
 create function record(worker_number integer, variadic ids bigint[] default null) returns bigint[] language plpgsql as $$
 declare
-    held_up bigint[];
+    deferred bigint[];
 begin
-    held_up := pgnet.record_outcomes((
+    deferred := pgnet.record_outcomes((
         select coalesce(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'succeeded', 'status_code', 200,
             'content', 'by worker ' || worker_number, 'timed_out', false) order by h.id), '[]')
         from held h where h.worker = worker_number and (ids is null or h.id = any (ids))));
     delete from held h
-    where h.worker = worker_number and (ids is null or h.id = any (ids)) and h.id <> all (held_up);
-    return held_up;
+    where h.worker = worker_number and (ids is null or h.id = any (ids)) and h.id <> all (deferred);
+    return deferred;
 end
 $$;
 

@@ -63,7 +63,7 @@ class Client:
 
 
 class Authority:
-    """One authority with a certificate for our servers, and one of somebody whom nobody knows."""
+    """An authority with a certificate for our servers, and one of an unknown authority."""
 
     def __init__(self, directory: Path) -> None:
         made = trustme.CA()

@@ -118,7 +118,7 @@ class Internet:
     def fault_of_refusal(
         self, host: str, answer: dict[str, Any], *addresses: Address
     ) -> str | None:
-        """What is wrong with a refusal: an address is told to whoever wrote it, and to the log."""
+        """Find the fault of a refusal: it tells an address only to a caller that wrote it."""
         error = answer.get("error", "")
         # A redirect that is refused comes from where it came.
         if answer.get("address") is not None and private(number_of(answer["address"])):

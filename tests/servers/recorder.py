@@ -31,7 +31,7 @@ class Recorder:
         return {id: token for id, token in rows if id is not None}
 
     def record(self, claims: dict[int, str], **more: Any) -> list[int]:
-        """Record a success for each; gives the ids that are held up."""
+        """Record a success for each; gives the ids that are deferred."""
         outcomes = [
             {"id": id, "token": token, "state": "succeeded", "status_code": 200, "content": "ok"}
             | {"timed_out": False}
@@ -42,5 +42,5 @@ class Recorder:
             "select pgnet.record_outcomes(%s::json)", (json.dumps(outcomes),)
         ).fetchone()
         assert row is not None
-        held_up: list[int] = row[0]
-        return held_up
+        deferred: list[int] = row[0]
+        return deferred

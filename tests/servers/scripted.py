@@ -87,7 +87,7 @@ class Scripted(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is none of our business."""
+        """A client may go away at any time: that is no error here."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -49,7 +49,7 @@ THE_CLIENTS = {
     *("upgrade", "expect"),
 }
 
-# Whoever reads one of these twice may choose the other one.
+# A reader that finds one of these twice may choose either.
 SINGLE = (b"authorization", b"content-type", b"user-agent")
 
 

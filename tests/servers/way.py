@@ -91,11 +91,11 @@ class Outcome:
 
     @property
     def messages(self) -> str:
-        """The pattern of its error; empty where there is none."""
+        """The pattern that its error matches; empty if it has no error."""
         return self.text if self.status is None else self.error or ""
 
     def beside(self, status: int, body: str = "") -> Outcome:
-        """The same error with an answer of which so much came.
+        """The same error, beside the part of the answer that came.
 
         body: a pattern.
         """
@@ -171,7 +171,7 @@ WAYS: dict[str, Way] = {}
 
 
 def several(copies: int) -> list[Way]:
-    """Each way so often, but once where it is said to be alone."""
+    """Each way that many times; a way that is `alone` only once."""
     return [way for way in WAYS.values() for _ in range(1 if way.alone else copies)]
 
 

@@ -390,7 +390,7 @@ for _name in (
 _bomb("wide-text", ".{1,4}x{10000,}")
 
 
-# Nobody has asked for it, so whoever takes it may take its bytes for those on the wire.
+# The client has not asked for this coding: if it undoes it, it may count the wrong bytes.
 @way(Outcome(200, ".*", error=f"{TOO_LONG.text}|{TOO_LONG_ON_THE_WIRE.text}|{BAD_CODING.text}"))
 async def bomb_as_transfer_coding(peer: Peer) -> None:
     await peer.send(OK, b"Transfer-Encoding: gzip, chunked\r\n\r\n")

@@ -12,12 +12,12 @@ import psycopg
 from servers.cluster import Database
 from servers.waiting import wait_until
 
-# What a person who cancels a worker, or a service manager that stops the server, may wait.
+# Seconds within which a worker ends after a cancel, or when the server is stopped.
 PROMPT = 0.5
 
 
 class Session:
-    """A session that runs one statement, as a client would that waits for it, in a thread."""
+    """A session that runs one statement in a thread."""
 
     def __init__(self, connection: psycopg.Connection[Any], call: str) -> None:
         self.connection = connection

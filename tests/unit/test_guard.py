@@ -151,7 +151,7 @@ def test_the_refusal_names_the_statement_that_allows_it(ip: str, message: str) -
 def test_nobody_learns_the_address_of_a_name(
     ip: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever may send requests does not map the inner network by them; the log tells it once."""
+    """A caller cannot map the inner network by refusals; the log has each address once."""
     guard = rules(deny_networks=["8.20.0.0/16"], deny_endpoints=["9.20.30.40:5432"])
     for _again in range(2):
         message = refusal(guard, ip, "inner.example", port=5432)

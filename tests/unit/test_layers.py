@@ -47,6 +47,6 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_the_folders_import_nothing_by_the_way() -> None:
-    """Whoever imports a module gets that one, and what it names."""
+    """An import of a module imports that module and those that it names, and no others."""
     for path in PACKAGE.rglob("*/__init__.py"):
         assert path.parent.name == "outbox" or path.read_text() == "", path

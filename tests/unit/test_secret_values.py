@@ -134,7 +134,7 @@ OUTSIDE = [
     ("https://h.example/v1", "https://h.example/v1%2fx"),
     ("https://h.example/v1/a", "https://h.example/v1/"),
     ("https://h.example/v1", "https://h.example/v1\n/x"),
-    # the prefix is none
+    # the prefix is not a URL
     ("https://h.example/v1?a", "https://h.example/v1?a"),
     ("https://h.example/v1/..", "https://h.example/v1/.."),
     ("https://h.example", "https://h.example/"),

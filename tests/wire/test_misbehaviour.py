@@ -184,7 +184,7 @@ def test_all_ways_at_once(client: Client, servers: Running, server: httpd.Runnin
 
 
 def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., Keeper]) -> None:
-    """It comes while the connection is kept: whoever is next does not take it for his."""
+    """An answer that comes while the connection is kept is not the answer of the next request."""
     server = keeper(*[FINE] * 10)
     assert client(server.url).content == b"ok"
     for number in range(3):

@@ -380,7 +380,7 @@ def test_the_proxys_certificate_is_checked(
 def test_the_proxys_address_is_judged(
     make_client: MakeClient, name_server: NameServer, proxy: Recording, server: httpd.Running
 ) -> None:
-    """And that of the target is not: whoever connects is the proxy."""
+    """The address of the target is not: the proxy connects to it."""
     name_server.answers["proxy.example"] = ["10.0.0.9"]
     table = {
         "a.example": HostSettings(proxy="http://proxy.example:3128"),

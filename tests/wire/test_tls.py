@@ -41,7 +41,7 @@ def identity(certificate: trustme.LeafCert) -> dict[str, Any]:
 
 
 class Authorities:
-    """Who signs what, in a directory."""
+    """Authorities, and the certificates that they sign, in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

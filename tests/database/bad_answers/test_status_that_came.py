@@ -267,7 +267,7 @@ def test_a_status_that_is_tried_again(served: Database, server: Raw) -> None:
 
 
 def test_a_redirect_is_a_status_like_any_other(served: Database, server: Raw) -> None:
-    """To a webhook it is none that it accepts."""
+    """The policy of a webhook does not accept this status."""
     url = server.answering(redirect(302, "ftp://x/"))
     row = ask(served, "POST", url, body_text="x", retry="hook")
     assert (row["state"], row["status_code"], row["attempts"]) == ("failed", 302, 3)
@@ -325,7 +325,7 @@ def test_trailers_and_interim_answers(served: Database, server: Raw) -> None:
 
 
 def test_no_answer_beyond_a_limit_of_nothing(cluster: Cluster, server: Raw) -> None:
-    """Who wants no bodies has their statuses."""
+    """Where no body is allowed, statuses still come."""
     database = cluster.create_database()
     prepare(database)
     database.execute("select net.configure('max_response_bytes', '0')")
@@ -383,7 +383,7 @@ def test_a_secret_that_an_end_cuts(
 
 
 def test_a_secret_in_a_coding_that_is_not_undone(with_secret: Database, server: Raw) -> None:
-    """Whoever can undo it would read the secret; what is plain is masked, as always."""
+    """A reader who undoes the coding would see the secret; plain text is masked as always."""
     packed = gzip.compress(f"your key is {SECRET}".encode())
     row = ask(with_secret, "GET", server.answering(coded("compress, gzip", packed)),
               headers={"X-Key": {"secret": "key"}})  # fmt: skip

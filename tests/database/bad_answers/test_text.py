@@ -123,7 +123,7 @@ def test_json(served: Database, server: Raw, content_type: str, body: bytes, exp
     assert (row["status_code"], row["error_msg"]) == (200, None)
     assert row["content_json"] == expected
     if expected is not None:
-        # Who casts it himself has no byte order mark to take away.
+        # A caller that casts the text to JSON need not remove a byte order mark.
         assert (
             served.value("select content::jsonb from net._http_response where id = %s", row["id"])
             == expected

@@ -30,7 +30,7 @@ def with_process(cluster: Cluster) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def with_backend(cluster: Cluster) -> Iterator[Database]:
-    """A database without a worker: whoever asks sends."""
+    """A database without a worker: the test that asks also drains."""
     database = cluster.create_database()
     database.execute("select net.allow_network('loopback')")
     yield database

@@ -43,7 +43,7 @@ def served(
 
 @pytest.fixture
 def unserved(database: Database) -> Database:
-    """A database of one's own that no worker serves."""
+    """A database for one test, which no worker serves."""
     return database
 
 

@@ -353,7 +353,7 @@ def test_at_most_once_is_not_tried_again(served: Database, server: Scripted) -> 
     assert [seen.key for seen in server.seen(late)] == [None]
     message = served.value("select error_msg from net._http_response where id = %s", ids[0])
     assert message.endswith("it is not sent again.")
-    # Whoever knows better may.
+    # A policy of the user may say otherwise.
     with pytest.raises(errors.ObjectNotInPrerequisiteState, match="whether request"):
         served.execute("select net.retry(%s)", ids[1])
     again = served.value("select net.retry(%s, even_unknown => true)", ids[1])

@@ -219,7 +219,7 @@ def test_waiting_outlives_the_worker(database: Database, server: Scripted, kind:
 def test_an_attempt_that_was_lost_with_its_worker_does_not_count(
     database: Database, server: Scripted
 ) -> None:
-    """It is none of the policy's attempts, and the idempotency key stays the same."""
+    """The policy does not count it as an attempt, and the idempotency key stays the same."""
     url = server.script(Reply(after=30.0), 503, 200)
     database.execute("select net.configure('rescue_after', '1 s')")
     id = send(

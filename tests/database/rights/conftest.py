@@ -39,7 +39,7 @@ def closed(cluster: Cluster, roles: None) -> Iterator[Database]:
 
 @pytest.fixture
 def own(database: Database, roles: None) -> Database:
-    """A database of one's own, loopback allowed, roles made."""
+    """A database for one test, loopback allowed; the roles exist."""
     database.execute("grant create on schema public to public")
     return database
 

@@ -73,7 +73,7 @@ def test_a_request_that_failed_is_kept_without_it(scene: Scene) -> None:
 
 
 def test_in_an_error_of_a_trigger(scene: Scene) -> None:
-    """Whoever shows all of the row shows no secret."""
+    """A trigger whose error quotes the whole row quotes no secret."""
     scene.database.execute(
         "create function public.complain() returns trigger language plpgsql as $$"
         " begin raise exception 'refused: %', new"

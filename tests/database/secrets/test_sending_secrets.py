@@ -312,7 +312,7 @@ def test_by_hand(later: Database, sites: tuple[Site, Site]) -> None:
     later.execute("call net.drain()")
     rows = later.rows("select url, state::text, error_msg from net._http_response order by id")
     assert len(rows) == 14
-    # a header by the name of "secret" is no secret: that one is sent as it is
+    # a header named "secret" is not a reference to a secret: its value is sent unchanged
     assert [row for row in rows if row[1] != "failed"] == [rows[5]]
     assert "secret: key\n" in home.take()
     assert foreign.received == []
@@ -432,7 +432,7 @@ def test_a_clients_key(scene: Scene) -> None:
             row = scene.ask(f"{site.url}/v1/json")
             assert row["status_code"] == 200, row
             assert not found_in(site.take())
-            # one that is held by the worker, and one that is none
+            # a key that the worker holds, and a value that is not a key
             (scene.directory / "client-key").write_text(key)
             put(scene.database, "client-key", None)
             row = scene.ask(f"{site.url}/v1/json")
