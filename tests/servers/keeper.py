@@ -1,3 +1,5 @@
+"""A server in this process that answers one connection after another, by the byte."""
+
 from __future__ import annotations
 
 from contextlib import suppress

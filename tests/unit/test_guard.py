@@ -1,3 +1,5 @@
+"""Which addresses the guard lets through: literals, embedded ones, by rules; deny wins."""
+
 from __future__ import annotations
 
 import ipaddress

@@ -1,3 +1,5 @@
+"""Fixtures of the wire: a client, servers, a name server; no test may start a thread."""
+
 from __future__ import annotations
 
 import socket

@@ -1,3 +1,5 @@
+"""Settings of hosts: which pattern wins, and what they change on each hop."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""HTTP/2: shared connections, servers that say goodbye, faults of one stream only."""
+
 from __future__ import annotations
 
 import socket

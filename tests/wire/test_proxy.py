@@ -1,3 +1,5 @@
+"""Proxies: requests passed on and tunnels, credentials, what a proxy answers by itself."""
+
 from __future__ import annotations
 
 import base64

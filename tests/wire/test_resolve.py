@@ -1,3 +1,5 @@
+"""Looking up names: how long a name is kept, and what is not found."""
+
 from __future__ import annotations
 
 import time

@@ -1,3 +1,5 @@
+"""TLS: authorities, certificates of clients, versions, names; keys do not stay in memory."""
+
 from __future__ import annotations
 
 import datetime

@@ -193,7 +193,7 @@ def test_deleting_where_it_was_granted(own: Database) -> None:
 
 
 def test_statistics_hold_no_samples(own: Database) -> None:
-    """ANALYZE keeps frequent values: a role that reads all data would see them past row security."""
+    """ANALYZE keeps frequent values, and a role that reads all data sees them past row security."""
     canary = "rights-canary"
     own.execute("select net.set_secret('k', %s), net.set_secret('l', %s)", canary, canary)
     own.connect("rights_bob").execute(
