@@ -54,6 +54,10 @@ class Transport:
         # For requests that must not be repeated, over connections of their own. In the other one
         # libcurl would let others wait for these, and take the server for one without HTTP/2.
         self._multi_without_reuse: Multi | None = None
+        # For requests that go over HTTP/1.1 to hosts that may speak HTTP/2 as well. libcurl 7.88
+        # knows of a host whether requests may share a connection, and not of a connection: in the
+        # first one it would send others over those of HTTP/1.1, and mix up the answers.
+        self._multi_of_http_1: Multi | None = None
         self._routes: dict[tuple[str, HostSettings | None, bool, bool], Route] = {}
         # Equal settings are one object, which is soon compared.
         self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
@@ -138,10 +142,10 @@ class Transport:
         self.hub.handle_error(context, type(error), error, error.__traceback__)
 
     def _retire(self) -> None:
-        self._multi.retire()
-        if self._multi_without_reuse is not None:
-            self._multi_without_reuse.retire()
-            self._multi_without_reuse = None
+        for multi in (self._multi, self._multi_without_reuse, self._multi_of_http_1):
+            if multi is not None:
+                multi.retire()
+        self._multi_without_reuse = self._multi_of_http_1 = None
 
     def check_address(self, route: Route, address: str) -> None:
         """Ask the guard for an address that is about to be connected to.
@@ -230,6 +234,10 @@ class Transport:
             if self._multi_without_reuse is None:
                 self._multi_without_reuse = self._new_multi(reuse=False)
             multi = self._multi_without_reuse
+        elif transfer.route.connection.http_version == "1.1":
+            if self._multi_of_http_1 is None:
+                self._multi_of_http_1 = self._new_multi()
+            multi = self._multi_of_http_1
         multi.add(transfer, address, len(transfer.addresses))
 
     def _on_failed(self, transfer: Transfer, failure: Failure) -> None:
