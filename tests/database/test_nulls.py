@@ -6,10 +6,14 @@ column: a planner that knows an argument to be NULL may drop what would have rai
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
 import pytest
 from psycopg import errors
 
-from servers.cluster import Database
+from servers.cluster import Cluster, Database
 
 INVALID = errors.InvalidParameterValue
 
@@ -73,20 +77,35 @@ def forms(call: str) -> list[tuple[str, ...]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def read_only(cluster: Cluster) -> Iterator[Database]:
+    """A database with a secret, which no test here changes."""
+    database = cluster.create_database()
+    database.execute("select net.set_secret('s', '0123456789', 'http://x/')")
+    yield database
+    database.drop()
+
+
+@pytest.fixture
+def connection(read_only: Database) -> Iterator[psycopg.Connection[Any]]:
+    """A session for one test: it prepares statements."""
+    with read_only.connect() as connection:
+        yield connection
+
+
 @pytest.mark.parametrize("call", RAISING)
-def test_refused(fresh_database: Database, call: str) -> None:
-    fresh_database.execute("select net.set_secret('s', '0123456789', 'http://x/')")
+def test_refused(connection: psycopg.Connection[Any], call: str) -> None:
     for *before, last in forms(call):
         for statement in before:
-            fresh_database.execute(statement)
+            connection.execute(statement)
         with pytest.raises(RAISING[call]) as caught:
-            fresh_database.execute(last)
+            connection.execute(last)
         assert "RAISE" not in (caught.value.diag.message_primary or "")
 
 
 @pytest.mark.parametrize("call", sorted(NULL))
-def test_null_gives_null(fresh_database: Database, call: str) -> None:
+def test_null_gives_null(connection: psycopg.Connection[Any], call: str) -> None:
     for *before, last in forms(call):
         for statement in before:
-            fresh_database.execute(statement)
-        assert fresh_database.rows(last) == [(None,)], last
+            connection.execute(statement)
+        assert connection.execute(last).fetchall() == [(None,)], last
