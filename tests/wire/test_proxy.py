@@ -507,7 +507,7 @@ def test_a_redirect_to_a_host_with_another_proxy(
     ],
 )
 def test_a_proxy_as_text(text: str, expected: Proxy) -> None:
-    assert Proxy.of(text) == expected
+    assert Proxy.parse(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -524,4 +524,4 @@ def test_no_proxy_as_text(client: Client, make_client: MakeClient, text: str) ->
 
 
 def test_a_password_is_in_no_repr() -> None:
-    assert "SECRET" not in repr(Proxy.of("http://me:SECRET@h:1"))
+    assert "SECRET" not in repr(Proxy.parse("http://me:SECRET@h:1"))

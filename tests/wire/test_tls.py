@@ -400,7 +400,7 @@ def test_key_before_certificate(
 
 
 def test_a_content_has_one_path() -> None:
-    one, same, other = PemFile.of("one"), PemFile.of("one"), PemFile.of("other")
+    one, same, other = PemFile.shared("one"), PemFile.shared("one"), PemFile.shared("other")
     assert one is same
     assert one.path != other.path
     assert Path(one.path).read_text() == "one"
@@ -458,5 +458,5 @@ def test_a_fault_is_the_error(make_client: MakeClient, server: httpd.Running) ->
 
 def test_settings_are_in_no_error() -> None:
     with pytest.raises(WireError) as caught:
-        Tls.of(HostSettings(client_key="SECRET"))
+        Tls.for_host(HostSettings(client_key="SECRET"))
     assert "SECRET" not in str(caught.value)

@@ -1,7 +1,7 @@
-"""epoll and poll as the interpreter has them.
+"""epoll and poll as the interpreter has them, whatever the session has done to `select`.
 
-In a backend, a user's PL/Python function may have let gevent patch the session's modules: select
-then has no epoll, and a poll that switches greenlets.
+A PL/Python function of any user may let gevent patch the modules of its session. Then `select` has
+no epoll, and its poll switches greenlets, which a backend must not do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What a connection depends on: where it leads, by which proxy, and how TLS is spoken on it."""
+"""What a connection depends on: where it leads, by which proxy, and how TLS is spoken on it.
+
+Requests may share a connection only where all of this is equal. libcurl compares less: it may reuse
+a connection that was made with another certificate, if that stands in a file of the same name. So a
+handle is told of TLS and proxy once, for good, and a file has one content (`PemFile`).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from pycurl import LongOption, TextOption
 
 _AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-][A-Za-z0-9._-]*)(?::([0-9]{0,5}))?"
-# Scheme, host, port; whatever else an authority may hold (user names, percent signs) is refused.
+# Scheme, host, port. Whatever else an authority may hold (user names, percent signs) is refused.
 match_origin = re.compile(rf"(https?)://{_AUTHORITY}(?=[/?#]|\Z)").match
 _PROXY = re.compile(rf"(https?)://(?:([^/?#@]*)@)?{_AUTHORITY}/?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -52,7 +57,7 @@ def ca_bundle() -> str:
 class Origin:
     """Scheme, host and port of a URL (RFC 9110, section 4.3.1), as it is connected to.
 
-    host_header: the Host field, where libcurl's own would not be what the URL says.
+    host_header: the Host field, where the one that libcurl makes would not be what the URL says.
     """
 
     scheme: str
@@ -61,10 +66,10 @@ class Origin:
     host_header: bytes | None = None
 
     @classmethod
-    def of(cls, url: str) -> Origin:
+    def parse(cls, url: str) -> Origin:
         """The origin of an absolute http or https URL.
 
-        Errors: WireError for any other, and for one with a user name.
+        Errors: WireError for any other URL, and for one with a user name.
         """
         match = match_origin(url)
         if match is None or not is_plain(url):
@@ -75,7 +80,7 @@ class Origin:
         number = int(port) if port else _DEFAULT_PORTS[scheme]
         if not 0 < number < 65536:
             raise WireError(Code.URL_MALFORMAT.words, code=Code.URL_MALFORMAT)
-        # libcurl would put 127.0.0.1 in place of 127.1: the server sees what was asked for.
+        # libcurl would write 127.0.0.1 for 127.1. The server is to see what the caller wrote.
         literal = literal_address(host)
         header = None
         if literal is not None and literal != host.strip("[]"):
@@ -99,10 +104,10 @@ class Proxy:
     password: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, text: str) -> Proxy:
+    def parse(cls, text: str) -> Proxy:
         """Read `http://[user:password@]host:port`, or the same with https.
 
-        Errors: WireError, without what the text holds.
+        Errors: WireError. Its message does not have the text, which may hold a password.
         """
         match = _PROXY.fullmatch(text)
         scheme, user, host, port = match.groups() if match is not None else ("", None, "", "0")
@@ -120,10 +125,10 @@ class Proxy:
 
 
 class PemFile:
-    """PEM as a file of no directory: some libcurls read keys and certificates from files only.
+    """PEM as a file that stands in no directory: some libcurls read keys from files only.
 
-    libcurl tells connections apart by such paths, so one content has one path, and a path is of one
-    content as long as anybody holds this.
+    libcurl tells connections apart by the paths of these files. So one content has one path, and a
+    path has one content, as long as any object refers to this one.
     """
 
     __slots__ = ("__weakref__", "_fd", "path")
@@ -140,8 +145,8 @@ class PemFile:
         os.close(self._fd)
 
     @classmethod
-    def of(cls, text: str) -> PemFile:
-        """The file of this content."""
+    def shared(cls, text: str) -> PemFile:
+        """The file of this content, which all who ask for it share."""
         content = text.encode()
         digest = hashlib.sha256(content).digest()
         known = _pem_files.get(digest)
@@ -157,9 +162,9 @@ _pem_files: WeakValueDictionary[bytes, PemFile] = WeakValueDictionary()
 class Tls:
     """How TLS is spoken with one side.
 
-    verify: whether its certificate and name are checked.
-    ca: the authorities that are trusted; None is the default bundle.
-    client: what this side shows of itself, certificates and key in one file.
+    verify: whether that side's certificate and name are checked.
+    ca: the authorities that are trusted; None stands for the default bundle.
+    client: the certificates that this side shows, and their key, in one file.
     """
 
     verify: bool = True
@@ -167,8 +172,8 @@ class Tls:
     client: PemFile | None = None
 
     @classmethod
-    def of(cls, settings: HostSettings) -> Tls:
-        """What the settings of a host say of TLS.
+    def for_host(cls, settings: HostSettings) -> Tls:
+        """TLS as the settings of a host have it.
 
         Errors: WireError for a certificate without its key, or a key without its certificate.
         """
@@ -179,21 +184,23 @@ class Tls:
         ca, client = settings.ca, None
         if certificate is not None and key is not None:
             texts = dict.fromkeys((certificate.strip(), key.strip()))
-            client = PemFile.of("\n".join((*texts, "")))
-        return cls(settings.verify is not False, PemFile.of(ca) if ca is not None else None, client)
+            client = PemFile.shared("\n".join((*texts, "")))
+        return cls(
+            settings.verify is not False, PemFile.shared(ca) if ca is not None else None, client
+        )
 
     def apply(self, curl: pycurl.Curl, options: TlsOptions) -> None:
         """Set a new libcurl handle up for it."""
         set_option = curl.setopt
         set_option(options.verify_peer, 1 if self.verify else 0)
         set_option(options.verify_host, 2 if self.verify else 0)
-        # Older ones are not safe any more (RFC 8996).
+        # Older versions of TLS are not safe any more (RFC 8996).
         set_option(options.version, pycurl.SSLVERSION_TLSv1_2)
         curl.unsetopt(options.ca_path)
         if self.verify:
             set_option(options.ca_file, self.ca.path if self.ca is not None else ca_bundle())
         else:
-            # Nobody asks them, and to read them takes longer than a handshake.
+            # The authorities are not asked, and to read them takes longer than a handshake.
             curl.unsetopt(options.ca_file)
         if self.client is not None:
             set_option(options.certificate, self.client.path)
@@ -202,7 +209,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """The names of libcurl's options: those for the server, and those for a proxy."""
+    """libcurl has each option of TLS twice: for the server, and for a proxy."""
 
     verify_peer: LongOption
     verify_host: LongOption
@@ -235,7 +242,7 @@ _PROXY_SERVER = TlsOptions(
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """What connections are made with; requests share them only where these are equal.
+    """What a connection is made with; requests share connections only where these are equal.
 
     http_version: "1.1", or "2" for HTTP/2 where TLS offers it (RFC 9113, section 3.2).
     tls: with the server; proxy_tls: with the proxy.
@@ -248,7 +255,7 @@ class ConnectionSettings:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Each request asks for it.
+        # Each request asks for the hash.
         own = hash((self.http_version, self.tls, self.proxy, self.proxy_tls))
         object.__setattr__(self, "_hash", own)
 
@@ -256,7 +263,7 @@ class ConnectionSettings:
         return self._hash
 
     def apply(self, curl: pycurl.Curl) -> None:
-        """Set a new libcurl handle up for them, for good."""
+        """Set a new libcurl handle up for such connections, for good."""
         set_option = curl.setopt
         set_option(
             pycurl.HTTP_VERSION,
@@ -267,12 +274,12 @@ class ConnectionSettings:
         self.tls.apply(curl, _SERVER)
         proxy = self.proxy
         if proxy is None:
-            # Nothing from the environment: an empty proxy beats http_proxy and its kin.
+            # An empty proxy has libcurl not read http_proxy and its kin from the environment.
             set_option(pycurl.PROXY, "")
             set_option(pycurl.NOPROXY, "*")
             return
         set_option(pycurl.NOPROXY, "")
-        # What is for the server is not for the proxy that only passes it on.
+        # The request's headers are for the server. A proxy that opens a tunnel gets none of them.
         set_option(pycurl.HEADEROPT, pycurl.HEADER_SEPARATE)
         set_option(pycurl.PROXYHEADER, ["Proxy-Connection:", "User-Agent:"])
         if proxy.username is not None:

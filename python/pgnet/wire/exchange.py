@@ -217,7 +217,7 @@ class Handle:
         url = request.url
         if "#" in url:
             url = url.partition("#")[0]
-        route = transport.route(url, once=self._at_most_once, body=body)
+        route = transport.route(url, at_most_once=self._at_most_once, body=body)
         settings = route.settings
         most = settings.max_redirects
         if most is None:
@@ -272,7 +272,7 @@ class Handle:
         """Start the next hop. Raises WireError."""
         transport = self._exchange._transport
         self._request = request
-        route = transport.route(request.url, once=self._at_most_once, body=request.body)
+        route = transport.route(request.url, at_most_once=self._at_most_once, body=request.body)
         self._redirects += 1
         self._redirect = Followed(transfer)
         # RFC 9110, section 15.4.4: the server has done what was asked, and says where to see it.

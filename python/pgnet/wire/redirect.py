@@ -77,12 +77,12 @@ def next_hop(
     if followed >= most:
         code = Code.TOO_MANY_REDIRECTS
         return WireError(code.words, possibly_sent=True, code=code)
-    before = Origin.of(request.url.partition("#")[0])
+    before = Origin.parse(request.url.partition("#")[0])
     try:
         # Where two differ, nobody can say which one the server means.
         (location,) = locations
         url = resolve(request.url, location)
-        after = Origin.of(url)
+        after = Origin.parse(url)
     except (WireError, ValueError):
         return _refusal("redirect to an invalid or unsupported URL")
     if before.scheme == "https" and after.scheme == "http":

@@ -1,4 +1,9 @@
-"""Names to addresses by c-ares in the event loop: no thread, no blocking call."""
+"""Names to addresses by c-ares in the event loop: no thread, no blocking call.
+
+libcurl's own resolver is not used. It blocked the loop for 9.5 s, joining its thread, and signal
+handlers of PostgreSQL may run on such threads. And the guard has to judge the very address that
+libcurl then connects to: a name may have another one at the next look-up.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,17 @@ from gevent.resolver import cares
 
 from pgnet.request.address import literal_address
 
-# Seconds in which one channel of c-ares is asked. From 1.31 on a channel remembers answers for as
-# long as their records say, and gevent has no option against it: a new channel remembers nothing.
+# Seconds in which one channel of c-ares is used. From 1.31 on a channel remembers answers for as
+# long as their records say, and gevent has no option against it. A new channel remembers nothing.
 _CHANNEL_AGE = 1.0
-# What c-ares' own status codes say when no server answered in time, or none could be asked.
+# ARES_ETIMEOUT, c-ares' own status: no server answered in time, or none could be asked.
 _TIMED_OUT = 12
 
 
 class ResolveError(Exception):
-    """The name has no address, or nobody could say.
+    """The name has no address, or no name server could say.
 
-    timed_out: the deadline came first.
+    timed_out: whether the deadline came first.
     """
 
     def __init__(self, message: str, *, timed_out: bool = False) -> None:
@@ -31,8 +36,8 @@ class ResolveError(Exception):
 
 Found = Callable[[tuple[str, ...], ResolveError | None], None]
 
-# RFC 6761, section 6.3: what these names mean is no matter of name servers, nor of /etc/hosts,
-# which on many machines has one of the two families only.
+# RFC 6761, section 6.3: name servers are not asked for these names. /etc/hosts is not either: on
+# many machines it has one of the two families only.
 _LOOPBACK = ("127.0.0.1", "::1")
 
 
@@ -43,7 +48,7 @@ def is_localhost(host: str) -> bool:
 
 
 class Lookup:
-    """Somebody who waits for a name; `cancel()` makes them stop waiting."""
+    """A request that waits for its name; `cancel()` makes it stop waiting."""
 
     __slots__ = ("_resolver", "_timer", "done", "host")
 
@@ -84,7 +89,7 @@ class Lookup:
 class _Channel:
     """c-ares' sockets, and what it remembers.
 
-    until: when (time.monotonic) it is asked nothing more. asked: questions without an answer.
+    until: when (time.monotonic) it gets its last question. asked: how many have no answer yet.
     """
 
     __slots__ = ("ares", "asked", "until")
@@ -100,7 +105,7 @@ class Resolver:
 
     hub: gevent's, of the current thread if none is given.
     servers, port: name servers instead of the system's, as addresses, and their port.
-    max_age: seconds an answer is used again; at most 60.
+    max_age: for how many seconds an answer is used again; at most 60.
     server_timeout: seconds until a name server is asked again.
     tries: how often each name server is asked.
     """
@@ -121,7 +126,7 @@ class Resolver:
         if servers is not None:
             self._options |= {"servers": list(servers), "udp_port": port, "tcp_port": port}
         self._channel: _Channel | None = None
-        # Those that are asked nothing more, and have questions without an answer.
+        # Channels that get no more questions, and have some without an answer.
         self._former: set[_Channel] = set()
         self._cache: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._waiting: dict[str, list[Lookup]] = {}
@@ -151,7 +156,7 @@ class Resolver:
     def lookup(self, host: str, seconds: float, done: Found) -> Lookup:
         """Look `host` up, and call `done(addresses, error)` once, from the event loop.
 
-        seconds: when to give up; whoever else waits for the same name is not disturbed.
+        seconds: when to give up; other requests that wait for the same name go on waiting.
         """
         lookup = Lookup(self, host, done)
         known = self.cached(host)
@@ -164,7 +169,7 @@ class Resolver:
             waiting.append(lookup)
             return lookup
         self._waiting[host] = [lookup]
-        # c-ares answers at once what stands in /etc/hosts: ask from the loop, never from here.
+        # c-ares calls back at once for a name in /etc/hosts: it is asked from the loop, not here.
         self.hub.loop.run_callback(self._ask, host)
         return lookup
 
@@ -216,7 +221,7 @@ class Resolver:
         return self._channel
 
     def _retire_channel(self) -> None:
-        """Ask the channel nothing more; it goes when all that it was asked is answered."""
+        """Ask the channel nothing more; it is destroyed when it has answered all it was asked."""
         channel, self._channel = self._channel, None
         if channel is None:
             return

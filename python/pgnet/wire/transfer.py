@@ -1,4 +1,4 @@
-"""One request to one server, and what came of it."""
+"""One request to one server, and what came of it: what Transport and libcurl's handles share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from pgnet.wire.route import Route
 from pgnet.wire.wire_error import When, WireError
 
 _NO_HEAD = Head("", 0, "", [])
-# What may be done twice (RFC 9110, section 9.2.2).
+# Methods that may be done twice (RFC 9110, section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
 class Transfer:
     """One request to one server: what is asked, and then what came of it.
 
-    The asking side fills `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
+    Whoever asks gives `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
     `body` and the limits; `done(transfer)` is called once, from the loop, and must not block.
+
+    error: why there is no answer, or none that is whole. note: what is wrong with the body of an
+    answer that came whole. as_it_came: whether the body still has a coding.
+    repeated: whether it was sent again because a kept connection ended. fresh: whether libcurl is
+    to make a new connection for it. refusals: how often its server refused it.
+    sent: whether a server may have seen an attempt that failed.
+    address: what it is connected to. addresses: those that are left to try.
+    name_seconds, connect, appconnect, first_byte: seconds for the look-up; and, from the start of
+    the last attempt, until the connection was made, until TLS was agreed on, until the first byte.
+    stop: ends what is done for it just now, the look-up of its name or libcurl's work.
     """
 
     __slots__ = (
@@ -86,21 +96,15 @@ class Transfer:
         self.done: Callable[[Transfer], None] | None = done
         self.head = _NO_HEAD
         self.error: WireError | None = None
-        # What is wrong with the body of an answer that came whole.
         self.note: WireError | None = None
-        # Whether the body has a coding that was not undone.
         self.as_it_came = False
         self.address: str | None = None
         self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._body: bytes | bytearray = b""
-        # Whether libcurl is to make a connection of its own for it.
         self.repeated = self.fresh = False
-        # How often a server has said that it does not process the request.
         self.refusals = 0
-        # Whether an attempt before this one may have been seen.
         self.sent = False
         self.addresses: tuple[str, ...] = ()
-        # What ends the work that is done for it just now: the look-up of a name, or libcurl's.
         self.stop: Callable[[], None] | None = None
 
     @property
@@ -126,7 +130,7 @@ class Transfer:
         elif isinstance(self._body, bytearray):
             self._body += piece
         else:
-            # Not a list: of many small pieces it would take many times their length.
+            # Not a list: a list of many small pieces takes many times their length.
             self._body = bytearray(self._body)
             self._body += piece
 
@@ -140,7 +144,7 @@ class Transfer:
         connect_timeout: float,
         done: Callable[[Transfer], None],
     ) -> None:
-        """Make it the next request of the same undertaking: start and deadline stay."""
+        """Make it the request of the next hop: start and deadline stay."""
         self.method, self.url, self.route = method, url, route
         self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
         self.hop_started = time.monotonic()
@@ -153,7 +157,7 @@ class Transfer:
         self.done = done
 
     def forget_answer(self) -> None:
-        """Whatever has come, the answer is another one."""
+        """Forget what has come of an answer: another attempt will bring another one."""
         self.head = _NO_HEAD
         self.note = None
         self.as_it_came = False
@@ -162,7 +166,7 @@ class Transfer:
     def fail(self, error: WireError) -> None:
         """End with an error, unless it has ended.
 
-        What has come of an answer stays: its status tells what the server has done.
+        What has come of an answer stays: its status says what the server has done.
         """
         error.possibly_sent = error.possibly_sent or self.sent
         self.error = error
@@ -189,10 +193,10 @@ class Failure:
 
     code, text: libcurl's number and words for it.
     sent: the server may have seen the request.
-    fault: what to say of it, where we know better than libcurl.
+    fault: the error, where pgnet knows more than libcurl's code says.
     is_silent: it went over a kept connection, and not a byte came back.
     times: when it happened, for `settle`.
-    refused: the server has not processed it, and says so, or has got nothing of it.
+    refused: the server says that it has not processed the request, or has got nothing of it.
     """
 
     code: int

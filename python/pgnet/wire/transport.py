@@ -1,4 +1,14 @@
-"""Transfers: from a URL to the addresses that may be connected to, and what is tried again."""
+"""From a request to a connection: its route, its name's addresses, and what is tried again.
+
+`start` has the name looked up and every address judged, and gives libcurl the request for the first
+address that is allowed. libcurl connects to that address, and looks nothing up. An attempt that
+failed is made again where nobody can have processed the request:
+
+* The server refused the request's stream (`Failure.refused`): to the same address.
+* A kept connection ended without a byte of an answer, and the method is idempotent: to the same
+  address, once, over a new connection.
+* No connection was made: to the next address, as long as there is time.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +30,10 @@ from pgnet.wire.wire_error import Code, Kind, WireError, refused, settle, words
 __all__ = ["Route", "Transfer", "Transport", "ca_bundle"]
 
 # How a kept connection ends that its server has closed.
-_ENDS = (Code.GOT_NOTHING, Code.SEND_ERROR, Code.RECV_ERROR, Code.HTTP2, Code.HTTP2_STREAM)
+_ENDS_OF_KEPT = (Code.GOT_NOTHING, Code.SEND_ERROR, Code.RECV_ERROR, Code.HTTP2, Code.HTTP2_STREAM)
 _MOST_ROUTES = 10_000
-# How often a request that a server says it does not process is sent again, and after how many
-# times over a connection of its own, whose first stream it is.
+# How often a request is sent again that its server refuses, and after how many times over a
+# connection of its own, whose first stream it is.
 _MOST_REFUSALS, _SHARED_REFUSALS = 20, 10
 
 
@@ -59,40 +69,40 @@ class Transport:
         # first one it would send others over those of HTTP/1.1, and mix up the answers.
         self._multi_of_http_1: Multi | None = None
         self._routes: dict[tuple[str, HostSettings | None, bool, bool], Route] = {}
-        # Equal settings are one object, which is soon compared.
+        # Equal settings are one object: to compare an object with itself takes no time.
         self._settings: dict[ConnectionSettings, ConnectionSettings] = {}
 
     def route(
         self,
         url: str,
         settings: HostSettings | None = None,
-        once: bool = False,
+        at_most_once: bool = False,
         body: bytes | str | None = None,
     ) -> Route:
         """How a request for a URL goes.
 
-        settings: what is special about its host; None is what the table of hosts says.
-        once: whether its bytes may go out once only.
-        Errors: WireError for what is no http or https URL, and for settings that cannot be used.
+        settings: what is special about its host; None stands for what the table of hosts has.
+        at_most_once: whether its bytes may go out once only.
+        Errors: WireError for a URL that is not http or https, and for settings that cannot be used.
         """
         with_body = bool(body)
-        # Scheme and authority, as far as they end with a slash.
+        # Scheme and authority end with a slash in nearly all URLs: no pattern is needed then.
         end = url.find("/", 8)
         if end > 0:
-            known = self._routes.get((url[:end], settings, once, with_body))
+            known = self._routes.get((url[:end], settings, at_most_once, with_body))
             if known is not None and is_plain(url):
                 return known
-        origin = Origin.of(url)
+        origin = Origin.parse(url)
         special = settings if settings is not None else self.hosts.settings_for(origin.host)
         if special.fault is not None:
             raise WireError(special.fault)
-        route = Route(origin, special, self.hosts, once, with_body)
+        route = Route(origin, special, self.hosts, at_most_once, with_body)
         route.connection = self._settings.setdefault(route.connection, route.connection)
         if len(self._routes) >= _MOST_ROUTES:
             self._routes.clear()
         match = match_origin(url)
         if match is not None:
-            self._routes[match.group(0), settings, once, with_body] = route
+            self._routes[match.group(0), settings, at_most_once, with_body] = route
         return route
 
     def start(self, transfer: Transfer) -> None:
@@ -108,9 +118,9 @@ class Transport:
             self.hub.loop.run_callback(transfer.fail, self._failure(error))
 
     def configure(self, guard: Guard, hosts: HostTable | None = None) -> None:
-        """Follow other rules: no connection and no name from before is used again.
+        """Follow other rules: no connection and no address from before is used again.
 
-        hosts: None leaves them as they are.
+        hosts: None leaves the settings of hosts as they are.
         """
         self.guard = guard
         if hosts is not None:
@@ -148,7 +158,7 @@ class Transport:
         self._multi_without_reuse = self._multi_of_http_1 = None
 
     def check_address(self, route: Route, address: str) -> None:
-        """Ask the guard for an address that is about to be connected to.
+        """Ask the guard whether an address may be connected to.
 
         Errors: EgressRefused.
         """
@@ -220,7 +230,7 @@ class Transport:
         self._add(transfer, addresses[0])
 
     def _connect_to(self, transfer: Transfer, address: str | None) -> None:
-        """Begin a transfer anew, whose former attempt has failed."""
+        """Begin a transfer anew, after an attempt that failed."""
         transfer.forget_answer()
         transfer.address = address
         try:
@@ -230,7 +240,7 @@ class Transport:
 
     def _add(self, transfer: Transfer, address: str) -> None:
         multi = self._multi
-        if transfer.route.once:
+        if transfer.route.at_most_once:
             if self._multi_without_reuse is None:
                 self._multi_without_reuse = self._new_multi(reuse=False)
             multi = self._multi_without_reuse
@@ -241,49 +251,60 @@ class Transport:
         multi.add(transfer, address, len(transfer.addresses))
 
     def _on_failed(self, transfer: Transfer, failure: Failure) -> None:
-        """A transfer ended with one of libcurl's errors: say so, or try the next address."""
+        """A transfer has no answer: try again, or say why."""
         transfer.sent = transfer.sent or failure.sent
         if failure.refused and self._send_again(transfer):
             return
         if failure.fault is not None:
             transfer.fail(failure.fault)
             return
-        code, sent = failure.code, failure.sent
-        died = code == Code.SEND_ERROR and "Connection died" in failure.text
-        # Servers end kept connections just when the next request comes. libcurl knows it, but not
-        # over TLS, and it counts how often it met one with all the transfers of a handle.
-        ended = died or (failure.is_silent and code in _ENDS)
-        may_repeat = transfer.method in IDEMPOTENT and not transfer.route.once
-        if ended and may_repeat and not transfer.repeated:
-            transfer.repeated = transfer.fresh = True
-            self._connect_to(transfer, transfer.address)
+        if self._repeat(transfer, failure) or self._try_next_address(transfer, failure):
             return
-        timed_out = code == Code.OPERATION_TIMEDOUT
-        connecting = not sent and transfer.appconnect == 0
-        if (
-            (code == Code.COULDNT_CONNECT or (timed_out and connecting))
-            and transfer.addresses
-            and not (transfer.sent and transfer.route.once)
-            and transfer.deadline - time.monotonic() > 0.001
-        ):
-            if transfer.address is not None:
-                transfer.route.avoid(transfer.address)
-            address, *left = transfer.addresses
-            transfer.addresses = tuple(left)
-            self._connect_to(transfer, address)
+        if failure.code == Code.OPERATION_TIMEDOUT:
+            transfer.fail(self.timeout_error(transfer, failure.sent))
             return
-        if timed_out:
-            transfer.fail(self.timeout_error(transfer, sent))
-            return
-        code, kind = settle(code, failure.text, failure.times)
+        code, kind = settle(failure.code, failure.text, failure.times)
         # An attempt before this one may have come further.
         sent = transfer.sent
         transfer.fail(
             WireError(words(code), kind=kind, possibly_sent=sent, code=code, detail=failure.text)
         )
 
+    def _repeat(self, transfer: Transfer, failure: Failure) -> bool:
+        """Send an idempotent request again, once, whose kept connection ended; whether it is.
+
+        Servers end kept connections just when the next request comes. libcurl itself then repeats
+        the request, but not over TLS, and it counts the repeats of all transfers of a handle.
+        """
+        code = failure.code
+        died = code == Code.SEND_ERROR and "Connection died" in failure.text
+        ended = died or (failure.is_silent and code in _ENDS_OF_KEPT)
+        may_repeat = transfer.method in IDEMPOTENT and not transfer.route.at_most_once
+        if not ended or not may_repeat or transfer.repeated:
+            return False
+        transfer.repeated = transfer.fresh = True
+        self._connect_to(transfer, transfer.address)
+        return True
+
+    def _try_next_address(self, transfer: Transfer, failure: Failure) -> bool:
+        """Try the next address where no connection was made to this one; whether there is one."""
+        timed_out = failure.code == Code.OPERATION_TIMEDOUT
+        connecting = not failure.sent and transfer.appconnect == 0
+        if not (failure.code == Code.COULDNT_CONNECT or (timed_out and connecting)):
+            return False
+        if not transfer.addresses or (transfer.sent and transfer.route.at_most_once):
+            return False
+        if transfer.deadline - time.monotonic() <= 0.001:
+            return False
+        if transfer.address is not None:
+            transfer.route.avoid(transfer.address)
+        address, *left = transfer.addresses
+        transfer.addresses = tuple(left)
+        self._connect_to(transfer, address)
+        return True
+
     def _send_again(self, transfer: Transfer) -> bool:
-        """Have a request sent again that was not processed, whatever its method; whether it is."""
+        """Send a request again that its server refused, whatever its method; whether it is."""
         transfer.refusals += 1
         left = transfer.deadline - time.monotonic()
         if transfer.refusals > _MOST_REFUSALS or left < 0.001:
@@ -293,7 +314,7 @@ class Transport:
         return True
 
     def _failure(self, error: Exception) -> WireError:
-        """The outcome of a transfer that could not be begun: there is one, whatever went wrong."""
+        """The error of a transfer that could not be begun, whatever went wrong."""
         if isinstance(error, WireError):
             return error
         if isinstance(error, EgressRefused):
@@ -305,7 +326,7 @@ class Transport:
         return WireError("internal error in the wire")
 
     def timeout_error(self, transfer: Transfer, sent: bool) -> WireError:
-        """The error of a deadline, with where the time went."""
+        """The error of a deadline that was reached; its message says where the time went."""
         total = time.monotonic() - transfer.started
         name = transfer.name_seconds
         handshake = max(transfer.connect, transfer.appconnect)
@@ -346,7 +367,7 @@ class Transport:
 
 
 def _timeout_words(what: str, limit: float, total: float, name: float, handshake: float) -> str:
-    """The message of a deadline in pg_net's form: where the time went, to the millisecond."""
+    """The message of a deadline, with the words of pg_net: where the time went, in milliseconds."""
     limit, total, name, handshake, rest = (
         round(seconds * 1000)
         for seconds in (limit, total, name, handshake, max(total - name - handshake, 0.0))

@@ -1,4 +1,8 @@
-"""What can go wrong on the wire, in words that stay the same from one libcurl to the next."""
+"""What can go wrong on the wire, in words that stay the same from one libcurl to the next.
+
+`Code` is the one table of libcurl's codes: number, name, kind, words. No other module has such a
+number. `settle` puts right what some libcurls report under another code.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,36 @@ from typing import Literal
 
 import requests
 
-# What went wrong, as far as it matters for doing it again:
-#   name        the name has no address, or nobody could say
+# What went wrong, as far as it matters for another attempt:
+#   name        the name has no address, or no name server could say
 #   connect     no connection was made: refused, unreachable, not in time, or not by the proxy
-#   tls         the two sides could not agree on TLS, or one did not trust the other
+#   tls         the two sides could not agree on TLS, or one side did not trust the other
 #   timeout     the deadline of the whole request was reached
 #   connection  the connection broke after something may have been sent
 #   response    an answer came that cannot be used
-#   request     it was refused here, whatever the server is like
+#   request     it was refused here, whatever the server would have said
 Kind = Literal["name", "connect", "tls", "timeout", "connection", "response", "request"]
 
 
 class Code(IntEnum):
-    """libcurl's result codes, which never change: each with words and a kind, which do not either.
+    """libcurl's codes (CURLcode), whose numbers never change, each with its kind and its words.
 
-    The words are libcurl's of old: newer ones change theirs, and users compare with these.
-    A number that is not here is of a connection.
+    The words are those of libcurl 7.88. Newer ones change theirs, and users compare with these.
+    A number that is not here has the kind `connection`.
     """
 
     words: str
     kind: Kind
 
     def __new__(cls, number: int, kind: Kind, words: str = "") -> Code:
-        """A code with its kind and words; without words it is told by its number."""
+        """A code with its kind and words; where it has no words, they name the number."""
         made = int.__new__(cls, number)
         made._value_ = number
         made.kind = kind
         made.words = words or f"Error {number} of the HTTP client"
         return made
 
-    # There is another reason for this one: see _kind_of.
+    # It may also be an answer that is not HTTP: see _kind_of.
     UNSUPPORTED_PROTOCOL = 1, "request", "Unsupported protocol"
     FAILED_INIT = 2, "request"
     URL_MALFORMAT = 3, "request", "URL using bad/illegal format or missing URL"
@@ -58,7 +62,7 @@ class Code(IntEnum):
     INTERFACE_FAILED = 45, "connect"
     TOO_MANY_REDIRECTS = 47, "response", "Number of redirects hit maximum amount"
     UNKNOWN_OPTION = 48, "request"
-    # What 60 was in old libcurls.
+    # Old libcurls have it for a certificate that newer ones report as 60.
     PEER_FAILED_VERIFICATION = 51, "tls"
     GOT_NOTHING = 52, "connection", "Server returned nothing (no headers, no data)"
     SSL_ENGINE_NOTFOUND = 53, "tls"
@@ -96,8 +100,9 @@ CERTIFICATE_CODES = (
 )
 
 
-# Not all libcurls, with the TLS beneath them, have one number for one thing. It is found here by
-# the time when it happens, by a number, and by a part of the words that come with it.
+# libcurls, and the TLS libraries beneath them, have different codes for the same fault. Each row
+# says when the fault happens, has the code and a part of the words that it comes with, and the code
+# and kind that it gets here.
 When = Literal["always", "proxy", "handshake", "tls", "sent", "answer"]
 _OTHERWISE: tuple[tuple[When, Code, str, Code, Kind | None], ...] = (
     ("always", Code.SEND_ERROR, "Connection died", Code.GOT_NOTHING, None),
@@ -120,9 +125,9 @@ _OTHERWISE: tuple[tuple[When, Code, str, Code, Kind | None], ...] = (
 
 
 def settle(code: int, text: str, times: Collection[When]) -> tuple[int, Kind | None]:
-    """The number of what went wrong as it is here, and its kind where the number does not tell it.
+    """The code that a fault has here, and its kind where that does not follow from the code.
 
-    code, text: libcurl's number, and its words.
+    code, text: libcurl's code, and its words.
     times: when it happened. `proxy`: before the proxy let the request through. `handshake`: before
     TLS was agreed on. `tls`: on a connection that speaks TLS. `sent`: after something of the
     request was sent. `answer`: after the head of the answer.
@@ -135,14 +140,14 @@ def settle(code: int, text: str, times: Collection[When]) -> tuple[int, Kind | N
 
 
 class WireError(requests.RequestException):
-    """No response came, or none that may be used.
+    """No response came, or none that can be used.
 
     message: what stands in error_msg, free of the request's values.
     timed_out: the total deadline, or that for connecting, was reached.
     possibly_sent: the server may have seen the request, wholly or in part.
-    kind: what went wrong, one of Kind; where it is not told, it follows from the code, and without
-    one it is `response` where the request may have been sent, and `request` where it was not.
-    code: libcurl's number for it, 0 where it is none of libcurl's.
+    kind: what went wrong, one of Kind. Where it is not given it follows from the code. Without a
+    code it is `response` where the request may have been sent, and `request` where it was not.
+    code: libcurl's code, 0 where it is not one of libcurl's errors.
     detail: what libcurl had to say beyond the message; may be empty.
     """
 
@@ -171,14 +176,14 @@ class WireError(requests.RequestException):
 
 
 def refused(refusal: Exception) -> WireError:
-    """What was refused here, in the words of the refusal."""
+    """The error of a request that was refused here, with the message of the refusal."""
     error = WireError(str(refusal))
     error.__cause__ = refusal
     return error
 
 
 def words(code: int) -> str:
-    """The words for one of libcurl's result codes."""
+    """The words for one of libcurl's codes."""
     known = _CODES.get(code)
     return known.words if known is not None else f"Error {code} of the HTTP client"
 
@@ -188,7 +193,7 @@ _CODES: dict[int, Code] = {code.value: code for code in Code}
 
 def _kind_of(code: int, possibly_sent: bool) -> Kind:
     if code == 0 or code == Code.UNSUPPORTED_PROTOCOL:
-        # That code: a URL of another scheme, or an answer that is none of HTTP.
+        # The code stands for a URL of another scheme, and for an answer that is not HTTP.
         return "response" if possibly_sent else "request"
     known = _CODES.get(code)
     kind = known.kind if known is not None else "connection"
