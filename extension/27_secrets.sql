@@ -67,7 +67,7 @@ begin
         raise exception using
             errcode = 'invalid_parameter_value',
             -- Not shown: it may be the value in the wrong place.
-            message = case when name is null then 'the name of a secret must not be NULL' else 'this is no name of a secret' end,
+            message = case when name is null then 'the name of a secret must not be NULL' else 'this is not a valid name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
     if pgnet.caller_is_owner() then

@@ -112,7 +112,7 @@ def _connect(options: argparse.Namespace) -> psycopg.Connection[Any]:
 
 def _set(options: argparse.Namespace) -> None:
     if not is_name(options.name):
-        raise _Failure(f"this is no name of a secret. {HINT_NAME}")
+        raise _Failure(f"this is not a valid name of a secret. {HINT_NAME}")
     value = _value(options.name)
     with _connect(options) as connection:
         # The default of the database or role may be read-only transactions.

@@ -78,7 +78,7 @@ _HINT_SECRET = (
     "net.secret_url(name) gives the URL that stands for a secret one. "
     "A brace that means itself is written %7B."
 )
-_HINT_IPV4 = "An IPv4 address is four numbers up to 255. The last label of a name is no number."
+_HINT_IPV4 = "An IPv4 address is four numbers up to 255. A name does not end in a number."
 _HINT_IPV6 = "Write an IPv6 address in brackets: http://[2001:db8::1]/"
 _HINT_IDNA = 'Write the host name in its ASCII form, which begins with "xn--".'
 
@@ -224,8 +224,8 @@ def percent_encode(text: str) -> str:
     return "".join([_PERCENT[byte] for byte in text.encode()])
 
 
-# What stands before the host, or before the first segment of the path where there is no host; that
-# host or segment; and the rest.
+# What stands before the host, the host, and the rest. Where there is no host, the first
+# segment of the path takes its place.
 _SHOWN_PARTS = r"(?s:((?:[^/?#@:]*:)?//|/|)([^/?#]*)(.*))"
 _HOST_AND_PORT = r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?"
 

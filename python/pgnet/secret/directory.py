@@ -59,7 +59,7 @@ class Directory:
         Raises InvalidRequest for a file that cannot be read or that is not text.
         """
         if not is_name(name):
-            raise InvalidRequest("this is no name of a secret", HINT_NAME)
+            raise InvalidRequest("this is not a valid name of a secret", HINT_NAME)
         path = os.path.join(self._path, name)
         try:
             self._refuse_foreign(path)

@@ -215,7 +215,7 @@ class _Networks:
             bases[int(network.network_address) >> shift] = network
 
     def find(self, address: Address) -> Network | None:
-        """Return a network that the address is in; None where there is none."""
+        """Return a network that the address is in; None without one."""
         version, number = address.version, int(address)
         for (of_version, shift), bases in self._bases.items():
             network = bases.get(number >> shift) if of_version == version else None

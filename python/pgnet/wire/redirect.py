@@ -5,7 +5,7 @@
 1. Only 301, 302, 303, 307 and 308 with a Location lead on (RFC 9110, section 15.4). Any other
    answer is the answer of the request, and so is a redirect where the limit of hops is 0.
 2. No more hops than the limit.
-3. Two different Locations, or one that is no http or https URL, lead nowhere.
+3. Two different Locations, or one that is not an http or https URL, lead nowhere.
 4. https does not lead to http.
 5. A URL that repeats a secret beyond the secret's URL prefix is not asked for.
 6. 303 turns every method but HEAD into GET, 301 and 302 turn POST into GET. The body and what

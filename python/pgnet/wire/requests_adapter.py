@@ -70,9 +70,7 @@ class CurlAdapter(BaseAdapter):
         """
         url = (request.url or "").partition("#")[0]
         connect, total = timeout if isinstance(timeout, tuple) else (timeout, timeout)
-        body: Any = request.body
-        if body is not None and not isinstance(body, (bytes, str)):
-            body = body.read() if hasattr(body, "read") else b"".join(body)
+        body = _body(request.body)
         # libcurl sets the fields of length, framing and connection itself.
         fields = [
             (name, value)
@@ -89,7 +87,7 @@ class CurlAdapter(BaseAdapter):
                 url,
                 self._transport.route(url, settings, body=body),
                 encode_headers(fields),
-                body.encode() if isinstance(body, str) else body,
+                body,
                 started=started,
                 timeout=_DAY if total is None else total,
                 connect_timeout=_DAY if connect is None else connect,
@@ -115,6 +113,16 @@ class CurlAdapter(BaseAdapter):
     def close(self) -> None:
         """Release the connections."""
         self._transport.close()
+
+
+def _body(body: Any) -> bytes | None:
+    """The body of a request of requests: text, bytes, a file, or pieces."""
+    if body is None or isinstance(body, bytes):
+        return body
+    if isinstance(body, str):
+        return body.encode()
+    content: str | bytes = body.read() if hasattr(body, "read") else b"".join(body)
+    return content.encode() if isinstance(content, str) else content
 
 
 def _settings(verify: bool | str, cert: Any, proxy: str | None) -> HostSettings:

@@ -34,8 +34,8 @@ class Assembled:
 
     bound: names of headers, in lower case, and the URL prefix that their secret is bound to.
     masks: hide in the answer the secrets that went into the request.
-    may_follow: whether a redirect to a URL carries none of them beyond its prefix; None where there
-    is no secret.
+    may_follow: whether a URL may be followed in a redirect: whether it repeats no secret beyond the
+    secret's prefix. None where there are no secrets.
     has_secret_url: whether the URL is a secret.
     """
 

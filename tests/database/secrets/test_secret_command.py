@@ -101,7 +101,7 @@ def test_setting_by_the_command(watched: Database) -> None:
         ("s", CANARY.encode() + b"\xff", None, 'the value of secret "s" is not in UTF-8'),
         ("s", CANARY.encode() + b"\0", None, 'the value of secret "s" has a NUL character'),
         ("s", CANARY.encode() * 10_000, None, 'the value of secret "s" is longer than 65536'),
-        (f"{CANARY}/", b"stripe", None, "this is no name of a secret"),
+        (f"{CANARY}/", b"stripe", None, "this is not a valid name of a secret"),
         # by the server
         ("s", f"{CANARY}\n\n".encode(), API, 'the value of secret "s" has a line break'),
         ("s", CANARY[:6].encode(), API, 'the value of secret "s" has fewer than 8 characters'),
