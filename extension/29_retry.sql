@@ -210,3 +210,36 @@ create function pgnet.retry_policy_settings()
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
 comment on function pgnet.retry_policy_settings() is 'All retry policies by name, complete, for workers.';
+
+create function pgnet.is_idempotent(method text)
+    returns boolean
+    language sql immutable parallel safe cost 1
+as $$
+    select pg_catalog.upper(method collate "C")
+        operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
+$$;
+comment on function pgnet.is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+
+create function pgnet.derived_idempotency_key(key_namespace uuid, id bigint, created timestamptz)
+    returns text
+    language sql stable parallel safe cost 10
+as $$
+    select pg_catalog.md5(pg_catalog.concat_ws(':', key_namespace, id, extract(epoch from created)))::pg_catalog.uuid::pg_catalog.text
+$$;
+comment on function pgnet.derived_idempotency_key(uuid, bigint, timestamptz) is
+    'An idempotency key that is the same for each attempt of a request, and for no other request.';
+
+create function pgnet.idempotency_key(id bigint, created timestamptz, method text, options jsonb)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when options ? 'idempotency_key' then
+            -- Another value than a string may be 1 GB as text.
+            case when jsonb_typeof(options -> 'idempotency_key') = 'string' then options ->> 'idempotency_key' end
+        when not pgnet.is_idempotent(method) then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), id, created)
+    end
+$$;
+comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
+    'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';

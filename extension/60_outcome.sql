@@ -26,7 +26,7 @@ create view net.requests with (security_invoker) as
         case when pg_catalog.isfinite(q.created) then pg_catalog.now() operator(pg_catalog.-) q.created end as age,
         q.retry_of
     from net.http_request_queue q
-    -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 50_outbox.sql.
+    -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 52_claim.sql.
     left join lateral (
         select c.id, c.worker, c.attempt from pgnet.claim c where c.id operator(pg_catalog.=) q.id offset 0
     ) c on true

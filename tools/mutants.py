@@ -61,7 +61,11 @@ class Mutant:
     specs: tuple[str, ...] = ()
 
 
-OUTBOX = "extension/50_outbox.sql"
+RECORD = "extension/54_record.sql"
+RESCUE = "extension/56_rescue.sql"
+HEARTBEAT = "extension/58_heartbeat.sql"
+WORKERS = "extension/50_workers.sql"
+EXPIRE = "extension/57_expire.sql"
 CLAIM = "extension/52_claim.sql"
 CRASHES = "tests/chaos/test_crashes.py::"
 
@@ -71,7 +75,7 @@ MUTANTS = (
         "outcomes are recorded whoever holds the claim",
         (
             Edit(
-                OUTBOX,
+                RECORD,
                 "where c.id = r.id and c.token = r.token for update of c skip locked",
                 "where c.id = r.id for update of c skip locked",
             ),
@@ -124,17 +128,17 @@ MUTANTS = (
                 "create function pgnet.claim_requests(",
             ),
             Edit(
-                OUTBOX,
+                RECORD,
                 "select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked",
                 "select q.* from pgnet.taken q where q.id = r.id for update of q skip locked",
             ),
             Edit(
-                OUTBOX,
+                RECORD,
                 "select true as seen from net.http_request_queue q where q.id = r.id",
                 "select true as seen from pgnet.taken q where q.id = r.id",
             ),
             Edit(
-                OUTBOX,
+                RECORD,
                 "delete from net.http_request_queue q where q.id = any "
                 "(array(select h.id from held h where h.locked and h.state <> 'retrying'))",
                 "delete from pgnet.taken q where q.id = any "
@@ -162,7 +166,7 @@ MUTANTS = (
         "a duty of the heartbeat that fails has all of it fail",
         (
             Edit(
-                OUTBOX,
+                HEARTBEAT,
                 "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
                 "        raise exception '%', fault;\n"
                 "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
@@ -175,7 +179,7 @@ MUTANTS = (
         "rows that cannot be deleted are in front of all others again and again",
         (
             Edit(
-                OUTBOX,
+                EXPIRE,
                 "behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;\n    behind_id",
                 "behind := '-infinity';\n    behind_id",
             ),
@@ -189,7 +193,7 @@ MUTANTS = (
         "an outcome that is refused stays with its worker, and is sent again when that stops",
         (
             Edit(
-                OUTBOX,
+                RECORD,
                 "    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then\n",
                 "    if false then\n",
             ),
@@ -225,7 +229,7 @@ MUTANTS = (
         "a worker takes the locks of its tables one by one, as DROP EXTENSION does",
         (
             Edit(
-                OUTBOX,
+                WORKERS,
                 "begin\n    for round in 1 .. 10 loop\n",
                 "begin\n    return;\n    for round in 1 .. 10 loop\n",
             ),
@@ -237,14 +241,14 @@ MUTANTS = (
         "an attempt that ends with its worker is none",
         (
             Edit(
-                OUTBOX,
+                RESCUE,
                 "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
                 "                    values (\n",
                 "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
                 "                    select * from (values (\n",
             ),
             Edit(
-                OUTBOX,
+                RESCUE,
                 "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)\n",
                 "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)) v where false\n",
             ),
@@ -346,7 +350,7 @@ MUTANTS = (
         "a worker whose connection broke has no time to come back",
         (
             Edit(
-                OUTBOX,
+                RESCUE,
                 "case w.kind when 'backend' then interval '0' else rescue_after end",
                 "interval '0'",
             ),
@@ -358,7 +362,7 @@ MUTANTS = (
         "a worker that comes back loses what it has in flight",
         (
             Edit(
-                OUTBOX,
+                WORKERS,
                 "where o.worker = worker_id and o.id <> all (holding) for update",
                 "where o.worker = worker_id for update",
             ),
@@ -370,7 +374,7 @@ MUTANTS = (
         "what was lost with its worker is sent again, though once at most",
         (
             Edit(
-                OUTBOX,
+                RESCUE,
                 "            if request.options -> 'delivery' = '\"at_most_once\"' then\n                fate := 'unknown';",
                 "            if false then\n                fate := 'unknown';",
             ),
@@ -419,7 +423,7 @@ MUTANTS = (
         "what waits for a time waits a day longer when the clock is put back by one",
         (
             Edit(
-                OUTBOX,
+                RESCUE,
                 "where o.due is not null and o.waits_since > present + interval '5 s' order by",
                 "where false order by",
             ),

@@ -1,0 +1,272 @@
+-- Rescue: what becomes of claims whose attempt has no outcome. Their worker was lost, has stalled, stopped, or gives them back.
+
+-- Ends a queued request that has no answer to show.
+create function pgnet.end_without_answer(id bigint, state text, error_msg text, attempts integer)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    path text;
+begin
+    with request as materialized (
+        select q.* from net.http_request_queue q where q.id = end_without_answer.id
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = end_without_answer.id
+    ), unclaimed as (
+        delete from pgnet.claim c where c.id = end_without_answer.id
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select r.id, end_without_answer.state::net.request_state, false, end_without_answer.error_msg, end_without_answer.attempts, r.context, r.method, r.url,
+            r.requested_by, r.created, r.retry_of
+        from request r
+    ), failed as (
+        insert into pgnet.failed (
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
+            retry_of, state, attempts, error_msg, idempotency_key
+        )
+        select r.id, r.method, r.url, r.headers, r.body, r.timeout_milliseconds, r.requested_by, r.created, r.priority,
+            r.context, r.options, r.retry_of, end_without_answer.state::net.request_state, end_without_answer.attempts, end_without_answer.error_msg,
+            pgnet.idempotency_key(r.id, r.created, r.method, r.options)
+        from request r
+        where end_without_answer.state in ('failed', 'unknown')
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.end_without_answer(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+
+-- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
+-- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
+-- somebody else holds a lock on keeps its claim until the next look.
+create function pgnet.return_claims(
+    -- the requests; NULL means none
+    ids bigint[],
+    -- what became of the attempt
+    reason text,
+    -- lost: with its worker; stopped: the worker ended in order
+    ending text
+)
+    -- how many could not be freed, because something refuses it; pgnet.fault has one of them
+    returns integer
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    request record;
+    max_losses integer := pgnet.setting_value('max_losses')::integer;
+    fate text;
+    message text;
+    path text;
+    fault text;
+    referrer_schema text;
+    referrer text;
+    broken text;
+    failed integer := 0;
+begin
+    for request in
+        select q.*, c.attempt, c.claimed, v.seen, q.id is not null as locked, c.id as claim_id,
+            (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending = 'lost') + 1 as losses
+        from pgnet.claim c
+        left join lateral (
+            select q.* from net.http_request_queue q where q.id = c.id for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q where q.id = c.id offset 0
+        ) v on true
+        where c.id = any (ids)
+        for update of c skip locked
+    loop
+        continue when request.seen and not request.locked;
+        begin
+            if not request.locked then -- its requester has deleted it
+                delete from pgnet.claim c where c.id = request.claim_id;
+                continue;
+            end if;
+            fate := null;
+            if request.options -> 'delivery' = '"at_most_once"' then
+                fate := 'unknown';
+                message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+            elsif ending = 'lost' and request.losses >= max_losses then
+                fate := 'failed';
+                message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
+            end if;
+            if fate is null then
+                with attempted as (
+                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+                    values (
+                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = request.id)),
+                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)
+                    on conflict do nothing
+                ), quarantined as (
+                    update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+                    where q.id = request.id and return_claims.ending = 'lost' and request.losses >= 2
+                ), unclaimed as (
+                    delete from pgnet.claim c where c.id = request.id
+                )
+                select pgnet.use_owners_path() into path;
+                perform pgnet.pin_path();
+            else
+                perform pgnet.end_without_answer(request.id, fate, message, request.attempt);
+            end if;
+            perform pgnet.fire_deferred();
+        exception when others then
+            -- This one stays claimed; the others are freed.
+            get stacked diagnostics fault = message_text, referrer = table_name, referrer_schema = schema_name, broken = constraint_name;
+            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), pgnet.remedy(
+                array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::regclass[],
+                sqlstate, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')));
+            failed := failed + 1;
+        end;
+    end loop;
+    return failed;
+end
+$$;
+comment on function pgnet.return_claims(bigint[], text, text) is
+    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+
+create function pgnet.release_requests(
+    -- the requests to give back, and the tokens of their claims
+    ids bigint[], tokens uuid[],
+    -- what became of the attempt, for net.attempts; NULL where none was begun
+    reason text
+)
+    returns void
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    held bigint[];
+begin
+    perform pgnet.lock_tables();
+    -- What somebody cancels just now is not the worker's any more.
+    held := array(
+        select c.id
+        from unnest(ids, tokens) g (id, token)
+        cross join lateral (
+            select c.id from pgnet.claim c where c.id = g.id and c.token = g.token for update of c skip locked
+        ) c);
+    if reason is null then
+        delete from pgnet.claim c where c.id = any (held);
+    else
+        perform pgnet.return_claims(held, reason, 'stopped');
+    end if;
+end
+$$;
+comment on function pgnet.release_requests(bigint[], uuid[], text) is
+    'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
+
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
+-- more fall free; NULL where none will.
+create function pgnet.rescue_requests()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    rescue_after interval := pgnet.setting_value('rescue_after');
+    -- A worker that is well says so each time it looks, which is every second where there are others.
+    stalled_after interval := interval '5 s';
+begin
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    update pgnet.worker w set gone_since = clock_timestamp()
+    where w.id in (
+        select g.id from pgnet.worker g
+        where g.ended is null
+            and (g.gone_since is null and not pgnet.session_is_alive(g.pid, g.backend_start) or g.gone_since > clock_timestamp())
+        for update skip locked);
+    update pgnet.worker w set stalled_since = clock_timestamp()
+    where w.id in (
+        select s.id from pgnet.worker s
+        where (s.stalled_since is null or s.stalled_since > clock_timestamp())
+            and s.id = any (array(select distinct c.worker from pgnet.claim c where c.deadline < present))
+        for update skip locked);
+    if found then
+        -- One that is well looks at once, and says so.
+        perform pgnet.signal_workers('reload');
+    end if;
+    if pgnet.return_claims(array(
+        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
+        with gone as materialized (
+            select w.id from pgnet.worker w
+            -- A worker that was a backend died with it; a process may still come back over a new connection.
+            where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
+            for update skip locked
+        ), stalled as materialized (
+            select w.id from pgnet.worker w where w.stalled_since < clock_timestamp() - stalled_after
+            for update skip locked
+        )
+        select c.id from pgnet.claim c
+        where c.worker in (select g.id from gone g)
+            or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
+            -- Of an outcome that is put aside the claim has no worker, and stays.
+            or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
+        'The worker was lost.', 'lost') = 0
+    then
+        delete from pgnet.fault f where f.duty = 'giving back requests';
+    end if;
+    return (
+        select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
+        from (
+            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
+            from pgnet.worker w
+            where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
+                and w.id = any (array(select distinct c.worker from pgnet.claim c))
+        ) f
+        -- One that refuses to be freed is not waited for.
+        where f.free > clock_timestamp() - interval '1 s');
+end
+$$;
+comment on function pgnet.rescue_requests() is
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
+
+create function pgnet.mend_clocks()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    -- In a variable: an index is of no use to what may change from row to row.
+    present timestamptz := clock_timestamp();
+    path text;
+begin
+    lock table net.http_request_queue, pgnet.claim in row exclusive mode nowait;
+    update pgnet.claim c set deadline = clock_timestamp() + (c.deadline - c.claimed), claimed = clock_timestamp()
+    where c.id = any (array(
+        select o.id from pgnet.claim o where o.claimed > present + interval '5 s' for update skip locked));
+    with put_back as (
+        update net.http_request_queue q
+        set due = case when isfinite(q.due) then clock_timestamp() + (q.due - q.waits_since) else q.due end, waits_since = clock_timestamp()
+        where q.id = any (array(
+            select o.id from net.http_request_queue o
+            where o.due is not null and o.waits_since > present + interval '5 s' order by o.waits_since for update skip locked))
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+    return null;
+end
+$$;
+comment on function pgnet.mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
