@@ -24,8 +24,9 @@ begin
             message = 'pgnet needs PostgreSQL 15 or newer',
             hint = 'Upgrade the server first.';
     end if;
-    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in it, can put functions beside
-    -- those of the extension (CVE-2022-2625), and DROP EXTENSION takes the schema away.
+    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in
+    -- it, can put functions beside those of the extension (CVE-2022-2625), and DROP EXTENSION takes
+    -- the schema away.
     select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
@@ -56,13 +57,16 @@ begin
 end
 $$;
 
--- What people call and read stands in net, and the few private names that users of pg_net know; the rest stands in pgnet.
+-- What people call and read stands in net, and the few private names that users of pg_net know; the
+-- rest stands in pgnet.
 create schema net;
 comment on schema net is
-    'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
+    'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is '
+    'stored in net._http_response.';
 create schema pgnet;
 comment on schema pgnet is
-    'The inside of the extension pgnet: its tables, and the functions that its own functions and its workers call. Names here change without notice.';
+    'The inside of the extension pgnet: its tables, and the functions that its own functions and '
+    'its workers call. Names here change without notice.';
 
 -- ======== extension/10_types.sql ========
 
@@ -72,18 +76,21 @@ create domain net.http_method as text
     constraint http_method_is_a_token
     check (value operator(pg_catalog.~) '^[!#$%&''*+.^_`|~0-9A-Za-z-]+$');
 comment on domain net.http_method is
-    'An HTTP method: any token of RFC 9110, section 5.6.2. Requests are sent with it in upper case.';
+    'An HTTP method: any token of RFC 9110, section 5.6.2. Requests are sent with it in upper '
+    'case.';
 
 create type net.request_status as enum ('PENDING', 'SUCCESS', 'ERROR');
 comment on type net.request_status is
-    'What net.http_get_result says of a request: PENDING (on its way), SUCCESS (there was an answer), ERROR (there was none).';
+    'What net.http_get_result says of a request: PENDING (on its way), SUCCESS (there was an '
+    'answer), ERROR (there was none).';
 
 create type net.http_response as (
     status_code integer,
     headers jsonb,
     body text
 );
-comment on type net.http_response is 'An answer of an HTTP server, as net.http_get_result returns it.';
+comment on type net.http_response is
+    'An answer of an HTTP server, as net.http_get_result returns it.';
 
 create type net.http_response_result as (
     status net.request_status,
@@ -91,14 +98,16 @@ create type net.http_response_result as (
     response net.http_response
 );
 comment on type net.http_response_result is
-    'What net.http_get_result returns: status, message (ok, or the error), and the response where there is one.';
+    'What net.http_get_result returns: status, message (ok, or the error), and the response where '
+    'there is one.';
 
 create type net.request_state as enum (
     'scheduled', 'ready', 'in_flight', 'retrying',
     'succeeded', 'failed', 'unknown', 'cancelled', 'expired'
 );
 comment on type net.request_state is
-    'The state of a request: scheduled, ready, in_flight and retrying are on the way; succeeded, failed, unknown, cancelled and expired are ends.';
+    'The state of a request: scheduled, ready, in_flight and retrying are on the way; succeeded, '
+    'failed, unknown, cancelled and expired are ends.';
 
 create type net.outcome as (
     id bigint,
@@ -112,13 +121,16 @@ create type net.outcome as (
     context jsonb
 );
 comment on type net.outcome is
-    'How a request stands or ended: content is the body as text, content_bytes where it is no text; attempts made so far; context as given with the request.';
+    'How a request stands or ended: content is the body as text, content_bytes where it is no '
+    'text; attempts made so far; context as given with the request.';
 
 -- ======== extension/15_roles.sql ========
 
--- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
+-- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is
+-- said in 85_rights.sql.
 
--- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
+-- The role of the caller, as an oid that survives a rename and is not taken over by a later role of
+-- the same name.
 create function pgnet.caller_role()
     returns regrole language sql stable parallel safe cost 1
 as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
@@ -131,9 +143,11 @@ create function pgnet.caller_is_owner()
 as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
-comment on function pgnet.caller_is_owner() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+comment on function pgnet.caller_is_owner() is
+    'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
--- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
+-- For functions that run with the caller's rights: row security leaves what they delete alone, and
+-- says nothing.
 create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
@@ -149,7 +163,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+comment on function pgnet.require_owner() is
+    'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
 
 -- The role with this name, which need not be quoted.
 create function pgnet.role_named(name text)
@@ -168,16 +183,18 @@ begin
     return found_role;
 end
 $$;
-comment on function pgnet.role_named(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+comment on function pgnet.role_named(text) is
+    'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
--- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
--- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
--- a temporary table in its place. So a statement that changes rows of users is read and planned in the pinned path, sets the
--- owner's path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the path is pinned
--- again behind it: no name of ours is ever looked for in the owner's path.
+-- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with
+-- the owner's rights, and in the path that is in force when the statement runs. The pinned path
+-- would hide what the owner sees, and a worker's role could put a temporary table in its place. So
+-- a statement that changes rows of users is read and planned in the pinned path, sets the owner's
+-- path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the
+-- path is pinned again behind it: no name of ours is ever looked for in the owner's path.
 
--- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
--- (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
+-- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL
+-- comes with. (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
 create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
@@ -195,12 +212,15 @@ begin
         limit 1), '"$user", public') || ', pg_temp';
 end
 $$;
-comment on function pgnet.owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+comment on function pgnet.owners_path() is
+    'The search_path that the extension''s owner has in this database, with the temporary schema '
+    'at its end.';
 
 create function pgnet.use_owners_path()
     returns text language plpgsql volatile parallel unsafe
 as $$ begin return pg_catalog.set_config('search_path', pgnet.owners_path(), true); end $$;
-comment on function pgnet.use_owners_path() is 'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
+comment on function pgnet.use_owners_path() is
+    'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
 
 create function pgnet.pin_path()
     returns text language plpgsql volatile parallel unsafe
@@ -211,12 +231,14 @@ create table pgnet.worker_role (
     role regrole primary key
 );
 comment on table pgnet.worker_role is
-    'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
+    'The roles that net.grant_worker was called for: they run workers, and no other role does, '
+    'whatever EXECUTE says. A dump holds it.';
 select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
--- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
--- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
--- has left its number behind in the table: nobody is a member of it.
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each
+-- of these asks here first. The session's role counts: in a function with its owner's rights, the
+-- current role is that owner. A role that was dropped has left its number behind in the table:
+-- nobody is a member of it.
 create function pgnet.require_worker(
     -- the registration that the caller says it is; NULL: it does not say
     worker_id bigint default null
@@ -226,7 +248,8 @@ create function pgnet.require_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else the one that connected.
+    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else
+    -- the one that connected.
     session_role name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     registered record;
 begin
@@ -238,14 +261,15 @@ begin
             message = format('role "%s" may not run workers', session_role),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
-    -- A foreign key's action runs the triggers of its table as the owner of that table, in the session of whoever deletes a request:
-    -- a worker's.
+    -- A foreign key's action runs the triggers of its table as the owner of that table, in the
+    -- session of whoever deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
         raise exception using
             errcode = 'insufficient_privilege',
             message = 'a worker''s calls do not come from a trigger';
     end if;
-    -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
+    -- Triggers of the owner's tables run in this session with the owner's rights: what they name
+    -- must be the owner's.
     if pg_my_temp_schema() <> 0 and not pg_has_role(session_role, current_user, 'member')
         and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
             or exists (select from pg_type t where t.typnamespace = pg_my_temp_schema()))
@@ -275,11 +299,15 @@ begin
 end
 $$;
 comment on function pgnet.require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a '
+    'member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where '
+    'the session has temporary tables or types and is not the owner''s. Raises 08003 where there '
+    'is no worker with this id, 55000 where that worker is another session.';
 
 -- ======== extension/20_settings.sql ========
 
--- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
+-- Settings. They live in a table with checks, not in custom server settings: those anyone can set
+-- to anything.
 
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
 create function pgnet.known_settings()
@@ -327,7 +355,8 @@ as $$
         ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
          'The ports that may be requested: numbers and ranges, with commas.')
 $$;
-comment on function pgnet.known_settings() is 'The settings that exist; net.settings shows them with their values.';
+comment on function pgnet.known_settings() is
+    'The settings that exist; net.settings shows them with their values.';
 
 -- NULL where the value is fine, else what is wrong with it.
 create function pgnet.setting_fault(setting_name text, setting_value text)
@@ -387,24 +416,29 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+comment on function pgnet.setting_fault(text, text) is
+    'What is wrong with a value for a setting; NULL where nothing is.';
 
 create table pgnet.setting (
     name text primary key,
     value text not null,
     constraint setting_is_valid check (pgnet.setting_fault(name, value) is null)
 );
-comment on table pgnet.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+comment on table pgnet.setting is
+    'The settings that differ from their default; net.configure writes it, net.settings reads it.';
 select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 
--- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
--- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
+-- Counts the changes of settings and egress rules, in the transactions that make them: a worker
+-- that claims a request which was committed after a change sees the new number in the same
+-- snapshot, however late the wake-up is.
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table pgnet.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+comment on table pgnet.configuration is
+    'The number of changes of settings and egress rules so far, and of restarts that '
+    'net.worker_restart asked for.';
 insert into pgnet.configuration (revision, generation) values (1, 1);
 
 create function pgnet.announce_configuration()
@@ -418,7 +452,8 @@ begin
     perform pgnet.signal_workers('reload');
 end
 $$;
-comment on function pgnet.announce_configuration() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+comment on function pgnet.announce_configuration() is
+    'To be called by whatever changes settings or egress rules: workers follow at the commit.';
 
 create function pgnet.setting_value(setting_name text)
     returns text
@@ -429,7 +464,8 @@ as $$
         (select s.value from pgnet.setting s where s.name = setting_name),
         (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
 $$;
-comment on function pgnet.setting_value(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+comment on function pgnet.setting_value(text) is
+    'The value of a setting in force, as text; NULL for a name that does not exist.';
 
 create function pgnet.max_timeout_milliseconds()
     returns integer
@@ -438,11 +474,28 @@ create function pgnet.max_timeout_milliseconds()
 as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
 comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
+create function pgnet.settings_in_force()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_object_agg(k.name, case k.kind
+            when 'interval' then to_jsonb(extract(epoch from pgnet.setting_value(k.name)::interval))
+            when 'integer' then to_jsonb(pgnet.setting_value(k.name)::bigint)
+            else to_jsonb(pgnet.setting_value(k.name)) end)
+        || jsonb_build_object('server_encoding', current_setting('server_encoding'))
+    from pgnet.known_settings() k
+$$;
+comment on function pgnet.settings_in_force() is
+    'All settings by name, for workers: intervals in seconds; and the encoding of the database.';
+
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
     from pgnet.known_settings() k
     left join pgnet.setting s on s.name operator(pg_catalog.=) k.name;
-comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
+comment on view net.settings is
+    'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, '
+    'value).';
 
 create function net.configure(
     -- which setting: a name of net.settings
@@ -495,11 +548,95 @@ begin
 end
 $$;
 comment on function net.configure(text, text) is
-    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
+    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at '
+    'the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
+
+-- ======== extension/22_json.sql ========
+
+-- JSON and its lengths: how long a value is as text, without writing it out in order to see that.
+
+-- Whether a value is written out as quickly as it is read: it is short, and has no number that is
+-- much longer as text. In jsonb the 131,072 digits of 1e131071 take ten bytes.
+create function pgnet.is_plain_json(value jsonb)
+    returns boolean
+    language sql stable parallel safe cost 1
+as $$
+    select pg_catalog.pg_column_compression(value) is null
+        -- An empty object has 5 bytes, and no number has room in 10.
+        and (pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 10
+            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 8000
+                and not value operator(pg_catalog.@?) '$.** ? (@.type() == "number")'
+            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
+                and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
+$$;
+comment on function pgnet.is_plain_json(jsonb) is
+    'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
+
+-- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it:
+-- pglz makes 90 bytes of one at most, lz4 255. What is longer than pgnet.json_text writes out
+-- counts nothing: it is not written out.
+create function pgnet.json_size(value jsonb)
+    returns bigint
+    language sql stable parallel safe cost 1
+as $$
+    select case
+        when value is null then 0
+        when pgnet.is_plain_json(value) then pg_catalog.pg_column_size(value)
+        when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
+            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
+        when pg_catalog.pg_column_compression(value) is not null
+            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 255
+        when pg_catalog.pg_column_size(value) operator(pg_catalog.>) 2500000 then 0
+        else 2500000
+        end
+$$;
+comment on function pgnet.json_size(jsonb) is
+    'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
+
+-- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so
+-- deeply that it cannot be read, or has no form in UTF-8. Nothing that is too long is written out
+-- in order to see that.
+create function pgnet.json_text(value jsonb, at_most integer default 2500000)
+    returns text
+    language plpgsql stable parallel unsafe cost 1000
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    unpacked bigint;
+    digits bigint;
+    written text;
+begin
+    if value is null or pg_column_size(value) > at_most then
+        return null;
+    end if;
+    unpacked := pg_column_size(jsonb_build_array(value));
+    if unpacked > 2::bigint * at_most then
+        return null;
+    end if;
+    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
+    select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
+    from (
+        select v.value::numeric as number
+        from jsonb_path_query(value, '$.** ? (@.type() == "number")') v (value)
+    ) n;
+    if digits > 4::bigint * at_most then
+        return null;
+    end if;
+    written := value::text;
+    return case when octet_length(written) <= at_most and octet_length(convert_to(written, 'UTF8')) > 0 then written end;
+exception
+    when statement_too_complex or program_limit_exceeded or character_not_in_repertoire or untranslatable_character then
+        return null;
+end
+$$;
+comment on function pgnet.json_text(jsonb, integer) is
+    'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be '
+    'read, or has no form in UTF-8.';
 
 -- ======== extension/25_egress.sql ========
 
--- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
+-- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny
+-- wins.
 
 create table pgnet.egress_rule (
     kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
@@ -508,7 +645,9 @@ create table pgnet.egress_rule (
     created timestamptz not null default pg_catalog.now(),
     primary key (kind, pattern)
 );
-comment on table pgnet.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+comment on table pgnet.egress_rule is
+    'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; '
+    'net.egress shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
@@ -516,7 +655,8 @@ create view net.egress as
     from pgnet.egress_rule r
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
-    'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
+    'The egress rules beside the built-in one, that only public addresses may be requested. Deny '
+    'wins over allow.';
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function pgnet.networks_of(network text)
@@ -570,7 +710,8 @@ begin
     return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
-comment on function pgnet.host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+comment on function pgnet.host_pattern(text) is
+    'A host pattern in its stored form; raises 22023 where it is none.';
 
 create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -601,7 +742,8 @@ begin
         else format('requests to %s are refused', listed) end;
 end
 $$;
-comment on function pgnet.set_egress_rules(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+comment on function pgnet.set_egress_rules(text, text[], boolean) is
+    'Writes egress rules; NULL as verdict forgets them.';
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -611,7 +753,8 @@ create function net.allow_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
-    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for '
+    'what is no network. Workers follow at the commit. Owner only.';
 
 create function net.deny_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -621,7 +764,8 @@ create function net.deny_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
-    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for '
+    'what is no network. Owner only.';
 
 create function net.forget_network(
     -- as it was given to net.allow_network or net.deny_network
@@ -630,7 +774,8 @@ create function net.forget_network(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
-comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+comment on function net.forget_network(text) is
+    'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
 
 create function net.allow_host(
     -- a host name, or *.example.com for every name below it
@@ -640,7 +785,8 @@ create function net.allow_host(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], true) $$;
 comment on function net.allow_host(text) is
-    'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
+    'Names a host that may be requested where the setting egress is "listed". It does not open '
+    'private networks: net.allow_network does. Owner only.';
 
 create function net.deny_host(
     -- a host name, or *.example.com for every name below it
@@ -649,7 +795,8 @@ create function net.deny_host(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], false) $$;
-comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
+comment on function net.deny_host(text) is
+    'Refuses requests to this host, whatever else allows them. Owner only.';
 
 create function net.forget_host(
     -- as it was given to net.allow_host or net.deny_host
@@ -658,7 +805,44 @@ create function net.forget_host(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
-comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+comment on function net.forget_host(text) is
+    'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+
+create function pgnet.egress_patterns(rule_kind text, rule_allow boolean)
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = rule_kind and r.allow = rule_allow
+$$;
+comment on function pgnet.egress_patterns(text, boolean) is
+    'The patterns of the rules of a kind that allow, or of those that deny.';
+
+-- The database's own port stays shut even where its network is allowed.
+create function pgnet.egress_in_force()
+    returns jsonb
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'egress', pgnet.setting_value('egress'),
+        'ports', pgnet.setting_value('egress_ports'),
+        'allow_networks', pgnet.egress_patterns('network', true),
+        'deny_networks', pgnet.egress_patterns('network', false),
+        'allow_hosts', pgnet.egress_patterns('host', true),
+        'deny_hosts', pgnet.egress_patterns('host', false),
+        'deny_endpoints', (
+            select jsonb_agg(distinct a.address || ':' || current_setting('port'))
+            from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr())
+                when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address)
+            where a.address is not null),
+        -- Where the worker is on the server's own host, the port is shut on all of that host's
+        -- addresses.
+        'own_port', case when inet_server_addr() is null or inet_server_addr() = inet_client_addr()
+            then current_setting('port')::integer end)
+$$;
+comment on function pgnet.egress_in_force() is
+    'The egress rules and the settings of egress, for the guard of a worker.';
 
 -- ======== extension/27_secrets.sql ========
 
@@ -673,9 +857,12 @@ create table pgnet.secret (
     changed timestamptz default pg_catalog.now()
 );
 comment on table pgnet.secret is
-    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
-comment on column pgnet.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
-comment on column pgnet.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the '
+    'owner reads it, and a dump of the database leaves it out.';
+comment on column pgnet.secret.value is
+    'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column pgnet.secret.url_prefix is
+    'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
 -- Otherwise ANALYZE would keep samples of the values in pg_statistic.
 alter table pgnet.secret alter column value set statistics 0;
 
@@ -684,10 +871,11 @@ create table pgnet.secret_grant (
     role regrole,
     primary key (secret, role)
 );
-comment on table pgnet.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+comment on table pgnet.secret_grant is
+    'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
--- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
--- behind: it is no grantee, and no member of one.
+-- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was
+-- dropped has left its number behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
     from pgnet.secret s
@@ -697,7 +885,8 @@ create view net.secrets with (security_barrier) as
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
-    'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
+    'The secrets that the current role may use: where to, and who holds the value. The owner sees '
+    'all of them.';
 
 create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
@@ -707,7 +896,8 @@ from pgnet import sql_v1
 return sql_v1.secret_covers(url_prefix, url)
 $$;
 comment on function pgnet.secret_covers(text, text) is
-    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
+    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL '
+    'that is a secret itself, only the origin is known here.';
 
 create function pgnet.inspect_secret(
     name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
@@ -746,7 +936,9 @@ begin
         hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
 end
 $$;
-comment on function pgnet.refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+comment on function pgnet.refuse_secret(text) is
+    'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its '
+    'owner, 42501 for others.';
 
 -- What a secret is bound to, as far as the current role may use it.
 create function pgnet.secret_prefix(name text)
@@ -771,7 +963,8 @@ begin
 end
 $$;
 comment on function pgnet.secret_prefix(text) is
-    'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) where there is none, 22023 where it has no prefix.';
+    'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) '
+    'where there is none, 22023 where it has no prefix.';
 
 create function pgnet.check_secret(name text, url text)
     returns void
@@ -790,7 +983,8 @@ begin
 end
 $$;
 comment on function pgnet.check_secret(text, text) is
-    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
+    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is '
+    'none), or not for this URL (22023).';
 
 create function net.secret_url(
     -- the name of a secret whose value is a URL, or the query of one
@@ -800,17 +994,21 @@ create function net.secret_url(
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is asked or raised.
+    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is
+    -- asked or raised.
 as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
-    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
+    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the '
+    'worker puts in the rest. Params are appended to it. Raises 42501 where the current role may '
+    'not use the secret, 22023 for NULL and for one without URL prefix.';
 
 create function net.set_secret(
     -- 1 to 63 letters, digits, and - _ . behind the first one
     name text,
     -- at least 8 characters, or NULL where the workers hold it (pgnet worker --secrets-dir)
     value text,
-    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first: nowhere
+    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first:
+    -- nowhere
     url_prefix text default null
 )
     returns void
@@ -842,7 +1040,9 @@ begin
 end
 $$;
 comment on function net.set_secret(text, text, text) is
-    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value or prefix that cannot be. Owner only.';
+    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the '
+    'command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value '
+    'or prefix that cannot be. Owner only.';
 
 create function net.drop_secret(
     -- the secret
@@ -866,7 +1066,8 @@ begin
 end
 $$;
 comment on function net.drop_secret(text) is
-    'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
+    'Drops a secret and its grants; queued requests that name it end as failed. False where there '
+    'was none, also for NULL. Owner only.';
 
 create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
@@ -903,7 +1104,8 @@ create function net.grant_secret(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_secret_grant(name, role, true) $$;
 comment on function net.grant_secret(text, text) is
-    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or '
+    'role that does not exist, 22023 for NULL. Owner only.';
 
 create function net.revoke_secret(
     -- the secret
@@ -915,14 +1117,17 @@ create function net.revoke_secret(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
-    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or '
+    'role that does not exist, 22023 for NULL. Owner only.';
 
--- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
+-- The values for requests that a worker has claimed: asked for at the moment of sending, judged at
+-- that moment too.
 create function pgnet.claimed_secrets(
     -- the requests, the tokens of their claims, and the secrets they name: a triple each
     ids bigint[], tokens uuid[], names text[]
 )
-    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and where fault says why there is none
+    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
+    -- where fault says why there is none
     returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -971,7 +1176,8 @@ begin
 end
 $$;
 comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
-    'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
+    'The secrets that claimed requests name, as far as the roles that made them may use them now, '
+    'for their URLs; else why not.';
 
 -- ======== extension/28_hosts.sql ========
 
@@ -998,7 +1204,8 @@ as $$
 $$;
 comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
--- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
+-- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have
+-- got into one.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -1062,19 +1269,23 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is
+    'What is wrong with a value in net.configure_host; NULL where nothing is.';
 
 create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
-comment on table pgnet.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+comment on table pgnet.host is
+    'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
-comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
+comment on view net.hosts is
+    'What is configured for single hosts. Of all patterns that a host matches, the most specific '
+    'one that says something counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function pgnet.configured_host_pattern(host text)
@@ -1103,7 +1314,8 @@ begin
     end;
 end
 $$;
-comment on function pgnet.configured_host_pattern(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+comment on function pgnet.configured_host_pattern(text) is
+    'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -1118,8 +1330,6 @@ as $$
 declare
     host_pattern text := pgnet.configured_host_pattern(host);
     merged jsonb;
-    given record;
-    fault text;
 begin
     if settings is null or settings = 'null' then
         delete from pgnet.host h where h.pattern = host_pattern;
@@ -1127,26 +1337,8 @@ begin
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
-    if jsonb_typeof(settings) <> 'object' then
-        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
-            hint = 'For example: select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')';
-    end if;
-    for given in
-        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
-        from jsonb_each(settings) s left join pgnet.known_host_settings() k on k.name = s.key
-    loop
-        if given.name is null then
-            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_host_settings() k);
-        end if;
-        continue when given.value = 'null';
-        fault := pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
-        if fault is not null then
-            raise exception using errcode = 'invalid_parameter_value',
-                message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
-                hint = (select k.description from pgnet.known_host_settings() k where k.name = given.key);
-        end if;
-    end loop;
+    perform pgnet.check_json_settings(
+        'host', host_pattern, settings, 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')');
     merged := jsonb_strip_nulls(coalesce((select h.settings from pgnet.host h where h.pattern = host_pattern), '{}') || settings);
     if (merged ? 'client_certificate') <> (merged ? 'client_key') then
         raise exception using errcode = 'invalid_parameter_value',
@@ -1182,9 +1374,12 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
+    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged '
+    'into what is said already; null resets. Raises 22023 for what is no host, an unknown setting '
+    'or a value that cannot be. Workers follow at the commit. Owner only.';
 
--- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
+-- For workers: what is said of hosts, with the secrets' values where they are in the database;
+-- where they are not, {"secret": name} stays.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
@@ -1197,13 +1392,16 @@ as $$
         from jsonb_each(h.settings) s)), '{}')
     from pgnet.host h
 $$;
-comment on function pgnet.host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+comment on function pgnet.host_settings() is
+    'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
 
 -- ======== extension/29_retry.sql ========
 
--- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
+-- Retry policies: which requests are attempted again, how often and how soon. Workers apply them
+-- (retry.py).
 
--- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
+-- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the
+-- policy "safe".
 create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -1224,7 +1422,8 @@ as $$
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
-comment on function pgnet.known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+comment on function pgnet.known_retry_settings() is
+    'What net.configure_retry knows, with the defaults.';
 
 create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
@@ -1239,13 +1438,15 @@ as $$
             "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
-comment on function pgnet.built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+comment on function pgnet.built_in_retry_policies() is
+    'The policies that are always there: what they say otherwise than "safe".';
 
 create table pgnet.retry_policy (
     name text primary key,
     settings jsonb not null
 );
-comment on table pgnet.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+comment on table pgnet.retry_policy is
+    'What net.configure_retry has said; net.retry_policies shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
@@ -1259,7 +1460,8 @@ create view net.retry_policies as
         select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
-    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
+    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
+    'settings).';
 
 -- NULL where the value is fine, else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -1314,7 +1516,61 @@ begin
     end case;
 end
 $$;
-comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is
+    'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+
+-- For net.configure_host and net.configure_retry, whose settings are a JSON object: the first that
+-- is unknown or has a value that cannot be.
+create function pgnet.check_json_settings(
+    -- host, or retry policy
+    kind text,
+    -- the host's pattern, or the policy's name
+    subject text,
+    settings jsonb,
+    -- such settings
+    example text
+)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+    fault text;
+begin
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: ' || example;
+    end if;
+    for given in
+        with known as (
+            select 'host' as subject, h.name, h.kind, h.minimum, h.maximum, h.description from pgnet.known_host_settings() h
+            union all
+            select 'retry policy', r.name, r.kind, r.minimum, r.maximum, r.description from pgnet.known_retry_settings() r
+        )
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description,
+            (select string_agg(k.name, ', ' order by k.name) from known k where k.subject = check_json_settings.kind) as names
+        from jsonb_each(settings) s left join known k on k.subject = check_json_settings.kind and k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || given.names;
+        end if;
+        continue when given.value = 'null';
+        fault := case kind
+            when 'host' then pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value)
+            else pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value) end;
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of %s "%s" %s', given.key, kind, subject, fault),
+                hint = given.description;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgnet.check_json_settings(text, text, jsonb, text) is
+    'Raises 22023 for settings of a host or of a retry policy that are no object, unknown, or have '
+    'a value that cannot be.';
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
 create function pgnet.check_retry_policy(name text)
@@ -1333,12 +1589,14 @@ begin
         hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
 end
 $$;
-comment on function pgnet.check_retry_policy(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+comment on function pgnet.check_retry_policy(text) is
+    'Raises 22023 where there is no retry policy of this name; for NULL too.';
 
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
     name text,
-    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the policy
+    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the
+    -- policy
     settings jsonb
 )
     returns void
@@ -1346,8 +1604,6 @@ create function net.configure_retry(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    given record;
-    fault text;
     users text;
 begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
@@ -1375,26 +1631,7 @@ begin
         raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
-    if jsonb_typeof(settings) <> 'object' then
-        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
-            hint = 'For example: select net.configure_retry(''mine'', ''{"max_attempts": 3}'')';
-    end if;
-    for given in
-        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
-        from jsonb_each(settings) s left join pgnet.known_retry_settings() k on k.name = s.key
-    loop
-        if given.name is null then
-            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_retry_settings() k);
-        end if;
-        continue when given.value = 'null';
-        fault := pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
-        if fault is not null then
-            raise exception using errcode = 'invalid_parameter_value',
-                message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
-                hint = given.description;
-        end if;
-    end loop;
+    perform pgnet.check_json_settings('retry policy', name, settings, 'select net.configure_retry(''mine'', ''{"max_attempts": 3}'')');
     insert into pgnet.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
@@ -1405,14 +1642,18 @@ begin
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is
-    'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+    'Makes or changes a retry policy: see net.retry_policies and the documentation for the '
+    'settings. Merged into what is said already; a null resets to what safe says; NULL drops the '
+    'policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value '
+    'that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
 
 create function pgnet.retry_policy_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
-comment on function pgnet.retry_policy_settings() is 'All retry policies by name, complete, for workers.';
+comment on function pgnet.retry_policy_settings() is
+    'All retry policies by name, complete, for workers.';
 
 create function pgnet.is_idempotent(method text)
     returns boolean
@@ -1421,7 +1662,8 @@ as $$
     select pg_catalog.upper(method collate "C")
         operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
 $$;
-comment on function pgnet.is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+comment on function pgnet.is_idempotent(text) is
+    'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
 
 create function pgnet.derived_idempotency_key(key_namespace uuid, id bigint, created timestamptz)
     returns text
@@ -1445,21 +1687,25 @@ as $$
     end
 $$;
 comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
-    'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
+    'The idempotency key of a request: what was asked for; of methods that are not idempotent one '
+    'that is the same for each attempt and no other request; else NULL.';
 
 -- ======== extension/30_queue.sql ========
 
--- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a failover loses nothing.
+-- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a
+-- failover loses nothing.
 
--- The host and port of a URL: hosts take turns. No column of the queue: computed for the index alone.
+-- The host and port of a URL: hosts take turns. No column of the queue: computed for the index
+-- alone.
 create function pgnet.host_of_url(url text)
     returns text language sql immutable parallel safe cost 1
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
 comment on function pgnet.host_of_url(text) is 'The host and port of a canonical URL.';
 
--- What an INSERT costs is paid by every caller: a CHECK constraint is compiled anew by each, as a generated column is, and
--- a view with a check option is more than rights on columns. So there are none of them: what the functions check the worker
--- checks once more when it sends, and a bad row that was inserted by hand ends as an error.
+-- What an INSERT costs is paid by every caller: a CHECK constraint is compiled anew by each, as a
+-- generated column is, and a view with a check option is more than rights on columns. So there are
+-- none of them: what the functions check the worker checks once more when it sends, and a bad row
+-- that was inserted by hand ends as an error.
 create table net.http_request_queue (
     -- pg_net's columns
     id bigint generated by default as identity,
@@ -1491,40 +1737,60 @@ alter table net.http_request_queue
     alter context set statistics 0,
     alter options set statistics 0;
 comment on table net.http_request_queue is
-    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole table: then nothing is queued or sent.';
+    'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
+    'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
+    'or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole '
+    'table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
 comment on column net.http_request_queue.method is 'Sent in upper case.';
-comment on column net.http_request_queue.url is 'The complete URL with its parameters, sent as it stands here, without the fragment.';
-comment on column net.http_request_queue.headers is 'Names and values, a secret by its name only; NULL means none.';
+comment on column net.http_request_queue.url is
+    'The complete URL with its parameters, sent as it stands here, without the fragment.';
+comment on column net.http_request_queue.headers is
+    'Names and values, a secret by its name only; NULL means none.';
 comment on column net.http_request_queue.body is 'The bytes that are sent; NULL means no body.';
-comment on column net.http_request_queue.timeout_milliseconds is 'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is sent.';
-comment on column net.http_request_queue.requested_by is 'The role that made the request: only it sees the request and its response.';
-comment on column net.http_request_queue.created is 'When the transaction that made the request began.';
-comment on column net.http_request_queue.priority is 'Smaller ones go first among the requests of one role to one host.';
+comment on column net.http_request_queue.timeout_milliseconds is
+    'Total time of an attempt in ms; NULL means the setting timeout_milliseconds at the time it is '
+    'sent.';
+comment on column net.http_request_queue.requested_by is
+    'The role that made the request: only it sees the request and its response.';
+comment on column net.http_request_queue.created is
+    'When the transaction that made the request began.';
+comment on column net.http_request_queue.priority is
+    'Smaller ones go first among the requests of one role to one host.';
 comment on column net.http_request_queue.context is 'Given back with the outcome.';
-comment on column net.http_request_queue.options is 'Of net.http_request, but for the priority; NULL means none.';
-comment on column net.http_request_queue.retry_of is 'The failed request that net.retry made this one of.';
-comment on column net.http_request_queue.due is 'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and is attempted alone.';
-comment on column net.http_request_queue.waits_since is 'When due was set: a clock that is put back is noticed by it.';
-comment on column net.http_request_queue.origin is 'The subscription that brought the row from another server, which sends it; NULL: it is this server''s own.';
--- The claim's scan skips over this one from host to host, and at each host from role to role. What waits for a time never stands
--- in front of what is ready.
+comment on column net.http_request_queue.options is
+    'Of net.http_request, but for the priority; NULL means none.';
+comment on column net.http_request_queue.retry_of is
+    'The failed request that net.retry made this one of.';
+comment on column net.http_request_queue.due is
+    'When the next attempt may begin; NULL: now. infinity: it was lost with several workers, and '
+    'is attempted alone.';
+comment on column net.http_request_queue.waits_since is
+    'When due was set: a clock that is put back is noticed by it.';
+comment on column net.http_request_queue.origin is
+    'The subscription that brought the row from another server, which sends it; NULL: it is this '
+    'server''s own.';
+-- The claim's scan skips over this one from host to host, and at each host from role to role. What
+-- waits for a time never stands in front of what is ready.
 create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
--- What net.http_get and its kin insert into. It shows nothing, and takes what describes a request and nothing else, whoever is
--- granted what: whose a request is, when it was made and its number are never the caller's to say. The insert is made with the
--- owner's rights, so that the table's policies, whose checks each call would pay for, do not apply. An id that is an expression
--- can be returned and cannot be given.
+-- What net.http_get and its kin insert into. It shows nothing, and takes what describes a request
+-- and nothing else, whoever is granted what: whose a request is, when it was made and its number
+-- are never the caller's to say. The insert is made with the owner's rights, so that the table's
+-- policies, whose checks each call would pay for, do not apply. An id that is an expression can be
+-- returned and cannot be given.
 create view net._new_request as
     select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
     from net.http_request_queue q
     where false;
-comment on view net._new_request is 'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
+comment on view net._new_request is
+    'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
--- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one, or one that replication brings.
+-- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one,
+-- or one that replication brings.
 create function pgnet.was_numbered_here(request_id bigint)
     returns boolean
     language plpgsql volatile parallel unsafe security definer
@@ -1536,7 +1802,8 @@ exception when object_not_in_prerequisite_state then
     return false;
 end
 $$;
-comment on function pgnet.was_numbered_here(bigint) is 'Whether this session has drawn this number last, for a request of its own.';
+comment on function pgnet.was_numbered_here(bigint) is
+    'Whether this session has drawn this number last, for a request of its own.';
 
 create policy own_requests on net.http_request_queue for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -1544,11 +1811,20 @@ create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 create view pgnet.ready_request with (security_invoker) as
-    select q.id, q.url, q.headers, q.body, q.timeout_milliseconds, q.options, q.context, q.priority, q.requested_by,
-        pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role
+    select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
+        q.timeout_milliseconds,
+        coalesce(pg_catalog.octet_length(q.body), 0)::bigint operator(pg_catalog.+) pg_catalog.octet_length(q.url)
+            operator(pg_catalog.+) pgnet.json_size(q.context) as size,
+        coalesce(pg_catalog.pg_column_size(q.headers), 0) operator(pg_catalog.+) coalesce(pg_catalog.pg_column_size(q.options), 0)
+            as plain_size,
+        case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
+            else pgnet.json_size(q.headers) operator(pg_catalog.+) pgnet.json_size(q.options) end as odd_size
     from net.http_request_queue q
     where q.due is null and q.origin is null;
-comment on view pgnet.ready_request is 'What is ready, as a claim reads it: with the host and the role that the index http_request_queue_turn begins with.';
+comment on view pgnet.ready_request is
+    'What is ready, as a claim chooses it: by the host and the role that the index '
+    'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
+    'and options that are longer as text than plain_size says; NULL: they are not.';
 
 create table pgnet.worker (
     id bigint generated always as identity primary key,
@@ -1565,9 +1841,12 @@ create table pgnet.worker (
     cut_off integer not null default 0
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table pgnet.worker is
-    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can forge. The secret lets a worker whose connection broke come back as itself. net.workers shows them.';
+    'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can '
+    'forge. The secret lets a worker whose connection broke come back as itself. net.workers shows '
+    'them.';
 
--- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not take another's for its own.
+-- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not
+-- take another's for its own.
 do $$
 begin
     perform pg_catalog.setval(pg_catalog.pg_get_serial_sequence('pgnet.worker', 'id'),
@@ -1587,14 +1866,19 @@ create table pgnet.claim (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
 comment on table pgnet.claim is
-    'Requests that a worker has taken, until their outcome is recorded. The token fences: only who still holds it can record.';
-comment on column pgnet.claim.worker is 'Who holds it; NULL: nobody does, its outcome stands in pgnet.unrecorded.';
-comment on column pgnet.claim.deadline is 'When the claim is free again although its worker is there: the request''s own deadline and a margin, by the database''s clock.';
+    'Requests that a worker has taken, until their outcome is recorded. The token fences: only who '
+    'still holds it can record.';
+comment on column pgnet.claim.worker is
+    'Who holds it; NULL: nobody does, its outcome stands in pgnet.unrecorded.';
+comment on column pgnet.claim.deadline is
+    'When the claim is free again although its worker is there: the request''s own deadline and a '
+    'margin, by the database''s clock.';
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
--- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or something refuses them. They
--- wait here and not in a worker: its memory is bounded, and it may stop.
+-- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or
+-- something refuses them. They wait here and not in a worker: its memory is bounded, and it may
+-- stop.
 create table pgnet.unrecorded (
     id bigint primary key,
     token uuid not null,
@@ -1605,10 +1889,14 @@ create table pgnet.unrecorded (
     hint text
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
 comment on table pgnet.unrecorded is
-    'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign key is in the way. Workers try again; net.check() names them.';
-comment on column pgnet.unrecorded.token is 'Of the claim: where that is gone, the outcome counts for nothing.';
-comment on column pgnet.unrecorded.outcome is 'As pgnet.record_outcomes takes it, with headers and body.';
-comment on column pgnet.unrecorded.message is 'What refuses it; NULL: somebody holds a lock on the request.';
+    'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign '
+    'key is in the way. Workers try again; net.check() names them.';
+comment on column pgnet.unrecorded.token is
+    'Of the claim: where that is gone, the outcome counts for nothing.';
+comment on column pgnet.unrecorded.outcome is
+    'As pgnet.record_outcomes takes it, with headers and body.';
+comment on column pgnet.unrecorded.message is
+    'What refuses it; NULL: somebody holds a lock on the request.';
 comment on column pgnet.unrecorded.hint is 'What can be done about it.';
 create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
@@ -1626,10 +1914,13 @@ create table pgnet.fault (
     behind_id bigint
 );
 comment on table pgnet.fault is
-    'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. The other duties are done.';
-comment on column pgnet.fault.retry_at is 'When it is tried again; of an expiry: when the rows that were kept are.';
+    'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. '
+    'The other duties are done.';
+comment on column pgnet.fault.retry_at is
+    'When it is tried again; of an expiry: when the rows that were kept are.';
 comment on column pgnet.fault.failures is 'How often it failed in a row.';
-comment on column pgnet.fault.brief is 'A lock of another session is in the way, perhaps for a moment.';
+comment on column pgnet.fault.brief is
+    'A lock of another session is in the way, perhaps for a moment.';
 comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
 comment on column pgnet.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
 comment on column pgnet.fault.behind_id is 'and of this id.';
@@ -1638,7 +1929,8 @@ create table pgnet.attempt (
     request_id bigint not null,
     attempt integer not null,
     requested_by regrole not null,
-    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and nobody knows of it
+    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and
+    -- nobody knows of it
     ending text not null constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'lost', 'stopped'])),
     started timestamptz not null,
     ended timestamptz not null,
@@ -1648,7 +1940,9 @@ create table pgnet.attempt (
     retry_in interval,
     primary key (request_id, attempt)
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000);
-comment on table pgnet.attempt is 'Attempts that were not the last of their request; net.attempts shows these and the last. Kept as long as the response.';
+comment on table pgnet.attempt is
+    'Attempts that were not the last of their request; net.attempts shows these and the last. Kept '
+    'as long as the response.';
 create index attempt_ended on pgnet.attempt (ended);
 create policy own_attempts on pgnet.attempt for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -1697,34 +1991,54 @@ alter table net._http_response
     alter header_list set statistics 0,
     alter final_url set statistics 0;
 comment on table net._http_response is
-    'One row for each request that has ended, kept for the setting ttl. A role sees those of its own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no outcome is recorded.';
+    'One row for each request that has ended, kept for the setting ttl. A role sees those of its '
+    'own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, '
+    'and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
 comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
-comment on column net._http_response.content_type is 'The Content-Type as sent; NULL where there was none.';
-comment on column net._http_response.headers is 'The answer''s headers, names as sent; of a repeated one the last.';
-comment on column net._http_response.content is 'The body as text, or what could be kept of it; NULL where it is empty or no text.';
-comment on column net._http_response.timed_out is 'Whether the time of the request ran out, be it before an answer or within it.';
-comment on column net._http_response.error_msg is 'Why there was no answer, or what is amiss with it, such as a body that is not whole; NULL where a whole answer came.';
+comment on column net._http_response.content_type is
+    'The Content-Type as sent; NULL where there was none.';
+comment on column net._http_response.headers is
+    'The answer''s headers, names as sent; of a repeated one the last.';
+comment on column net._http_response.content is
+    'The body as text, or what could be kept of it; NULL where it is empty or no text.';
+comment on column net._http_response.timed_out is
+    'Whether the time of the request ran out, be it before an answer or within it.';
+comment on column net._http_response.error_msg is
+    'Why there was no answer, or what is amiss with it, such as a body that is not whole; NULL '
+    'where a whole answer came.';
 comment on column net._http_response.created is 'When the outcome was recorded.';
 comment on column net._http_response.state is 'How the request ended.';
-comment on column net._http_response.content_bytes is 'The body where it is no text in the declared charset, or has a NUL byte.';
-comment on column net._http_response.attempts is 'How many attempts were made; net.attempts has each.';
+comment on column net._http_response.content_bytes is
+    'The body where it is no text in the declared charset, or has a NUL byte.';
+comment on column net._http_response.attempts is
+    'How many attempts were made; net.attempts has each.';
 comment on column net._http_response.context is 'As given with the request.';
 comment on column net._http_response.method is 'Of the request.';
 comment on column net._http_response.url is 'Of the request.';
 comment on column net._http_response.requested_by is 'The role that made the request.';
 comment on column net._http_response.requested is 'When the request was made.';
-comment on column net._http_response.header_list is 'The answer''s headers in their order, repeats kept: an array of [name, value].';
-comment on column net._http_response.final_url is 'Where redirects led to; NULL where none was followed.';
-comment on column net._http_response.redirects is 'How many redirects were followed; NULL where nothing was sent.';
+comment on column net._http_response.header_list is
+    'The answer''s headers in their order, repeats kept: an array of [name, value].';
+comment on column net._http_response.final_url is
+    'Where redirects led to; NULL where none was followed.';
+comment on column net._http_response.redirects is
+    'How many redirects were followed; NULL where nothing was sent.';
 comment on column net._http_response.http_version is 'Of the answer: 1.0, 1.1 or 2.';
-comment on column net._http_response.address is 'The address last connected to, or tried; a proxy''s where one was used.';
-comment on column net._http_response.name_ms is 'Milliseconds that looking up names took; 0 where they were known.';
-comment on column net._http_response.connect_ms is 'Milliseconds that TCP connections took; 0 where they were there.';
-comment on column net._http_response.tls_ms is 'Milliseconds that TLS handshakes took; 0 where there was none.';
-comment on column net._http_response.first_byte_ms is 'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
-comment on column net._http_response.total_ms is 'Milliseconds from the start to the end of the attempt.';
-comment on column net._http_response.retry_of is 'The failed request that net.retry made this one of.';
+comment on column net._http_response.address is
+    'The address last connected to, or tried; a proxy''s where one was used.';
+comment on column net._http_response.name_ms is
+    'Milliseconds that looking up names took; 0 where they were known.';
+comment on column net._http_response.connect_ms is
+    'Milliseconds that TCP connections took; 0 where they were there.';
+comment on column net._http_response.tls_ms is
+    'Milliseconds that TLS handshakes took; 0 where there was none.';
+comment on column net._http_response.first_byte_ms is
+    'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
+comment on column net._http_response.total_ms is
+    'Milliseconds from the start to the end of the attempt.';
+comment on column net._http_response.retry_of is
+    'The failed request that net.retry made this one of.';
 create index http_response_created on net._http_response (created);
 create policy own_responses on net._http_response for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -1758,19 +2072,24 @@ alter table pgnet.failed
     alter context set statistics 0,
     alter options set statistics 0;
 comment on table pgnet.failed is
-    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, and may lock the whole table: then no failure is recorded.';
+    'Requests that ended as failed or unknown, or were only recorded; headers and body and all, '
+    'kept for the setting ttl_failed. A role sees its own; net.forget(id) removes one. A role that '
+    'is granted DELETE deletes its own rows, and may lock the whole table: then no failure is '
+    'recorded.';
 comment on column pgnet.failed.idempotency_key is
-    'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method needs none.';
+    'The Idempotency-Key of its attempts, which net.retry keeps; NULL where an idempotent method '
+    'needs none.';
 create index failed_failed on pgnet.failed (failed);
 create policy own_failures on pgnet.failed for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy delete_own_failures on pgnet.failed for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
--- What is to be done with a request. The calling role inserts the row itself, with its own rights, and a worker does it later, in
--- the worker's session: so nothing runs with the owner's rights in the session of whoever calls net.cancel. INSERT and SELECT
--- are all that PUBLIC has, here as on the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table.
--- The key begins with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
+-- What is to be done with a request. The calling role inserts the row itself, with its own rights,
+-- and a worker does it later, in the worker's session: so nothing runs with the owner's rights in
+-- the session of whoever calls net.cancel. INSERT and SELECT are all that PUBLIC has, here as on
+-- the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table. The key begins
+-- with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
 create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
@@ -1783,13 +2102,22 @@ create table pgnet.mark (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
 comment on table pgnet.mark is
-    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts only for a request of the role that stands in it. A role sees its own, and inserts them by these functions.';
+    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts '
+    'only for a request of the role that stands in it. A role sees its own, and inserts them by '
+    'these functions.';
 comment on column pgnet.mark.request_id is 'The request''s id.';
-comment on column pgnet.mark.requested_by is 'The role that made the request. The owner marks requests of all roles; any other role only its own.';
-comment on column pgnet.mark.action is 'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. retry: it was sent again, and is no longer in pgnet.failed.';
+comment on column pgnet.mark.requested_by is
+    'The role that made the request. The owner marks requests of all roles; any other role only '
+    'its own.';
+comment on column pgnet.mark.action is
+    'cancel: never send it again, and record it as cancelled. forget: remove all there is of it. '
+    'retry: it was sent again, and is no longer in pgnet.failed.';
 comment on column pgnet.mark.marked is 'When the transaction that marked it began.';
-comment on column pgnet.mark.retry_at is 'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
-comment on column pgnet.mark.done is 'A retry that is done: the mark stays until no transaction sees the failure any more, so that none can send it again.';
+comment on column pgnet.mark.retry_at is
+    'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+comment on column pgnet.mark.done is
+    'A retry that is done: the mark stays until no transaction sees the failure any more, so that '
+    'none can send it again.';
 create index mark_done on pgnet.mark (request_id) where done;
 create policy own_marks on pgnet.mark for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -1802,7 +2130,8 @@ create policy insert_own_marks on pgnet.mark for insert
             select from pgnet.failed f
             where f.id operator(pg_catalog.=) request_id and f.requested_by operator(pg_catalog.=) mark.requested_by)));
 
--- A role that was granted INSERT on the whole table can say no more than one that was granted the columns of a request.
+-- A role that was granted INSERT on the whole table can say no more than one that was granted the
+-- columns of a request.
 create policy insert_own_requests on net.http_request_queue for insert
     with check (
         requested_by operator(pg_catalog.=) pgnet.caller_role() and created operator(pg_catalog.=) current_timestamp
@@ -1816,8 +2145,9 @@ create policy insert_own_requests on net.http_request_queue for insert
 
 -- ======== extension/35_copies.sql ========
 
--- Copies: a database must not send what its original sends. It remembers which database it is; the server's configuration can
--- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
+-- Copies: a database must not send what its original sends. It remembers which database it is; the
+-- server's configuration can have it send nothing; and what logical replication brings is not sent
+-- here. docs/copies.md tells the whole of it.
 
 -- Not part of a dump: what is restored from one is a database of its own.
 create table pgnet.database (
@@ -1831,13 +2161,18 @@ create table pgnet.database (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.database is
-    'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
-comment on column pgnet.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
-comment on column pgnet.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
-comment on column pgnet.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+    'Which database this is. Where that is not the one that runs, it is a copy, and no worker '
+    'serves it before net.adopt_database().';
+comment on column pgnet.database.system_identifier is
+    'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column pgnet.database.key_namespace is
+    'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column pgnet.database.own_ids_until is
+    'Where replicated requests have come in: ids up to this one are of this server,';
 comment on column pgnet.database.own_ids_from is 'and so are 10^12 ids from this one.';
 comment on column pgnet.database.last_id is 'The last id that was given before these.';
-comment on column pgnet.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+comment on column pgnet.database.publisher_key_namespace is
+    'The key_namespace of the server that replicated requests came from.';
 insert into pgnet.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
@@ -1862,7 +2197,8 @@ as $$
     left join pgnet.database d on true
 $$;
 comment on function pgnet.copy_fault() is
-    'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
+    'What tells that this database is a copy that was not adopted; NULL where it is the one that '
+    'is remembered.';
 
 create function pgnet.refuse_copy()
     returns void
@@ -1884,12 +2220,13 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+comment on function pgnet.refuse_copy() is
+    'Raises 55000 in a copy that was not adopted, with what to do.';
 
 -- ---- the mode: whether anything is sent
 
--- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
--- from there, so these are read as they are.
+-- Everyone may set a custom setting in a session. What stands in the server's files and on its
+-- command line nobody can take back from there, so these are read as they are.
 create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
@@ -1914,7 +2251,8 @@ as $$
     where s.said <> ''
 $$;
 comment on function pgnet.mode_sources() is
-    'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
+    'Who says which mode: the server''s configuration files and command line, the setting '
+    'pgnet.mode of the session, net.configure. What is none counts as off.';
 
 create function pgnet.mode_in_force()
     returns text
@@ -1924,7 +2262,9 @@ as $$
     select coalesce((
         select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
-comment on function pgnet.mode_in_force() is 'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says anything.';
+comment on function pgnet.mode_in_force() is
+    'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says '
+    'anything.';
 
 -- ---- logical replication
 
@@ -1939,10 +2279,12 @@ as $$
     where a.pid = pg_backend_pid()
     limit 1
 $$;
-comment on function pgnet.applying_subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+comment on function pgnet.applying_subscription() is
+    'The subscription that this session applies the changes of; NULL in all other sessions.';
 
--- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
--- a range of its own: neither a call here nor the replication may fail because the other has used the number.
+-- The publisher numbers its requests from 1, and so did this server. From the first replicated one
+-- on, this server's numbers are of a range of its own: neither a call here nor the replication may
+-- fail because the other has used the number.
 create function pgnet.set_ids_apart()
     returns void
     language plpgsql volatile parallel unsafe
@@ -1958,13 +2300,15 @@ begin
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
         update pgnet.database
         set own_ids_from = range_start, last_id = case when used.is_called then used.last_value else 0 end,
-            -- In a copy the numbers are the original's. The margin: numbers that are given out at this very moment.
+            -- In a copy the numbers are the original's. The margin: numbers that are given out at
+            -- this very moment.
             own_ids_until = case when used.is_called and pgnet.copy_fault() is null then used.last_value + 1000 else 0 end;
         perform setval('net.http_request_queue_id_seq', range_start, false);
     end if;
 end
 $$;
-comment on function pgnet.set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+comment on function pgnet.set_ids_apart() is
+    'At the first replicated request: this server''s own go on with other numbers.';
 
 create function pgnet.is_known_row(table_name name, request_id bigint, attempt integer)
     returns boolean
@@ -1978,9 +2322,11 @@ as $$
         when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
 $$;
-comment on function pgnet.is_known_row(name, bigint, integer) is 'Whether the table has a row with this key.';
+comment on function pgnet.is_known_row(name, bigint, integer) is
+    'Whether the table has a row with this key.';
 
--- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
+-- Whoever may execute a trigger function may put it on a table of its own; these act with the
+-- owner's rights.
 create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
@@ -1994,9 +2340,11 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.refuse_other_tables(name) is 'Raises 42501 for a table that is in neither of the extension''s schemas.';
+comment on function pgnet.refuse_other_tables(name) is
+    'Raises 42501 for a table that is in neither of the extension''s schemas.';
 
--- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
+-- Requests and their outcomes are taken, unless their number is one of this server's own, or
+-- something was done with them here.
 create function pgnet.take_replicated_row()
     returns trigger
     language plpgsql volatile security definer
@@ -2039,7 +2387,8 @@ begin
 end
 $$;
 comment on function pgnet.take_replicated_row() is
-    'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
+    'For what replication brings of requests: notes where they come from, and leaves this '
+    'server''s own alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function pgnet.keep_own_row()
@@ -2058,7 +2407,8 @@ begin
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function pgnet.keep_own_row() is 'For what replication brings of workers, claims and settings: it is dropped.';
+comment on function pgnet.keep_own_row() is
+    'For what replication brings of workers, claims and settings: it is dropped.';
 
 do $$
 declare
@@ -2126,7 +2476,8 @@ begin
     delete from pgnet.database;
     insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
-        -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
+        -- One that made no request of its own goes on as the publisher: its requests keep their
+        -- idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
             then remembered.publisher_key_namespace end,
         remembered.key_namespace, gen_random_uuid())
@@ -2145,17 +2496,21 @@ begin
 end
 $$;
 comment on function net.adopt_database() is
-    'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
+    'Makes a copy a database of its own: it remembers the present server and database, takes over '
+    'all that is in the queue, also what replication has brought, and frees what the original''s '
+    'workers had claimed. From then on workers serve it. Owner only.';
 
 -- ======== extension/40_request.sql ========
 
--- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts.
--- These functions run in any search_path, a definer function's among them, and pg_temp comes first for types: so every
--- name is qualified, types as well (bigint, integer and their like are words of the grammar).
--- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
+-- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts. These
+-- functions run in any search_path, a definer function's among them, and pg_temp comes first for
+-- types: so every name is qualified, types as well (bigint, integer and their like are words of the
+-- grammar). No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls
+-- would burn 201 transaction ids.
 
--- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
--- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
+-- The canonical URL with its parameters; NULL where a second look is needed, because it is to be
+-- refused or names a secret. Arms the wake-up at commit. NULL as options means the rules of
+-- pg_net's three functions, whose POST is of JSON only.
 create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
@@ -2164,7 +2519,8 @@ from pgnet import sql_v1
 return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
 comment on function pgnet.check_request(text, text, jsonb, jsonb, integer, jsonb) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where '
+    'pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
 
 create function pgnet.inspect_request(
     method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
@@ -2179,7 +2535,8 @@ from pgnet import sql_v1
 return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
 comment on function pgnet.inspect_request(text, text, jsonb, jsonb, integer, jsonb) is
-    'What pgnet.check_request found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
+    'What pgnet.check_request found: the secrets that a request names, or why it is refused, '
+    'without the value of a header or a password.';
 
 create function pgnet.raise_error(sqlstate text, message text, hint text)
     returns void
@@ -2195,8 +2552,8 @@ end
 $$;
 comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
--- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
--- is told by the arguments: options are NULL in pg_net's three.
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use
+-- every secret. Which one was called is told by the arguments: options are NULL in pg_net's three.
 create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
@@ -2224,7 +2581,8 @@ begin
 end
 $$;
 comment on function pgnet.refuse_altered_function(text, jsonb) is
-    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
+    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY '
+    'DEFINER.';
 
 create function pgnet.check_or_raise(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
@@ -2249,7 +2607,8 @@ begin
 end
 $$;
 comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, jsonb) is
-    'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
+    'Raises what is wrong with a request; where it names secrets that the caller may use for its '
+    'URL, gives the URL as it is stored.';
 
 -- Headers with a Content-Type where none is given in any case.
 create function pgnet.with_content_type(headers jsonb, content_type text)
@@ -2267,7 +2626,8 @@ begin
     return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function pgnet.with_content_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
+comment on function pgnet.with_content_type(jsonb, text) is
+    'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -2297,7 +2657,9 @@ begin
 end
 $$;
 comment on function net.http_get(text, jsonb, jsonb, integer) is
-    'Queues a GET, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, a URL, header or parameter that cannot be sent 22023; other NULLs mean none. timeout_milliseconds is total; NULL means the setting.';
+    'Queues a GET, sent if and when the transaction commits, and returns its id. A NULL url raises '
+    '23502, a URL, header or parameter that cannot be sent 22023; other NULLs mean none. '
+    'timeout_milliseconds is total; NULL means the setting.';
 
 create function net.http_post(
     -- absolute http or https URL
@@ -2332,7 +2694,9 @@ begin
 end
 $$;
 comment on function net.http_post(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a POST of JSON, sent if and when the transaction commits, and returns its id. A Content-Type other than application/json raises; body NULL sends an empty POST. A NULL url raises 23502, what cannot be sent 22023.';
+    'Queues a POST of JSON, sent if and when the transaction commits, and returns its id. A '
+    'Content-Type other than application/json raises; body NULL sends an empty POST. A NULL url '
+    'raises 23502, what cannot be sent 22023.';
 
 create function net.http_delete(
     -- absolute http or https URL
@@ -2367,7 +2731,8 @@ begin
 end
 $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
-    'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
+    'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction '
+    'commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
 
 create function pgnet.inspect_form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
     language plpython3u immutable parallel safe cost 10
@@ -2375,7 +2740,8 @@ as $$
 from pgnet import sql_v1
 return sql_v1.form(form)
 $$;
-comment on function pgnet.inspect_form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+comment on function pgnet.inspect_form(jsonb) is
+    'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
 -- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
 create function pgnet.require_utf8(headers jsonb)
@@ -2396,7 +2762,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
+comment on function pgnet.require_utf8(jsonb) is
+    'Raises 22023 where a Content-Type says another charset than UTF-8.';
 
 create function pgnet.encode_form(form jsonb)
     returns bytea
@@ -2413,7 +2780,8 @@ begin
     return convert_to(made.encoded, 'UTF8');
 end
 $$;
-comment on function pgnet.encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+comment on function pgnet.encode_form(jsonb) is
+    'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -2424,7 +2792,8 @@ create function net.http_request(
     body jsonb default null,
     -- names and values appended to the query, percent-encoded; NULL means none
     params jsonb default '{}'::pg_catalog.jsonb,
-    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL means none
+    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL
+    -- means none
     headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of an attempt in ms; NULL means 30000
     timeout_milliseconds integer default 30000,
@@ -2440,8 +2809,9 @@ create function net.http_request(
     max_attempts integer default null,
     -- given back with the outcome
     context jsonb default null,
-    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
-    -- first among the requests of one role to one host; 0); NULL means none
+    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
+    -- setting), and priority (smaller goes first among the requests of one role to one host; 0);
+    -- NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -2524,7 +2894,10 @@ begin
 end
 $$;
 comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
-    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent '
+    'if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL '
+    'means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second '
+    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
 
 create function net.http_put(
     -- absolute http or https URL
@@ -2547,7 +2920,9 @@ as $$
         headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
+    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another '
+    'JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as '
+    'net.http_request does.';
 
 create function net.http_patch(
     -- absolute http or https URL
@@ -2570,7 +2945,9 @@ as $$
         headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
+    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another '
+    'JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL '
+    'sends an empty PATCH. Raises as net.http_request does.';
 
 create function net.http_head(
     -- absolute http or https URL
@@ -2590,7 +2967,8 @@ as $$
     select net.http_request('HEAD', url, params => params, headers => headers, timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_head(text, jsonb, jsonb, integer) is
-    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
+    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as '
+    'net.http_request does.';
 
 create function pgnet.inspect_multipart(
     parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
@@ -2600,10 +2978,12 @@ as $$
 from pgnet import sql_v1
 return sql_v1.multipart(parts, files)
 $$;
-comment on function pgnet.inspect_multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+comment on function pgnet.inspect_multipart(jsonb, bytea[]) is
+    'Behind net.multipart: the body and its type, or what is wrong with the parts.';
 
 create function net.multipart(
-    -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
+    -- an array of objects: name, and one of value (text), json, base64, or file (which one of
+    -- files, from 1); also filename, content_type
     parts jsonb,
     -- what the parts' file refers to
     files bytea[] default '{}',
@@ -2627,7 +3007,9 @@ begin
 end
 $$;
 comment on function net.multipart(jsonb, bytea[]) is
-    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files mean none.';
+    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of '
+    'net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files '
+    'mean none.';
 
 create function net._urlencode_string(
     -- the text to encode
@@ -2650,7 +3032,8 @@ as $$
 from pgnet import sql_v1
 return sql_v1.append_to_query(url, params_array)
 $$;
-comment on function pgnet.append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+comment on function pgnet.append_to_query(text, text[]) is
+    'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
 
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
@@ -2673,11 +3056,13 @@ begin
 end
 $$;
 comment on function net._encode_url_with_params_array(text, text[]) is
-    'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises 22023.';
+    'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises '
+    '22023.';
 
 -- ======== extension/45_wake_up.sql ========
 
--- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
+-- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the
+-- data directory.
 
 create function pgnet.arm_wake_up(signal text)
     returns text
@@ -2687,14 +3072,16 @@ from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
 comment on function pgnet.arm_wake_up(text) is
-    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
+    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback '
+    'cannot be registered here.';
 
 create function pgnet.signal_workers(signal text)
     returns void
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.arm_wake_up(signal) $$;
-comment on function pgnet.signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
+comment on function pgnet.signal_workers(text) is
+    'Tells all workers, at the commit, to read their settings again.';
 
 create function net.wake()
     returns void
@@ -2704,7 +3091,8 @@ from pgnet import sql_v1
 sql_v1.arm(plpy, "wake")
 $$;
 comment on function net.wake() is
-    'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+    'Wakes a worker when this transaction commits: for requests that were inserted into '
+    'net.http_request_queue by hand. net.http_get and its kin do it themselves.';
 
 create function pgnet.wake_next_worker(slot integer)
     returns void
@@ -2714,7 +3102,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 sql_v1.wake_next(slot)
 $$;
-comment on function pgnet.wake_next_worker(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+comment on function pgnet.wake_next_worker(integer) is
+    'A worker that has more than it takes wakes the next one, behind its own slot.';
 
 create function pgnet.wake_up_fault()
     returns text
@@ -2724,7 +3113,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
-comment on function pgnet.wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+comment on function pgnet.wake_up_fault() is
+    'Why commits on this server cannot wake a worker; NULL where they can.';
 
 create procedure pgnet.wait_for_signals(
     -- how long at most, in seconds
@@ -2741,12 +3131,14 @@ plpy.execute("select pgnet.require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
-    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
+    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
+    'lock, for at most timeout seconds.';
 
 -- ======== extension/50_workers.sql ========
 
--- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue by a handful of functions, with the
--- owner's rights and a pinned search_path, and touches no table by itself.
+-- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue
+-- by a handful of functions, with the owner's rights and a pinned search_path, and touches no table
+-- by itself.
 
 create function pgnet.session_is_alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -2756,7 +3148,8 @@ as $$
     select exists (select from pg_stat_get_activity(worker_pid) a where a.backend_start = worker_backend_start)
 $$;
 comment on function pgnet.session_is_alive(integer, timestamptz) is
-    'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
+    'Whether the session with this pid and start is still there: what nobody can forge, unlike an '
+    'advisory lock.';
 
 create function pgnet.worker_is_up()
     returns boolean
@@ -2767,9 +3160,37 @@ as $$
 $$;
 comment on function pgnet.worker_is_up() is 'Whether a worker serves this database now.';
 
--- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
--- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
--- Whoever may not work is told so first, and locks nothing.
+create function pgnet.how_to_start_a_worker()
+    returns text language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, or the process "pgnet worker".'
+$$;
+comment on function pgnet.how_to_start_a_worker() is 'The hint where no worker runs.';
+
+create function pgnet.warn_without_worker(request_id bigint)
+    -- whether it has warned
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pgnet.worker_is_up() then
+        return false;
+    end if;
+    raise warning using
+        message = format('request %s waits: no worker is running', request_id),
+        hint = pgnet.how_to_start_a_worker();
+    return true;
+end
+$$;
+comment on function pgnet.warn_without_worker(bigint) is
+    'Warns the caller that waits for a request where no worker serves this database.';
+
+-- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way:
+-- DROP EXTENSION locks the tables in an order that nobody knows, and one of the two would end in a
+-- deadlock. What waits for longer than lock_timeout fails with 55P03. Whoever may not work is told
+-- so first, and locks nothing.
 create function pgnet.lock_tables(
     -- as for pgnet.require_worker
     worker_id bigint default null
@@ -2789,7 +3210,8 @@ begin
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
-            -- At the commit, behind what the session does next, its path would count, and from PostgreSQL 18 on the owner's rights.
+            -- At the commit, behind what the session does next, its path would count, and from
+            -- PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
             return;
         exception when lock_not_available then
@@ -2815,15 +3237,17 @@ begin
 end
 $$;
 comment on function pgnet.lock_tables(bigint) is
-    'Asks pgnet.require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+    'Asks pgnet.require_worker, and takes the locks of a worker''s transaction, all or none, so '
+    'that it never waits for one while it holds another. Raises 55P03 after half a second.';
 
 create function pgnet.register_worker(
     -- backend: the worker is this session; process: it only talks through this session
     worker_kind text,
-    -- for a worker whose connection broke: the id and the secret it was given, and the requests it still works on
+    -- for a worker whose connection broke: the id and the secret it was given, and the requests it
+    -- still works on
     known_id bigint default null,
     known_secret uuid default null,
-    holding bigint[] default '{}',
+    owned bigint[] default '{}',
     -- where it runs, and which version it is, for net.workers
     worker_host text default null,
     worker_version text default null,
@@ -2841,8 +3265,9 @@ declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
     perform pgnet.lock_tables();
-    -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
-    -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
+    -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that
+    -- may be a worker's or a superuser's. There PostgreSQL refuses this statement, which does
+    -- nothing elsewhere.
     execute 'unlisten pgnet';
     perform pgnet.refuse_copy();
     update pgnet.worker w
@@ -2850,9 +3275,10 @@ begin
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
-        -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
+        -- What it does not hold it never saw: the answer to its last claim was lost with the
+        -- connection.
         delete from pgnet.claim c where c.id = any (array(
-            select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
+            select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
     -- One session is one worker: an earlier run in it that was broken off left this.
@@ -2872,7 +3298,9 @@ begin
 end
 $$;
 comment on function pgnet.register_worker(text, bigint, uuid, bigint[], text, text) is
-    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
+    'Makes the calling session a worker; with the id and secret of an earlier registration, it '
+    'goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another '
+    'database.';
 
 create function pgnet.deregister_worker(
     -- as pgnet.register_worker gave them
@@ -2898,34 +3326,58 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.deregister_worker(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
+comment on function pgnet.deregister_worker(bigint, uuid, integer) is
+    'Ends a registration and frees whatever the worker still holds.';
 
 -- ======== extension/51_faults.sql ========
 
--- What fails in a worker's work, and what can be done about it: each fault is kept in pgnet.fault with the statement that cures it.
+-- Faults: what fails in a worker's work, and the statement that cures it. pgnet.fault keeps them,
+-- net.check() shows them.
 
-create function pgnet.remedy(relations regclass[], state text, referrer text, constraint_name text)
+-- GET STACKED DIAGNOSTICS fills it; `referrer` and `constraint_name` are the table and the
+-- constraint that an error is about.
+create type pgnet.error as (
+    message text,
+    state text,
+    referrer_schema text,
+    referrer text,
+    constraint_name text
+);
+comment on type pgnet.error is
+    'An error as an EXCEPTION block sees it: message, SQLSTATE, and the table and the constraint '
+    'that it is about.';
+
+create function pgnet.remedy(
+    error pgnet.error,
+    -- the tables whose rows are read or written
+    relations regclass[] default array[
+        'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::pg_catalog.regclass[]
+)
     returns text
-    language sql stable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when state = '23503' and referrer is not null and to_regclass(referrer) <> all (relations) then format(
+declare
+    referrer text := case when error.referrer <> '' then format('%I.%I', error.referrer_schema, error.referrer) end;
+begin
+    if error.state = '23503' and referrer is not null and to_regclass(referrer) <> all (relations) then
+        return format(
             'Rows of %1$s refer to it. Delete these, or have them follow: alter table %1$s drop constraint %2$I; and add it again '
-            'with "on delete cascade" or "on delete set null".', referrer, constraint_name)
-        when state like '23%' and referrer is not null and constraint_name is not null then format(
-            'alter table %s drop constraint %I;', referrer, constraint_name)
-        else coalesce((
-            select 'Is it a trigger? ' || string_agg(
-                format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
-            from pg_trigger t
-            where t.tgrelid = any (relations) and not t.tgisinternal
-                and t.tgname not in ('replicated', 'refuse_truncate')),
-            'The server''s log says more.')
-    end
+            'with "on delete cascade" or "on delete set null".', referrer, nullif(error.constraint_name, ''));
+    elsif error.state like '23%' and referrer is not null and error.constraint_name <> '' then
+        return format('alter table %s drop constraint %I;', referrer, error.constraint_name);
+    end if;
+    return coalesce((
+        select 'Is it a trigger? ' || string_agg(
+            format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
+        from pg_trigger t
+        where t.tgrelid = any (relations) and not t.tgisinternal and t.tgname not in ('replicated', 'refuse_truncate')),
+        'The server''s log says more.');
+end
 $$;
-comment on function pgnet.remedy(regclass[], text, text, text) is
-    'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
+comment on function pgnet.remedy(pgnet.error, regclass[]) is
+    'The statement that cures an error with rows of these tables: it is about a constraint, or '
+    'about a trigger.';
 
 create function pgnet.fire_deferred()
     returns void
@@ -2938,7 +3390,8 @@ begin
 end
 $$;
 comment on function pgnet.fire_deferred() is
-    'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
+    'Has constraints and triggers that are deferred do their work now, with the owner''s path: at '
+    'the commit they would fail with all that was done.';
 
 create function pgnet.note_fault(duty text, message text, hint text, brief boolean default false)
     returns void
@@ -2953,7 +3406,9 @@ as $$
     -- A lock of the moment hides no lasting fault.
     where f.brief or not excluded.brief
 $$;
-comment on function pgnet.note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
+comment on function pgnet.note_fault(text, text, text, boolean) is
+    'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 '
+    'minutes.';
 
 create function pgnet.fault_messages()
     returns jsonb
@@ -2971,111 +3426,83 @@ as $$
         from pgnet.unrecorded u where u.message is not null order by u.since limit 1)
     ) f
 $$;
-comment on function pgnet.fault_messages() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
+comment on function pgnet.fault_messages() is
+    'What of the workers'' work fails now, by the name of the duty, for their logs.';
 
 -- ======== extension/52_claim.sql ========
 
 -- Claiming: which requests a worker takes, and what it gets of them.
 --
--- pgnet.claim_requests chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
--- stored. It goes from host to host, and at each host from role to role, over the index http_request_queue_turn, and takes some
--- rows of each. So nobody waits behind another host's requests, nor behind another role's, whatever priorities these have.
--- pgnet.read_claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
--- that has no form in UTF-8. Then each row is read by itself, and for one at fault the worker gets the reason in place of the
--- request. The worker records it, so that the request ends as failed, and all others go out.
+-- Theory of operation
+--
+-- Turns. pgnet.claim_requests goes from host to host, and at each host from role to role, over the
+-- index http_request_queue_turn, and takes some rows of each. So nobody waits behind another host's
+-- requests, nor behind another role's, whatever priorities these have: one slow host, or one role
+-- with a million requests, would otherwise take every slot. The next claim begins behind the place
+-- where this one ended. A recursive query steps from one (host, role) to the next by one look-up in
+-- the index, so a claim costs by the places it visits and the rows it takes, not by the length of
+-- the queue.
+--
+-- Choose first, read then. A claim chooses by what is small and is never converted: a host, a role,
+-- lengths as they are stored (octet_length and pg_column_size unpack nothing). So a worker never
+-- gets more bytes than it has room for, and a row of 500 MB costs nothing before its turn comes.
+-- pgnet.read_claimed then reads the rows that were chosen. There a row can be at fault: text that
+-- is too long as soon as it is written out, or that has no form in UTF-8. Then each row is read by
+-- itself, and for one at fault the worker gets the reason in place of the request. The worker
+-- records it, so that the request ends as failed, and all others go out.
+--
+-- Locks. A row of the queue is locked with SKIP LOCKED and is not changed: a claim is a row of
+-- pgnet.claim. A row that another transaction has locked, be it another worker's or a user's, is
+-- passed over.
+--
+-- Plans. They must not depend on how full a table was when they were made. A healthy queue is empty
+-- each time autovacuum looks, and with statistics of empty tables the planner takes any order of a
+-- join for as good as any other, and any index. So what workers call is planned once, for index
+-- look-ups, whatever the statistics say: what is looked up for a row is a sub-select with OFFSET 0,
+-- of which the planner cannot make a join; what is changed or deleted is given as an array of ids;
+-- and ORDER BY, with enable_sort off, names the index to read. A time to compare with stands in a
+-- variable: an index is of no use to what may change from row to row.
 
--- Whether a value is written out as quickly as it is read: it is short, and has no number that is much longer as text. In jsonb the
--- 131,072 digits of 1e131071 take ten bytes.
-create function pgnet.is_plain_json(value jsonb)
-    returns boolean
-    language sql stable parallel safe cost 1
-as $$
-    select pg_catalog.pg_column_compression(value) is null
-        -- An empty object has 5 bytes, and no number has room in 10.
-        and (pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 10
-            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 8000
-                and not value operator(pg_catalog.@?) '$.** ? (@.type() == "number")'
-            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
-                and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
-$$;
-comment on function pgnet.is_plain_json(jsonb) is
-    'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
+-- What a worker gets of a claimed request.
+create type pgnet.claimed_request as (
+    id bigint,
+    token text,
+    attempt integer,
+    -- earlier attempts that were lost or stopped with their workers
+    lost integer,
+    method text,
+    url text,
+    headers text,
+    body bytea,
+    timeout_milliseconds integer,
+    options text,
+    host text,
+    role oid,
+    -- of the configuration that the claim saw
+    revision bigint,
+    -- seconds since the request was made
+    age double precision,
+    idempotency_key text,
+    -- why it cannot be sent; then only its id and the like are there
+    fault text
+);
+comment on type pgnet.claimed_request is
+    'A request as a worker gets it; with a fault in place of its content where it cannot be a '
+    'request.';
 
--- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it: pglz makes 90 bytes of one at most,
--- lz4 255. What is longer than pgnet.json_text writes out counts nothing: it is not written out.
-create function pgnet.json_size(value jsonb)
-    returns bigint
-    language sql stable parallel safe cost 1
-as $$
-    select case
-        when value is null then 0
-        when pgnet.is_plain_json(value) then pg_catalog.pg_column_size(value)
-        when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
-            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
-        when pg_catalog.pg_column_compression(value) is not null
-            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 255
-        when pg_catalog.pg_column_size(value) operator(pg_catalog.>) 2500000 then 0
-        else 2500000
-        end
-$$;
-comment on function pgnet.json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
-
--- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so deeply that it cannot be read, or
--- has no form in UTF-8.
--- Nothing that is too long is written out in order to see that.
-create function pgnet.json_text(value jsonb, at_most integer default 2500000)
-    returns text
-    language plpgsql stable parallel unsafe cost 1000
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    unpacked bigint;
-    digits bigint;
-    written text;
-begin
-    if value is null or pg_column_size(value) > at_most then
-        return null;
-    end if;
-    unpacked := pg_column_size(jsonb_build_array(value));
-    if unpacked > 2::bigint * at_most then
-        return null;
-    end if;
-    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
-    select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
-    from (
-        select v.value::numeric as number
-        from jsonb_path_query(value, '$.** ? (@.type() == "number")') v (value)
-    ) n;
-    if digits > 4::bigint * at_most then
-        return null;
-    end if;
-    written := value::text;
-    return case when octet_length(written) <= at_most and octet_length(convert_to(written, 'UTF8')) > 0 then written end;
-exception
-    when statement_too_complex or program_limit_exceeded or character_not_in_repertoire or untranslatable_character then
-        return null;
-end
-$$;
-comment on function pgnet.json_text(jsonb, integer) is
-    'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be read, or has no form in UTF-8.';
-
--- The bounds are wider than those of request.py, which judges what is read here.
+-- The bounds are wider than those of the package (request/), which judges what is read here.
 create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
     claim_token uuid,
     -- whether they are attempted alone
-    alone boolean,
+    quarantined_only boolean,
     -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
     -- why none of them can be sent; NULL: they are looked at
     reason text default null
 )
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
-        idempotency_key text, fault text
-    )
+    returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -3086,11 +3513,12 @@ create function pgnet.read_claimed(
     set plan_cache_mode = force_generic_plan
     set jit = off
 as $$
-#variable_conflict use_column
 declare
-    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises that.
+    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises
+    -- that.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
-    -- Looked up after the requests were chosen: a setting that was changed before a request was made counts for it.
+    -- Looked up after the requests were chosen: a setting that was changed before a request was
+    -- made counts for it.
     usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
     longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
@@ -3144,93 +3572,56 @@ begin
         ) f
         offset 0
     ) q
-    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
-    where not (alone or q.options -> 'delivery' = '"at_most_once"') is true
+    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first
+    -- byte.
+    where not (quarantined_only or q.options -> 'delivery' = '"at_most_once"') is true
         or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault instead: it is not read any further. Raises what reading a row raises.';
+    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault '
+    'instead: it is not read any further. Raises what reading a row raises.';
 
-create function pgnet.claim_requests(
-    -- who claims
-    worker_id bigint,
-    -- how many requests at most
-    slots integer,
-    -- how many of them for one host where several wait, and where only one does
-    host_quota integer,
-    lone_quota integer,
-    -- hosts that get none: the worker is full of them
-    full_hosts text[],
-    -- how many bytes of requests at most; one request always fits
-    max_bytes bigint,
-    -- hosts take turns, and roles at each of them: the scan starts behind this one
-    after_host text,
-    -- those that were lost with workers, and no others: one, or a few that were lost less often
-    alone boolean default false,
-    -- the role at after_host; by default it starts behind all of them
-    after_role oid default 4294967295,
-    -- the scan ends with this role at this host; NULL: where it began, when it has been at every host
-    until_host text default null,
-    until_role oid default 0,
-    -- at how many roles of hosts it looks at most
-    look_at integer default 1000
-)
-    -- A last row without an id says that there is more than was looked at, and to go on behind that row's host and role.
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
-        idempotency_key text, fault text
-    )
-    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+-- To step over the requests that one role has marked by the thousand would cost everybody's claim a
+-- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
+-- marks.
+create function pgnet.crowded_roles()
+    returns oid[]
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set enable_mergejoin = off
-    set enable_material = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
-    set lock_timeout = '500ms'
 as $$
-#variable_conflict use_column
-declare
-    claim_token uuid := gen_random_uuid();
-    suspects bigint[];
-    path text;
-    quota integer;
-    -- The end of the scan lies behind the last host: it goes on at the first one.
-    wraps boolean := until_host is null
-        or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
-    last_host text := coalesce(until_host, after_host);
-    last_role oid := case when until_host is null then after_role else until_role end;
-    -- In a variable: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-    crowded oid[] := '{}';
-    taken record;
 begin
-    perform pgnet.lock_tables(worker_id);
-    quota := case
-        when (select q.host from pgnet.ready_request q order by q.host limit 1)
-            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
-    -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
-    -- 100,000 of them. So that role waits until workers have acted on its marks.
-    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is not null then
+    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is null then
+        return '{}';
+    end if;
+    return (
         with recursive roles (role) as (
             (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
             union all
             select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
             from roles r where r.role is not null
         )
-        select coalesce(array_agg(r.role::oid), '{}') into crowded
+        select coalesce(array_agg(r.role::oid), '{}')
         from roles r
         where (
             select count(*) from (
                 select m.action, m.retry_at from pgnet.mark m where m.requested_by = r.role limit 10000
             ) m
-            where m.action <> 'retry' and m.retry_at is null) > 2000;
-    end if;
+            where m.action <> 'retry' and m.retry_at is null) > 2000);
+end
+$$;
+comment on function pgnet.crowded_roles() is
+    'The roles that have thousands of marks which no worker has acted on yet.';
+
+create function pgnet.wake_due_requests()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    path text;
+begin
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -3239,65 +3630,129 @@ begin
                 order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
-        perform pgnet.pin_path();
     end if;
-    if alone then
-        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
-        with quarantined as (
-            select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
-            from net.http_request_queue q
-            where q.due >= 'infinity' and q.origin is null
-                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
-            order by q.due
-        )
-        select array_agg(t.id) into suspects
-        from (
-            select q.id from quarantined q
-            where q.often = (select bool_and(o.often) from quarantined o)
-            order by q.id
-            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
-        ) t;
-    end if;
+end
+$$;
+comment on function pgnet.wake_due_requests() is
+    'Makes ready what has waited for its time, 1,000 requests at most.';
+
+-- Of requests that were lost twice many may be innocent: ten go at once. One that was lost with
+-- these as well is attempted alone.
+create function pgnet.lock_suspects()
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    suspects bigint[];
+begin
+    with quarantined as (
+        select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+        from net.http_request_queue q
+        where q.due >= 'infinity' and q.origin is null
+            and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+        order by q.due
+    )
+    select array_agg(t.id) into suspects
+    from (
+        select q.id from quarantined q
+        where q.often = (select bool_and(o.often) from quarantined o)
+        order by q.id
+        limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
+    ) t;
+    return array(
+        select q.id from net.http_request_queue q
+        where q.id = any (suspects)
+            and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not exists (
+                select from pgnet.mark m
+                where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+        for update of q skip locked);
+end
+$$;
+comment on function pgnet.lock_suspects() is
+    'The next requests in quarantine that are attempted together, locked: one, or up to ten that '
+    'were lost less often.';
+
+-- Its names are qualified and it has no path of its own, so that the planner makes it a part of the
+-- query that calls it: that query stops the walk as soon as it has enough rows.
+create function pgnet.ready_places(
+    -- the walk begins behind this place
+    after_host text, after_role oid,
+    -- and ends with this one; where wraps is true it goes on at the first host when it has been at
+    -- the last
+    last_host text, last_role oid, wraps boolean,
+    -- how many places at most
+    look_at integer
+)
+    returns table (host text, role oid, number integer)
+    language sql stable parallel safe
+as $$
     with recursive later (host, role, number) as (
         (select q.host, q.role, 1 from pgnet.ready_request q
-         where not alone and (q.host, q.role) > (after_host, after_role) order by q.host, q.role limit 1)
+         where (q.host, q.role) operator(pg_catalog.>) (after_host, after_role) order by q.host, q.role limit 1)
         union all
-        select n.host, n.role, l.number + 1
+        select n.host, n.role, l.number operator(pg_catalog.+) 1
         from later l
         cross join lateral (
-            select q.host, q.role from pgnet.ready_request q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
+            select q.host, q.role from pgnet.ready_request q
+            where (q.host, q.role) operator(pg_catalog.>) (l.host, l.role) order by q.host, q.role limit 1
         ) n
-        where l.number < look_at and (wraps or (n.host, n.role) <= (last_host, last_role))
+        where l.number operator(pg_catalog.<) look_at
+            and (wraps or (n.host, n.role) operator(pg_catalog.<=) (last_host, last_role))
     ), earlier (host, role, number) as (
-        (select q.host, q.role, 1 + (select count(*)::integer from later) from pgnet.ready_request q
-         where not alone and wraps and (select count(*) from later) < look_at and (q.host, q.role) <= (last_host, last_role)
+        (select q.host, q.role, 1 operator(pg_catalog.+) (select pg_catalog.count(*)::integer from later) from pgnet.ready_request q
+         where wraps and (select pg_catalog.count(*) from later) operator(pg_catalog.<) look_at
+             and (q.host, q.role) operator(pg_catalog.<=) (last_host, last_role)
          order by q.host, q.role limit 1)
         union all
-        select n.host, n.role, e.number + 1
+        select n.host, n.role, e.number operator(pg_catalog.+) 1
         from earlier e
         cross join lateral (
             select q.host, q.role from pgnet.ready_request q
-            where (q.host, q.role) > (e.host, e.role) and (q.host, q.role) <= (last_host, last_role)
+            where (q.host, q.role) operator(pg_catalog.>) (e.host, e.role)
+                and (q.host, q.role) operator(pg_catalog.<=) (last_host, last_role)
             order by q.host, q.role limit 1
         ) n
-        where e.number < look_at
+        where e.number operator(pg_catalog.<) look_at
+    )
+    select l.host, l.role, l.number from later l
+    union all
+    select e.host, e.role, e.number from earlier e
+$$;
+comment on function pgnet.ready_places(text, oid, text, oid, boolean, integer) is
+    'Where requests are ready: each host, and each role at it, in turns. pgnet.claim_requests has '
+    'set how this is planned.';
+
+create function pgnet.take_requests(
+    worker_id bigint, claim_token uuid,
+    -- in quarantine and locked: these and no others; NULL: those whose turn it is
+    suspects bigint[],
+    slots integer, quota integer, full_hosts text[], crowded oid[], max_bytes bigint,
+    -- as for pgnet.ready_places
+    after_host text, after_role oid, last_host text, last_role oid, wraps boolean, look_at integer,
+    out ids bigint[], out attempts integer[],
+    -- whether pgnet.is_plain_json is true of headers and options of all
+    out plain boolean,
+    -- whether there is more, and the place to go on behind
+    out more boolean, out host text, out role oid
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    with places as materialized (
+        select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
     ), ready as materialized (
         select r.*, row_number() over () as place
-        from (
-            select l.host, l.role from later l
-            union all
-            select e.host, e.role from earlier e
-        ) h
+        from places p
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds,
-                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + pgnet.json_size(q.context) as size,
-                    coalesce(pg_column_size(q.headers), 0) + coalesce(pg_column_size(q.options), 0) as plain_size,
-                    case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
-                        else pgnet.json_size(q.headers) + pgnet.json_size(q.options) end as odd_size
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size
                 from pgnet.ready_request q
-                where q.host = h.host and q.role = h.role
+                where q.host = p.host and q.role = p.role
                     and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
                     and ((select not exists (select from pgnet.mark)) or not exists (
@@ -3308,24 +3763,16 @@ begin
                 for update of q skip locked
             ) o
         ) r
-        where h.host <> all (full_hosts) and h.role <> all (crowded)
+        where p.host <> all (full_hosts) and p.role <> all (crowded)
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
             r.odd_size is null as plain, r.place, r.turn
         from ready r
         union all
-        select l.id, l.host, l.role, l.timeout_milliseconds, 0, false, 1, 1
-        from (
-            select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
-            from net.http_request_queue q
-            where alone and q.id = any (suspects)
-                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from pgnet.mark)) or not exists (
-                    select from pgnet.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            for update of q skip locked
-        ) l
+        select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1
+        from net.http_request_queue q
+        where q.id = any (suspects)
     ), bounded as (
         select e.*,
             sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
@@ -3333,7 +3780,8 @@ begin
             row_number() over (partition by e.host order by e.turn, random()) as number
         from either e
     ), chosen as (
-        select b.* from bounded b where alone or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
+        select b.* from bounded b
+        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
     ), claimed as (
         insert into pgnet.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
@@ -3346,9 +3794,8 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     ), stopped as (
-        -- Where the scan ended before it had been everywhere.
-        select p.host, p.role
-        from (select l.* from later l union all select e.* from earlier e) p
+        -- Where the walk ended before it had been everywhere.
+        select p.host, p.role from places p
         where (select count(*) from ready) < slots and p.number >= look_at and (p.host, p.role) <> (last_host collate "C", last_role)
         limit 1
     ), behind as (
@@ -3356,37 +3803,112 @@ begin
         union all
         (select b.host, b.role, 2 from chosen b order by b.place desc limit 1)
     )
-    select array_agg(c.id) as ids, array_agg(c.attempt) as attempts, (select bool_and(b.plain) from chosen b) as plain,
-        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen) as more,
-        (select b.host from behind b order by b.rank limit 1) as host,
-        (select b.role from behind b order by b.rank limit 1) as role
-    into taken
+    select array_agg(c.id), array_agg(c.attempt), (select bool_and(b.plain) from chosen b),
+        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen),
+        (select b.host from behind b order by b.rank limit 1),
+        (select b.role from behind b order by b.rank limit 1)
+    into ids, attempts, plain, more, host, role
     from claimed c;
+end
+$$;
+comment on function pgnet.take_requests(bigint, uuid, bigint[], integer, integer, text[], oid[], bigint, text, oid, text, oid, boolean, integer) is
+    'Chooses requests and makes the rows of pgnet.claim: one statement, so that a row is locked, '
+    'judged and claimed in one snapshot. pgnet.claim_requests has set how it is planned.';
 
+create function pgnet.read_each_claimed(
+    -- as for pgnet.read_claimed
+    ids bigint[], attempts integer[], claim_token uuid, quarantined_only boolean, plain boolean
+)
+    returns setof pgnet.claimed_request
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    for at in 1 .. cardinality(ids) loop
+        begin
+            return query
+            select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain);
+        exception when others then
+            if sqlstate ~ '^(40|53|55|57|58|25006)' then
+                raise; -- not the row's fault: the worker comes again
+            end if;
+            return query
+            select * from pgnet.read_claimed(
+                ids[at:at], attempts[at:at], claim_token, quarantined_only, false, 'The request cannot be read: ' || sqlerrm || '.');
+        end;
+    end loop;
+end
+$$;
+comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, boolean) is
+    'pgnet.read_claimed row by row, after one of them could not be read: that one comes with its '
+    'fault.';
+
+create function pgnet.claim_requests(
+    -- who claims
+    worker_id bigint,
+    -- how many requests at most
+    slots integer,
+    -- how many of them for one host where several wait, and where only one does
+    host_quota integer,
+    single_host_quota integer,
+    -- hosts that get none: the worker is full of them
+    full_hosts text[],
+    -- how many bytes of requests at most; one request always fits
+    max_bytes bigint,
+    -- hosts take turns, and roles at each of them: the walk starts behind this one
+    after_host text,
+    -- those that were lost with workers, and no others: one, or a few that were lost less often
+    quarantined_only boolean default false,
+    -- the role at after_host; by default the walk starts behind all of them
+    after_role oid default 4294967295,
+    -- the walk ends with this role at this host; NULL: where it began, when it has been at every
+    -- host
+    until_host text default null,
+    until_role oid default 0,
+    -- at how many roles of hosts it looks at most
+    look_at integer default 1000
+)
+    -- A last row without an id says that there is more than was looked at, and to go on behind that
+    -- row's host and role.
+    returns setof pgnet.claimed_request
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    claim_token uuid := gen_random_uuid();
+    quota integer;
+    -- The end of the walk lies behind the last host: it goes on at the first one.
+    wraps boolean := until_host is null
+        or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
+    last_host text := coalesce(until_host, after_host);
+    last_role oid := case when until_host is null then after_role else until_role end;
+    taken record;
+begin
+    perform pgnet.lock_tables(worker_id);
+    quota := case
+        when (select q.host from pgnet.ready_request q order by q.host limit 1)
+            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
+        else host_quota end;
+    perform pgnet.wake_due_requests();
+    select * into taken
+    from pgnet.take_requests(worker_id, claim_token, case when quarantined_only then pgnet.lock_suspects() end,
+        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, after_host, after_role, last_host, last_role, wraps, look_at);
     if taken.ids is not null then
         begin
-            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
-        exception
-            when transaction_rollback or insufficient_resources or operator_intervention or system_error
-                or object_not_in_prerequisite_state or read_only_sql_transaction then
-                -- Not a row's fault: the worker comes again.
-                raise;
-            when others then
-                for at in 1 .. cardinality(taken.ids) loop
-                    begin
-                        return query
-                        select * from pgnet.read_claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
-                    exception
-                        when transaction_rollback or insufficient_resources or operator_intervention or system_error
-                            or object_not_in_prerequisite_state or read_only_sql_transaction then
-                            raise;
-                        when others then
-                            return query
-                            select * from pgnet.read_claimed(
-                                taken.ids[at:at], taken.attempts[at:at], claim_token, alone, false,
-                                'The request cannot be read: ' || sqlerrm || '.');
-                    end;
-                end loop;
+            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
+        exception when others then
+            if sqlstate ~ '^(40|53|55|57|58|25006)' then
+                raise; -- not a row's fault: the worker comes again
+            end if;
+            return query select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         end;
     end if;
     if taken.more then
@@ -3397,7 +3919,9 @@ begin
 end
 $$;
 comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
-    'Takes ready requests for a worker, host by host and role by role in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk. A row that cannot be a request comes with its fault alone.';
+    'Takes ready requests for a worker, host by host and role by role in turns, and never one that '
+    'another transaction holds. Where one of them is at_most_once, the transaction commits to '
+    'disk. A row that cannot be a request comes with its fault alone.';
 
 -- ======== extension/54_record.sql ========
 
@@ -3408,9 +3932,11 @@ create function pgnet.ascii_excerpt(given text, at_most integer)
     language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
-comment on function pgnet.ascii_excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
+comment on function pgnet.ascii_excerpt(text, integer) is
+    'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
--- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
+-- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
+-- holds a lock on.
 create function pgnet.store_outcomes(outcomes json, size integer)
     returns bigint[]
     language plpgsql volatile parallel unsafe cost 1000
@@ -3426,7 +3952,7 @@ create function pgnet.store_outcomes(outcomes json, size integer)
 as $$
 declare
     done bigint;
-    held_up bigint[] := '{}';
+    deferred bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
@@ -3464,9 +3990,11 @@ begin
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
         select h.id,
-            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the same number.
-            greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)), h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
-            h.error_msg, make_interval(secs => h.retry_in)
+            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the
+            -- same number.
+            greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
+            h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
+            make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'
         on conflict do nothing
@@ -3498,27 +4026,31 @@ begin
         from held h
         where h.locked and h.state <> 'retrying'
     )
-    -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
+    -- Known before the first row is changed: PostgreSQL runs this part before those that change
+    -- rows.
     select count(*) into done from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if done < size then
-        -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
-        select coalesce(array_agg(r.id), '{}') into held_up
+        -- A claim that is there still, with its token: somebody holds a lock on it, or on its
+        -- request.
+        select coalesce(array_agg(r.id), '{}') into deferred
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
         where exists (select from pgnet.claim c where c.id = r.id and c.token = r.token offset 0);
     end if;
-    return held_up;
+    return deferred;
 end
 $$;
 comment on function pgnet.store_outcomes(json, integer) is
-    'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+    'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or '
+    'has them wait for another attempt; gives the ids that a lock of somebody holds up.';
 
 create function pgnet.record_outcomes(
-    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
-    -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt.
-    -- put_aside: it comes for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
+    -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
+    -- retry_in in seconds, is no end: the request waits for another attempt. put_aside: it comes
+    -- for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -3533,63 +4065,83 @@ begin
 end
 $$;
 comment on function pgnet.record_outcomes(json) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a lock, for the worker to come again.';
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to '
+    'the row at fault, which is recorded without content, with its status and a word about the '
+    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a '
+    'lock, for the worker to come again.';
 
 create function pgnet.store_or_halve(outcomes json)
+    -- as pgnet.record_outcomes
     returns bigint[]
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     size integer := json_array_length(outcomes);
-    outcome json;
+    outcome json := outcomes -> 0;
     again boolean;
-    held_up bigint[];
-    fault text;
-    bare jsonb;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    deferred bigint[];
+    caught pgnet.error;
 begin
     begin
-        held_up := pgnet.store_outcomes(outcomes, size);
+        deferred := pgnet.store_outcomes(outcomes, size);
     exception when others then
-        get stacked diagnostics fault = message_text, state = returned_sqlstate,
-            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
     end;
-    if fault is null then
-        if held_up <> '{}' then
-            select coalesce(array_agg(h.id), '{}') into held_up
-            from unnest(held_up) h (id)
-            join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = h.id
+    if caught.message is null then
+        if deferred <> '{}' then
+            select coalesce(array_agg(d.id), '{}') into deferred
+            from unnest(deferred) d (id)
+            join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = d.id
             where (o.value ->> 'put_aside')::boolean is not true or not pgnet.put_aside(o.value, null, null);
         end if;
-        return held_up;
+        return deferred;
     end if;
-    outcome := outcomes -> 0;
     again := size = 1 and (outcome ->> 'put_aside')::boolean;
     -- No memory for a large one is its own fault.
-    if state ~ '^(40|53|57|58|25006)' and (state <> '53200' or octet_length(outcomes::text) < 1000000) then
-        -- Not a row's fault, it seems: the worker keeps its outcomes and comes again, with fewer.
-        if again is true and pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
+    if caught.state ~ '^(40|53|57|58|25006)' and (caught.state <> '53200' or octet_length(outcomes::text) < 1000000) then
+        -- It is not a row's fault, it seems: the worker keeps its outcomes and comes again, with
+        -- fewer.
+        if again is true and pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
             return '{}';
         end if;
-        raise exception using errcode = state, message = fault;
+        raise exception using errcode = caught.state, message = caught.message;
     end if;
-    if state = '55P03' then
-        -- A trigger or a foreign key waits for somebody. Not so long for each of the parts.
+    if caught.state = '55P03' then
+        -- A trigger or a foreign key waits for a lock of another session. It does not wait so long
+        -- for each of the parts.
         perform set_config('lock_timeout', '20ms', true);
     end if;
     if size > 1 then
-        return pgnet.store_or_halve(pgnet.json_slice(outcomes, 1, size / 2)) || pgnet.store_or_halve(pgnet.json_slice(outcomes, size / 2 + 1, size));
-    end if;
-    if state = '55P03' then
+        return pgnet.store_or_halve(pgnet.json_slice(outcomes, 1, size / 2))
+            || pgnet.store_or_halve(pgnet.json_slice(outcomes, size / 2 + 1, size));
+    elsif caught.state = '55P03' then
         return case when again and pgnet.put_aside(outcome, null, null) then '{}' else array[(outcome ->> 'id')::bigint] end;
     end if;
-    bare := jsonb_build_object(
+    return pgnet.store_without_content(outcome, caught.message);
+end
+$$;
+comment on function pgnet.store_or_halve(json) is
+    'pgnet.store_outcomes; a batch that fails is halved down to the row at fault, which is '
+    'recorded without its content or put aside.';
+
+create function pgnet.store_without_content(
+    outcome json,
+    -- why it cannot be recorded as it is
+    reason text
+)
+    -- as pgnet.record_outcomes
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    bare jsonb := jsonb_build_object(
         'id', outcome -> 'id', 'token', outcome -> 'token', 'state', 'failed', 'timed_out', false,
-        'error_msg', 'The response could not be recorded: ' || fault);
+        'error_msg', 'The response could not be recorded: ' || reason);
+    caught pgnet.error;
+begin
     begin
         -- A status that came is not lost: it says that the request was received.
         return pgnet.store_outcomes(json_build_array(bare || jsonb_build_object(
@@ -3601,27 +4153,18 @@ begin
     begin
         return pgnet.store_outcomes(json_build_array(bare), 1);
     exception when others then
-        get stacked diagnostics fault = message_text, state = returned_sqlstate,
-            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
     end;
-    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
+    if pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
         return '{}';
     end if;
     return array[(outcome ->> 'id')::bigint];
 end
 $$;
-comment on function pgnet.store_or_halve(json) is 'Behind pgnet.record_outcomes.';
-
-create function pgnet.recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
-    returns text
-    language sql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pgnet.remedy(
-        array['net._http_response', 'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'pgnet.failed']::regclass[], state,
-        case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
-$$;
-comment on function pgnet.recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
+comment on function pgnet.store_without_content(json, text) is
+    'Records an outcome that is refused: without content, with its status where that can be; else '
+    'it is put aside.';
 
 create function pgnet.json_slice(elements json, first integer, last integer)
     returns json
@@ -3632,7 +4175,8 @@ as $$
     from json_array_elements(elements) with ordinality e
     where e.ordinality between first and last
 $$;
-comment on function pgnet.json_slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
+comment on function pgnet.json_slice(json, integer, integer) is
+    'The elements of an array from first to last, counted from 1.';
 
 -- Its claim stays, and is nobody's: so no worker attempts the request again.
 create function pgnet.put_aside(outcome json, message text, hint text)
@@ -3681,11 +4225,7 @@ declare
     present timestamptz := clock_timestamp();
     request_id bigint;
     waiting record;
-    fault text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
     -- One by one: any of them may be 10 MB.
@@ -3696,7 +4236,7 @@ begin
         exit when clock_timestamp() > present + interval '1 s';
         select u.id, u.since into waiting from pgnet.unrecorded u where u.id = request_id for update skip locked;
         continue when not found;
-        fault := null;
+        caught := null;
         begin
             if exists (select from net.http_request_queue q where q.id = request_id) then
                 -- Its lock first: without it there is no use in reading the outcome.
@@ -3713,12 +4253,13 @@ begin
         exception when sqlstate 'PN000' then
             null; -- somebody holds a lock on it
         when others then
-            get stacked diagnostics fault = message_text, state = returned_sqlstate,
-                referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
         end;
         update pgnet.unrecorded u
-        set message = fault, hint = case when fault is not null then pgnet.recording_remedy(state, referrer_schema, referrer, broken) end,
-            -- After half the time that it has waited, and half a minute at most.
+        set message = caught.message, hint = case when caught.message is not null then pgnet.remedy(caught) end,
+            -- It is tried again after half the time that it has waited, and after half a minute at
+            -- most.
             retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
         where u.id = request_id;
     end loop;
@@ -3727,12 +4268,15 @@ begin
         from pgnet.unrecorded u);
 end
 $$;
-comment on function pgnet.record_put_aside() is 'Records what pgnet.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
+comment on function pgnet.record_put_aside() is
+    'Records what pgnet.unrecorded keeps, as far as that can be done now. Gives the seconds until '
+    'more is to be tried.';
 
 -- ======== extension/55_marks.sql ========
 
--- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves nothing, one that was sent again is no
--- longer a failure. It happens in a worker's session: the caller has only inserted a row.
+-- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves
+-- nothing, one that was sent again is no longer a failure. It happens in a worker's session: the
+-- caller has only inserted a row.
 
 -- What is known of a cancelled request.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
@@ -3742,12 +4286,13 @@ as $$
         when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
         else 'The request was cancelled before it was sent.' end
 $$;
-comment on function pgnet.cancellation_message(boolean, integer) is 'The error message of a cancelled request.';
+comment on function pgnet.cancellation_message(boolean, integer) is
+    'The error message of a cancelled request.';
 
--- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may become one with all of a table,
--- where the statistics say that it is empty.
--- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
--- role's request finds nothing: both the id and the role are looked for, each time.
+-- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may
+-- become one with all of a table, where the statistics say that it is empty. A row that another
+-- transaction has locked is passed over, and its mark stays for the next look. A mark with the id
+-- of another role's request finds nothing: both the id and the role are looked for, each time.
 create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
@@ -3852,10 +4397,12 @@ begin
 end
 $$;
 comment on function pgnet.carry_out_marks(pgnet.mark[]) is
-    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
+    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in '
+    'flight were taken from their workers.';
 
--- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
--- work does not wait for more than a few seconds of that: the next look goes on.
+-- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is
+-- tried again a minute later. The worker's other work does not wait for more than a few seconds of
+-- that: the next look goes on.
 create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -3864,17 +4411,13 @@ as $$
 declare
     size integer := cardinality(marks);
     taken bigint;
-    said text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
 begin
     return pgnet.carry_out_marks(marks);
 exception when others then
-    get stacked diagnostics said = message_text, state = returned_sqlstate,
-        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-    if state ~ '^(40|53|55|57|58|25006)' and state <> '55P03' then
+    get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+        caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+    if caught.state ~ '^(40|53|55|57|58|25006)' and caught.state <> '55P03' then
         raise;
     end if;
     if size > 1 then
@@ -3885,18 +4428,19 @@ exception when others then
         return taken;
     end if;
     update pgnet.mark m
-    set retry_at = clock_timestamp() + case when state = '55P03' then interval '1 s' else interval '1 minute' end
+    set retry_at = clock_timestamp() + case when caught.state = '55P03' then interval '1 s' else interval '1 minute' end
     where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
-    if state <> '55P03' then
+    if caught.state <> '55P03' then
         perform pgnet.note_fault(
-            'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, said),
-            pgnet.recording_remedy(state, referrer_schema, referrer, broken));
+            'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, caught.message),
+            pgnet.remedy(caught));
     end if;
     return 0;
 end
 $$;
 comment on function pgnet.carry_out_or_halve(pgnet.mark[]) is
-    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and pgnet.fault has the last one.';
+    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried '
+    'again a minute later, and pgnet.fault has the last one.';
 
 create function pgnet.act_on_marks()
     -- the seconds until more is to be done; NULL where no mark is left
@@ -3923,7 +4467,8 @@ begin
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
         in row exclusive mode nowait;
-    -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
+    -- An older snapshot may still see the failure, and must find the mark: what it inserts then
+    -- meets the key.
     delete from pgnet.mark m
     where (m.requested_by, m.request_id, m.action) in (
         select d.requested_by, d.request_id, d.action from pgnet.mark d
@@ -3963,9 +4508,10 @@ begin
 end
 $$;
 comment on function pgnet.act_on_marks() is
-    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: '
+    '1,000 marks of each role at a time. Gives the seconds until more is to be done.';
 
-create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
+create function pgnet.dropped_requests(worker_id bigint, owned bigint[])
     returns bigint[]
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -3974,16 +4520,18 @@ create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
     set jit = off
 as $$
     select array(
-        select h.id from unnest(holding) h (id)
+        select h.id from unnest(owned) h (id)
         where not exists (select from pgnet.claim c where c.id = h.id and c.worker = worker_id offset 0)
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
-    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';
+    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
+    'deleted, or freed for others.';
 
 -- ======== extension/56_rescue.sql ========
 
--- Rescue: what becomes of claims whose attempt has no outcome. Their worker was lost, has stalled, stopped, or gives them back.
+-- Rescue: what becomes of claims whose attempt has no outcome. Their worker was lost, has stalled,
+-- stopped, or gives them back.
 
 -- Ends a queued request that has no answer to show.
 create function pgnet.end_without_answer(id bigint, state text, error_msg text, attempts integer)
@@ -4024,11 +4572,13 @@ begin
     select pgnet.use_owners_path() into path;
 end
 $$;
-comment on function pgnet.end_without_answer(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+comment on function pgnet.end_without_answer(bigint, text, text, integer) is
+    'Ends a queued request that has no answer to show: with a response that says why.';
 
--- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
--- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
--- somebody else holds a lock on keeps its claim until the next look.
+-- Returns claims: others may take the requests at once. What an at_most_once request's attempt did
+-- nobody knows, so the request ends; so does a request that was lost with max_losses workers, and
+-- from the second loss on it is attempted alone. A row that another session holds a lock on keeps
+-- its claim until the next heartbeat.
 create function pgnet.return_claims(
     -- the requests; NULL means none
     ids bigint[],
@@ -4037,7 +4587,7 @@ create function pgnet.return_claims(
     -- lost: with its worker; stopped: the worker ended in order
     ending text
 )
-    -- how many could not be freed, because something refuses it; pgnet.fault has one of them
+    -- how many could not be returned, because something refuses it; pgnet.fault has one of them
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4048,13 +4598,7 @@ as $$
 declare
     request record;
     max_losses integer := pgnet.setting_value('max_losses')::integer;
-    fate text;
-    message text;
-    path text;
-    fault text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
     failed integer := 0;
 begin
     for request in
@@ -4076,39 +4620,23 @@ begin
                 delete from pgnet.claim c where c.id = request.claim_id;
                 continue;
             end if;
-            fate := null;
             if request.options -> 'delivery' = '"at_most_once"' then
-                fate := 'unknown';
-                message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+                perform pgnet.end_without_answer(request.id, 'unknown',
+                    reason || ' Whether the request was received is unknown, and it is not sent again.', request.attempt);
             elsif ending = 'lost' and request.losses >= max_losses then
-                fate := 'failed';
-                message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
-            end if;
-            if fate is null then
-                with attempted as (
-                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-                    values (
-                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = request.id)),
-                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)
-                    on conflict do nothing
-                ), quarantined as (
-                    update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
-                    where q.id = request.id and return_claims.ending = 'lost' and request.losses >= 2
-                ), unclaimed as (
-                    delete from pgnet.claim c where c.id = request.id
-                )
-                select pgnet.use_owners_path() into path;
-                perform pgnet.pin_path();
+                perform pgnet.end_without_answer(request.id, 'failed',
+                    format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses), request.attempt);
             else
-                perform pgnet.end_without_answer(request.id, fate, message, request.attempt);
+                perform pgnet.return_claim(
+                    request.id, request.requested_by, request.attempt, request.claimed, ending, reason, request.losses);
             end if;
             perform pgnet.fire_deferred();
         exception when others then
-            -- This one stays claimed; the others are freed.
-            get stacked diagnostics fault = message_text, referrer = table_name, referrer_schema = schema_name, broken = constraint_name;
-            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), pgnet.remedy(
-                array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::regclass[],
-                sqlstate, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')));
+            -- This one stays claimed; the others are returned.
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, caught.message),
+                pgnet.remedy(caught));
             failed := failed + 1;
         end;
     end loop;
@@ -4116,7 +4644,41 @@ begin
 end
 $$;
 comment on function pgnet.return_claims(bigint[], text, text) is
-    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+    'Returns the claims of requests whose attempt ended without anybody''s knowing how, with a row '
+    'in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses '
+    'workers as failed.';
+
+create function pgnet.return_claim(
+    id bigint, requested_by regrole, attempt integer, claimed timestamptz, ending text, reason text,
+    -- how many workers were lost with the request
+    losses bigint
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    path text;
+begin
+    with attempted as (
+        insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+        values (
+            return_claim.id,
+            greatest(return_claim.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = return_claim.id)),
+            return_claim.requested_by, return_claim.ending, return_claim.claimed, clock_timestamp(), return_claim.reason)
+        on conflict do nothing
+    ), quarantined as (
+        update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+        where q.id = return_claim.id and return_claim.ending = 'lost' and return_claim.losses >= 2
+    ), unclaimed as (
+        delete from pgnet.claim c where c.id = return_claim.id
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.return_claim(bigint, regrole, integer, timestamptz, text, text, bigint) is
+    'Ends an attempt whose outcome nobody knows: the request may be taken at once, or is in '
+    'quarantine from the second loss on.';
 
 create function pgnet.release_requests(
     -- the requests to give back, and the tokens of their claims
@@ -4151,10 +4713,11 @@ begin
 end
 $$;
 comment on function pgnet.release_requests(bigint[], uuid[], text) is
-    'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
+    'Gives claimed requests back: others may take them at once. With a reason the attempt had '
+    'begun: an at_most_once request ends as unknown.';
 
--- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
--- more fall free; NULL where none will.
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has
+-- stalled. Gives the seconds until more fall free; NULL where none will.
 create function pgnet.rescue_requests()
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -4169,7 +4732,8 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
-    -- A worker that is well says so each time it looks, which is every second where there are others.
+    -- A worker that is well says so each time it looks, which is every second where there are
+    -- others.
     stalled_after interval := interval '5 s';
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
@@ -4190,10 +4754,12 @@ begin
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
+        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never
+        -- both.
         with gone as materialized (
             select w.id from pgnet.worker w
-            -- A worker that was a backend died with it; a process may still come back over a new connection.
+            -- A worker that was a backend died with it; a process may still come back over a new
+            -- connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -4222,7 +4788,8 @@ begin
 end
 $$;
 comment on function pgnet.rescue_requests() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past '
+    'their deadline whose worker has stalled. Gives the seconds until more fall free.';
 
 create function pgnet.mend_clocks()
     returns double precision
@@ -4254,15 +4821,21 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
+comment on function pgnet.mend_clocks() is
+    'A clock that was put back strands nothing: what was said of the future is said anew.';
 
 -- ======== extension/57_expire.sql ========
 
--- Expiry: rows that are kept for a time only.
+-- Expiry: responses, failed requests and attempts are kept for a time only, and workers that have
+-- ended for an hour.
+--
+-- A batch is of up to 5,000 rows. Rows that something keeps (a foreign key, a trigger) stay alone:
+-- the others of their batch are deleted, and the next batch begins behind them. They are tried
+-- again after a while, a few of them first. So pgnet.fault has, for each kind, how many rows are
+-- kept, and the place behind which deleting goes on.
 
 create function pgnet.delete_expired_rows(kind text, ids bigint[], before timestamptz)
-    -- the ids of those that were deleted
-    returns bigint[]
+    returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -4298,65 +4871,30 @@ begin
     end if;
     set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
     perform pgnet.pin_path();
-    return coalesce(deleted, '{}');
+    if coalesce(cardinality(deleted), 0) < cardinality(ids)
+        -- Of several attempts of one request its id stands there several times.
+        and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
+    then
+        raise exception 'a trigger or a rule keeps it';
+    end if;
 end
 $$;
 comment on function pgnet.delete_expired_rows(text, bigint[], timestamptz) is
-    'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
+    'Deletes responses, failed requests, or attempts of requests that somebody has deleted. Raises '
+    'an error where a row stays, also where a trigger keeps it without one.';
 
--- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
--- them. They are tried again after a while, a few of them first.
-create function pgnet.expire(
-    -- responses, failed requests or attempts
-    kind text
+create function pgnet.lock_expired_rows(
+    -- as for pgnet.expire
+    kind text,
+    -- rows from before this time, behind this place
+    before timestamptz, behind timestamptz, behind_id bigint,
+    most integer,
+    out ids bigint[], out times timestamptz[]
 )
-    -- seconds until more is due; NULL where nothing is kept
-    returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set jit = off
 as $$
-declare
-    own_duty text := 'deleting expired ' || kind;
-    -- In variables: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-    keep interval := case kind
-        when 'responses' then pgnet.setting_value('ttl')::interval
-        when 'failed requests' then pgnet.setting_value('ttl_failed')::interval
-        else greatest(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval) end;
-    before timestamptz := present - keep;
-    fault record;
-    probe boolean;
-    behind timestamptz;
-    behind_id bigint;
-    ids bigint[];
-    times timestamptz[];
-    most integer;
-    position integer := 0;
-    refused integer := 0;
-    said text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
-    remedy text;
-    next_due timestamptz;
-    path text;
 begin
-    if kind = 'attempts' then
-        lock table pgnet.attempt in row exclusive mode nowait;
-        lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
-    else
-        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
-    end if;
-    select f.* into fault from pgnet.fault f where f.duty = own_duty;
-    probe := coalesce(fault.retry_at <= present, false);
-    most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
-    behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
-    behind_id := coalesce(fault.behind_id, 0);
     if kind = 'responses' then
         select array_agg(o.id), array_agg(o.created) into ids, times
         from (
@@ -4382,79 +4920,176 @@ begin
             order by a.ended, a.request_id limit most for update skip locked
         ) o;
     end if;
-    if ids is not null then
+end
+$$;
+comment on function pgnet.lock_expired_rows(text, timestamptz, timestamptz, bigint, integer) is
+    'The next rows of a kind that are past their time, and no other session''s at this moment; '
+    'NULL where there are none. pgnet.expire has set how this is planned.';
+
+create function pgnet.delete_or_pass_over(
+    kind text, ids bigint[], before timestamptz,
+    -- how many of ids were tried, and how many of these are refused
+    out tried integer, out refused integer,
+    -- the last error
+    out caught pgnet.error
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    began timestamptz := clock_timestamp();
+begin
+    tried := cardinality(ids);
+    refused := 0;
+    begin
+        perform pgnet.delete_expired_rows(kind, ids, before);
+        return;
+    exception when others then
+        perform set_config('lock_timeout', '20ms', true);
+    end;
+    tried := 0;
+    -- Row by row, for so long that the worker's other work can wait for it.
+    while tried < cardinality(ids) and clock_timestamp() < began + interval '2 s' loop
+        tried := tried + 1;
         begin
-            -- One that a trigger or a rule keeps without a word counts as an error.
-            if cardinality(pgnet.delete_expired_rows(kind, ids, before)) < cardinality(ids) and (kind <> 'attempts' or exists (
-                select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
-            then
-                raise exception 'a trigger or a rule keeps it';
-            end if;
-            position := cardinality(ids);
+            perform pgnet.delete_expired_rows(kind, ids[tried:tried], before);
         exception when others then
-            perform set_config('lock_timeout', '20ms', true);
-            -- Row by row, for so long that the worker's other work can wait for it.
-            while position < cardinality(ids) and clock_timestamp() < present + interval '2 s' loop
-                position := position + 1;
-                begin
-                    if pgnet.delete_expired_rows(kind, ids[position:position], before) = '{}'
-                        and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = ids[position] and a.ended < before))
-                    then
-                        raise exception 'a trigger or a rule keeps it';
-                    end if;
-                exception when others then
-                    get stacked diagnostics said = message_text, state = returned_sqlstate,
-                        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-                    refused := refused + 1;
-                end;
-            end loop;
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+            refused := refused + 1;
         end;
-    end if;
-    if refused > 0 then
-        remedy := pgnet.remedy(array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'pgnet.failed' else 'pgnet.attempt' end,
-            'pgnet.attempt']::regclass[], state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, ''));
-    end if;
-    if probe and most = 20 and refused = position and refused > 0 then
-        -- As before: it goes on behind them.
+    end loop;
+end
+$$;
+comment on function pgnet.delete_or_pass_over(text, bigint[], timestamptz) is
+    'Deletes rows all at once; where something keeps one of them, one by one for up to two '
+    'seconds, and passes over those that are kept.';
+
+create function pgnet.note_kept_rows(
+    duty text, message text, hint text,
+    -- how many more are kept, and the last row that was tried; NULL: those that were kept are kept
+    -- still
+    number bigint, last_time timestamptz, last_id bigint,
+    -- whether those that were kept before were tried again
+    probe boolean
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if number is null then
         update pgnet.fault f
-        set failures = f.failures + 1, message = said, hint = remedy,
+        set failures = f.failures + 1, message = note_kept_rows.message, hint = note_kept_rows.hint,
             retry_at = clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
-        where f.duty = own_duty;
-        return 1;
-    elsif refused > 0 then
-        insert into pgnet.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
-        values (own_duty, clock_timestamp() + interval '2 s', 1, said, remedy, refused, times[position], ids[position])
-        on conflict on constraint fault_pkey do update
-        set message = excluded.message, hint = excluded.hint,
-            kept = excluded.kept + case when probe then 0 else f.kept end, behind = excluded.behind, behind_id = excluded.behind_id,
-            failures = f.failures + case when probe then 1 else 0 end,
-            retry_at = case when probe then clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
-                else f.retry_at end;
+        where f.duty = note_kept_rows.duty;
+        return;
+    end if;
+    insert into pgnet.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
+    values (note_kept_rows.duty, clock_timestamp() + interval '2 s', 1, note_kept_rows.message, note_kept_rows.hint, number,
+        last_time, last_id)
+    on conflict on constraint fault_pkey do update
+    set message = excluded.message, hint = excluded.hint,
+        kept = excluded.kept + case when probe then 0 else f.kept end, behind = excluded.behind, behind_id = excluded.behind_id,
+        failures = f.failures + case when probe then 1 else 0 end,
+        retry_at = case when probe then clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
+            else f.retry_at end;
+end
+$$;
+comment on function pgnet.note_kept_rows(text, text, text, bigint, timestamptz, bigint, boolean) is
+    'Keeps in pgnet.fault how many rows an expiry could not delete, why, and where it goes on.';
+
+create function pgnet.expire(
+    -- responses, failed requests or attempts
+    kind text
+)
+    -- seconds until more is due; NULL where nothing is kept
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    own_duty text := 'deleting expired ' || kind;
+    keep interval := case kind
+        when 'responses' then pgnet.setting_value('ttl')::interval
+        when 'failed requests' then pgnet.setting_value('ttl_failed')::interval
+        else greatest(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval) end;
+    before timestamptz := clock_timestamp() - keep;
+    fault record;
+    probe boolean;
+    most integer;
+    batch record;
+    done record;
+    kept_still boolean;
+begin
+    if kind = 'attempts' then
+        lock table pgnet.attempt in row exclusive mode nowait;
+        lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
+    else
+        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
+    end if;
+    select f.* into fault from pgnet.fault f where f.duty = own_duty;
+    probe := coalesce(fault.retry_at <= clock_timestamp(), false);
+    most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
+    select * into batch from pgnet.lock_expired_rows(
+        kind, before, case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end, coalesce(fault.behind_id, 0), most);
+    select 0 as tried, 0 as refused, null::pgnet.error as caught into done;
+    if batch.ids is not null then
+        select * into done from pgnet.delete_or_pass_over(kind, batch.ids, before);
+    end if;
+    if done.refused > 0 then
+        kept_still := probe and most = 20 and done.refused = done.tried;
+        perform pgnet.note_kept_rows(own_duty, (done.caught).message,
+            pgnet.remedy(done.caught, array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'pgnet.failed'
+                else 'pgnet.attempt' end, 'pgnet.attempt']::regclass[]),
+            case when not kept_still then done.refused end, batch.times[done.tried], batch.ids[done.tried], probe);
+        if kept_still then
+            return 1;
+        end if;
     elsif probe then
         -- Something has changed: all of them are tried again.
         update pgnet.fault f
         set kept = 0, behind = null, behind_id = null, retry_at = clock_timestamp() + interval '2 s'
         where f.duty = own_duty;
     end if;
-    if fault.duty is not null and refused = 0 and coalesce(cardinality(ids), 0) < most
-        and (probe or fault.kept = 0)
-    then
+    if fault.duty is not null and done.refused = 0 and coalesce(cardinality(batch.ids), 0) < most and (probe or fault.kept = 0) then
         delete from pgnet.fault f where f.duty = own_duty;
     end if;
-    if cardinality(ids) = most or position < cardinality(ids) then
+    if cardinality(batch.ids) = most or done.tried < cardinality(batch.ids) then
         return 0.1;
     end if;
-    behind := case when refused > 0 then times[position] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
-    next_due := keep + case kind
-        when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
-        when 'failed requests' then (select f.failed from pgnet.failed f where f.failed > behind order by f.failed limit 1)
-        end;
-    next_due := least(next_due, (select f.retry_at from pgnet.fault f where f.duty = own_duty));
-    return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
+    return pgnet.seconds_to_expiry(kind, keep, case
+        when done.refused > 0 then batch.times[done.tried] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end);
 end
 $$;
 comment on function pgnet.expire(text) is
-    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and pgnet.fault says how many and why.';
+    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that '
+    'somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot '
+    'be deleted stay, and pgnet.fault says how many and why.';
+
+create function pgnet.seconds_to_expiry(kind text, keep interval, behind timestamptz)
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    next_due timestamptz := keep + case kind
+        when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
+        when 'failed requests' then (select f.failed from pgnet.failed f where f.failed > behind order by f.failed limit 1)
+        end;
+begin
+    next_due := least(next_due, (select f.retry_at from pgnet.fault f where f.duty = 'deleting expired ' || kind));
+    return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
+end
+$$;
+comment on function pgnet.seconds_to_expiry(text, interval, timestamptz) is
+    'How long until a row of a kind behind this place expires, or those that were kept are tried '
+    'again; NULL where there is none.';
 
 create function pgnet.forget_workers()
     returns double precision
@@ -4475,9 +5110,12 @@ comment on function pgnet.forget_workers() is 'Deletes workers that ended more t
 
 -- ======== extension/58_heartbeat.sql ========
 
--- The heartbeat: what every worker does each time it looks. Each duty fails alone.
+-- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where it is
+-- alone. It does the duties that are no request's own: renewing the worker's claims, rescuing those
+-- of lost workers, acting on marks, expiring. It gives the worker what it has to know: settings,
+-- egress rules, hosts, policies, and when to come again. Each duty fails alone.
 
-create function pgnet.do_duty(duty text, worker_id bigint, holding bigint[])
+create function pgnet.do_duty(duty text, worker_id bigint, owned bigint[])
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4486,18 +5124,14 @@ as $$
 declare
     next_time double precision;
     known timestamptz := (select f.retry_at from pgnet.fault f where f.duty = do_duty.duty);
-    fault text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
 begin
     if known > clock_timestamp() and duty not like 'deleting expired %' then
         return extract(epoch from known - clock_timestamp());
     end if;
     begin
         next_time := case duty
-            when 'saying what is in flight' then pgnet.renew_claims(worker_id, holding)
+            when 'saying what is in flight' then pgnet.renew_claims(worker_id, owned)
             when 'mending clocks' then pgnet.mend_clocks()
             when 'acting on marks' then pgnet.act_on_marks()
             when 'rescuing requests' then pgnet.rescue_requests()
@@ -4509,13 +5143,13 @@ begin
             end;
         perform pgnet.fire_deferred();
     exception when others then
-        get stacked diagnostics fault = message_text, state = returned_sqlstate,
-            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-        perform pgnet.note_fault(duty, fault, case when state = '55P03' then
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+        perform pgnet.note_fault(duty, caught.message, case when caught.state = '55P03' then
             'Another session holds a lock: select pid, pg_blocking_pids(pid), query from pg_stat_activity where state <> ''idle'';'
-            else pgnet.remedy(array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.worker']::regclass[],
-                state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')) end,
-            state = '55P03');
+            else pgnet.remedy(caught, array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed',
+                'pgnet.worker']::regclass[]) end,
+            caught.state = '55P03');
         return 1;
     end;
     if known is not null and duty not like 'deleting expired %' then
@@ -4525,9 +5159,10 @@ begin
 end
 $$;
 comment on function pgnet.do_duty(text, bigint, bigint[]) is
-    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until it is to be done again, NULL where it does not matter. What fails is kept in pgnet.fault.';
+    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until '
+    'it is to be done again, NULL where it does not matter. What fails is kept in pgnet.fault.';
 
-create function pgnet.renew_claims(worker_id bigint, holding bigint[])
+create function pgnet.renew_claims(worker_id bigint, owned bigint[])
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -4538,36 +5173,85 @@ as $$
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
-    if holding is not null then
+    if owned is not null then
         -- It is well, and its word on what it works on counts, whatever the clock says.
         update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (holding) for update skip locked));
+            where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (owned) for update skip locked));
         perform pgnet.return_claims(array(
-            select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (holding)),
+            select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of it.', 'lost');
         -- Those that somebody has deleted meanwhile.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.id = any (holding) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            where o.worker = worker_id and o.id = any (owned) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
 end
 $$;
 comment on function pgnet.renew_claims(bigint, bigint[]) is
-    'A worker is well and says what it works on: that stays its own. What it has lost track of is freed, and what was deleted is not its own any more.';
+    'A worker is well and says what it works on: that stays its own. What it has lost track of is '
+    'freed, and what was deleted is not its own any more.';
+
+create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined boolean)
+    -- seconds
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    -- What is recorded until then expires a ttl later: a short one has to be looked after.
+    seconds double precision := extract(epoch from least(
+        pgnet.setting_value('poll_interval')::interval,
+        greatest(interval '1 s', least(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval))));
+    next_due timestamptz := (
+        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
+begin
+    if next_due is not null then
+        -- The worker that put a request back looks for it at its time. This is for others, and not
+        -- to be done for each request.
+        seconds := least(seconds, greatest(extract(epoch from next_due - clock_timestamp()), 0.5));
+    end if;
+    if owned <> '{}' then
+        -- What is deleted or cancelled meanwhile is to be noticed.
+        seconds := least(seconds, 5);
+    end if;
+    if quarantined
+        or pgnet.setting_value('wake_up') = 'poll'
+        -- The COMMIT PREPARED of these may come from a session that cannot know what was queued.
+        or exists (
+            select from pg_prepared_xacts p
+            where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
+        -- With other workers there is something to rescue.
+        or exists (
+            select from pgnet.worker w
+            where w.id <> worker_id and w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start))
+    then
+        seconds := least(seconds, 1);
+    end if;
+    return seconds;
+end
+$$;
+comment on function pgnet.next_poll(bigint, bigint[], boolean) is
+    'After how many seconds a worker that nobody wakes is to come again, unless a duty is to be '
+    'done before.';
 
 create function pgnet.heartbeat(
-    -- the worker that looks; NULL: a session that is not registered as one
+    -- the worker that calls; NULL: a session that is not registered as one
     worker_id bigint,
     -- the requests that it has in flight or has outcomes of; NULL: it does not say
-    holding bigint[] default null
+    owned bigint[] default null
 )
-    -- settings, egress, hosts, retry policies, the revision of all four, the generation that workers are to be of, the mode, whether
-    -- something waits to be attempted alone, gone: what of holding is not the worker's any more, faults: duties that fail, and next_look:
-    -- after how many seconds to come again
+    -- settings, egress, hosts and retry policies; revision: of all four; generation: what workers
+    -- are to be of; mode; quarantined: whether requests wait to be attempted alone; dropped: what
+    -- of owned is not the worker's any more; faults: duties that fail; and next_look: after how
+    -- many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -4581,89 +5265,48 @@ declare
     configuration record;
     duty text;
     next_duty double precision;
-    next_due double precision;
-    quarantined boolean := false;
-    next_look double precision := extract(epoch from pgnet.setting_value('poll_interval')::interval);
+    quarantined boolean;
 begin
     -- As pgnet.lock_tables does: whoever waits for a lock holds none.
-    lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker, pgnet.worker_role, pgnet.mark
-        in access share mode nowait;
+    lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
+        pgnet.worker_role, pgnet.mark in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- Read first: what changes while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
-        'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside', 'deleting expired responses',
-        'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
+        'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
+        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
     loop
-        next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, holding));
+        next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
-    if holding <> '{}' then
-        -- What is deleted or cancelled meanwhile is to be noticed.
-        next_look := least(next_look, 5);
-    end if;
-    if pgnet.setting_value('wake_up') = 'poll' or exists (
-        -- Its COMMIT PREPARED may come from a session that cannot know what was queued.
-        select from pg_prepared_xacts p
-        where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
-    then
-        next_look := least(next_look, 1);
-    end if;
-    if (
+    quarantined := (
         select q.id from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
-        order by q.due limit 1) is not null
-    then
-        quarantined := true;
-        next_look := least(next_look, 1);
-    end if;
-    if exists (select from pgnet.worker w where w.id <> worker_id and w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start)) then
-        next_look := least(next_look, 1);
-    end if;
-    next_due := extract(epoch from clock_timestamp() - (
-        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1));
-    if next_due is not null then
-        -- Who has put a request back looks for it at its time. This is for others, and not to be done for each.
-        next_due := greatest(-next_due, 0.5);
-    end if;
+        order by q.due limit 1) is not null;
     return jsonb_build_object(
-        -- What is recorded until then expires a ttl later: a short one has to be looked after.
-        'next_look', least(next_look, next_duty, next_due, greatest(1, extract(epoch from least(
-            pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval)))),
+        'next_look', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
         'revision', configuration.revision,
         'generation', configuration.generation,
-        'settings', (select jsonb_object_agg(k.name,
-                        case k.kind when 'interval' then to_jsonb(extract(epoch from pgnet.setting_value(k.name)::interval))
-                            when 'integer' then to_jsonb(pgnet.setting_value(k.name)::bigint)
-                            else to_jsonb(pgnet.setting_value(k.name)) end)
-                     from pgnet.known_settings() k)
-            || jsonb_build_object('server_encoding', current_setting('server_encoding')),
+        'settings', pgnet.settings_in_force(),
+        'egress', pgnet.egress_in_force(),
         'hosts', pgnet.host_settings(),
         'policies', pgnet.retry_policy_settings(),
         'mode', pgnet.mode_in_force(),
         'quarantined', quarantined,
-        'dropped', to_jsonb(pgnet.dropped_requests(worker_id, holding)),
-        'faults', pgnet.fault_messages(),
-        'egress', jsonb_build_object(
-            'egress', pgnet.setting_value('egress'),
-            'ports', pgnet.setting_value('egress_ports'),
-            'allow_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'network' and r.allow),
-            'deny_networks', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'network' and not r.allow),
-            'allow_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'host' and r.allow),
-            -- The database's own door stays shut even where its network is allowed.
-            'deny_endpoints', (select jsonb_agg(distinct a.address || ':' || current_setting('port'))
-                from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr()) when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address) where a.address is not null),
-            -- Where the worker is on the server's own host, on none of that host's addresses.
-            'own_port', case when inet_server_addr() is null or inet_server_addr() = inet_client_addr() then current_setting('port')::integer end,
-            'deny_hosts', (select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = 'host' and not r.allow)));
+        'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
+        'faults', pgnet.fault_messages());
 end
 $$;
 comment on function pgnet.heartbeat(bigint, bigint[]) is
-    'What a worker does each time it looks: says what it holds, rescues, acts on marks, expires; gives which requests are no longer its own, its settings, the egress rules and when to look again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
+    'A worker says what it works on and does the duties of all workers: it rescues, acts on marks, '
+    'expires. It gets what is no longer its own, the settings, the egress rules, and when to come '
+    'again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
 
 -- ======== extension/60_outcome.sql ========
 
--- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
+-- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights:
+-- row-level security decides.
 
 -- The state of a request that has not ended.
 create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
@@ -4675,7 +5318,8 @@ as $$
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
 comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) is
-    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
+    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is '
+    'in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
@@ -4717,7 +5361,8 @@ create view net.requests with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
-    'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, '
+    'next attempt, last error, age. A role sees its own.';
 
 create view net.attempts with (security_invoker) as
     select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
@@ -4746,10 +5391,12 @@ create view net.attempts with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
-    'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
+    'Every attempt of requests that are queued or whose response is kept: answered (another '
+    'followed), lost or stopped with its worker, in_flight, or the state in which the last one '
+    'ended. A role sees its own.';
 
--- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
--- parsing it twice, and from PostgreSQL 16 on.
+-- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body
+-- could only be tried by parsing it twice, and from PostgreSQL 16 on.
 create function pgnet.json_or_null(
     -- a body that is text
     content text,
@@ -4768,11 +5415,12 @@ begin
         json := convert_from(
             case when substr(content_bytes, 1, 3) = decode('efbbbf', 'hex') then substr(content_bytes, 4) else content_bytes end, 'UTF8');
     end if;
-    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number: 1e131071 has 131072. It goes to
-    -- the client beside the body. Shorter ones cannot get there.
+    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number:
+    -- 1e131071 has 131072. It goes to the client beside the body. Shorter ones cannot get there.
     length := length + 2 * octet_length(json);
     if octet_length(json) > 50000 and length + 131072::bigint * regexp_count(json, '[0-9][eE][+-]?[0-9]') > 1000000000 then
-        -- Without strings, each exponent for what it is; a larger one than these is no number of PostgreSQL's.
+        -- Without strings, each exponent for what it is; a larger one than these is no number of
+        -- PostgreSQL's.
         length := length + (
             select coalesce(sum(least(right('0000000' || x.found[1], 7)::bigint, 131072)), 0)
             from regexp_matches(regexp_replace(json, '"(?:[^"[.backslash.]]|[[.backslash.]].)*"', '', 'g'), '[eE][+-]?0*([0-9]{1,7})', 'g') x (found));
@@ -4787,11 +5435,13 @@ exception when others then
 end
 $$;
 comment on function pgnet.json_or_null(text, bytea) is
-    'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its text as jsonb are beyond 1 GB together.';
+    'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its '
+    'text as jsonb are beyond 1 GB together.';
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
-        -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
+        -- Servers send JSON under other types too. A text that is only a number or a word is not
+        -- meant as JSON there.
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
             then pgnet.json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
@@ -4804,7 +5454,8 @@ create view net.responses with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
-    'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
+    'Responses beside their requests; content_json where the body is JSON, under another type than '
+    'JSON an array or object; content_bytes where the body is no text. A role sees its own.';
 
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
@@ -4815,7 +5466,9 @@ create view net.failures with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
-    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
+    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers '
+    'and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of '
+    'here. A role sees its own.';
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function pgnet.written_here(row_xmin xid)
@@ -4823,7 +5476,8 @@ create function pgnet.written_here(row_xmin xid)
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).
+    -- A row version of the running transaction, or of a savepoint of it, is not older than its
+    -- transaction id (modulo 2^32).
     select coalesce((
         select pg_xact_status((top + newer)::text::xid8) = 'in progress'
         from (
@@ -4832,7 +5486,8 @@ as $$
         ) x
         where newer < 2147483648), false)
 $$;
-comment on function pgnet.written_here(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+comment on function pgnet.written_here(xid) is
+    'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
 create function pgnet.outcome_so_far(request_id bigint)
@@ -4863,9 +5518,11 @@ as $$
     order by o.place
     limit 1
 $$;
-comment on function pgnet.outcome_so_far(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+comment on function pgnet.outcome_so_far(bigint) is
+    'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
 
--- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
+-- Raises where waiting could never end: the answer would not be visible, or nothing is sent before
+-- the commit.
 create function pgnet.refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
@@ -4894,7 +5551,8 @@ begin
 end
 $$;
 comment on function pgnet.refuse_to_wait(bigint) is
-    'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
+    'Raises 55000 where the caller would wait for ever: in the transaction that queued the '
+    'request, and where its snapshot is fixed.';
 
 create function net.wait(
     -- the request's id
@@ -4939,7 +5597,9 @@ begin
 end
 $$;
 comment on function net.wait(bigint, interval) is
-    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the transaction that queued it or under REPEATABLE READ.';
+    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
+    'how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
     -- the requests' ids
@@ -4962,7 +5622,8 @@ begin
 end
 $$;
 comment on function net.wait_all(bigint[], interval) is
-    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for all together. Raises as net.wait does.';
+    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for '
+    'all together. Raises as net.wait does.';
 
 create function net._await_response(
     -- the request's id
@@ -4983,18 +5644,16 @@ begin
             return outcome.state is not null;
         end if;
         perform pgnet.refuse_to_wait(request_id);
-        if not warned and not pgnet.worker_is_up() then
-            raise warning using
-                message = format('request %s waits: no worker is running', request_id),
-                hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
-            warned := true;
+        if not warned then
+            warned := pgnet.warn_without_worker(request_id);
         end if;
         perform net.wait(request_id, interval '1 s');
     end loop;
 end
 $$;
 comment on function net._await_response(bigint) is
-    'Waits until the request has ended, however long; true then, false where there is no such request. NULL gives NULL.';
+    'Waits until the request has ended, however long; true then, false where there is no such '
+    'request. NULL gives NULL.';
 
 create function net.http_get_result(
     -- the request's id
@@ -5023,8 +5682,8 @@ begin
         if pgnet.worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
         end if;
-        return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
-            'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
+        return ('PENDING', 'request is pending, and no worker is running. ' || pgnet.how_to_start_a_worker(),
+            null)::net.http_response_result;
     end if;
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
@@ -5034,7 +5693,10 @@ begin
 end
 $$;
 comment on function net.http_get_result(bigint, boolean) is
-    'The result of a request: SUCCESS with the response, whose message is "ok" where all of it came and else what is amiss; ERROR with the message where there was no answer; PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
+    'The result of a request: SUCCESS with the response, whose message is "ok" where all of it '
+    'came and else what is amiss; ERROR with the message where there was no answer; PENDING while '
+    'it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
+    'that queued the request.';
 
 create function net.http_collect_response(
     -- the request's id
@@ -5046,7 +5708,8 @@ create function net.http_collect_response(
     language sql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
-comment on function net.http_collect_response(bigint, boolean) is 'The same as net.http_get_result, under its older name.';
+comment on function net.http_collect_response(bigint, boolean) is
+    'The same as net.http_get_result, under its older name.';
 
 create function net._http_collect_response(
     -- the request's id
@@ -5058,9 +5721,11 @@ create function net._http_collect_response(
     language sql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
-comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
+comment on function net._http_collect_response(bigint, boolean) is
+    'The same as net.http_get_result, for those who call the private name.';
 
--- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
+-- Cancelling, forgetting and sending again insert a mark, with the caller's own rights:
+-- 55_marks.sql is what workers do about it.
 create function pgnet.mark_request(request_id bigint, requested_by regrole, action text)
     -- whether it was not marked so before
     returns boolean
@@ -5080,7 +5745,8 @@ begin
 end
 $$;
 comment on function pgnet.mark_request(bigint, regrole, text) is
-    'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
+    'Marks a request of the caller, or of any role where the caller is the owner: workers act on '
+    'it after the commit.';
 
 create function net.cancel(
     -- the request's id
@@ -5111,7 +5777,9 @@ begin
 end
 $$;
 comment on function net.cancel(bigint) is
-    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and where it is in flight, its connection is closed and it may have been received. False where it has ended already, is not there, or is another role''s. NULL gives false.';
+    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and '
+    'where it is in flight, its connection is closed and it may have been received. False where it '
+    'has ended already, is not there, or is another role''s. NULL gives false.';
 
 create function net.forget(
     -- the request's id
@@ -5147,7 +5815,9 @@ begin
 end
 $$;
 comment on function net.forget(bigint) is
-    'Removes what there is of a request, and true: from the queue without a response, its response, its failure, its attempts. From the commit on it is not sent (again); a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
+    'Removes what there is of a request, and true: from the queue without a response, its '
+    'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
+    'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -5189,7 +5859,8 @@ begin
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
+    -- Of several that send it again, the one whose mark is there first does. It is read after that:
+    -- it may be gone.
     marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
     select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
@@ -5201,7 +5872,8 @@ begin
     key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
         else request.idempotency_key end;
     chosen := nullif(
-        -- A row that was inserted by hand may have options that are no object; it has failed for that.
+        -- A row that was inserted by hand may have options that are no object; it has failed for
+        -- that.
         case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
     if requester = pgnet.caller_role() then
@@ -5224,7 +5896,10 @@ begin
 end
 $$;
 comment on function net.retry(bigint, boolean, boolean) is
-    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select '
+    'net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one '
+    'is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. '
+    'Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method
@@ -5253,11 +5928,7 @@ declare
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    if not pgnet.worker_is_up() then
-        raise warning using
-            message = pg_catalog.format('request %s waits: no worker is running', id),
-            hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
-    end if;
+    perform pgnet.warn_without_worker(id);
     loop
         select * into outcome from pgnet.outcome_so_far(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
@@ -5273,7 +5944,8 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_request does; a body goes as JSON.';
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a '
+    'transaction block. Raises as net.http_request does; a body goes as JSON.';
 
 -- ======== extension/70_worker.sql ========
 
@@ -5291,7 +5963,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
-comment on procedure pgnet.serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
+comment on procedure pgnet.serve(interval, boolean, boolean) is
+    'The worker behind net.work and net.drain.';
 
 create procedure net.work(
     -- claim no more after this time; NULL stays
@@ -5310,7 +5983,11 @@ begin
 end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until '
+    'max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in '
+    'flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 '
+    'inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role '
+    'call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
@@ -5329,7 +6006,9 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it '
+    'claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a '
+    'transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function pgnet.refuse_transaction_block(procedure text)
     returns void
@@ -5363,8 +6042,9 @@ as $$
 $$;
 comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
--- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
--- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
+-- What is set for a database or a role must not reach into a worker's statements. As replica they
+-- would not fire the triggers of the tables' owner, and claim nothing; with few digits times are
+-- wrong; a batch may need a temporary file.
 do $$
 declare
     routine pg_catalog.regprocedure;
@@ -5402,7 +6082,9 @@ begin
 end
 $$;
 comment on function net.grant_worker(text) is
-    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and '
+    'reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, '
+    '22023 for NULL. Owner only.';
 
 create function net.revoke_worker(
     -- the role, by name
@@ -5426,7 +6108,8 @@ begin
 end
 $$;
 comment on function net.revoke_worker(text) is
-    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
+    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises '
+    '42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create view net.workers as
     select w.id, w.kind, case when pgnet.caller_is_owner() then w.host end as host, w.pid, w.version,
@@ -5439,7 +6122,9 @@ create view net.workers as
     from pgnet.worker w
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
-    'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
+    'The workers of this database, those of the last hour that have ended too: running, stalled '
+    '(its session is there, but it does not look), lost or stopped; the requests it has in flight, '
+    'and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function pgnet.reload_workers()
@@ -5447,7 +6132,8 @@ create function pgnet.reload_workers()
     language sql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.signal_workers('reload') $$;
-comment on function pgnet.reload_workers() is 'Has the workers read their settings again at the commit.';
+comment on function pgnet.reload_workers() is
+    'Has the workers read their settings again at the commit.';
 
 create function net.worker_restart()
     returns boolean
@@ -5465,7 +6151,8 @@ begin
 end
 $$;
 comment on function net.worker_restart() is
-    'At the commit, workers finish what is in flight and start anew: settings, connections, names. By a role without operator''s rights they only read their settings again. True.';
+    'At the commit, workers finish what is in flight and start anew: settings, connections, names. '
+    'By a role without operator''s rights they only read their settings again. True.';
 
 create function net.check_worker_is_up()
     returns void
@@ -5478,11 +6165,12 @@ begin
             errcode = 'object_not_in_prerequisite_state',
             message = 'the pgnet worker is not up',
             detail = format('No worker serves the database "%s": requests stay in the queue until one does.', current_database()),
-            hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+            hint = pgnet.how_to_start_a_worker();
     end if;
 end
 $$;
-comment on function net.check_worker_is_up() is 'Raises 55000 where no worker serves this database.';
+comment on function net.check_worker_is_up() is
+    'Raises 55000 where no worker serves this database.';
 
 create function net.wait_until_running()
     returns void
@@ -5495,7 +6183,8 @@ begin
     end loop;
 end
 $$;
-comment on function net.wait_until_running() is 'Waits until a worker serves this database, however long.';
+comment on function net.wait_until_running() is
+    'Waits until a worker serves this database, however long.';
 
 create function net.schedule_worker()
     -- the number of the pg_cron job
@@ -5534,7 +6223,9 @@ begin
 end
 $$;
 comment on function net.schedule_worker() is
-    'Has pg_cron keep a worker running in this database: a job by the minute that starts net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not here.';
+    'Has pg_cron keep a worker running in this database: a job by the minute that starts '
+    'net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not '
+    'here.';
 
 create function net.unschedule_worker()
     -- whether there was a job
@@ -5557,7 +6248,120 @@ begin
 end
 $$;
 comment on function net.unschedule_worker() is
-    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
+    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs '
+    'goes on until it is cancelled.';
+
+-- ======== extension/72_help.sql ========
+
+-- Help: what people call and read, by topic. The one list of it stands here, with an example each;
+-- what each does is its COMMENT.
+
+create function pgnet.help_entries()
+    returns table (topic text, name text, example text)
+    language sql immutable parallel safe cost 10 rows 60
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('requests', 'http_get', 'select net.http_get(''https://example.com/'');'),
+        ('requests', 'http_post', 'select net.http_post(''https://example.com/'', ''{"name": "value"}'');'),
+        ('requests', 'http_delete', 'select net.http_delete(''https://example.com/1'');'),
+        ('requests', 'http_put', 'select net.http_put(''https://example.com/1'', ''{"name": "value"}'');'),
+        ('requests', 'http_patch', 'select net.http_patch(''https://example.com/1'', ''{"name": "value"}'');'),
+        ('requests', 'http_head', 'select net.http_head(''https://example.com/'');'),
+        ('requests', 'http_request', 'select net.http_request(''POST'', ''https://example.com/'', body_text => ''hello'', retry => ''safe'');'),
+        ('requests', 'multipart', 'select m.* from net.multipart(''[{"name": "note", "value": "hello"}]'') m;'),
+        ('requests', 'requests', 'select id, state, url, error_msg from net.requests order by id desc limit 10;'),
+        ('requests', 'attempts', 'select * from net.attempts where request_id = 1;'),
+        ('requests', 'cancel', 'select net.cancel(1);'),
+        ('requests', 'forget', 'select net.forget(1);'),
+        ('requests', 'wake', 'select net.wake();'),
+        ('responses', 'responses', 'select id, status_code, content_json, took from net.responses order by id desc limit 10;'),
+        ('responses', 'wait', 'select status_code, content from net.wait(1, timeout => ''5 s'');'),
+        ('responses', 'wait_all', 'select id, state, status_code from net.wait_all(array[1, 2]);'),
+        ('responses', 'fetch', 'call net.fetch(''GET'', ''https://example.com/'');'),
+        ('responses', 'http_get_result', 'select (net.http_get_result(1)).message;'),
+        ('responses', 'http_collect_response', 'select (net.http_collect_response(1)).message;'),
+        ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
+        ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
+        ('failures', 'retry_policies', 'select * from net.retry_policies;'),
+        ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
+        ('workers', 'work', 'call net.work();'),
+        ('workers', 'drain', 'call net.drain();'),
+        ('workers', 'schedule_worker', 'select net.schedule_worker();'),
+        ('workers', 'unschedule_worker', 'select net.unschedule_worker();'),
+        ('workers', 'grant_worker', 'select net.grant_worker(''worker_role'');'),
+        ('workers', 'revoke_worker', 'select net.revoke_worker(''worker_role'');'),
+        ('workers', 'workers', 'select * from net.workers;'),
+        ('workers', 'worker_restart', 'select net.worker_restart();'),
+        ('workers', 'check_worker_is_up', 'select net.check_worker_is_up();'),
+        ('workers', 'wait_until_running', 'select net.wait_until_running();'),
+        ('egress', 'egress', 'select * from net.egress;'),
+        ('egress', 'allow_network', 'select net.allow_network(''10.1.0.0/16'');'),
+        ('egress', 'deny_network', 'select net.deny_network(''10.1.2.0/24'');'),
+        ('egress', 'forget_network', 'select net.forget_network(''10.1.0.0/16'');'),
+        ('egress', 'allow_host', 'select net.allow_host(''*.example.com'');'),
+        ('egress', 'deny_host', 'select net.deny_host(''intern.example.com'');'),
+        ('egress', 'forget_host', 'select net.forget_host(''*.example.com'');'),
+        ('hosts', 'hosts', 'select * from net.hosts;'),
+        ('hosts', 'configure_host', 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'');'),
+        ('secrets', 'secrets', 'select * from net.secrets;'),
+        ('secrets', 'set_secret', 'select net.set_secret(''key'', ''the secret value'', ''https://example.com/api/'');'),
+        ('secrets', 'grant_secret', 'select net.grant_secret(''key'', ''app_role'');'),
+        ('secrets', 'revoke_secret', 'select net.revoke_secret(''key'', ''app_role'');'),
+        ('secrets', 'drop_secret', 'select net.drop_secret(''key'');'),
+        ('secrets', 'secret_url', 'select net.http_get(net.secret_url(''hook''));'),
+        ('settings', 'settings', 'select name, value, unit, description from net.settings;'),
+        ('settings', 'configure', 'select net.configure(''ttl'', ''1 day'');'),
+        ('upkeep', 'check', 'select * from net.check() where not ok;'),
+        ('upkeep', 'adopt_database', 'select net.adopt_database();'),
+        ('upkeep', 'help', 'select name, example from net.help(''requests'');')
+$$;
+comment on function pgnet.help_entries() is
+    'What net.help shows: the topic of each public function and view, and an example.';
+
+create type pgnet.help_row as (
+    topic text,
+    name text,
+    -- NULL for a view
+    arguments text,
+    description text,
+    example text
+);
+comment on type pgnet.help_row is 'A row of net.help().';
+
+create function net.help(
+    -- requests, responses, failures, workers, egress, hosts, secrets, settings or upkeep; NULL: all
+    topic text default null
+)
+    returns setof pgnet.help_row
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if topic is not null and not exists (select from pgnet.help_entries() e where e.topic = help.topic) then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('there is no topic "%s"', left(topic, 60)),
+            hint = 'known: ' || (
+                select string_agg(t.topic, ', ' order by t.place)
+                from (
+                    select e.topic, min(e.place) as place
+                    from pgnet.help_entries() with ordinality e (topic, name, example, place) group by e.topic
+                ) t);
+    end if;
+    return query
+    select e.topic, 'net.' || e.name, pg_get_function_arguments(p.oid),
+        coalesce(obj_description(p.oid, 'pg_proc'), obj_description(c.oid, 'pg_class')), e.example
+    from pgnet.help_entries() with ordinality e (topic, name, example, place)
+    left join pg_proc p on p.pronamespace = to_regnamespace('net') and p.proname = e.name
+    left join pg_class c on c.relnamespace = to_regnamespace('net') and c.relname = e.name and c.relkind = 'v'
+    where e.topic = coalesce(help.topic, e.topic)
+    order by e.place;
+end
+$$;
+comment on function net.help(text) is
+    'What there is to call and to read, by topic, with an example each. Raises 22023 for a topic '
+    'that does not exist.';
 
 -- ======== extension/80_check.sql ========
 
@@ -5571,41 +6375,68 @@ as $$
 from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
-comment on function pgnet.inspect_python() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
+comment on function pgnet.inspect_python() is
+    'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit '
+    'callback.';
 
--- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
--- REFERENCES and the sequences.
+-- Everything of the extension that has rights: 85_rights.sql goes through it to take back what
+-- default privileges gave, and net.check() to find what was granted since.
+create view pgnet.own_object as
+    with schemas as (
+        select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
+        where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
+    ), object (class, oid, sub, kind, name, owner, acl, default_of) as (
+        select 'pg_catalog.pg_namespace'::pg_catalog.regclass, n.oid, 0, 'schema', n.nspname::pg_catalog.text, n.nspowner, n.nspacl, 'n'
+        from schemas n
+        union all
+        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0,
+            case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass::pg_catalog.text,
+            c.relowner, c.relacl, case when c.relkind operator(pg_catalog.=) 'S' then 's' else 'r' end
+        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
+        where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
+        union all
+        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum,
+            'column', pg_catalog.format('(%I) on %s', a.attname, c.oid::pg_catalog.regclass), c.relowner, a.attacl, 'c'
+        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
+        join pg_catalog.pg_attribute a on a.attrelid operator(pg_catalog.=) c.oid
+        where a.attacl is not null or exists (
+            select from pg_catalog.pg_init_privs i
+            where i.classoid operator(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+                and i.objoid operator(pg_catalog.=) c.oid and i.objsubid operator(pg_catalog.=) a.attnum)
+        union all
+        select 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0,
+            'routine', p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl, 'f'
+        from pg_catalog.pg_proc p join schemas n on n.oid operator(pg_catalog.=) p.pronamespace
+        union all
+        select 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0,
+            'type', t.oid::pg_catalog.regtype::pg_catalog.text, t.typowner, t.typacl, 'T'
+        from pg_catalog.pg_type t join schemas n on n.oid operator(pg_catalog.=) t.typnamespace
+        left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
+        where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
+    )
+    select o.class, o.oid, o.sub, o.kind, o.name, o.owner,
+        coalesce(o.acl, pg_catalog.acldefault(o.default_of::pg_catalog."char", o.owner)) as acl
+    from object o;
+comment on view pgnet.own_object is
+    'The schemas, tables, sequences, columns, routines and types of the extension that rights are '
+    'granted on, with these rights.';
+
+-- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security
+-- shuts most, but not LOCK, TRIGGER, REFERENCES and the sequences.
 create function pgnet.right_faults()
-    -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
+    -- beyond: a right that the extension did not give; missing: one without which callers or
+    -- workers fail
     returns table (kind text, fault text, cure text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     -- The catalogs fit in it, also where a database allows no temporary file.
     set work_mem = '16MB'
 as $$
-    with schemas as (
-        select n.oid from pg_namespace n where n.nspname in ('net', 'pgnet')
-    ), object (class, oid, sub, kind, name, owner, acl, type) as (
-        select 'pg_namespace'::regclass, n.oid, 0, 'schema', n.nspname::text, n.nspowner, n.nspacl, 'n'
-        from pg_namespace n where n.nspname in ('net', 'pgnet')
-        union all
-        select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
-            c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
-        from pg_class c join schemas s on s.oid = c.relnamespace where c.relkind in ('r', 'v', 'S')
-        union all
-        select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
-            c.relowner, a.attacl, 'c'
-        from pg_class c join pg_attribute a on a.attrelid = c.oid
-        join schemas s on s.oid = c.relnamespace
-        where (a.attacl is not null or exists (
-            select from pg_init_privs i
-            where i.classoid = 'pg_class'::regclass and i.objoid = c.oid and i.objsubid = a.attnum))
-        union all
-        select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
-        from pg_proc p join schemas s on s.oid = p.pronamespace
+    with object as (
+        select o.* from pgnet.own_object o where o.kind <> 'type'
     ), held as (
         select o.*, a.grantee, a.privilege_type as privilege
-        from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
+        from object o cross join lateral aclexplode(o.acl) a
         where a.grantee <> o.owner
     ), given as (
         select o.*, a.grantee, a.privilege_type as privilege
@@ -5670,10 +6501,12 @@ as $$
     group by w.role, g.rolname
 $$;
 comment on function pgnet.right_faults() is
-    'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
+    'The rights on the extension''s objects that are beyond those which it gave, or missing, with '
+    'the statement that mends each.';
 
--- What others have put on the extension's tables runs in sessions of callers, with their rights, and in sessions of workers, with the
--- owner's. A function that looks for names in the session's path finds there what those have put into it.
+-- What others have put on the extension's tables runs in sessions of callers, with their rights,
+-- and in sessions of workers, with the owner's. A function that looks for names in the session's
+-- path finds there what those have put into it.
 create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe
@@ -5720,46 +6553,24 @@ as $$
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
 comment on function pgnet.open_paths() is
-    'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose functions have no fixed search_path that ends in pg_temp, and the statement that gives them one.';
+    'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose '
+    'functions have no fixed search_path that ends in pg_temp, and the statement that gives them '
+    'one.';
 
-create function net.check()
-    returns table (
-        -- what was looked at
-        item text,
-        -- whether it is as it should be
-        ok boolean,
-        -- what was found
-        detail text,
-        -- what to do where it is not
-        hint text
-    )
+-- ---- what net.check() looks at, a function for each subject
+
+create type pgnet.finding as (item text, ok boolean, detail text, hint text);
+comment on type pgnet.finding is 'A row of net.check().';
+
+create function pgnet.check_package()
+    returns setof pgnet.finding
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
     python record;
-    beyond text;
-    lacking text;
-    cures text;
-    altered text;
-    open_paths text;
-    lent text;
-    standby boolean := pg_is_in_recovery();
     extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
-    oldest interval;
-    waiting bigint;
-    workers bigint;
-    unverified text;
-    missing text;
-    cron_database text := current_setting('cron.database_name', true);
-    last_run record;
-    copy_fault text := pgnet.copy_fault();
-    modes text;
-    unknown_modes text;
-    replicated bigint;
 begin
-    perform pgnet.require_owner();
     select * into python from pgnet.inspect_python();
 
     return query select 'version', python.package_version = extension_version,
@@ -5779,7 +6590,22 @@ begin
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
         case when pgnet.setting_value('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
+end
+$$;
+comment on function pgnet.check_package() is
+    'What the doctor says of the Python package and what it needs.';
 
+create function pgnet.check_database()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    copy_fault text := pgnet.copy_fault();
+    modes text;
+    unknown_modes text;
+    replicated bigint;
+begin
     select count(*) into replicated from net.http_request_queue q where q.origin is not null;
     return query select 'database', copy_fault is null,
         coalesce('this is a copy, and no worker serves it: ' || copy_fault,
@@ -5799,14 +6625,26 @@ begin
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
             when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+end
+$$;
+comment on function pgnet.check_database() is 'What the doctor says of copies and of the mode.';
 
-    if standby then
+create function pgnet.check_work()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    oldest interval;
+    waiting bigint;
+    workers bigint;
+begin
+    if pg_is_in_recovery() then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
     else
         workers := (select count(*) from pgnet.worker w where pgnet.session_is_alive(w.pid, w.backend_start));
         return query select 'worker', workers > 0, format('%s running', workers),
-            case when workers = 0 then
-                'select net.schedule_worker(), call net.work() in a session of its own, or start the process "pgnet worker".' end;
+            case when workers = 0 then pgnet.how_to_start_a_worker() end;
     end if;
 
     select count(*), max(now() - q.created) into waiting, oldest
@@ -5816,7 +6654,16 @@ begin
             coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), '')),
         case when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
+end
+$$;
+comment on function pgnet.check_work() is 'What the doctor says of workers and of the queue.';
 
+create function pgnet.check_heartbeat()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
     return query
     select 'heartbeat', false, format('%s fails since %s: %s%s', f.duty, date_trunc('second', f.since), f.message,
         case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end), f.hint
@@ -5835,7 +6682,22 @@ begin
     left join lateral (
         select u.* from pgnet.unrecorded u where u.message is not null order by u.since limit 1
     ) u on true;
+end
+$$;
+comment on function pgnet.check_heartbeat() is
+    'What the doctor says of what fails in the work of workers.';
 
+create function pgnet.check_rights()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    beyond text;
+    lacking text;
+    cures text;
+    open_paths text;
+begin
     select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
         string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
         string_agg(f.cure, ' ' order by f.cure)
@@ -5851,6 +6713,21 @@ begin
     return query select 'triggers', open_paths is null,
         coalesce('without a fixed search_path that ends in pg_temp: ' || open_paths, 'nothing on the tables looks for names in a session''s path'),
         cures;
+end
+$$;
+comment on function pgnet.check_rights() is
+    'What the doctor says of rights, and of triggers on the tables.';
+
+create function pgnet.check_definers()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    altered text;
+    lent text;
+    cures text;
+begin
     -- As the extension makes them, nothing that callers call is one.
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
@@ -5874,6 +6751,20 @@ begin
             'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
+end
+$$;
+comment on function pgnet.check_definers() is
+    'What the doctor says of functions that make requests with another role''s rights.';
+
+create function pgnet.check_network()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    unverified text;
+    missing text;
+begin
     return query select 'egress', true,
         format('%s; %s rule(s) in net.egress', case pgnet.setting_value('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from pgnet.egress_rule)),
@@ -5889,6 +6780,17 @@ begin
         case when unverified is not null then
             'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
             when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
+end
+$$;
+comment on function pgnet.check_network() is
+    'What the doctor says of egress and of the settings of hosts.';
+
+create function pgnet.check_secrets()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
     return query
     with held as (
         select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from pgnet.secret s
@@ -5900,7 +6802,19 @@ begin
         case when h.elsewhere > 0 and b.number > 0 then
             'A worker in the database has no --secrets-dir: let worker processes alone serve this database, or keep the values in it.' end
     from held h, backends b;
+end
+$$;
+comment on function pgnet.check_secrets() is 'What the doctor says of secrets.';
 
+create function pgnet.check_cron()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    cron_database text := current_setting('cron.database_name', true);
+    last_run record;
+begin
     if to_regclass('cron.job') is not null and to_regclass('cron.job_run_details') is not null then
         execute $query$
             select j.jobname, d.status, d.return_message, d.start_time
@@ -5927,15 +6841,45 @@ begin
     end if;
 end
 $$;
+comment on function pgnet.check_cron() is 'What the doctor says of pg_cron.';
+
+create function net.check()
+    returns table (
+        -- what was looked at
+        item text,
+        -- whether it is as it should be
+        ok boolean,
+        -- what was found
+        detail text,
+        -- what to do where it is not
+        hint text
+    )
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.require_owner();
+    return query select * from pgnet.check_package();
+    return query select * from pgnet.check_database();
+    return query select * from pgnet.check_work();
+    return query select * from pgnet.check_heartbeat();
+    return query select * from pgnet.check_rights();
+    return query select * from pgnet.check_definers();
+    return query select * from pgnet.check_network();
+    return query select * from pgnet.check_secrets();
+    return query select * from pgnet.check_cron();
+end
+$$;
 comment on function net.check() is
-    'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
+    'The doctor: a row for each thing that has to be right, with what was found and what to do. '
+    'Reads only; works on a standby too. Owner only.';
 
 -- ======== extension/85_rights.sql ========
 
 -- Who may do what: the one place that says it, for all objects at once.
 
--- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
--- pass: that a trigger refuses.
+-- Row security keeps every table that has no policy for its owner alone, also where somebody else
+-- is granted it. It lets TRUNCATE pass: that a trigger refuses.
 create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
@@ -5946,11 +6890,13 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+comment on function pgnet.refuse_truncate() is
+    'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
--- What others attach to a table runs in the sessions of all who write to it, a worker's among them: a trigger, and the triggers
--- on the table of a foreign key, whose action runs them as its owner or, where they are deferred, as whoever commits (before PostgreSQL
--- 18). So the rights TRIGGER and REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
+-- What others attach to a table runs in the sessions of all who write to it, a worker's among them:
+-- a trigger, and the triggers on the table of a foreign key, whose action runs them as its owner
+-- or, where they are deferred, as whoever commits (before PostgreSQL 18). So the rights TRIGGER and
+-- REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
 create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
@@ -5982,57 +6928,39 @@ begin
 end
 $$;
 comment on function pgnet.refuse_attachment() is
-    'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a table or view of the extension, or a foreign key to one.';
+    'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a '
+    'table or view of the extension, or a foreign key to one.';
 
--- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
--- to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what these gave is taken back first.
+-- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing
+-- is left to defaults, neither to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what
+-- these gave is taken back first.
 do $$
 declare
     given record;
 begin
     for given in
-        with own as (
-            select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
-            where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
-        ), object (name, owner, acl) as (
-            select pg_catalog.format('schema %s', n.nspname), n.nspowner, n.nspacl from own n
-            union all
-            select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
-                c.relowner, c.relacl
-            from pg_catalog.pg_class c join own n on n.oid operator(pg_catalog.=) c.relnamespace
-            where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
-            union all
-            select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
-                p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
-            from pg_catalog.pg_proc p join own n on n.oid operator(pg_catalog.=) p.pronamespace
-            union all
-            select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
-                t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
-            from pg_catalog.pg_type t join own n on n.oid operator(pg_catalog.=) t.typnamespace
-            left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
-            where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
-        )
-        select distinct o.name,
+        select distinct pg_catalog.format('%s %s', o.kind, o.name) as name,
             case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
                 else a.grantee::pg_catalog.regrole::pg_catalog.text end as grantee
-        from object o
+        from pgnet.own_object o
         cross join lateral pg_catalog.aclexplode(o.acl) a
-        where a.grantee operator(pg_catalog.<>) o.owner
+        where a.grantee operator(pg_catalog.<>) o.owner and o.kind operator(pg_catalog.<>) 'column'
     loop
         execute pg_catalog.format('revoke all on %s from %s', given.name, given.grantee);
     end loop;
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So everything by which requests are
--- made stands in net, the view net._new_request too. USAGE on pgnet alone opens no way to make one.
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So
+-- everything by which requests are made stands in net, the view net._new_request too. USAGE on
+-- pgnet alone opens no way to make one.
 grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
 
--- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
--- may UPDATE, DELETE or TRUNCATE may lock the table.
+-- What describes a request; whose it is, when it was made and its number are not the caller's to
+-- say. DELETE is nobody's: whoever may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
@@ -6050,7 +6978,7 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry,
-    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
+    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
 -- What these, and the views, call with the caller's rights.
@@ -6061,7 +6989,7 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_altered_function, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix, pgnet.check_retry_policy,
     pgnet.setting_value, pgnet.known_settings, pgnet.known_host_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies,
     pgnet.waiting_state, pgnet.cancellation_message, pgnet.mark_request, pgnet.written_here, pgnet.outcome_so_far, pgnet.refuse_to_wait, pgnet.json_or_null,
-    pgnet.session_is_alive, pgnet.worker_is_up, pgnet.reload_workers, pgnet.refuse_transaction_block
+    pgnet.help_entries, pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers, pgnet.refuse_transaction_block
 to public;
 
 do $$
@@ -6083,21 +7011,22 @@ create event trigger pgnet_refuse_attachment on ddl_command_end
     when tag in ('CREATE TRIGGER', 'CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
     execute function pgnet.refuse_attachment();
 comment on event trigger pgnet_refuse_attachment is
-    'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in the sessions of all who send requests.';
+    'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in '
+    'the sessions of all who send requests.';
 
 -- ======== extension/90_notice.sql ========
 
 -- Installed; nothing is sent before a worker runs, so say so where it is seen.
 do $$
 begin
-    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors only has said so.
+    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors
+    -- only has said so.
     if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;
     raise notice using
         message = 'pgnet is installed; requests are sent once a worker runs',
-        hint = 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, '
-            'or the process "pgnet worker". Then select * from net.check();';
+        hint = pgnet.how_to_start_a_worker() operator(pg_catalog.||) ' Then select * from net.check();';
 end
 $$;
 

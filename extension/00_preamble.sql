@@ -19,8 +19,9 @@ begin
             message = 'pgnet needs PostgreSQL 15 or newer',
             hint = 'Upgrade the server first.';
     end if;
-    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in it, can put functions beside
-    -- those of the extension (CVE-2022-2625), and DROP EXTENSION takes the schema away.
+    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in
+    -- it, can put functions beside those of the extension (CVE-2022-2625), and DROP EXTENSION takes
+    -- the schema away.
     select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
@@ -51,10 +52,13 @@ begin
 end
 $$;
 
--- What people call and read stands in net, and the few private names that users of pg_net know; the rest stands in pgnet.
+-- What people call and read stands in net, and the few private names that users of pg_net know; the
+-- rest stands in pgnet.
 create schema net;
 comment on schema net is
-    'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is stored in net._http_response.';
+    'pgnet: HTTP as part of a transaction. A committed request is sent by a worker; its outcome is '
+    'stored in net._http_response.';
 create schema pgnet;
 comment on schema pgnet is
-    'The inside of the extension pgnet: its tables, and the functions that its own functions and its workers call. Names here change without notice.';
+    'The inside of the extension pgnet: its tables, and the functions that its own functions and '
+    'its workers call. Names here change without notice.';

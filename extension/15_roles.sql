@@ -1,6 +1,8 @@
--- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is said in 85_rights.sql.
+-- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is
+-- said in 85_rights.sql.
 
--- The role of the caller, as an oid that survives a rename and is not taken over by a later role of the same name.
+-- The role of the caller, as an oid that survives a rename and is not taken over by a later role of
+-- the same name.
 create function pgnet.caller_role()
     returns regrole language sql stable parallel safe cost 1
 as $$ select pg_catalog.quote_ident(current_user)::pg_catalog.regrole $$;
@@ -13,9 +15,11 @@ create function pgnet.caller_is_owner()
 as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
-comment on function pgnet.caller_is_owner() is 'Whether the current role may steer workers: the extension''s owner, and members of it.';
+comment on function pgnet.caller_is_owner() is
+    'Whether the current role may steer workers: the extension''s owner, and members of it.';
 
--- For functions that run with the caller's rights: row security leaves what they delete alone, and says nothing.
+-- For functions that run with the caller's rights: row security leaves what they delete alone, and
+-- says nothing.
 create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
@@ -31,7 +35,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.require_owner() is 'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
+comment on function pgnet.require_owner() is
+    'Raises 42501 where the current role is neither the extension''s owner nor a member of it.';
 
 -- The role with this name, which need not be quoted.
 create function pgnet.role_named(name text)
@@ -50,16 +55,18 @@ begin
     return found_role;
 end
 $$;
-comment on function pgnet.role_named(text) is 'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+comment on function pgnet.role_named(text) is
+    'The role of this name; raises 42704 where there is none, 22023 for NULL.';
 
--- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with the owner's rights, and in the
--- path that is in force when the statement runs. The pinned path would hide what the owner sees, and a worker's role could put
--- a temporary table in its place. So a statement that changes rows of users is read and planned in the pinned path, sets the
--- owner's path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the path is pinned
--- again behind it: no name of ours is ever looked for in the owner's path.
+-- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with
+-- the owner's rights, and in the path that is in force when the statement runs. The pinned path
+-- would hide what the owner sees, and a worker's role could put a temporary table in its place. So
+-- a statement that changes rows of users is read and planned in the pinned path, sets the owner's
+-- path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the
+-- path is pinned again behind it: no name of ours is ever looked for in the owner's path.
 
--- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL comes with.
--- (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
+-- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL
+-- comes with. (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
 create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
@@ -77,12 +84,15 @@ begin
         limit 1), '"$user", public') || ', pg_temp';
 end
 $$;
-comment on function pgnet.owners_path() is 'The search_path that the extension''s owner has in this database, with the temporary schema at its end.';
+comment on function pgnet.owners_path() is
+    'The search_path that the extension''s owner has in this database, with the temporary schema '
+    'at its end.';
 
 create function pgnet.use_owners_path()
     returns text language plpgsql volatile parallel unsafe
 as $$ begin return pg_catalog.set_config('search_path', pgnet.owners_path(), true); end $$;
-comment on function pgnet.use_owners_path() is 'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
+comment on function pgnet.use_owners_path() is
+    'Sets the owner''s path, until pgnet.pin_path() or the end of the calling function.';
 
 create function pgnet.pin_path()
     returns text language plpgsql volatile parallel unsafe
@@ -93,12 +103,14 @@ create table pgnet.worker_role (
     role regrole primary key
 );
 comment on table pgnet.worker_role is
-    'The roles that net.grant_worker was called for: they run workers, and no other role does, whatever EXECUTE says. A dump holds it.';
+    'The roles that net.grant_worker was called for: they run workers, and no other role does, '
+    'whatever EXECUTE says. A dump holds it.';
 select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
--- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each of these asks here first.
--- The session's role counts: in a function with its owner's rights, the current role is that owner. A role that was dropped
--- has left its number behind in the table: nobody is a member of it.
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each
+-- of these asks here first. The session's role counts: in a function with its owner's rights, the
+-- current role is that owner. A role that was dropped has left its number behind in the table:
+-- nobody is a member of it.
 create function pgnet.require_worker(
     -- the registration that the caller says it is; NULL: it does not say
     worker_id bigint default null
@@ -108,7 +120,8 @@ create function pgnet.require_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else the one that connected.
+    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else
+    -- the one that connected.
     session_role name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     registered record;
 begin
@@ -120,14 +133,15 @@ begin
             message = format('role "%s" may not run workers', session_role),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
-    -- A foreign key's action runs the triggers of its table as the owner of that table, in the session of whoever deletes a request:
-    -- a worker's.
+    -- A foreign key's action runs the triggers of its table as the owner of that table, in the
+    -- session of whoever deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
         raise exception using
             errcode = 'insufficient_privilege',
             message = 'a worker''s calls do not come from a trigger';
     end if;
-    -- Triggers of the owner's tables run in this session with the owner's rights: what they name must be the owner's.
+    -- Triggers of the owner's tables run in this session with the owner's rights: what they name
+    -- must be the owner's.
     if pg_my_temp_schema() <> 0 and not pg_has_role(session_role, current_user, 'member')
         and (exists (select from pg_class c where c.relnamespace = pg_my_temp_schema())
             or exists (select from pg_type t where t.typnamespace = pg_my_temp_schema()))
@@ -157,4 +171,7 @@ begin
 end
 $$;
 comment on function pgnet.require_worker(bigint) is
-    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where the session has temporary tables or types and is not the owner''s. Raises 08003 where there is no worker with this id, 55000 where that worker is another session.';
+    'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a '
+    'member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where '
+    'the session has temporary tables or types and is not the owner''s. Raises 08003 where there '
+    'is no worker with this id, 55000 where that worker is another session.';

@@ -1,4 +1,5 @@
--- Settings. They live in a table with checks, not in custom server settings: those anyone can set to anything.
+-- Settings. They live in a table with checks, not in custom server settings: those anyone can set
+-- to anything.
 
 -- The one list of what can be set: name, kind, default, bounds, unit, meaning.
 create function pgnet.known_settings()
@@ -46,7 +47,8 @@ as $$
         ('egress_ports', 'ports', '80,443,1024-65535', null, null, 'ports',
          'The ports that may be requested: numbers and ranges, with commas.')
 $$;
-comment on function pgnet.known_settings() is 'The settings that exist; net.settings shows them with their values.';
+comment on function pgnet.known_settings() is
+    'The settings that exist; net.settings shows them with their values.';
 
 -- NULL where the value is fine, else what is wrong with it.
 create function pgnet.setting_fault(setting_name text, setting_value text)
@@ -106,24 +108,29 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.setting_fault(text, text) is 'What is wrong with a value for a setting; NULL where nothing is.';
+comment on function pgnet.setting_fault(text, text) is
+    'What is wrong with a value for a setting; NULL where nothing is.';
 
 create table pgnet.setting (
     name text primary key,
     value text not null,
     constraint setting_is_valid check (pgnet.setting_fault(name, value) is null)
 );
-comment on table pgnet.setting is 'The settings that differ from their default; net.configure writes it, net.settings reads it.';
+comment on table pgnet.setting is
+    'The settings that differ from their default; net.configure writes it, net.settings reads it.';
 select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 
--- Counts the changes of settings and egress rules, in the transactions that make them: a worker that claims a request which
--- was committed after a change sees the new number in the same snapshot, however late the wake-up is.
+-- Counts the changes of settings and egress rules, in the transactions that make them: a worker
+-- that claims a request which was committed after a change sees the new number in the same
+-- snapshot, however late the wake-up is.
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
     single boolean primary key default true check (single)
 );
-comment on table pgnet.configuration is 'The number of changes of settings and egress rules so far, and of restarts that net.worker_restart asked for.';
+comment on table pgnet.configuration is
+    'The number of changes of settings and egress rules so far, and of restarts that '
+    'net.worker_restart asked for.';
 insert into pgnet.configuration (revision, generation) values (1, 1);
 
 create function pgnet.announce_configuration()
@@ -137,7 +144,8 @@ begin
     perform pgnet.signal_workers('reload');
 end
 $$;
-comment on function pgnet.announce_configuration() is 'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+comment on function pgnet.announce_configuration() is
+    'To be called by whatever changes settings or egress rules: workers follow at the commit.';
 
 create function pgnet.setting_value(setting_name text)
     returns text
@@ -148,7 +156,8 @@ as $$
         (select s.value from pgnet.setting s where s.name = setting_name),
         (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
 $$;
-comment on function pgnet.setting_value(text) is 'The value of a setting in force, as text; NULL for a name that does not exist.';
+comment on function pgnet.setting_value(text) is
+    'The value of a setting in force, as text; NULL for a name that does not exist.';
 
 create function pgnet.max_timeout_milliseconds()
     returns integer
@@ -157,11 +166,28 @@ create function pgnet.max_timeout_milliseconds()
 as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
 comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
+create function pgnet.settings_in_force()
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_object_agg(k.name, case k.kind
+            when 'interval' then to_jsonb(extract(epoch from pgnet.setting_value(k.name)::interval))
+            when 'integer' then to_jsonb(pgnet.setting_value(k.name)::bigint)
+            else to_jsonb(pgnet.setting_value(k.name)) end)
+        || jsonb_build_object('server_encoding', current_setting('server_encoding'))
+    from pgnet.known_settings() k
+$$;
+comment on function pgnet.settings_in_force() is
+    'All settings by name, for workers: intervals in seconds; and the encoding of the database.';
+
 create view net.settings as
     select k.name, coalesce(s.value, k.default_value) as value, k.default_value as "default", k.unit, k.description
     from pgnet.known_settings() k
     left join pgnet.setting s on s.name operator(pg_catalog.=) k.name;
-comment on view net.settings is 'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, value).';
+comment on view net.settings is
+    'Every setting: its value in force, default, unit and meaning. Changed by net.configure(name, '
+    'value).';
 
 create function net.configure(
     -- which setting: a name of net.settings
@@ -214,4 +240,5 @@ begin
 end
 $$;
 comment on function net.configure(text, text) is
-    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';
+    'Sets a setting for this database; NULL as value goes back to the default. Workers follow at '
+    'the commit. Raises 22023 for an unknown name or a value out of bounds. Owner only.';

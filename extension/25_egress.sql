@@ -1,4 +1,5 @@
--- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny wins.
+-- Egress: which networks and hosts requests may go to. A worker's guard reads these rules; deny
+-- wins.
 
 create table pgnet.egress_rule (
     kind text not null constraint egress_kind check (kind operator(pg_catalog.=) any (array['network', 'host'])),
@@ -7,7 +8,9 @@ create table pgnet.egress_rule (
     created timestamptz not null default pg_catalog.now(),
     primary key (kind, pattern)
 );
-comment on table pgnet.egress_rule is 'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; net.egress shows it.';
+comment on table pgnet.egress_rule is
+    'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; '
+    'net.egress shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
@@ -15,7 +18,8 @@ create view net.egress as
     from pgnet.egress_rule r
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.egress is
-    'The egress rules beside the built-in one, that only public addresses may be requested. Deny wins over allow.';
+    'The egress rules beside the built-in one, that only public addresses may be requested. Deny '
+    'wins over allow.';
 
 -- A network as people write it: a cidr, an address, or the words loopback and private.
 create function pgnet.networks_of(network text)
@@ -69,7 +73,8 @@ begin
     return rtrim(lower(trim(pattern) collate "C"), '.');
 end
 $$;
-comment on function pgnet.host_pattern(text) is 'A host pattern in its stored form; raises 22023 where it is none.';
+comment on function pgnet.host_pattern(text) is
+    'A host pattern in its stored form; raises 22023 where it is none.';
 
 create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -100,7 +105,8 @@ begin
         else format('requests to %s are refused', listed) end;
 end
 $$;
-comment on function pgnet.set_egress_rules(text, text[], boolean) is 'Writes egress rules; NULL as verdict forgets them.';
+comment on function pgnet.set_egress_rules(text, text[], boolean) is
+    'Writes egress rules; NULL as verdict forgets them.';
 
 create function net.allow_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -110,7 +116,8 @@ create function net.allow_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
-    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for what is no network. Workers follow at the commit. Owner only.';
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for '
+    'what is no network. Workers follow at the commit. Owner only.';
 
 create function net.deny_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -120,7 +127,8 @@ create function net.deny_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
-    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for what is no network. Owner only.';
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for '
+    'what is no network. Owner only.';
 
 create function net.forget_network(
     -- as it was given to net.allow_network or net.deny_network
@@ -129,7 +137,8 @@ create function net.forget_network(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
-comment on function net.forget_network(text) is 'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+comment on function net.forget_network(text) is
+    'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
 
 create function net.allow_host(
     -- a host name, or *.example.com for every name below it
@@ -139,7 +148,8 @@ create function net.allow_host(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], true) $$;
 comment on function net.allow_host(text) is
-    'Names a host that may be requested where the setting egress is "listed". It does not open private networks: net.allow_network does. Owner only.';
+    'Names a host that may be requested where the setting egress is "listed". It does not open '
+    'private networks: net.allow_network does. Owner only.';
 
 create function net.deny_host(
     -- a host name, or *.example.com for every name below it
@@ -148,7 +158,8 @@ create function net.deny_host(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], false) $$;
-comment on function net.deny_host(text) is 'Refuses requests to this host, whatever else allows them. Owner only.';
+comment on function net.deny_host(text) is
+    'Refuses requests to this host, whatever else allows them. Owner only.';
 
 create function net.forget_host(
     -- as it was given to net.allow_host or net.deny_host
@@ -157,4 +168,41 @@ create function net.forget_host(
     returns void language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
-comment on function net.forget_host(text) is 'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+comment on function net.forget_host(text) is
+    'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+
+create function pgnet.egress_patterns(rule_kind text, rule_allow boolean)
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(jsonb_agg(r.pattern), '[]') from pgnet.egress_rule r where r.kind = rule_kind and r.allow = rule_allow
+$$;
+comment on function pgnet.egress_patterns(text, boolean) is
+    'The patterns of the rules of a kind that allow, or of those that deny.';
+
+-- The database's own port stays shut even where its network is allowed.
+create function pgnet.egress_in_force()
+    returns jsonb
+    language sql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_build_object(
+        'egress', pgnet.setting_value('egress'),
+        'ports', pgnet.setting_value('egress_ports'),
+        'allow_networks', pgnet.egress_patterns('network', true),
+        'deny_networks', pgnet.egress_patterns('network', false),
+        'allow_hosts', pgnet.egress_patterns('host', true),
+        'deny_hosts', pgnet.egress_patterns('host', false),
+        'deny_endpoints', (
+            select jsonb_agg(distinct a.address || ':' || current_setting('port'))
+            from unnest(array['127.0.0.1', '[::1]', case family(inet_server_addr())
+                when 6 then '[' || host(inet_server_addr()) || ']' else host(inet_server_addr()) end]) a (address)
+            where a.address is not null),
+        -- Where the worker is on the server's own host, the port is shut on all of that host's
+        -- addresses.
+        'own_port', case when inet_server_addr() is null or inet_server_addr() = inet_client_addr()
+            then current_setting('port')::integer end)
+$$;
+comment on function pgnet.egress_in_force() is
+    'The egress rules and the settings of egress, for the guard of a worker.';

@@ -9,9 +9,12 @@ create table pgnet.secret (
     changed timestamptz default pg_catalog.now()
 );
 comment on table pgnet.secret is
-    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the owner reads it, and a dump of the database leaves it out.';
-comment on column pgnet.secret.value is 'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
-comment on column pgnet.secret.url_prefix is 'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
+    'The secrets: net.set_secret writes it, workers get a value when a request needs it. Only the '
+    'owner reads it, and a dump of the database leaves it out.';
+comment on column pgnet.secret.value is
+    'NULL where the workers hold it themselves (pgnet worker --secrets-dir).';
+comment on column pgnet.secret.url_prefix is
+    'Requests may carry it to URLs below this one; NULL: no request may, only net.configure_host.';
 -- Otherwise ANALYZE would keep samples of the values in pg_statistic.
 alter table pgnet.secret alter column value set statistics 0;
 
@@ -20,10 +23,11 @@ create table pgnet.secret_grant (
     role regrole,
     primary key (secret, role)
 );
-comment on table pgnet.secret_grant is 'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
+comment on table pgnet.secret_grant is
+    'Which roles may use which secrets: net.grant_secret and net.revoke_secret write it.';
 
--- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was dropped has left its number
--- behind: it is no grantee, and no member of one.
+-- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was
+-- dropped has left its number behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
     select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
     from pgnet.secret s
@@ -33,7 +37,8 @@ create view net.secrets with (security_barrier) as
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
-    'The secrets that the current role may use: where to, and who holds the value. The owner sees all of them.';
+    'The secrets that the current role may use: where to, and who holds the value. The owner sees '
+    'all of them.';
 
 create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
@@ -43,7 +48,8 @@ from pgnet import sql_v1
 return sql_v1.secret_covers(url_prefix, url)
 $$;
 comment on function pgnet.secret_covers(text, text) is
-    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL that is a secret itself, only the origin is known here.';
+    'Whether a secret with this prefix may go to a URL as it is stored; false for NULL. Of a URL '
+    'that is a secret itself, only the origin is known here.';
 
 create function pgnet.inspect_secret(
     name text, value text, url_prefix text, out canonical_prefix text, out message text, out hint text
@@ -82,7 +88,9 @@ begin
         hint = format('The owner of pgnet grants it: select net.grant_secret(%L, %L)', name, current_user);
 end
 $$;
-comment on function pgnet.refuse_secret(text) is 'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its owner, 42501 for others.';
+comment on function pgnet.refuse_secret(text) is
+    'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its '
+    'owner, 42501 for others.';
 
 -- What a secret is bound to, as far as the current role may use it.
 create function pgnet.secret_prefix(name text)
@@ -107,7 +115,8 @@ begin
 end
 $$;
 comment on function pgnet.secret_prefix(text) is
-    'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) where there is none, 22023 where it has no prefix.';
+    'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) '
+    'where there is none, 22023 where it has no prefix.';
 
 create function pgnet.check_secret(name text, url text)
     returns void
@@ -126,7 +135,8 @@ begin
 end
 $$;
 comment on function pgnet.check_secret(text, text) is
-    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is none), or not for this URL (22023).';
+    'Raises where the current role may not use a secret (42501; 42704 for the owner where there is '
+    'none), or not for this URL (22023).';
 
 create function net.secret_url(
     -- the name of a secret whose value is a URL, or the query of one
@@ -136,17 +146,21 @@ create function net.secret_url(
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is asked or raised.
+    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is
+    -- asked or raised.
 as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
-    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the worker puts in the rest. Params are appended to it. Raises 42501 where the current role may not use the secret, 22023 for NULL and for one without URL prefix.';
+    'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the '
+    'worker puts in the rest. Params are appended to it. Raises 42501 where the current role may '
+    'not use the secret, 22023 for NULL and for one without URL prefix.';
 
 create function net.set_secret(
     -- 1 to 63 letters, digits, and - _ . behind the first one
     name text,
     -- at least 8 characters, or NULL where the workers hold it (pgnet worker --secrets-dir)
     value text,
-    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first: nowhere
+    -- where requests may carry it: to this URL and those below; NULL keeps what it was, at first:
+    -- nowhere
     url_prefix text default null
 )
     returns void
@@ -178,7 +192,9 @@ begin
 end
 $$;
 comment on function net.set_secret(text, text, text) is
-    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value or prefix that cannot be. Owner only.';
+    'Sets a secret, or changes it: its grants stay. As SQL text the value may be logged: the '
+    'command "pgnet secret set" keeps it out. Raises 22023, without the value, for a name, value '
+    'or prefix that cannot be. Owner only.';
 
 create function net.drop_secret(
     -- the secret
@@ -202,7 +218,8 @@ begin
 end
 $$;
 comment on function net.drop_secret(text) is
-    'Drops a secret and its grants; queued requests that name it end as failed. False where there was none, also for NULL. Owner only.';
+    'Drops a secret and its grants; queued requests that name it end as failed. False where there '
+    'was none, also for NULL. Owner only.';
 
 create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
@@ -239,7 +256,8 @@ create function net.grant_secret(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_secret_grant(name, role, true) $$;
 comment on function net.grant_secret(text, text) is
-    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+    'Lets a role put a secret into its requests, without reading it. Raises 42704 for a secret or '
+    'role that does not exist, 22023 for NULL. Owner only.';
 
 create function net.revoke_secret(
     -- the secret
@@ -251,14 +269,17 @@ create function net.revoke_secret(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_secret_grant(name, role, false) $$;
 comment on function net.revoke_secret(text, text) is
-    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or role that does not exist, 22023 for NULL. Owner only.';
+    'Takes back what net.grant_secret gave, for queued requests too. Raises 42704 for a secret or '
+    'role that does not exist, 22023 for NULL. Owner only.';
 
--- The values for requests that a worker has claimed: asked for at the moment of sending, judged at that moment too.
+-- The values for requests that a worker has claimed: asked for at the moment of sending, judged at
+-- that moment too.
 create function pgnet.claimed_secrets(
     -- the requests, the tokens of their claims, and the secrets they name: a triple each
     ids bigint[], tokens uuid[], names text[]
 )
-    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and where fault says why there is none
+    -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
+    -- where fault says why there is none
     returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -307,4 +328,5 @@ begin
 end
 $$;
 comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
-    'The secrets that claimed requests name, as far as the roles that made them may use them now, for their URLs; else why not.';
+    'The secrets that claimed requests name, as far as the roles that made them may use them now, '
+    'for their URLs; else why not.';

@@ -21,7 +21,8 @@ as $$
 $$;
 comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
--- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have got into one.
+-- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have
+-- got into one.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -85,19 +86,23 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_host; NULL where nothing is.';
+comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is
+    'What is wrong with a value in net.configure_host; NULL where nothing is.';
 
 create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
-comment on table pgnet.host is 'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+comment on table pgnet.host is
+    'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
-comment on view net.hosts is 'What is configured for single hosts. Of all patterns that a host matches, the most specific one that says something counts.';
+comment on view net.hosts is
+    'What is configured for single hosts. Of all patterns that a host matches, the most specific '
+    'one that says something counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function pgnet.configured_host_pattern(host text)
@@ -126,7 +131,8 @@ begin
     end;
 end
 $$;
-comment on function pgnet.configured_host_pattern(text) is 'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+comment on function pgnet.configured_host_pattern(text) is
+    'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
@@ -141,8 +147,6 @@ as $$
 declare
     host_pattern text := pgnet.configured_host_pattern(host);
     merged jsonb;
-    given record;
-    fault text;
 begin
     if settings is null or settings = 'null' then
         delete from pgnet.host h where h.pattern = host_pattern;
@@ -150,26 +154,8 @@ begin
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
-    if jsonb_typeof(settings) <> 'object' then
-        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
-            hint = 'For example: select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')';
-    end if;
-    for given in
-        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum
-        from jsonb_each(settings) s left join pgnet.known_host_settings() k on k.name = s.key
-    loop
-        if given.name is null then
-            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_host_settings() k);
-        end if;
-        continue when given.value = 'null';
-        fault := pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value);
-        if fault is not null then
-            raise exception using errcode = 'invalid_parameter_value',
-                message = format('setting "%s" of host "%s" %s', given.key, host_pattern, fault),
-                hint = (select k.description from pgnet.known_host_settings() k where k.name = given.key);
-        end if;
-    end loop;
+    perform pgnet.check_json_settings(
+        'host', host_pattern, settings, 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'')');
     merged := jsonb_strip_nulls(coalesce((select h.settings from pgnet.host h where h.pattern = host_pattern), '{}') || settings);
     if (merged ? 'client_certificate') <> (merged ? 'client_key') then
         raise exception using errcode = 'invalid_parameter_value',
@@ -205,9 +191,12 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged into what is said already; null resets. Raises 22023 for what is no host, an unknown setting or a value that cannot be. Workers follow at the commit. Owner only.';
+    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged '
+    'into what is said already; null resets. Raises 22023 for what is no host, an unknown setting '
+    'or a value that cannot be. Workers follow at the commit. Owner only.';
 
--- For workers: what is said of hosts, with the secrets' values where they are in the database; where they are not, {"secret": name} stays.
+-- For workers: what is said of hosts, with the secrets' values where they are in the database;
+-- where they are not, {"secret": name} stays.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
@@ -220,4 +209,5 @@ as $$
         from jsonb_each(h.settings) s)), '{}')
     from pgnet.host h
 $$;
-comment on function pgnet.host_settings() is 'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+comment on function pgnet.host_settings() is
+    'What net.configure_host has said, by pattern, for workers: with the values of secrets.';

@@ -1,6 +1,8 @@
--- Retry policies: which requests are attempted again, how often and how soon. Workers apply them (retry.py).
+-- Retry policies: which requests are attempted again, how often and how soon. Workers apply them
+-- (retry.py).
 
--- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the policy "safe".
+-- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the
+-- policy "safe".
 create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -21,7 +23,8 @@ as $$
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
-comment on function pgnet.known_retry_settings() is 'What net.configure_retry knows, with the defaults.';
+comment on function pgnet.known_retry_settings() is
+    'What net.configure_retry knows, with the defaults.';
 
 create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
@@ -36,13 +39,15 @@ as $$
             "statuses": "any", "accept": ["2xx"], "errors": "any", "methods": "any",
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
-comment on function pgnet.built_in_retry_policies() is 'The policies that are always there: what they say otherwise than "safe".';
+comment on function pgnet.built_in_retry_policies() is
+    'The policies that are always there: what they say otherwise than "safe".';
 
 create table pgnet.retry_policy (
     name text primary key,
     settings jsonb not null
 );
-comment on table pgnet.retry_policy is 'What net.configure_retry has said; net.retry_policies shows it.';
+comment on table pgnet.retry_policy is
+    'What net.configure_retry has said; net.retry_policies shows it.';
 select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
@@ -56,7 +61,8 @@ create view net.retry_policies as
         select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
-    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, settings).';
+    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
+    'settings).';
 
 -- NULL where the value is fine, else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -111,7 +117,61 @@ begin
     end case;
 end
 $$;
-comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is 'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is
+    'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+
+-- For net.configure_host and net.configure_retry, whose settings are a JSON object: the first that
+-- is unknown or has a value that cannot be.
+create function pgnet.check_json_settings(
+    -- host, or retry policy
+    kind text,
+    -- the host's pattern, or the policy's name
+    subject text,
+    settings jsonb,
+    -- such settings
+    example text
+)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+    fault text;
+begin
+    if jsonb_typeof(settings) <> 'object' then
+        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
+            hint = 'For example: ' || example;
+    end if;
+    for given in
+        with known as (
+            select 'host' as subject, h.name, h.kind, h.minimum, h.maximum, h.description from pgnet.known_host_settings() h
+            union all
+            select 'retry policy', r.name, r.kind, r.minimum, r.maximum, r.description from pgnet.known_retry_settings() r
+        )
+        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description,
+            (select string_agg(k.name, ', ' order by k.name) from known k where k.subject = check_json_settings.kind) as names
+        from jsonb_each(settings) s left join known k on k.subject = check_json_settings.kind and k.name = s.key
+    loop
+        if given.name is null then
+            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
+                hint = 'known: ' || given.names;
+        end if;
+        continue when given.value = 'null';
+        fault := case kind
+            when 'host' then pgnet.host_setting_fault(given.kind, given.minimum, given.maximum, given.value)
+            else pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value) end;
+        if fault is not null then
+            raise exception using errcode = 'invalid_parameter_value',
+                message = format('setting "%s" of %s "%s" %s', given.key, kind, subject, fault),
+                hint = given.description;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgnet.check_json_settings(text, text, jsonb, text) is
+    'Raises 22023 for settings of a host or of a retry policy that are no object, unknown, or have '
+    'a value that cannot be.';
 
 -- Callers run it for each request that names a policy: the built-in ones cost no look into a table.
 create function pgnet.check_retry_policy(name text)
@@ -130,12 +190,14 @@ begin
         hint = 'known: ' || (select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
 end
 $$;
-comment on function pgnet.check_retry_policy(text) is 'Raises 22023 where there is no retry policy of this name; for NULL too.';
+comment on function pgnet.check_retry_policy(text) is
+    'Raises 22023 where there is no retry policy of this name; for NULL too.';
 
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
     name text,
-    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the policy
+    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the
+    -- policy
     settings jsonb
 )
     returns void
@@ -143,8 +205,6 @@ create function net.configure_retry(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    given record;
-    fault text;
     users text;
 begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
@@ -172,26 +232,7 @@ begin
         raise notice using message = format('there is no retry policy "%s" any more', name);
         return;
     end if;
-    if jsonb_typeof(settings) <> 'object' then
-        raise exception using errcode = 'invalid_parameter_value', message = 'settings must be a JSON object',
-            hint = 'For example: select net.configure_retry(''mine'', ''{"max_attempts": 3}'')';
-    end if;
-    for given in
-        select s.key, s.value, k.name, k.kind, k.minimum, k.maximum, k.description
-        from jsonb_each(settings) s left join pgnet.known_retry_settings() k on k.name = s.key
-    loop
-        if given.name is null then
-            raise exception using errcode = 'invalid_parameter_value', message = format('unknown setting "%s"', left(given.key, 60)),
-                hint = 'known: ' || (select string_agg(k.name, ', ' order by k.name) from pgnet.known_retry_settings() k);
-        end if;
-        continue when given.value = 'null';
-        fault := pgnet.retry_setting_fault(given.kind, given.minimum, given.maximum, given.value);
-        if fault is not null then
-            raise exception using errcode = 'invalid_parameter_value',
-                message = format('setting "%s" of retry policy "%s" %s', given.key, name, fault),
-                hint = given.description;
-        end if;
-    end loop;
+    perform pgnet.check_json_settings('retry policy', name, settings, 'select net.configure_retry(''mine'', ''{"max_attempts": 3}'')');
     insert into pgnet.retry_policy as p (name, settings) values (configure_retry.name, jsonb_strip_nulls(configure_retry.settings))
     on conflict on constraint retry_policy_pkey do update
         set settings = jsonb_strip_nulls(p.settings || configure_retry.settings);
@@ -202,14 +243,18 @@ begin
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is
-    'Makes or changes a retry policy: see net.retry_policies and the documentation for the settings. Merged into what is said already; a null resets to what safe says; NULL drops the policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+    'Makes or changes a retry policy: see net.retry_policies and the documentation for the '
+    'settings. Merged into what is said already; a null resets to what safe says; NULL drops the '
+    'policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value '
+    'that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
 
 create function pgnet.retry_policy_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select jsonb_object_agg(p.name, p.settings) from net.retry_policies p $$;
-comment on function pgnet.retry_policy_settings() is 'All retry policies by name, complete, for workers.';
+comment on function pgnet.retry_policy_settings() is
+    'All retry policies by name, complete, for workers.';
 
 create function pgnet.is_idempotent(method text)
     returns boolean
@@ -218,7 +263,8 @@ as $$
     select pg_catalog.upper(method collate "C")
         operator(pg_catalog.=) any (array['GET', 'HEAD', 'PUT', 'DELETE', 'OPTIONS'])
 $$;
-comment on function pgnet.is_idempotent(text) is 'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
+comment on function pgnet.is_idempotent(text) is
+    'Whether a request with this method may be sent twice: RFC 9110, section 9.2.2.';
 
 create function pgnet.derived_idempotency_key(key_namespace uuid, id bigint, created timestamptz)
     returns text
@@ -242,4 +288,5 @@ as $$
     end
 $$;
 comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
-    'The idempotency key of a request: what was asked for; of methods that are not idempotent one that is the same for each attempt and no other request; else NULL.';
+    'The idempotency key of a request: what was asked for; of methods that are not idempotent one '
+    'that is the same for each attempt and no other request; else NULL.';

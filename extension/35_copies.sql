@@ -1,5 +1,6 @@
--- Copies: a database must not send what its original sends. It remembers which database it is; the server's configuration can
--- have it send nothing; and what logical replication brings is not sent here. docs/copies.md tells the whole of it.
+-- Copies: a database must not send what its original sends. It remembers which database it is; the
+-- server's configuration can have it send nothing; and what logical replication brings is not sent
+-- here. docs/copies.md tells the whole of it.
 
 -- Not part of a dump: what is restored from one is a database of its own.
 create table pgnet.database (
@@ -13,13 +14,18 @@ create table pgnet.database (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.database is
-    'Which database this is. Where that is not the one that runs, it is a copy, and no worker serves it before net.adopt_database().';
-comment on column pgnet.database.system_identifier is 'Of the server, as initdb made it; a base backup and a standby have the same.';
-comment on column pgnet.database.key_namespace is 'Idempotency keys that nobody asked for are derived from it and the request.';
-comment on column pgnet.database.own_ids_until is 'Where replicated requests have come in: ids up to this one are of this server,';
+    'Which database this is. Where that is not the one that runs, it is a copy, and no worker '
+    'serves it before net.adopt_database().';
+comment on column pgnet.database.system_identifier is
+    'Of the server, as initdb made it; a base backup and a standby have the same.';
+comment on column pgnet.database.key_namespace is
+    'Idempotency keys that nobody asked for are derived from it and the request.';
+comment on column pgnet.database.own_ids_until is
+    'Where replicated requests have come in: ids up to this one are of this server,';
 comment on column pgnet.database.own_ids_from is 'and so are 10^12 ids from this one.';
 comment on column pgnet.database.last_id is 'The last id that was given before these.';
-comment on column pgnet.database.publisher_key_namespace is 'The key_namespace of the server that replicated requests came from.';
+comment on column pgnet.database.publisher_key_namespace is
+    'The key_namespace of the server that replicated requests came from.';
 insert into pgnet.database (system_identifier, database_oid)
     select s.system_identifier, d.oid
     from pg_catalog.pg_control_system() s
@@ -44,7 +50,8 @@ as $$
     left join pgnet.database d on true
 $$;
 comment on function pgnet.copy_fault() is
-    'What tells that this database is a copy that was not adopted; NULL where it is the one that is remembered.';
+    'What tells that this database is a copy that was not adopted; NULL where it is the one that '
+    'is remembered.';
 
 create function pgnet.refuse_copy()
     returns void
@@ -66,12 +73,13 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.refuse_copy() is 'Raises 55000 in a copy that was not adopted, with what to do.';
+comment on function pgnet.refuse_copy() is
+    'Raises 55000 in a copy that was not adopted, with what to do.';
 
 -- ---- the mode: whether anything is sent
 
--- Everyone may set a custom setting in a session. What stands in the server's files and on its command line nobody can take back
--- from there, so these are read as they are.
+-- Everyone may set a custom setting in a session. What stands in the server's files and on its
+-- command line nobody can take back from there, so these are read as they are.
 create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
@@ -96,7 +104,8 @@ as $$
     where s.said <> ''
 $$;
 comment on function pgnet.mode_sources() is
-    'Who says which mode: the server''s configuration files and command line, the setting pgnet.mode of the session, net.configure. What is none counts as off.';
+    'Who says which mode: the server''s configuration files and command line, the setting '
+    'pgnet.mode of the session, net.configure. What is none counts as off.';
 
 create function pgnet.mode_in_force()
     returns text
@@ -106,7 +115,9 @@ as $$
     select coalesce((
         select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
-comment on function pgnet.mode_in_force() is 'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says anything.';
+comment on function pgnet.mode_in_force() is
+    'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says '
+    'anything.';
 
 -- ---- logical replication
 
@@ -121,10 +132,12 @@ as $$
     where a.pid = pg_backend_pid()
     limit 1
 $$;
-comment on function pgnet.applying_subscription() is 'The subscription that this session applies the changes of; NULL in all other sessions.';
+comment on function pgnet.applying_subscription() is
+    'The subscription that this session applies the changes of; NULL in all other sessions.';
 
--- The publisher numbers its requests from 1, and so did this server. From the first replicated one on, this server's numbers are of
--- a range of its own: neither a call here nor the replication may fail because the other has used the number.
+-- The publisher numbers its requests from 1, and so did this server. From the first replicated one
+-- on, this server's numbers are of a range of its own: neither a call here nor the replication may
+-- fail because the other has used the number.
 create function pgnet.set_ids_apart()
     returns void
     language plpgsql volatile parallel unsafe
@@ -140,13 +153,15 @@ begin
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
         update pgnet.database
         set own_ids_from = range_start, last_id = case when used.is_called then used.last_value else 0 end,
-            -- In a copy the numbers are the original's. The margin: numbers that are given out at this very moment.
+            -- In a copy the numbers are the original's. The margin: numbers that are given out at
+            -- this very moment.
             own_ids_until = case when used.is_called and pgnet.copy_fault() is null then used.last_value + 1000 else 0 end;
         perform setval('net.http_request_queue_id_seq', range_start, false);
     end if;
 end
 $$;
-comment on function pgnet.set_ids_apart() is 'At the first replicated request: this server''s own go on with other numbers.';
+comment on function pgnet.set_ids_apart() is
+    'At the first replicated request: this server''s own go on with other numbers.';
 
 create function pgnet.is_known_row(table_name name, request_id bigint, attempt integer)
     returns boolean
@@ -160,9 +175,11 @@ as $$
         when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
 $$;
-comment on function pgnet.is_known_row(name, bigint, integer) is 'Whether the table has a row with this key.';
+comment on function pgnet.is_known_row(name, bigint, integer) is
+    'Whether the table has a row with this key.';
 
--- Whoever may execute a trigger function may put it on a table of its own; these act with the owner's rights.
+-- Whoever may execute a trigger function may put it on a table of its own; these act with the
+-- owner's rights.
 create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
@@ -176,9 +193,11 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.refuse_other_tables(name) is 'Raises 42501 for a table that is in neither of the extension''s schemas.';
+comment on function pgnet.refuse_other_tables(name) is
+    'Raises 42501 for a table that is in neither of the extension''s schemas.';
 
--- Requests and their outcomes are taken, unless their number is one of this server's own, or something was done with them here.
+-- Requests and their outcomes are taken, unless their number is one of this server's own, or
+-- something was done with them here.
 create function pgnet.take_replicated_row()
     returns trigger
     language plpgsql volatile security definer
@@ -221,7 +240,8 @@ begin
 end
 $$;
 comment on function pgnet.take_replicated_row() is
-    'For what replication brings of requests: notes where they come from, and leaves this server''s own alone.';
+    'For what replication brings of requests: notes where they come from, and leaves this '
+    'server''s own alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function pgnet.keep_own_row()
@@ -240,7 +260,8 @@ begin
     return case tg_op when 'DELETE' then old else new end;
 end
 $$;
-comment on function pgnet.keep_own_row() is 'For what replication brings of workers, claims and settings: it is dropped.';
+comment on function pgnet.keep_own_row() is
+    'For what replication brings of workers, claims and settings: it is dropped.';
 
 do $$
 declare
@@ -308,7 +329,8 @@ begin
     delete from pgnet.database;
     insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
-        -- One that made no request of its own goes on as the publisher: its requests keep their idempotency keys.
+        -- One that made no request of its own goes on as the publisher: its requests keep their
+        -- idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
             then remembered.publisher_key_namespace end,
         remembered.key_namespace, gen_random_uuid())
@@ -327,4 +349,6 @@ begin
 end
 $$;
 comment on function net.adopt_database() is
-    'Makes a copy a database of its own: it remembers the present server and database, takes over all that is in the queue, also what replication has brought, and frees what the original''s workers had claimed. From then on workers serve it. Owner only.';
+    'Makes a copy a database of its own: it remembers the present server and database, takes over '
+    'all that is in the queue, also what replication has brought, and frees what the original''s '
+    'workers had claimed. From then on workers serve it. Owner only.';

@@ -1,10 +1,12 @@
--- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts.
--- These functions run in any search_path, a definer function's among them, and pg_temp comes first for types: so every
--- name is qualified, types as well (bigint, integer and their like are words of the grammar).
--- No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls would burn 201 transaction ids.
+-- The caller's side: PL/Python checks and arms the commit callback, PL/pgSQL inserts. These
+-- functions run in any search_path, a definer function's among them, and pg_temp comes first for
+-- types: so every name is qualified, types as well (bigint, integer and their like are words of the
+-- grammar). No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls
+-- would burn 201 transaction ids.
 
--- The canonical URL with its parameters; NULL where a second look is needed, because it is to be refused or names a secret.
--- Arms the wake-up at commit. NULL as options means the rules of pg_net's three functions, whose POST is of JSON only.
+-- The canonical URL with its parameters; NULL where a second look is needed, because it is to be
+-- refused or names a secret. Arms the wake-up at commit. NULL as options means the rules of
+-- pg_net's three functions, whose POST is of JSON only.
 create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
@@ -13,7 +15,8 @@ from pgnet import sql_v1
 return sql_v1.check(plpy, method, url, params, headers, timeout_milliseconds, options)
 $$;
 comment on function pgnet.check_request(text, text, jsonb, jsonb, integer, jsonb) is
-    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
+    'Checks a request as net.http_get and its kin do; gives the URL as it is stored, NULL where '
+    'pgnet.check_or_raise decides. Also arms the wake-up at the commit.';
 
 create function pgnet.inspect_request(
     method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb,
@@ -28,7 +31,8 @@ from pgnet import sql_v1
 return sql_v1.inspect(method, url, params, headers, timeout_milliseconds, options)
 $$;
 comment on function pgnet.inspect_request(text, text, jsonb, jsonb, integer, jsonb) is
-    'What pgnet.check_request found: the secrets that a request names, or why it is refused, without the value of a header or a password.';
+    'What pgnet.check_request found: the secrets that a request names, or why it is refused, '
+    'without the value of a header or a password.';
 
 create function pgnet.raise_error(sqlstate text, message text, hint text)
     returns void
@@ -44,8 +48,8 @@ end
 $$;
 comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
--- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use every secret. Which one was called
--- is told by the arguments: options are NULL in pg_net's three.
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use
+-- every secret. Which one was called is told by the arguments: options are NULL in pg_net's three.
 create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
@@ -73,7 +77,8 @@ begin
 end
 $$;
 comment on function pgnet.refuse_altered_function(text, jsonb) is
-    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY DEFINER.';
+    'Raises 42501 where the function that makes a request with a secret was altered to SECURITY '
+    'DEFINER.';
 
 create function pgnet.check_or_raise(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
@@ -98,7 +103,8 @@ begin
 end
 $$;
 comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, jsonb) is
-    'Raises what is wrong with a request; where it names secrets that the caller may use for its URL, gives the URL as it is stored.';
+    'Raises what is wrong with a request; where it names secrets that the caller may use for its '
+    'URL, gives the URL as it is stored.';
 
 -- Headers with a Content-Type where none is given in any case.
 create function pgnet.with_content_type(headers jsonb, content_type text)
@@ -116,7 +122,8 @@ begin
     return headers || jsonb_build_object('Content-Type', content_type);
 end
 $$;
-comment on function pgnet.with_content_type(jsonb, text) is 'The headers, with a Content-Type added where there is none.';
+comment on function pgnet.with_content_type(jsonb, text) is
+    'The headers, with a Content-Type added where there is none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -146,7 +153,9 @@ begin
 end
 $$;
 comment on function net.http_get(text, jsonb, jsonb, integer) is
-    'Queues a GET, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, a URL, header or parameter that cannot be sent 22023; other NULLs mean none. timeout_milliseconds is total; NULL means the setting.';
+    'Queues a GET, sent if and when the transaction commits, and returns its id. A NULL url raises '
+    '23502, a URL, header or parameter that cannot be sent 22023; other NULLs mean none. '
+    'timeout_milliseconds is total; NULL means the setting.';
 
 create function net.http_post(
     -- absolute http or https URL
@@ -181,7 +190,9 @@ begin
 end
 $$;
 comment on function net.http_post(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a POST of JSON, sent if and when the transaction commits, and returns its id. A Content-Type other than application/json raises; body NULL sends an empty POST. A NULL url raises 23502, what cannot be sent 22023.';
+    'Queues a POST of JSON, sent if and when the transaction commits, and returns its id. A '
+    'Content-Type other than application/json raises; body NULL sends an empty POST. A NULL url '
+    'raises 23502, what cannot be sent 22023.';
 
 create function net.http_delete(
     -- absolute http or https URL
@@ -216,7 +227,8 @@ begin
 end
 $$;
 comment on function net.http_delete(text, jsonb, jsonb, integer, jsonb) is
-    'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
+    'Queues a DELETE, with a JSON body where one is given, sent if and when the transaction '
+    'commits, and returns its id. A NULL url raises 23502, what cannot be sent 22023.';
 
 create function pgnet.inspect_form(form jsonb, out encoded text, out message text, out hint text, out sqlstate text)
     language plpython3u immutable parallel safe cost 10
@@ -224,7 +236,8 @@ as $$
 from pgnet import sql_v1
 return sql_v1.form(form)
 $$;
-comment on function pgnet.inspect_form(jsonb) is 'An object as application/x-www-form-urlencoded, or what is wrong with it.';
+comment on function pgnet.inspect_form(jsonb) is
+    'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
 -- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
 create function pgnet.require_utf8(headers jsonb)
@@ -245,7 +258,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.require_utf8(jsonb) is 'Raises 22023 where a Content-Type says another charset than UTF-8.';
+comment on function pgnet.require_utf8(jsonb) is
+    'Raises 22023 where a Content-Type says another charset than UTF-8.';
 
 create function pgnet.encode_form(form jsonb)
     returns bytea
@@ -262,7 +276,8 @@ begin
     return convert_to(made.encoded, 'UTF8');
 end
 $$;
-comment on function pgnet.encode_form(jsonb) is 'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+comment on function pgnet.encode_form(jsonb) is
+    'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -273,7 +288,8 @@ create function net.http_request(
     body jsonb default null,
     -- names and values appended to the query, percent-encoded; NULL means none
     params jsonb default '{}'::pg_catalog.jsonb,
-    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL means none
+    -- names and values of request headers, an array repeats one, {"secret": name} is a secret; NULL
+    -- means none
     headers jsonb default '{}'::pg_catalog.jsonb,
     -- total time of an attempt in ms; NULL means 30000
     timeout_milliseconds integer default 30000,
@@ -289,8 +305,9 @@ create function net.http_request(
     max_attempts integer default null,
     -- given back with the outcome
     context jsonb default null,
-    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the setting), and priority (smaller goes
-    -- first among the requests of one role to one host; 0); NULL means none
+    -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
+    -- setting), and priority (smaller goes first among the requests of one role to one host; 0);
+    -- NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -373,7 +390,10 @@ begin
 end
 $$;
 comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
-    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
+    'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent '
+    'if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL '
+    'means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second '
+    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
 
 create function net.http_put(
     -- absolute http or https URL
@@ -396,7 +416,9 @@ as $$
         headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_put(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as net.http_request does.';
+    'Queues a PUT of JSON, sent if and when the transaction commits, and returns its id. Another '
+    'JSON type may be given as Content-Type; body NULL sends an empty PUT. Raises as '
+    'net.http_request does.';
 
 create function net.http_patch(
     -- absolute http or https URL
@@ -419,7 +441,9 @@ as $$
         headers => pgnet.with_content_type(headers, 'application/json'), timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_patch(text, jsonb, jsonb, jsonb, integer) is
-    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL sends an empty PATCH. Raises as net.http_request does.';
+    'Queues a PATCH of JSON, sent if and when the transaction commits, and returns its id. Another '
+    'JSON type, such as application/merge-patch+json, may be given as Content-Type; body NULL '
+    'sends an empty PATCH. Raises as net.http_request does.';
 
 create function net.http_head(
     -- absolute http or https URL
@@ -439,7 +463,8 @@ as $$
     select net.http_request('HEAD', url, params => params, headers => headers, timeout_milliseconds => timeout_milliseconds)
 $$;
 comment on function net.http_head(text, jsonb, jsonb, integer) is
-    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as net.http_request does.';
+    'Queues a HEAD, sent if and when the transaction commits, and returns its id. Raises as '
+    'net.http_request does.';
 
 create function pgnet.inspect_multipart(
     parts jsonb, files bytea[], out content_type text, out body bytea, out message text, out hint text, out sqlstate text
@@ -449,10 +474,12 @@ as $$
 from pgnet import sql_v1
 return sql_v1.multipart(parts, files)
 $$;
-comment on function pgnet.inspect_multipart(jsonb, bytea[]) is 'Behind net.multipart: the body and its type, or what is wrong with the parts.';
+comment on function pgnet.inspect_multipart(jsonb, bytea[]) is
+    'Behind net.multipart: the body and its type, or what is wrong with the parts.';
 
 create function net.multipart(
-    -- an array of objects: name, and one of value (text), json, base64, or file (which one of files, from 1); also filename, content_type
+    -- an array of objects: name, and one of value (text), json, base64, or file (which one of
+    -- files, from 1); also filename, content_type
     parts jsonb,
     -- what the parts' file refers to
     files bytea[] default '{}',
@@ -476,7 +503,9 @@ begin
 end
 $$;
 comment on function net.multipart(jsonb, bytea[]) is
-    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files mean none.';
+    'Builds a body of multipart/form-data (RFC 7578) and its Content-Type, for body_bytes of '
+    'net.http_request. NULL parts or a part that is not as it should be raise 22023; NULL files '
+    'mean none.';
 
 create function net._urlencode_string(
     -- the text to encode
@@ -499,7 +528,8 @@ as $$
 from pgnet import sql_v1
 return sql_v1.append_to_query(url, params_array)
 $$;
-comment on function pgnet.append_to_query(text, text[]) is 'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
+comment on function pgnet.append_to_query(text, text[]) is
+    'Behind net._encode_url_with_params_array: the URL, or what is wrong with it.';
 
 create function net._encode_url_with_params_array(
     -- absolute http or https URL
@@ -522,4 +552,5 @@ begin
 end
 $$;
 comment on function net._encode_url_with_params_array(text, text[]) is
-    'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises 22023.';
+    'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises '
+    '22023.';

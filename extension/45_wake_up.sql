@@ -1,4 +1,5 @@
--- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the data directory.
+-- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the
+-- data directory.
 
 create function pgnet.arm_wake_up(signal text)
     returns text
@@ -8,14 +9,16 @@ from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
 comment on function pgnet.arm_wake_up(text) is
-    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback cannot be registered here.';
+    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback '
+    'cannot be registered here.';
 
 create function pgnet.signal_workers(signal text)
     returns void
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.arm_wake_up(signal) $$;
-comment on function pgnet.signal_workers(text) is 'Tells all workers, at the commit, to read their settings again.';
+comment on function pgnet.signal_workers(text) is
+    'Tells all workers, at the commit, to read their settings again.';
 
 create function net.wake()
     returns void
@@ -25,7 +28,8 @@ from pgnet import sql_v1
 sql_v1.arm(plpy, "wake")
 $$;
 comment on function net.wake() is
-    'Wakes a worker when this transaction commits: for requests that were inserted into net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+    'Wakes a worker when this transaction commits: for requests that were inserted into '
+    'net.http_request_queue by hand. net.http_get and its kin do it themselves.';
 
 create function pgnet.wake_next_worker(slot integer)
     returns void
@@ -35,7 +39,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 sql_v1.wake_next(slot)
 $$;
-comment on function pgnet.wake_next_worker(integer) is 'A worker that has more than it takes wakes the next one, behind its own slot.';
+comment on function pgnet.wake_next_worker(integer) is
+    'A worker that has more than it takes wakes the next one, behind its own slot.';
 
 create function pgnet.wake_up_fault()
     returns text
@@ -45,7 +50,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 return sql_v1.wake_up_fault(plpy)
 $$;
-comment on function pgnet.wake_up_fault() is 'Why commits on this server cannot wake a worker; NULL where they can.';
+comment on function pgnet.wake_up_fault() is
+    'Why commits on this server cannot wake a worker; NULL where they can.';
 
 create procedure pgnet.wait_for_signals(
     -- how long at most, in seconds
@@ -62,4 +68,5 @@ plpy.execute("select pgnet.require_worker()")
 return sql_v1.wait(plpy, timeout)
 $$;
 comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
-    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or lock, for at most timeout seconds.';
+    'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
+    'lock, for at most timeout seconds.';

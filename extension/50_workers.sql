@@ -1,5 +1,6 @@
--- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue by a handful of functions, with the
--- owner's rights and a pinned search_path, and touches no table by itself.
+-- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue
+-- by a handful of functions, with the owner's rights and a pinned search_path, and touches no table
+-- by itself.
 
 create function pgnet.session_is_alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -9,7 +10,8 @@ as $$
     select exists (select from pg_stat_get_activity(worker_pid) a where a.backend_start = worker_backend_start)
 $$;
 comment on function pgnet.session_is_alive(integer, timestamptz) is
-    'Whether the session with this pid and start is still there: what nobody can forge, unlike an advisory lock.';
+    'Whether the session with this pid and start is still there: what nobody can forge, unlike an '
+    'advisory lock.';
 
 create function pgnet.worker_is_up()
     returns boolean
@@ -20,9 +22,37 @@ as $$
 $$;
 comment on function pgnet.worker_is_up() is 'Whether a worker serves this database now.';
 
--- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way: DROP EXTENSION locks the tables in
--- an order that nobody knows, and one of the two would end in a deadlock. What waits for longer than lock_timeout fails with 55P03.
--- Whoever may not work is told so first, and locks nothing.
+create function pgnet.how_to_start_a_worker()
+    returns text language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, or the process "pgnet worker".'
+$$;
+comment on function pgnet.how_to_start_a_worker() is 'The hint where no worker runs.';
+
+create function pgnet.warn_without_worker(request_id bigint)
+    -- whether it has warned
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pgnet.worker_is_up() then
+        return false;
+    end if;
+    raise warning using
+        message = format('request %s waits: no worker is running', request_id),
+        hint = pgnet.how_to_start_a_worker();
+    return true;
+end
+$$;
+comment on function pgnet.warn_without_worker(bigint) is
+    'Warns the caller that waits for a request where no worker serves this database.';
+
+-- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way:
+-- DROP EXTENSION locks the tables in an order that nobody knows, and one of the two would end in a
+-- deadlock. What waits for longer than lock_timeout fails with 55P03. Whoever may not work is told
+-- so first, and locks nothing.
 create function pgnet.lock_tables(
     -- as for pgnet.require_worker
     worker_id bigint default null
@@ -42,7 +72,8 @@ begin
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
-            -- At the commit, behind what the session does next, its path would count, and from PostgreSQL 18 on the owner's rights.
+            -- At the commit, behind what the session does next, its path would count, and from
+            -- PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
             return;
         exception when lock_not_available then
@@ -68,15 +99,17 @@ begin
 end
 $$;
 comment on function pgnet.lock_tables(bigint) is
-    'Asks pgnet.require_worker, and takes the locks of a worker''s transaction, all or none, so that it never waits for one while it holds another. Raises 55P03 after half a second.';
+    'Asks pgnet.require_worker, and takes the locks of a worker''s transaction, all or none, so '
+    'that it never waits for one while it holds another. Raises 55P03 after half a second.';
 
 create function pgnet.register_worker(
     -- backend: the worker is this session; process: it only talks through this session
     worker_kind text,
-    -- for a worker whose connection broke: the id and the secret it was given, and the requests it still works on
+    -- for a worker whose connection broke: the id and the secret it was given, and the requests it
+    -- still works on
     known_id bigint default null,
     known_secret uuid default null,
-    holding bigint[] default '{}',
+    owned bigint[] default '{}',
     -- where it runs, and which version it is, for net.workers
     worker_host text default null,
     worker_version text default null,
@@ -94,8 +127,9 @@ declare
     session_start timestamptz := (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a);
 begin
     perform pgnet.lock_tables();
-    -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that may be a worker's or a
-    -- superuser's. There PostgreSQL refuses this statement, which does nothing elsewhere.
+    -- ANALYZE, REINDEX and their like run the functions of an index as its owner, in a session that
+    -- may be a worker's or a superuser's. There PostgreSQL refuses this statement, which does
+    -- nothing elsewhere.
     execute 'unlisten pgnet';
     perform pgnet.refuse_copy();
     update pgnet.worker w
@@ -103,9 +137,10 @@ begin
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
-        -- What it does not hold it never saw: the answer to its last claim was lost with the connection.
+        -- What it does not hold it never saw: the answer to its last claim was lost with the
+        -- connection.
         delete from pgnet.claim c where c.id = any (array(
-            select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (holding) for update skip locked));
+            select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
     -- One session is one worker: an earlier run in it that was broken off left this.
@@ -125,7 +160,9 @@ begin
 end
 $$;
 comment on function pgnet.register_worker(text, bigint, uuid, bigint[], text, text) is
-    'Makes the calling session a worker; with the id and secret of an earlier registration, it goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another database.';
+    'Makes the calling session a worker; with the id and secret of an earlier registration, it '
+    'goes on as that worker and keeps the claims it still holds. Raises 55000 in a copy of another '
+    'database.';
 
 create function pgnet.deregister_worker(
     -- as pgnet.register_worker gave them
@@ -151,4 +188,5 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.deregister_worker(bigint, uuid, integer) is 'Ends a registration and frees whatever the worker still holds.';
+comment on function pgnet.deregister_worker(bigint, uuid, integer) is
+    'Ends a registration and frees whatever the worker still holds.';

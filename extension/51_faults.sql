@@ -1,27 +1,50 @@
--- What fails in a worker's work, and what can be done about it: each fault is kept in pgnet.fault with the statement that cures it.
+-- Faults: what fails in a worker's work, and the statement that cures it. pgnet.fault keeps them,
+-- net.check() shows them.
 
-create function pgnet.remedy(relations regclass[], state text, referrer text, constraint_name text)
+-- GET STACKED DIAGNOSTICS fills it; `referrer` and `constraint_name` are the table and the
+-- constraint that an error is about.
+create type pgnet.error as (
+    message text,
+    state text,
+    referrer_schema text,
+    referrer text,
+    constraint_name text
+);
+comment on type pgnet.error is
+    'An error as an EXCEPTION block sees it: message, SQLSTATE, and the table and the constraint '
+    'that it is about.';
+
+create function pgnet.remedy(
+    error pgnet.error,
+    -- the tables whose rows are read or written
+    relations regclass[] default array[
+        'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::pg_catalog.regclass[]
+)
     returns text
-    language sql stable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select case
-        when state = '23503' and referrer is not null and to_regclass(referrer) <> all (relations) then format(
+declare
+    referrer text := case when error.referrer <> '' then format('%I.%I', error.referrer_schema, error.referrer) end;
+begin
+    if error.state = '23503' and referrer is not null and to_regclass(referrer) <> all (relations) then
+        return format(
             'Rows of %1$s refer to it. Delete these, or have them follow: alter table %1$s drop constraint %2$I; and add it again '
-            'with "on delete cascade" or "on delete set null".', referrer, constraint_name)
-        when state like '23%' and referrer is not null and constraint_name is not null then format(
-            'alter table %s drop constraint %I;', referrer, constraint_name)
-        else coalesce((
-            select 'Is it a trigger? ' || string_agg(
-                format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
-            from pg_trigger t
-            where t.tgrelid = any (relations) and not t.tgisinternal
-                and t.tgname not in ('replicated', 'refuse_truncate')),
-            'The server''s log says more.')
-    end
+            'with "on delete cascade" or "on delete set null".', referrer, nullif(error.constraint_name, ''));
+    elsif error.state like '23%' and referrer is not null and error.constraint_name <> '' then
+        return format('alter table %s drop constraint %I;', referrer, error.constraint_name);
+    end if;
+    return coalesce((
+        select 'Is it a trigger? ' || string_agg(
+            format('alter table %s disable trigger %I;', t.tgrelid::regclass, t.tgname), ' ' order by t.tgrelid, t.tgname)
+        from pg_trigger t
+        where t.tgrelid = any (relations) and not t.tgisinternal and t.tgname not in ('replicated', 'refuse_truncate')),
+        'The server''s log says more.');
+end
 $$;
-comment on function pgnet.remedy(regclass[], text, text, text) is
-    'The statement that helps against an error with rows of these tables: about its constraint, or about triggers on them.';
+comment on function pgnet.remedy(pgnet.error, regclass[]) is
+    'The statement that cures an error with rows of these tables: it is about a constraint, or '
+    'about a trigger.';
 
 create function pgnet.fire_deferred()
     returns void
@@ -34,7 +57,8 @@ begin
 end
 $$;
 comment on function pgnet.fire_deferred() is
-    'Has constraints and triggers that are deferred do their work now, with the owner''s path: at the commit they would fail with all that was done.';
+    'Has constraints and triggers that are deferred do their work now, with the owner''s path: at '
+    'the commit they would fail with all that was done.';
 
 create function pgnet.note_fault(duty text, message text, hint text, brief boolean default false)
     returns void
@@ -49,7 +73,9 @@ as $$
     -- A lock of the moment hides no lasting fault.
     where f.brief or not excluded.brief
 $$;
-comment on function pgnet.note_fault(text, text, text, boolean) is 'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 minutes.';
+comment on function pgnet.note_fault(text, text, text, boolean) is
+    'Keeps that a duty of the heartbeat has failed: it is tried again after 1 s, 2 s, ... 5 '
+    'minutes.';
 
 create function pgnet.fault_messages()
     returns jsonb
@@ -67,4 +93,5 @@ as $$
         from pgnet.unrecorded u where u.message is not null order by u.since limit 1)
     ) f
 $$;
-comment on function pgnet.fault_messages() is 'What of the workers'' work fails now, by the name of the duty, for their logs.';
+comment on function pgnet.fault_messages() is
+    'What of the workers'' work fails now, by the name of the duty, for their logs.';

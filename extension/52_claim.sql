@@ -1,104 +1,75 @@
 -- Claiming: which requests a worker takes, and what it gets of them.
 --
--- pgnet.claim_requests chooses first and reads then. What it chooses by is small and is never converted: a host, a role, lengths as they are
--- stored. It goes from host to host, and at each host from role to role, over the index http_request_queue_turn, and takes some
--- rows of each. So nobody waits behind another host's requests, nor behind another role's, whatever priorities these have.
--- pgnet.read_claimed reads the rows that were chosen. There a row can be at fault: text that is too long as soon as it is written out, or
--- that has no form in UTF-8. Then each row is read by itself, and for one at fault the worker gets the reason in place of the
--- request. The worker records it, so that the request ends as failed, and all others go out.
+-- Theory of operation
+--
+-- Turns. pgnet.claim_requests goes from host to host, and at each host from role to role, over the
+-- index http_request_queue_turn, and takes some rows of each. So nobody waits behind another host's
+-- requests, nor behind another role's, whatever priorities these have: one slow host, or one role
+-- with a million requests, would otherwise take every slot. The next claim begins behind the place
+-- where this one ended. A recursive query steps from one (host, role) to the next by one look-up in
+-- the index, so a claim costs by the places it visits and the rows it takes, not by the length of
+-- the queue.
+--
+-- Choose first, read then. A claim chooses by what is small and is never converted: a host, a role,
+-- lengths as they are stored (octet_length and pg_column_size unpack nothing). So a worker never
+-- gets more bytes than it has room for, and a row of 500 MB costs nothing before its turn comes.
+-- pgnet.read_claimed then reads the rows that were chosen. There a row can be at fault: text that
+-- is too long as soon as it is written out, or that has no form in UTF-8. Then each row is read by
+-- itself, and for one at fault the worker gets the reason in place of the request. The worker
+-- records it, so that the request ends as failed, and all others go out.
+--
+-- Locks. A row of the queue is locked with SKIP LOCKED and is not changed: a claim is a row of
+-- pgnet.claim. A row that another transaction has locked, be it another worker's or a user's, is
+-- passed over.
+--
+-- Plans. They must not depend on how full a table was when they were made. A healthy queue is empty
+-- each time autovacuum looks, and with statistics of empty tables the planner takes any order of a
+-- join for as good as any other, and any index. So what workers call is planned once, for index
+-- look-ups, whatever the statistics say: what is looked up for a row is a sub-select with OFFSET 0,
+-- of which the planner cannot make a join; what is changed or deleted is given as an array of ids;
+-- and ORDER BY, with enable_sort off, names the index to read. A time to compare with stands in a
+-- variable: an index is of no use to what may change from row to row.
 
--- Whether a value is written out as quickly as it is read: it is short, and has no number that is much longer as text. In jsonb the
--- 131,072 digits of 1e131071 take ten bytes.
-create function pgnet.is_plain_json(value jsonb)
-    returns boolean
-    language sql stable parallel safe cost 1
-as $$
-    select pg_catalog.pg_column_compression(value) is null
-        -- An empty object has 5 bytes, and no number has room in 10.
-        and (pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 10
-            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 8000
-                and not value operator(pg_catalog.@?) '$.** ? (@.type() == "number")'
-            or pg_catalog.pg_column_size(value) operator(pg_catalog.<=) 160
-                and not value operator(pg_catalog.@?) '$.** ? (@ > 1e40 || @ < -1e40)')
-$$;
-comment on function pgnet.is_plain_json(jsonb) is
-    'Whether a value is about as long as text as it is in the table. NULL gives NULL.';
+-- What a worker gets of a claimed request.
+create type pgnet.claimed_request as (
+    id bigint,
+    token text,
+    attempt integer,
+    -- earlier attempts that were lost or stopped with their workers
+    lost integer,
+    method text,
+    url text,
+    headers text,
+    body bytea,
+    timeout_milliseconds integer,
+    options text,
+    host text,
+    role oid,
+    -- of the configuration that the claim saw
+    revision bigint,
+    -- seconds since the request was made
+    age double precision,
+    idempotency_key text,
+    -- why it cannot be sent; then only its id and the like are there
+    fault text
+);
+comment on type pgnet.claimed_request is
+    'A request as a worker gets it; with a fault in place of its content where it cannot be a '
+    'request.';
 
--- How many bytes a value is as text, at most. Read from how it is stored, without unpacking it: pglz makes 90 bytes of one at most,
--- lz4 255. What is longer than pgnet.json_text writes out counts nothing: it is not written out.
-create function pgnet.json_size(value jsonb)
-    returns bigint
-    language sql stable parallel safe cost 1
-as $$
-    select case
-        when value is null then 0
-        when pgnet.is_plain_json(value) then pg_catalog.pg_column_size(value)
-        when pg_catalog.pg_column_compression(value) operator(pg_catalog.=) 'pglz'
-            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 90
-        when pg_catalog.pg_column_compression(value) is not null
-            then pg_catalog.pg_column_size(value)::bigint operator(pg_catalog.*) 255
-        when pg_catalog.pg_column_size(value) operator(pg_catalog.>) 2500000 then 0
-        else 2500000
-        end
-$$;
-comment on function pgnet.json_size(jsonb) is 'How many bytes of text a claim counts for a value, at most; 0 for NULL.';
-
--- The text of a value, as `value::text`; NULL where it is longer than at_most bytes, nested so deeply that it cannot be read, or
--- has no form in UTF-8.
--- Nothing that is too long is written out in order to see that.
-create function pgnet.json_text(value jsonb, at_most integer default 2500000)
-    returns text
-    language plpgsql stable parallel unsafe cost 1000
-    set search_path = pg_catalog, pg_temp
-as $$
-declare
-    unpacked bigint;
-    digits bigint;
-    written text;
-begin
-    if value is null or pg_column_size(value) > at_most then
-        return null;
-    end if;
-    unpacked := pg_column_size(jsonb_build_array(value));
-    if unpacked > 2::bigint * at_most then
-        return null;
-    end if;
-    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
-    select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
-    from (
-        select v.value::numeric as number
-        from jsonb_path_query(value, '$.** ? (@.type() == "number")') v (value)
-    ) n;
-    if digits > 4::bigint * at_most then
-        return null;
-    end if;
-    written := value::text;
-    return case when octet_length(written) <= at_most and octet_length(convert_to(written, 'UTF8')) > 0 then written end;
-exception
-    when statement_too_complex or program_limit_exceeded or character_not_in_repertoire or untranslatable_character then
-        return null;
-end
-$$;
-comment on function pgnet.json_text(jsonb, integer) is
-    'The value as text; NULL where that is longer than at_most bytes, nested too deeply to be read, or has no form in UTF-8.';
-
--- The bounds are wider than those of request.py, which judges what is read here.
+-- The bounds are wider than those of the package (request/), which judges what is read here.
 create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
     claim_token uuid,
     -- whether they are attempted alone
-    alone boolean,
+    quarantined_only boolean,
     -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
     -- why none of them can be sent; NULL: they are looked at
     reason text default null
 )
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
-        idempotency_key text, fault text
-    )
+    returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -109,11 +80,12 @@ create function pgnet.read_claimed(
     set plan_cache_mode = force_generic_plan
     set jit = off
 as $$
-#variable_conflict use_column
 declare
-    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises that.
+    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises
+    -- that.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
-    -- Looked up after the requests were chosen: a setting that was changed before a request was made counts for it.
+    -- Looked up after the requests were chosen: a setting that was changed before a request was
+    -- made counts for it.
     usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
     longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
@@ -167,93 +139,56 @@ begin
         ) f
         offset 0
     ) q
-    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first byte.
-    where not (alone or q.options -> 'delivery' = '"at_most_once"') is true
+    -- Of a request that is sent once at most, or alone, the attempt is on disk before the first
+    -- byte.
+    where not (quarantined_only or q.options -> 'delivery' = '"at_most_once"') is true
         or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault instead: it is not read any further. Raises what reading a row raises.';
+    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault '
+    'instead: it is not read any further. Raises what reading a row raises.';
 
-create function pgnet.claim_requests(
-    -- who claims
-    worker_id bigint,
-    -- how many requests at most
-    slots integer,
-    -- how many of them for one host where several wait, and where only one does
-    host_quota integer,
-    lone_quota integer,
-    -- hosts that get none: the worker is full of them
-    full_hosts text[],
-    -- how many bytes of requests at most; one request always fits
-    max_bytes bigint,
-    -- hosts take turns, and roles at each of them: the scan starts behind this one
-    after_host text,
-    -- those that were lost with workers, and no others: one, or a few that were lost less often
-    alone boolean default false,
-    -- the role at after_host; by default it starts behind all of them
-    after_role oid default 4294967295,
-    -- the scan ends with this role at this host; NULL: where it began, when it has been at every host
-    until_host text default null,
-    until_role oid default 0,
-    -- at how many roles of hosts it looks at most
-    look_at integer default 1000
-)
-    -- A last row without an id says that there is more than was looked at, and to go on behind that row's host and role.
-    returns table (
-        id bigint, token text, attempt integer, lost integer, method text, url text, headers text, body bytea,
-        timeout_milliseconds integer, options text, host text, role oid, revision bigint, age double precision,
-        idempotency_key text, fault text
-    )
-    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+-- To step over the requests that one role has marked by the thousand would cost everybody's claim a
+-- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
+-- marks.
+create function pgnet.crowded_roles()
+    returns oid[]
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set enable_mergejoin = off
-    set enable_material = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
-    set lock_timeout = '500ms'
 as $$
-#variable_conflict use_column
-declare
-    claim_token uuid := gen_random_uuid();
-    suspects bigint[];
-    path text;
-    quota integer;
-    -- The end of the scan lies behind the last host: it goes on at the first one.
-    wraps boolean := until_host is null
-        or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
-    last_host text := coalesce(until_host, after_host);
-    last_role oid := case when until_host is null then after_role else until_role end;
-    -- In a variable: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-    crowded oid[] := '{}';
-    taken record;
 begin
-    perform pgnet.lock_tables(worker_id);
-    quota := case
-        when (select q.host from pgnet.ready_request q order by q.host limit 1)
-            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then lone_quota
-        else host_quota end;
-    -- To step over the requests that one role has marked by the thousand would cost everybody's claim a quarter of a second for
-    -- 100,000 of them. So that role waits until workers have acted on its marks.
-    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is not null then
+    if (select m.request_id from pgnet.mark m order by m.requested_by offset 2000 limit 1) is null then
+        return '{}';
+    end if;
+    return (
         with recursive roles (role) as (
             (select m.requested_by from pgnet.mark m order by m.requested_by limit 1)
             union all
             select (select m.requested_by from pgnet.mark m where m.requested_by > r.role order by m.requested_by limit 1)
             from roles r where r.role is not null
         )
-        select coalesce(array_agg(r.role::oid), '{}') into crowded
+        select coalesce(array_agg(r.role::oid), '{}')
         from roles r
         where (
             select count(*) from (
                 select m.action, m.retry_at from pgnet.mark m where m.requested_by = r.role limit 10000
             ) m
-            where m.action <> 'retry' and m.retry_at is null) > 2000;
-    end if;
+            where m.action <> 'retry' and m.retry_at is null) > 2000);
+end
+$$;
+comment on function pgnet.crowded_roles() is
+    'The roles that have thousands of marks which no worker has acted on yet.';
+
+create function pgnet.wake_due_requests()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    path text;
+begin
     if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -262,65 +197,129 @@ begin
                 order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
-        perform pgnet.pin_path();
     end if;
-    if alone then
-        -- Lost twice, many may be innocent: ten at once. Whoever was lost with these as well is attempted alone.
-        with quarantined as (
-            select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
-            from net.http_request_queue q
-            where q.due >= 'infinity' and q.origin is null
-                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
-            order by q.due
-        )
-        select array_agg(t.id) into suspects
-        from (
-            select q.id from quarantined q
-            where q.often = (select bool_and(o.often) from quarantined o)
-            order by q.id
-            limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
-        ) t;
-    end if;
+end
+$$;
+comment on function pgnet.wake_due_requests() is
+    'Makes ready what has waited for its time, 1,000 requests at most.';
+
+-- Of requests that were lost twice many may be innocent: ten go at once. One that was lost with
+-- these as well is attempted alone.
+create function pgnet.lock_suspects()
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    suspects bigint[];
+begin
+    with quarantined as (
+        select q.id, (select count(*) from pgnet.attempt a where a.request_id = q.id and a.ending = 'lost') > 2 as often
+        from net.http_request_queue q
+        where q.due >= 'infinity' and q.origin is null
+            and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+        order by q.due
+    )
+    select array_agg(t.id) into suspects
+    from (
+        select q.id from quarantined q
+        where q.often = (select bool_and(o.often) from quarantined o)
+        order by q.id
+        limit case when (select bool_and(o.often) from quarantined o) then 1 else 10 end
+    ) t;
+    return array(
+        select q.id from net.http_request_queue q
+        where q.id = any (suspects)
+            and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not exists (
+                select from pgnet.mark m
+                where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+        for update of q skip locked);
+end
+$$;
+comment on function pgnet.lock_suspects() is
+    'The next requests in quarantine that are attempted together, locked: one, or up to ten that '
+    'were lost less often.';
+
+-- Its names are qualified and it has no path of its own, so that the planner makes it a part of the
+-- query that calls it: that query stops the walk as soon as it has enough rows.
+create function pgnet.ready_places(
+    -- the walk begins behind this place
+    after_host text, after_role oid,
+    -- and ends with this one; where wraps is true it goes on at the first host when it has been at
+    -- the last
+    last_host text, last_role oid, wraps boolean,
+    -- how many places at most
+    look_at integer
+)
+    returns table (host text, role oid, number integer)
+    language sql stable parallel safe
+as $$
     with recursive later (host, role, number) as (
         (select q.host, q.role, 1 from pgnet.ready_request q
-         where not alone and (q.host, q.role) > (after_host, after_role) order by q.host, q.role limit 1)
+         where (q.host, q.role) operator(pg_catalog.>) (after_host, after_role) order by q.host, q.role limit 1)
         union all
-        select n.host, n.role, l.number + 1
+        select n.host, n.role, l.number operator(pg_catalog.+) 1
         from later l
         cross join lateral (
-            select q.host, q.role from pgnet.ready_request q where (q.host, q.role) > (l.host, l.role) order by q.host, q.role limit 1
+            select q.host, q.role from pgnet.ready_request q
+            where (q.host, q.role) operator(pg_catalog.>) (l.host, l.role) order by q.host, q.role limit 1
         ) n
-        where l.number < look_at and (wraps or (n.host, n.role) <= (last_host, last_role))
+        where l.number operator(pg_catalog.<) look_at
+            and (wraps or (n.host, n.role) operator(pg_catalog.<=) (last_host, last_role))
     ), earlier (host, role, number) as (
-        (select q.host, q.role, 1 + (select count(*)::integer from later) from pgnet.ready_request q
-         where not alone and wraps and (select count(*) from later) < look_at and (q.host, q.role) <= (last_host, last_role)
+        (select q.host, q.role, 1 operator(pg_catalog.+) (select pg_catalog.count(*)::integer from later) from pgnet.ready_request q
+         where wraps and (select pg_catalog.count(*) from later) operator(pg_catalog.<) look_at
+             and (q.host, q.role) operator(pg_catalog.<=) (last_host, last_role)
          order by q.host, q.role limit 1)
         union all
-        select n.host, n.role, e.number + 1
+        select n.host, n.role, e.number operator(pg_catalog.+) 1
         from earlier e
         cross join lateral (
             select q.host, q.role from pgnet.ready_request q
-            where (q.host, q.role) > (e.host, e.role) and (q.host, q.role) <= (last_host, last_role)
+            where (q.host, q.role) operator(pg_catalog.>) (e.host, e.role)
+                and (q.host, q.role) operator(pg_catalog.<=) (last_host, last_role)
             order by q.host, q.role limit 1
         ) n
-        where e.number < look_at
+        where e.number operator(pg_catalog.<) look_at
+    )
+    select l.host, l.role, l.number from later l
+    union all
+    select e.host, e.role, e.number from earlier e
+$$;
+comment on function pgnet.ready_places(text, oid, text, oid, boolean, integer) is
+    'Where requests are ready: each host, and each role at it, in turns. pgnet.claim_requests has '
+    'set how this is planned.';
+
+create function pgnet.take_requests(
+    worker_id bigint, claim_token uuid,
+    -- in quarantine and locked: these and no others; NULL: those whose turn it is
+    suspects bigint[],
+    slots integer, quota integer, full_hosts text[], crowded oid[], max_bytes bigint,
+    -- as for pgnet.ready_places
+    after_host text, after_role oid, last_host text, last_role oid, wraps boolean, look_at integer,
+    out ids bigint[], out attempts integer[],
+    -- whether pgnet.is_plain_json is true of headers and options of all
+    out plain boolean,
+    -- whether there is more, and the place to go on behind
+    out more boolean, out host text, out role oid
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    with places as materialized (
+        select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
     ), ready as materialized (
         select r.*, row_number() over () as place
-        from (
-            select l.host, l.role from later l
-            union all
-            select e.host, e.role from earlier e
-        ) h
+        from places p
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds,
-                    coalesce(octet_length(q.body), 0)::bigint + octet_length(q.url) + pgnet.json_size(q.context) as size,
-                    coalesce(pg_column_size(q.headers), 0) + coalesce(pg_column_size(q.options), 0) as plain_size,
-                    case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
-                        else pgnet.json_size(q.headers) + pgnet.json_size(q.options) end as odd_size
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size
                 from pgnet.ready_request q
-                where q.host = h.host and q.role = h.role
+                where q.host = p.host and q.role = p.role
                     and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
                     and ((select not exists (select from pgnet.mark)) or not exists (
@@ -331,24 +330,16 @@ begin
                 for update of q skip locked
             ) o
         ) r
-        where h.host <> all (full_hosts) and h.role <> all (crowded)
+        where p.host <> all (full_hosts) and p.role <> all (crowded)
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
             r.odd_size is null as plain, r.place, r.turn
         from ready r
         union all
-        select l.id, l.host, l.role, l.timeout_milliseconds, 0, false, 1, 1
-        from (
-            select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::oid as role, q.timeout_milliseconds
-            from net.http_request_queue q
-            where alone and q.id = any (suspects)
-                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
-                and ((select not exists (select from pgnet.mark)) or not exists (
-                    select from pgnet.mark m
-                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
-            for update of q skip locked
-        ) l
+        select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1
+        from net.http_request_queue q
+        where q.id = any (suspects)
     ), bounded as (
         select e.*,
             sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
@@ -356,7 +347,8 @@ begin
             row_number() over (partition by e.host order by e.turn, random()) as number
         from either e
     ), chosen as (
-        select b.* from bounded b where alone or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
+        select b.* from bounded b
+        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
     ), claimed as (
         insert into pgnet.claim as c (id, host, worker, token, attempt, deadline)
         select b.id, b.host, worker_id, claim_token,
@@ -369,9 +361,8 @@ begin
         on conflict on constraint claim_pkey do nothing
         returning c.id, c.attempt
     ), stopped as (
-        -- Where the scan ended before it had been everywhere.
-        select p.host, p.role
-        from (select l.* from later l union all select e.* from earlier e) p
+        -- Where the walk ended before it had been everywhere.
+        select p.host, p.role from places p
         where (select count(*) from ready) < slots and p.number >= look_at and (p.host, p.role) <> (last_host collate "C", last_role)
         limit 1
     ), behind as (
@@ -379,37 +370,112 @@ begin
         union all
         (select b.host, b.role, 2 from chosen b order by b.place desc limit 1)
     )
-    select array_agg(c.id) as ids, array_agg(c.attempt) as attempts, (select bool_and(b.plain) from chosen b) as plain,
-        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen) as more,
-        (select b.host from behind b order by b.rank limit 1) as host,
-        (select b.role from behind b order by b.rank limit 1) as role
-    into taken
+    select array_agg(c.id), array_agg(c.attempt), (select bool_and(b.plain) from chosen b),
+        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen),
+        (select b.host from behind b order by b.rank limit 1),
+        (select b.role from behind b order by b.rank limit 1)
+    into ids, attempts, plain, more, host, role
     from claimed c;
+end
+$$;
+comment on function pgnet.take_requests(bigint, uuid, bigint[], integer, integer, text[], oid[], bigint, text, oid, text, oid, boolean, integer) is
+    'Chooses requests and makes the rows of pgnet.claim: one statement, so that a row is locked, '
+    'judged and claimed in one snapshot. pgnet.claim_requests has set how it is planned.';
 
+create function pgnet.read_each_claimed(
+    -- as for pgnet.read_claimed
+    ids bigint[], attempts integer[], claim_token uuid, quarantined_only boolean, plain boolean
+)
+    returns setof pgnet.claimed_request
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    for at in 1 .. cardinality(ids) loop
+        begin
+            return query
+            select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain);
+        exception when others then
+            if sqlstate ~ '^(40|53|55|57|58|25006)' then
+                raise; -- not the row's fault: the worker comes again
+            end if;
+            return query
+            select * from pgnet.read_claimed(
+                ids[at:at], attempts[at:at], claim_token, quarantined_only, false, 'The request cannot be read: ' || sqlerrm || '.');
+        end;
+    end loop;
+end
+$$;
+comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, boolean) is
+    'pgnet.read_claimed row by row, after one of them could not be read: that one comes with its '
+    'fault.';
+
+create function pgnet.claim_requests(
+    -- who claims
+    worker_id bigint,
+    -- how many requests at most
+    slots integer,
+    -- how many of them for one host where several wait, and where only one does
+    host_quota integer,
+    single_host_quota integer,
+    -- hosts that get none: the worker is full of them
+    full_hosts text[],
+    -- how many bytes of requests at most; one request always fits
+    max_bytes bigint,
+    -- hosts take turns, and roles at each of them: the walk starts behind this one
+    after_host text,
+    -- those that were lost with workers, and no others: one, or a few that were lost less often
+    quarantined_only boolean default false,
+    -- the role at after_host; by default the walk starts behind all of them
+    after_role oid default 4294967295,
+    -- the walk ends with this role at this host; NULL: where it began, when it has been at every
+    -- host
+    until_host text default null,
+    until_role oid default 0,
+    -- at how many roles of hosts it looks at most
+    look_at integer default 1000
+)
+    -- A last row without an id says that there is more than was looked at, and to go on behind that
+    -- row's host and role.
+    returns setof pgnet.claimed_request
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    claim_token uuid := gen_random_uuid();
+    quota integer;
+    -- The end of the walk lies behind the last host: it goes on at the first one.
+    wraps boolean := until_host is null
+        or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
+    last_host text := coalesce(until_host, after_host);
+    last_role oid := case when until_host is null then after_role else until_role end;
+    taken record;
+begin
+    perform pgnet.lock_tables(worker_id);
+    quota := case
+        when (select q.host from pgnet.ready_request q order by q.host limit 1)
+            = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
+        else host_quota end;
+    perform pgnet.wake_due_requests();
+    select * into taken
+    from pgnet.take_requests(worker_id, claim_token, case when quarantined_only then pgnet.lock_suspects() end,
+        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, after_host, after_role, last_host, last_role, wraps, look_at);
     if taken.ids is not null then
         begin
-            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, alone, taken.plain);
-        exception
-            when transaction_rollback or insufficient_resources or operator_intervention or system_error
-                or object_not_in_prerequisite_state or read_only_sql_transaction then
-                -- Not a row's fault: the worker comes again.
-                raise;
-            when others then
-                for at in 1 .. cardinality(taken.ids) loop
-                    begin
-                        return query
-                        select * from pgnet.read_claimed(taken.ids[at:at], taken.attempts[at:at], claim_token, alone, taken.plain);
-                    exception
-                        when transaction_rollback or insufficient_resources or operator_intervention or system_error
-                            or object_not_in_prerequisite_state or read_only_sql_transaction then
-                            raise;
-                        when others then
-                            return query
-                            select * from pgnet.read_claimed(
-                                taken.ids[at:at], taken.attempts[at:at], claim_token, alone, false,
-                                'The request cannot be read: ' || sqlerrm || '.');
-                    end;
-                end loop;
+            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
+        exception when others then
+            if sqlstate ~ '^(40|53|55|57|58|25006)' then
+                raise; -- not a row's fault: the worker comes again
+            end if;
+            return query select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         end;
     end if;
     if taken.more then
@@ -420,4 +486,6 @@ begin
 end
 $$;
 comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
-    'Takes ready requests for a worker, host by host and role by role in turns, and never one that another transaction holds. Where one of them is at_most_once, the transaction commits to disk. A row that cannot be a request comes with its fault alone.';
+    'Takes ready requests for a worker, host by host and role by role in turns, and never one that '
+    'another transaction holds. Where one of them is at_most_once, the transaction commits to '
+    'disk. A row that cannot be a request comes with its fault alone.';

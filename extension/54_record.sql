@@ -5,9 +5,11 @@ create function pgnet.ascii_excerpt(given text, at_most integer)
     language sql immutable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
-comment on function pgnet.ascii_excerpt(text, integer) is 'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
+comment on function pgnet.ascii_excerpt(text, integer) is
+    'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
--- Records outcomes for those claims that still carry their token. Gives the ids that somebody else holds a lock on.
+-- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
+-- holds a lock on.
 create function pgnet.store_outcomes(outcomes json, size integer)
     returns bigint[]
     language plpgsql volatile parallel unsafe cost 1000
@@ -23,7 +25,7 @@ create function pgnet.store_outcomes(outcomes json, size integer)
 as $$
 declare
     done bigint;
-    held_up bigint[] := '{}';
+    deferred bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
@@ -61,9 +63,11 @@ begin
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
         select h.id,
-            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the same number.
-            greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)), h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out,
-            h.error_msg, make_interval(secs => h.retry_in)
+            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the
+            -- same number.
+            greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
+            h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
+            make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'
         on conflict do nothing
@@ -95,27 +99,31 @@ begin
         from held h
         where h.locked and h.state <> 'retrying'
     )
-    -- Known before the first row is changed: PostgreSQL runs this part before those that change rows.
+    -- Known before the first row is changed: PostgreSQL runs this part before those that change
+    -- rows.
     select count(*) into done from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if done < size then
-        -- A claim that is there still, with its token: somebody holds a lock on it, or on its request.
-        select coalesce(array_agg(r.id), '{}') into held_up
+        -- A claim that is there still, with its token: somebody holds a lock on it, or on its
+        -- request.
+        select coalesce(array_agg(r.id), '{}') into deferred
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
         where exists (select from pgnet.claim c where c.id = r.id and c.token = r.token offset 0);
     end if;
-    return held_up;
+    return deferred;
 end
 $$;
 comment on function pgnet.store_outcomes(json, integer) is
-    'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+    'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or '
+    'has them wait for another attempt; gives the ids that a lock of somebody holds up.';
 
 create function pgnet.record_outcomes(
-    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome gives, content_bytes as
-    -- content_base64, or content as text_base64; the state retrying, with retry_in in seconds, is no end: the request waits for another attempt.
-    -- put_aside: it comes for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
+    -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
+    -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
+    -- retry_in in seconds, is no end: the request waits for another attempt. put_aside: it comes
+    -- for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -130,63 +138,83 @@ begin
 end
 $$;
 comment on function pgnet.record_outcomes(json) is
-    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to the row at fault, which is recorded without content, with its status and a word about the fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a lock, for the worker to come again.';
+    'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to '
+    'the row at fault, which is recorded without content, with its status and a word about the '
+    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a '
+    'lock, for the worker to come again.';
 
 create function pgnet.store_or_halve(outcomes json)
+    -- as pgnet.record_outcomes
     returns bigint[]
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     size integer := json_array_length(outcomes);
-    outcome json;
+    outcome json := outcomes -> 0;
     again boolean;
-    held_up bigint[];
-    fault text;
-    bare jsonb;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    deferred bigint[];
+    caught pgnet.error;
 begin
     begin
-        held_up := pgnet.store_outcomes(outcomes, size);
+        deferred := pgnet.store_outcomes(outcomes, size);
     exception when others then
-        get stacked diagnostics fault = message_text, state = returned_sqlstate,
-            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
     end;
-    if fault is null then
-        if held_up <> '{}' then
-            select coalesce(array_agg(h.id), '{}') into held_up
-            from unnest(held_up) h (id)
-            join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = h.id
+    if caught.message is null then
+        if deferred <> '{}' then
+            select coalesce(array_agg(d.id), '{}') into deferred
+            from unnest(deferred) d (id)
+            join json_array_elements(outcomes) o on (o.value ->> 'id')::bigint = d.id
             where (o.value ->> 'put_aside')::boolean is not true or not pgnet.put_aside(o.value, null, null);
         end if;
-        return held_up;
+        return deferred;
     end if;
-    outcome := outcomes -> 0;
     again := size = 1 and (outcome ->> 'put_aside')::boolean;
     -- No memory for a large one is its own fault.
-    if state ~ '^(40|53|57|58|25006)' and (state <> '53200' or octet_length(outcomes::text) < 1000000) then
-        -- Not a row's fault, it seems: the worker keeps its outcomes and comes again, with fewer.
-        if again is true and pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
+    if caught.state ~ '^(40|53|57|58|25006)' and (caught.state <> '53200' or octet_length(outcomes::text) < 1000000) then
+        -- It is not a row's fault, it seems: the worker keeps its outcomes and comes again, with
+        -- fewer.
+        if again is true and pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
             return '{}';
         end if;
-        raise exception using errcode = state, message = fault;
+        raise exception using errcode = caught.state, message = caught.message;
     end if;
-    if state = '55P03' then
-        -- A trigger or a foreign key waits for somebody. Not so long for each of the parts.
+    if caught.state = '55P03' then
+        -- A trigger or a foreign key waits for a lock of another session. It does not wait so long
+        -- for each of the parts.
         perform set_config('lock_timeout', '20ms', true);
     end if;
     if size > 1 then
-        return pgnet.store_or_halve(pgnet.json_slice(outcomes, 1, size / 2)) || pgnet.store_or_halve(pgnet.json_slice(outcomes, size / 2 + 1, size));
-    end if;
-    if state = '55P03' then
+        return pgnet.store_or_halve(pgnet.json_slice(outcomes, 1, size / 2))
+            || pgnet.store_or_halve(pgnet.json_slice(outcomes, size / 2 + 1, size));
+    elsif caught.state = '55P03' then
         return case when again and pgnet.put_aside(outcome, null, null) then '{}' else array[(outcome ->> 'id')::bigint] end;
     end if;
-    bare := jsonb_build_object(
+    return pgnet.store_without_content(outcome, caught.message);
+end
+$$;
+comment on function pgnet.store_or_halve(json) is
+    'pgnet.store_outcomes; a batch that fails is halved down to the row at fault, which is '
+    'recorded without its content or put aside.';
+
+create function pgnet.store_without_content(
+    outcome json,
+    -- why it cannot be recorded as it is
+    reason text
+)
+    -- as pgnet.record_outcomes
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    bare jsonb := jsonb_build_object(
         'id', outcome -> 'id', 'token', outcome -> 'token', 'state', 'failed', 'timed_out', false,
-        'error_msg', 'The response could not be recorded: ' || fault);
+        'error_msg', 'The response could not be recorded: ' || reason);
+    caught pgnet.error;
+begin
     begin
         -- A status that came is not lost: it says that the request was received.
         return pgnet.store_outcomes(json_build_array(bare || jsonb_build_object(
@@ -198,27 +226,18 @@ begin
     begin
         return pgnet.store_outcomes(json_build_array(bare), 1);
     exception when others then
-        get stacked diagnostics fault = message_text, state = returned_sqlstate,
-            referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
     end;
-    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then
+    if pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
         return '{}';
     end if;
     return array[(outcome ->> 'id')::bigint];
 end
 $$;
-comment on function pgnet.store_or_halve(json) is 'Behind pgnet.record_outcomes.';
-
-create function pgnet.recording_remedy(state text, referrer_schema text, referrer text, constraint_name text)
-    returns text
-    language sql stable parallel safe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select pgnet.remedy(
-        array['net._http_response', 'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'pgnet.failed']::regclass[], state,
-        case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(constraint_name, ''))
-$$;
-comment on function pgnet.recording_remedy(text, text, text, text) is 'What helps where an outcome cannot be recorded.';
+comment on function pgnet.store_without_content(json, text) is
+    'Records an outcome that is refused: without content, with its status where that can be; else '
+    'it is put aside.';
 
 create function pgnet.json_slice(elements json, first integer, last integer)
     returns json
@@ -229,7 +248,8 @@ as $$
     from json_array_elements(elements) with ordinality e
     where e.ordinality between first and last
 $$;
-comment on function pgnet.json_slice(json, integer, integer) is 'The elements of an array from first to last, counted from 1.';
+comment on function pgnet.json_slice(json, integer, integer) is
+    'The elements of an array from first to last, counted from 1.';
 
 -- Its claim stays, and is nobody's: so no worker attempts the request again.
 create function pgnet.put_aside(outcome json, message text, hint text)
@@ -278,11 +298,7 @@ declare
     present timestamptz := clock_timestamp();
     request_id bigint;
     waiting record;
-    fault text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
     -- One by one: any of them may be 10 MB.
@@ -293,7 +309,7 @@ begin
         exit when clock_timestamp() > present + interval '1 s';
         select u.id, u.since into waiting from pgnet.unrecorded u where u.id = request_id for update skip locked;
         continue when not found;
-        fault := null;
+        caught := null;
         begin
             if exists (select from net.http_request_queue q where q.id = request_id) then
                 -- Its lock first: without it there is no use in reading the outcome.
@@ -310,12 +326,13 @@ begin
         exception when sqlstate 'PN000' then
             null; -- somebody holds a lock on it
         when others then
-            get stacked diagnostics fault = message_text, state = returned_sqlstate,
-                referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
         end;
         update pgnet.unrecorded u
-        set message = fault, hint = case when fault is not null then pgnet.recording_remedy(state, referrer_schema, referrer, broken) end,
-            -- After half the time that it has waited, and half a minute at most.
+        set message = caught.message, hint = case when caught.message is not null then pgnet.remedy(caught) end,
+            -- It is tried again after half the time that it has waited, and after half a minute at
+            -- most.
             retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
         where u.id = request_id;
     end loop;
@@ -324,4 +341,6 @@ begin
         from pgnet.unrecorded u);
 end
 $$;
-comment on function pgnet.record_put_aside() is 'Records what pgnet.unrecorded keeps, as far as that can be done now. Gives the seconds until more is to be tried.';
+comment on function pgnet.record_put_aside() is
+    'Records what pgnet.unrecorded keeps, as far as that can be done now. Gives the seconds until '
+    'more is to be tried.';

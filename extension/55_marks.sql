@@ -1,5 +1,6 @@
--- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves nothing, one that was sent again is no
--- longer a failure. It happens in a worker's session: the caller has only inserted a row.
+-- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves
+-- nothing, one that was sent again is no longer a failure. It happens in a worker's session: the
+-- caller has only inserted a row.
 
 -- What is known of a cancelled request.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
@@ -9,12 +10,13 @@ as $$
         when attempts operator(pg_catalog.>) 0 then 'The request was cancelled before another attempt.'
         else 'The request was cancelled before it was sent.' end
 $$;
-comment on function pgnet.cancellation_message(boolean, integer) is 'The error message of a cancelled request.';
+comment on function pgnet.cancellation_message(boolean, integer) is
+    'The error message of a cancelled request.';
 
--- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may become one with all of a table,
--- where the statistics say that it is empty.
--- A row that another transaction has locked is passed over, and its mark stays for the next look. A mark with the id of another
--- role's request finds nothing: both the id and the role are looked for, each time.
+-- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may
+-- become one with all of a table, where the statistics say that it is empty. A row that another
+-- transaction has locked is passed over, and its mark stays for the next look. A mark with the id
+-- of another role's request finds nothing: both the id and the role are looked for, each time.
 create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
@@ -119,10 +121,12 @@ begin
 end
 $$;
 comment on function pgnet.carry_out_marks(pgnet.mark[]) is
-    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in flight were taken from their workers.';
+    'Does what marks ask for, where nobody else has locked the rows; gives how many requests in '
+    'flight were taken from their workers.';
 
--- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is tried again a minute later. The worker's other
--- work does not wait for more than a few seconds of that: the next look goes on.
+-- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is
+-- tried again a minute later. The worker's other work does not wait for more than a few seconds of
+-- that: the next look goes on.
 create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -131,17 +135,13 @@ as $$
 declare
     size integer := cardinality(marks);
     taken bigint;
-    said text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
 begin
     return pgnet.carry_out_marks(marks);
 exception when others then
-    get stacked diagnostics said = message_text, state = returned_sqlstate,
-        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-    if state ~ '^(40|53|55|57|58|25006)' and state <> '55P03' then
+    get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+        caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+    if caught.state ~ '^(40|53|55|57|58|25006)' and caught.state <> '55P03' then
         raise;
     end if;
     if size > 1 then
@@ -152,18 +152,19 @@ exception when others then
         return taken;
     end if;
     update pgnet.mark m
-    set retry_at = clock_timestamp() + case when state = '55P03' then interval '1 s' else interval '1 minute' end
+    set retry_at = clock_timestamp() + case when caught.state = '55P03' then interval '1 s' else interval '1 minute' end
     where m.requested_by = marks[1].requested_by and m.request_id = marks[1].request_id and m.action = marks[1].action;
-    if state <> '55P03' then
+    if caught.state <> '55P03' then
         perform pgnet.note_fault(
-            'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, said),
-            pgnet.recording_remedy(state, referrer_schema, referrer, broken));
+            'cancelling and forgetting', format('the %s of request %s: %s', marks[1].action, marks[1].request_id, caught.message),
+            pgnet.remedy(caught));
     end if;
     return 0;
 end
 $$;
 comment on function pgnet.carry_out_or_halve(pgnet.mark[]) is
-    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried again a minute later, and pgnet.fault has the last one.';
+    'pgnet.carry_out_marks; a batch that fails is halved down to the mark at fault, which is tried '
+    'again a minute later, and pgnet.fault has the last one.';
 
 create function pgnet.act_on_marks()
     -- the seconds until more is to be done; NULL where no mark is left
@@ -190,7 +191,8 @@ begin
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
         in row exclusive mode nowait;
-    -- An older snapshot may still see the failure, and must find the mark: what it inserts then meets the key.
+    -- An older snapshot may still see the failure, and must find the mark: what it inserts then
+    -- meets the key.
     delete from pgnet.mark m
     where (m.requested_by, m.request_id, m.action) in (
         select d.requested_by, d.request_id, d.action from pgnet.mark d
@@ -230,9 +232,10 @@ begin
 end
 $$;
 comment on function pgnet.act_on_marks() is
-    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: 1,000 marks of each role at a time. Gives the seconds until more is to be done.';
+    'Cancels and forgets what is marked so, and takes out of pgnet.failed what was sent again: '
+    '1,000 marks of each role at a time. Gives the seconds until more is to be done.';
 
-create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
+create function pgnet.dropped_requests(worker_id bigint, owned bigint[])
     returns bigint[]
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
@@ -241,9 +244,10 @@ create function pgnet.dropped_requests(worker_id bigint, holding bigint[])
     set jit = off
 as $$
     select array(
-        select h.id from unnest(holding) h (id)
+        select h.id from unnest(owned) h (id)
         where not exists (select from pgnet.claim c where c.id = h.id and c.worker = worker_id offset 0)
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
-    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, deleted, or freed for others.';
+    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
+    'deleted, or freed for others.';

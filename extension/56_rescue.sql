@@ -1,4 +1,5 @@
--- Rescue: what becomes of claims whose attempt has no outcome. Their worker was lost, has stalled, stopped, or gives them back.
+-- Rescue: what becomes of claims whose attempt has no outcome. Their worker was lost, has stalled,
+-- stopped, or gives them back.
 
 -- Ends a queued request that has no answer to show.
 create function pgnet.end_without_answer(id bigint, state text, error_msg text, attempts integer)
@@ -39,11 +40,13 @@ begin
     select pgnet.use_owners_path() into path;
 end
 $$;
-comment on function pgnet.end_without_answer(bigint, text, text, integer) is 'Ends a queued request that has no answer to show: with a response that says why.';
+comment on function pgnet.end_without_answer(bigint, text, text, integer) is
+    'Ends a queued request that has no answer to show: with a response that says why.';
 
--- Frees claims: others may take the requests at once. What an at_most_once request's attempt did nobody knows, so that it ends;
--- so does a request that was lost with max_losses workers, and from the second one on it is attempted alone. A row that
--- somebody else holds a lock on keeps its claim until the next look.
+-- Returns claims: others may take the requests at once. What an at_most_once request's attempt did
+-- nobody knows, so the request ends; so does a request that was lost with max_losses workers, and
+-- from the second loss on it is attempted alone. A row that another session holds a lock on keeps
+-- its claim until the next heartbeat.
 create function pgnet.return_claims(
     -- the requests; NULL means none
     ids bigint[],
@@ -52,7 +55,7 @@ create function pgnet.return_claims(
     -- lost: with its worker; stopped: the worker ended in order
     ending text
 )
-    -- how many could not be freed, because something refuses it; pgnet.fault has one of them
+    -- how many could not be returned, because something refuses it; pgnet.fault has one of them
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -63,13 +66,7 @@ as $$
 declare
     request record;
     max_losses integer := pgnet.setting_value('max_losses')::integer;
-    fate text;
-    message text;
-    path text;
-    fault text;
-    referrer_schema text;
-    referrer text;
-    broken text;
+    caught pgnet.error;
     failed integer := 0;
 begin
     for request in
@@ -91,39 +88,23 @@ begin
                 delete from pgnet.claim c where c.id = request.claim_id;
                 continue;
             end if;
-            fate := null;
             if request.options -> 'delivery' = '"at_most_once"' then
-                fate := 'unknown';
-                message := reason || ' Whether the request was received is unknown, and it is not sent again.';
+                perform pgnet.end_without_answer(request.id, 'unknown',
+                    reason || ' Whether the request was received is unknown, and it is not sent again.', request.attempt);
             elsif ending = 'lost' and request.losses >= max_losses then
-                fate := 'failed';
-                message := format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses);
-            end if;
-            if fate is null then
-                with attempted as (
-                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
-                    values (
-                        request.id, greatest(request.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = request.id)),
-                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)
-                    on conflict do nothing
-                ), quarantined as (
-                    update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
-                    where q.id = request.id and return_claims.ending = 'lost' and request.losses >= 2
-                ), unclaimed as (
-                    delete from pgnet.claim c where c.id = request.id
-                )
-                select pgnet.use_owners_path() into path;
-                perform pgnet.pin_path();
+                perform pgnet.end_without_answer(request.id, 'failed',
+                    format('%s %s workers were lost with it, and it is not tried again.', reason, request.losses), request.attempt);
             else
-                perform pgnet.end_without_answer(request.id, fate, message, request.attempt);
+                perform pgnet.return_claim(
+                    request.id, request.requested_by, request.attempt, request.claimed, ending, reason, request.losses);
             end if;
             perform pgnet.fire_deferred();
         exception when others then
-            -- This one stays claimed; the others are freed.
-            get stacked diagnostics fault = message_text, referrer = table_name, referrer_schema = schema_name, broken = constraint_name;
-            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, fault), pgnet.remedy(
-                array['net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed']::regclass[],
-                sqlstate, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, '')));
+            -- This one stays claimed; the others are returned.
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+            perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, caught.message),
+                pgnet.remedy(caught));
             failed := failed + 1;
         end;
     end loop;
@@ -131,7 +112,41 @@ begin
 end
 $$;
 comment on function pgnet.return_claims(bigint[], text, text) is
-    'Frees the claims of requests whose attempt ended without anybody''s knowing how, with a row in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses workers as failed.';
+    'Returns the claims of requests whose attempt ended without anybody''s knowing how, with a row '
+    'in pgnet.attempt; an at_most_once request ends as unknown, one that was lost with max_losses '
+    'workers as failed.';
+
+create function pgnet.return_claim(
+    id bigint, requested_by regrole, attempt integer, claimed timestamptz, ending text, reason text,
+    -- how many workers were lost with the request
+    losses bigint
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    path text;
+begin
+    with attempted as (
+        insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)
+        values (
+            return_claim.id,
+            greatest(return_claim.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = return_claim.id)),
+            return_claim.requested_by, return_claim.ending, return_claim.claimed, clock_timestamp(), return_claim.reason)
+        on conflict do nothing
+    ), quarantined as (
+        update net.http_request_queue q set due = 'infinity', waits_since = clock_timestamp()
+        where q.id = return_claim.id and return_claim.ending = 'lost' and return_claim.losses >= 2
+    ), unclaimed as (
+        delete from pgnet.claim c where c.id = return_claim.id
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.return_claim(bigint, regrole, integer, timestamptz, text, text, bigint) is
+    'Ends an attempt whose outcome nobody knows: the request may be taken at once, or is in '
+    'quarantine from the second loss on.';
 
 create function pgnet.release_requests(
     -- the requests to give back, and the tokens of their claims
@@ -166,10 +181,11 @@ begin
 end
 $$;
 comment on function pgnet.release_requests(bigint[], uuid[], text) is
-    'Gives claimed requests back: others may take them at once. With a reason the attempt had begun: an at_most_once request ends as unknown.';
+    'Gives claimed requests back: others may take them at once. With a reason the attempt had '
+    'begun: an at_most_once request ends as unknown.';
 
--- Frees the claims of workers that are gone, and those past their deadline whose worker has stalled. Gives the seconds until
--- more fall free; NULL where none will.
+-- Frees the claims of workers that are gone, and those past their deadline whose worker has
+-- stalled. Gives the seconds until more fall free; NULL where none will.
 create function pgnet.rescue_requests()
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -184,7 +200,8 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
-    -- A worker that is well says so each time it looks, which is every second where there are others.
+    -- A worker that is well says so each time it looks, which is every second where there are
+    -- others.
     stalled_after interval := interval '5 s';
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
@@ -205,10 +222,12 @@ begin
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never both.
+        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never
+        -- both.
         with gone as materialized (
             select w.id from pgnet.worker w
-            -- A worker that was a backend died with it; a process may still come back over a new connection.
+            -- A worker that was a backend died with it; a process may still come back over a new
+            -- connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -237,7 +256,8 @@ begin
 end
 $$;
 comment on function pgnet.rescue_requests() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past their deadline whose worker has stalled. Gives the seconds until more fall free.';
+    'Frees the claims of workers whose session has been gone for rescue_after, and those past '
+    'their deadline whose worker has stalled. Gives the seconds until more fall free.';
 
 create function pgnet.mend_clocks()
     returns double precision
@@ -269,4 +289,5 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.mend_clocks() is 'A clock that was put back strands nothing: what was said of the future is said anew.';
+comment on function pgnet.mend_clocks() is
+    'A clock that was put back strands nothing: what was said of the future is said anew.';

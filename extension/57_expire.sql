@@ -1,8 +1,13 @@
--- Expiry: rows that are kept for a time only.
+-- Expiry: responses, failed requests and attempts are kept for a time only, and workers that have
+-- ended for an hour.
+--
+-- A batch is of up to 5,000 rows. Rows that something keeps (a foreign key, a trigger) stay alone:
+-- the others of their batch are deleted, and the next batch begins behind them. They are tried
+-- again after a while, a few of them first. So pgnet.fault has, for each kind, how many rows are
+-- kept, and the place behind which deleting goes on.
 
 create function pgnet.delete_expired_rows(kind text, ids bigint[], before timestamptz)
-    -- the ids of those that were deleted
-    returns bigint[]
+    returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -38,65 +43,30 @@ begin
     end if;
     set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
     perform pgnet.pin_path();
-    return coalesce(deleted, '{}');
+    if coalesce(cardinality(deleted), 0) < cardinality(ids)
+        -- Of several attempts of one request its id stands there several times.
+        and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
+    then
+        raise exception 'a trigger or a rule keeps it';
+    end if;
 end
 $$;
 comment on function pgnet.delete_expired_rows(text, bigint[], timestamptz) is
-    'Deletes responses, failed requests, or attempts of requests that somebody has deleted; gives the ids of those that were there and are gone.';
+    'Deletes responses, failed requests, or attempts of requests that somebody has deleted. Raises '
+    'an error where a row stays, also where a trigger keeps it without one.';
 
--- Rows that something keeps (a foreign key, a trigger) stay alone: the others of their batch go, and the next batch begins behind
--- them. They are tried again after a while, a few of them first.
-create function pgnet.expire(
-    -- responses, failed requests or attempts
-    kind text
+create function pgnet.lock_expired_rows(
+    -- as for pgnet.expire
+    kind text,
+    -- rows from before this time, behind this place
+    before timestamptz, behind timestamptz, behind_id bigint,
+    most integer,
+    out ids bigint[], out times timestamptz[]
 )
-    -- seconds until more is due; NULL where nothing is kept
-    returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set enable_sort = off
-    set jit = off
 as $$
-declare
-    own_duty text := 'deleting expired ' || kind;
-    -- In variables: an index is of no use to what may change from row to row.
-    present timestamptz := clock_timestamp();
-    keep interval := case kind
-        when 'responses' then pgnet.setting_value('ttl')::interval
-        when 'failed requests' then pgnet.setting_value('ttl_failed')::interval
-        else greatest(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval) end;
-    before timestamptz := present - keep;
-    fault record;
-    probe boolean;
-    behind timestamptz;
-    behind_id bigint;
-    ids bigint[];
-    times timestamptz[];
-    most integer;
-    position integer := 0;
-    refused integer := 0;
-    said text;
-    state text;
-    referrer_schema text;
-    referrer text;
-    broken text;
-    remedy text;
-    next_due timestamptz;
-    path text;
 begin
-    if kind = 'attempts' then
-        lock table pgnet.attempt in row exclusive mode nowait;
-        lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
-    else
-        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
-    end if;
-    select f.* into fault from pgnet.fault f where f.duty = own_duty;
-    probe := coalesce(fault.retry_at <= present, false);
-    most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
-    behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
-    behind_id := coalesce(fault.behind_id, 0);
     if kind = 'responses' then
         select array_agg(o.id), array_agg(o.created) into ids, times
         from (
@@ -122,79 +92,176 @@ begin
             order by a.ended, a.request_id limit most for update skip locked
         ) o;
     end if;
-    if ids is not null then
+end
+$$;
+comment on function pgnet.lock_expired_rows(text, timestamptz, timestamptz, bigint, integer) is
+    'The next rows of a kind that are past their time, and no other session''s at this moment; '
+    'NULL where there are none. pgnet.expire has set how this is planned.';
+
+create function pgnet.delete_or_pass_over(
+    kind text, ids bigint[], before timestamptz,
+    -- how many of ids were tried, and how many of these are refused
+    out tried integer, out refused integer,
+    -- the last error
+    out caught pgnet.error
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    began timestamptz := clock_timestamp();
+begin
+    tried := cardinality(ids);
+    refused := 0;
+    begin
+        perform pgnet.delete_expired_rows(kind, ids, before);
+        return;
+    exception when others then
+        perform set_config('lock_timeout', '20ms', true);
+    end;
+    tried := 0;
+    -- Row by row, for so long that the worker's other work can wait for it.
+    while tried < cardinality(ids) and clock_timestamp() < began + interval '2 s' loop
+        tried := tried + 1;
         begin
-            -- One that a trigger or a rule keeps without a word counts as an error.
-            if cardinality(pgnet.delete_expired_rows(kind, ids, before)) < cardinality(ids) and (kind <> 'attempts' or exists (
-                select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
-            then
-                raise exception 'a trigger or a rule keeps it';
-            end if;
-            position := cardinality(ids);
+            perform pgnet.delete_expired_rows(kind, ids[tried:tried], before);
         exception when others then
-            perform set_config('lock_timeout', '20ms', true);
-            -- Row by row, for so long that the worker's other work can wait for it.
-            while position < cardinality(ids) and clock_timestamp() < present + interval '2 s' loop
-                position := position + 1;
-                begin
-                    if pgnet.delete_expired_rows(kind, ids[position:position], before) = '{}'
-                        and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = ids[position] and a.ended < before))
-                    then
-                        raise exception 'a trigger or a rule keeps it';
-                    end if;
-                exception when others then
-                    get stacked diagnostics said = message_text, state = returned_sqlstate,
-                        referrer_schema = schema_name, referrer = table_name, broken = constraint_name;
-                    refused := refused + 1;
-                end;
-            end loop;
+            get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+                caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+            refused := refused + 1;
         end;
-    end if;
-    if refused > 0 then
-        remedy := pgnet.remedy(array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'pgnet.failed' else 'pgnet.attempt' end,
-            'pgnet.attempt']::regclass[], state, case when referrer <> '' then format('%I.%I', referrer_schema, referrer) end, nullif(broken, ''));
-    end if;
-    if probe and most = 20 and refused = position and refused > 0 then
-        -- As before: it goes on behind them.
+    end loop;
+end
+$$;
+comment on function pgnet.delete_or_pass_over(text, bigint[], timestamptz) is
+    'Deletes rows all at once; where something keeps one of them, one by one for up to two '
+    'seconds, and passes over those that are kept.';
+
+create function pgnet.note_kept_rows(
+    duty text, message text, hint text,
+    -- how many more are kept, and the last row that was tried; NULL: those that were kept are kept
+    -- still
+    number bigint, last_time timestamptz, last_id bigint,
+    -- whether those that were kept before were tried again
+    probe boolean
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    if number is null then
         update pgnet.fault f
-        set failures = f.failures + 1, message = said, hint = remedy,
+        set failures = f.failures + 1, message = note_kept_rows.message, hint = note_kept_rows.hint,
             retry_at = clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
-        where f.duty = own_duty;
-        return 1;
-    elsif refused > 0 then
-        insert into pgnet.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
-        values (own_duty, clock_timestamp() + interval '2 s', 1, said, remedy, refused, times[position], ids[position])
-        on conflict on constraint fault_pkey do update
-        set message = excluded.message, hint = excluded.hint,
-            kept = excluded.kept + case when probe then 0 else f.kept end, behind = excluded.behind, behind_id = excluded.behind_id,
-            failures = f.failures + case when probe then 1 else 0 end,
-            retry_at = case when probe then clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
-                else f.retry_at end;
+        where f.duty = note_kept_rows.duty;
+        return;
+    end if;
+    insert into pgnet.fault as f (duty, retry_at, failures, message, hint, kept, behind, behind_id)
+    values (note_kept_rows.duty, clock_timestamp() + interval '2 s', 1, note_kept_rows.message, note_kept_rows.hint, number,
+        last_time, last_id)
+    on conflict on constraint fault_pkey do update
+    set message = excluded.message, hint = excluded.hint,
+        kept = excluded.kept + case when probe then 0 else f.kept end, behind = excluded.behind, behind_id = excluded.behind_id,
+        failures = f.failures + case when probe then 1 else 0 end,
+        retry_at = case when probe then clock_timestamp() + least(interval '2 s' * 2 ^ least(f.failures, 10), interval '5 min')
+            else f.retry_at end;
+end
+$$;
+comment on function pgnet.note_kept_rows(text, text, text, bigint, timestamptz, bigint, boolean) is
+    'Keeps in pgnet.fault how many rows an expiry could not delete, why, and where it goes on.';
+
+create function pgnet.expire(
+    -- responses, failed requests or attempts
+    kind text
+)
+    -- seconds until more is due; NULL where nothing is kept
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    own_duty text := 'deleting expired ' || kind;
+    keep interval := case kind
+        when 'responses' then pgnet.setting_value('ttl')::interval
+        when 'failed requests' then pgnet.setting_value('ttl_failed')::interval
+        else greatest(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval) end;
+    before timestamptz := clock_timestamp() - keep;
+    fault record;
+    probe boolean;
+    most integer;
+    batch record;
+    done record;
+    kept_still boolean;
+begin
+    if kind = 'attempts' then
+        lock table pgnet.attempt in row exclusive mode nowait;
+        lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
+    else
+        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
+    end if;
+    select f.* into fault from pgnet.fault f where f.duty = own_duty;
+    probe := coalesce(fault.retry_at <= clock_timestamp(), false);
+    most := case when probe and fault.failures % 8 <> 0 then 20 else 5000 end;
+    select * into batch from pgnet.lock_expired_rows(
+        kind, before, case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end, coalesce(fault.behind_id, 0), most);
+    select 0 as tried, 0 as refused, null::pgnet.error as caught into done;
+    if batch.ids is not null then
+        select * into done from pgnet.delete_or_pass_over(kind, batch.ids, before);
+    end if;
+    if done.refused > 0 then
+        kept_still := probe and most = 20 and done.refused = done.tried;
+        perform pgnet.note_kept_rows(own_duty, (done.caught).message,
+            pgnet.remedy(done.caught, array[case kind when 'responses' then 'net._http_response' when 'failed requests' then 'pgnet.failed'
+                else 'pgnet.attempt' end, 'pgnet.attempt']::regclass[]),
+            case when not kept_still then done.refused end, batch.times[done.tried], batch.ids[done.tried], probe);
+        if kept_still then
+            return 1;
+        end if;
     elsif probe then
         -- Something has changed: all of them are tried again.
         update pgnet.fault f
         set kept = 0, behind = null, behind_id = null, retry_at = clock_timestamp() + interval '2 s'
         where f.duty = own_duty;
     end if;
-    if fault.duty is not null and refused = 0 and coalesce(cardinality(ids), 0) < most
-        and (probe or fault.kept = 0)
-    then
+    if fault.duty is not null and done.refused = 0 and coalesce(cardinality(batch.ids), 0) < most and (probe or fault.kept = 0) then
         delete from pgnet.fault f where f.duty = own_duty;
     end if;
-    if cardinality(ids) = most or position < cardinality(ids) then
+    if cardinality(batch.ids) = most or done.tried < cardinality(batch.ids) then
         return 0.1;
     end if;
-    behind := case when refused > 0 then times[position] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;
-    next_due := keep + case kind
-        when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
-        when 'failed requests' then (select f.failed from pgnet.failed f where f.failed > behind order by f.failed limit 1)
-        end;
-    next_due := least(next_due, (select f.retry_at from pgnet.fault f where f.duty = own_duty));
-    return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
+    return pgnet.seconds_to_expiry(kind, keep, case
+        when done.refused > 0 then batch.times[done.tried] when probe then '-infinity' else coalesce(fault.behind, '-infinity') end);
 end
 $$;
 comment on function pgnet.expire(text) is
-    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot be deleted stay, and pgnet.fault says how many and why.';
+    'Deletes responses past ttl, failed requests past ttl_failed, or attempts of requests that '
+    'somebody has deleted, 5,000 at a time; gives the seconds until more is due. Rows that cannot '
+    'be deleted stay, and pgnet.fault says how many and why.';
+
+create function pgnet.seconds_to_expiry(kind text, keep interval, behind timestamptz)
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    next_due timestamptz := keep + case kind
+        when 'responses' then (select r.created from net._http_response r where r.created > behind order by r.created limit 1)
+        when 'failed requests' then (select f.failed from pgnet.failed f where f.failed > behind order by f.failed limit 1)
+        end;
+begin
+    next_due := least(next_due, (select f.retry_at from pgnet.fault f where f.duty = 'deleting expired ' || kind));
+    return case when next_due is not null then greatest(1, extract(epoch from next_due - clock_timestamp())) end;
+end
+$$;
+comment on function pgnet.seconds_to_expiry(text, interval, timestamptz) is
+    'How long until a row of a kind behind this place expires, or those that were kept are tried '
+    'again; NULL where there is none.';
 
 create function pgnet.forget_workers()
     returns double precision

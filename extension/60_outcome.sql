@@ -1,4 +1,5 @@
--- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights: row-level security decides.
+-- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights:
+-- row-level security decides.
 
 -- The state of a request that has not ended.
 create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
@@ -10,7 +11,8 @@ as $$
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
 $$;
 comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) is
-    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is in flight.';
+    'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is '
+    'in flight.';
 
 create view net.requests with (security_invoker) as
     select q.id,
@@ -52,7 +54,8 @@ create view net.requests with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.requests is
-    'Every request that is queued or whose response is kept: state, method, url, role, attempts, next attempt, last error, age. A role sees its own.';
+    'Every request that is queued or whose response is kept: state, method, url, role, attempts, '
+    'next attempt, last error, age. A role sees its own.';
 
 create view net.attempts with (security_invoker) as
     select t.request_id, t.attempt, t.state, t.started, t.ended, t.status_code, t.timed_out, t.error_msg, t.retry_in
@@ -81,10 +84,12 @@ create view net.attempts with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) t.requested_by and m.request_id operator(pg_catalog.=) t.request_id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
-    'Every attempt of requests that are queued or whose response is kept: answered (another followed), lost or stopped with its worker, in_flight, or the state in which the last one ended. A role sees its own.';
+    'Every attempt of requests that are queued or whose response is kept: answered (another '
+    'followed), lost or stopped with its worker, in_flight, or the state in which the last one '
+    'ended. A role sees its own.';
 
--- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body could only be tried by
--- parsing it twice, and from PostgreSQL 16 on.
+-- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body
+-- could only be tried by parsing it twice, and from PostgreSQL 16 on.
 create function pgnet.json_or_null(
     -- a body that is text
     content text,
@@ -103,11 +108,12 @@ begin
         json := convert_from(
             case when substr(content_bytes, 1, 3) = decode('efbbbf', 'hex') then substr(content_bytes, 4) else content_bytes end, 'UTF8');
     end if;
-    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number: 1e131071 has 131072. It goes to
-    -- the client beside the body. Shorter ones cannot get there.
+    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number:
+    -- 1e131071 has 131072. It goes to the client beside the body. Shorter ones cannot get there.
     length := length + 2 * octet_length(json);
     if octet_length(json) > 50000 and length + 131072::bigint * regexp_count(json, '[0-9][eE][+-]?[0-9]') > 1000000000 then
-        -- Without strings, each exponent for what it is; a larger one than these is no number of PostgreSQL's.
+        -- Without strings, each exponent for what it is; a larger one than these is no number of
+        -- PostgreSQL's.
         length := length + (
             select coalesce(sum(least(right('0000000' || x.found[1], 7)::bigint, 131072)), 0)
             from regexp_matches(regexp_replace(json, '"(?:[^"[.backslash.]]|[[.backslash.]].)*"', '', 'g'), '[eE][+-]?0*([0-9]{1,7})', 'g') x (found));
@@ -122,11 +128,13 @@ exception when others then
 end
 $$;
 comment on function pgnet.json_or_null(text, bytea) is
-    'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its text as jsonb are beyond 1 GB together.';
+    'A body as jsonb; NULL where it is no JSON, where jsonb cannot hold it, and where it and its '
+    'text as jsonb are beyond 1 GB together.';
 
 create view net.responses with (security_invoker) as
     select r.id, r.state, r.method, r.url, r.status_code, r.content_type, r.headers, r.content,
-        -- Servers send JSON under other types too. A text that is only a number or a word is not meant as JSON there.
+        -- Servers send JSON under other types too. A text that is only a number or a word is not
+        -- meant as JSON there.
         case when r.content_type operator(pg_catalog.~*) '^[^;]*json' or r.content operator(pg_catalog.~) '^[[:space:]]*[[{]'
             then pgnet.json_or_null(r.content, r.content_bytes) end as content_json,
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
@@ -139,7 +147,8 @@ create view net.responses with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.responses is
-    'Responses beside their requests; content_json where the body is JSON, under another type than JSON an array or object; content_bytes where the body is no text. A role sees its own.';
+    'Responses beside their requests; content_json where the body is JSON, under another type than '
+    'JSON an array or object; content_bytes where the body is no text. A role sees its own.';
 
 create view net.failures with (security_invoker) as
     select f.id, f.state, f.method::pg_catalog.text as method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by,
@@ -150,7 +159,9 @@ create view net.failures with (security_invoker) as
         where m.requested_by operator(pg_catalog.=) f.requested_by and m.request_id operator(pg_catalog.=) f.id
             and m.action operator(pg_catalog.<>) 'cancel' offset 0);
 comment on view net.failures is
-    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of here. A role sees its own.';
+    'Dead letters: requests that ended as failed or unknown, or were only recorded, with headers '
+    'and body, kept for the setting ttl_failed. net.retry sends one again, and takes it out of '
+    'here. A role sees its own.';
 
 -- Whether a row version was written by the current transaction, or by a savepoint of it.
 create function pgnet.written_here(row_xmin xid)
@@ -158,7 +169,8 @@ create function pgnet.written_here(row_xmin xid)
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- A row version of the running transaction, or of a savepoint of it, is not older than its transaction id (modulo 2^32).
+    -- A row version of the running transaction, or of a savepoint of it, is not older than its
+    -- transaction id (modulo 2^32).
     select coalesce((
         select pg_xact_status((top + newer)::text::xid8) = 'in progress'
         from (
@@ -167,7 +179,8 @@ as $$
         ) x
         where newer < 2147483648), false)
 $$;
-comment on function pgnet.written_here(xid) is 'Whether the current transaction wrote the row version with this xmin.';
+comment on function pgnet.written_here(xid) is
+    'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
 create function pgnet.outcome_so_far(request_id bigint)
@@ -198,9 +211,11 @@ as $$
     order by o.place
     limit 1
 $$;
-comment on function pgnet.outcome_so_far(bigint) is 'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+comment on function pgnet.outcome_so_far(bigint) is
+    'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
 
--- Raises where waiting could never end: the answer would not be visible, or nothing is sent before the commit.
+-- Raises where waiting could never end: the answer would not be visible, or nothing is sent before
+-- the commit.
 create function pgnet.refuse_to_wait(request_id bigint)
     returns void
     language plpgsql volatile parallel unsafe
@@ -229,7 +244,8 @@ begin
 end
 $$;
 comment on function pgnet.refuse_to_wait(bigint) is
-    'Raises 55000 where the caller would wait for ever: in the transaction that queued the request, and where its snapshot is fixed.';
+    'Raises 55000 where the caller would wait for ever: in the transaction that queued the '
+    'request, and where its snapshot is fixed.';
 
 create function net.wait(
     -- the request's id
@@ -274,7 +290,9 @@ begin
 end
 $$;
 comment on function net.wait(bigint, interval) is
-    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the transaction that queued it or under REPEATABLE READ.';
+    'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
+    'how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
     -- the requests' ids
@@ -297,7 +315,8 @@ begin
 end
 $$;
 comment on function net.wait_all(bigint[], interval) is
-    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for all together. Raises as net.wait does.';
+    'net.wait for many: a row for each id in their order, after at most timeout (NULL: 10 s) for '
+    'all together. Raises as net.wait does.';
 
 create function net._await_response(
     -- the request's id
@@ -318,18 +337,16 @@ begin
             return outcome.state is not null;
         end if;
         perform pgnet.refuse_to_wait(request_id);
-        if not warned and not pgnet.worker_is_up() then
-            raise warning using
-                message = format('request %s waits: no worker is running', request_id),
-                hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
-            warned := true;
+        if not warned then
+            warned := pgnet.warn_without_worker(request_id);
         end if;
         perform net.wait(request_id, interval '1 s');
     end loop;
 end
 $$;
 comment on function net._await_response(bigint) is
-    'Waits until the request has ended, however long; true then, false where there is no such request. NULL gives NULL.';
+    'Waits until the request has ended, however long; true then, false where there is no such '
+    'request. NULL gives NULL.';
 
 create function net.http_get_result(
     -- the request's id
@@ -358,8 +375,8 @@ begin
         if pgnet.worker_is_up() then
             return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
         end if;
-        return ('PENDING', 'request is pending, and no worker is running: start one by select net.schedule_worker(), '
-            'by call net.work() in a session of its own, or by the process "pgnet worker"', null)::net.http_response_result;
+        return ('PENDING', 'request is pending, and no worker is running. ' || pgnet.how_to_start_a_worker(),
+            null)::net.http_response_result;
     end if;
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
@@ -369,7 +386,10 @@ begin
 end
 $$;
 comment on function net.http_get_result(bigint, boolean) is
-    'The result of a request: SUCCESS with the response, whose message is "ok" where all of it came and else what is amiss; ERROR with the message where there was no answer; PENDING while it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction that queued the request.';
+    'The result of a request: SUCCESS with the response, whose message is "ok" where all of it '
+    'came and else what is amiss; ERROR with the message where there was no answer; PENDING while '
+    'it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
+    'that queued the request.';
 
 create function net.http_collect_response(
     -- the request's id
@@ -381,7 +401,8 @@ create function net.http_collect_response(
     language sql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
-comment on function net.http_collect_response(bigint, boolean) is 'The same as net.http_get_result, under its older name.';
+comment on function net.http_collect_response(bigint, boolean) is
+    'The same as net.http_get_result, under its older name.';
 
 create function net._http_collect_response(
     -- the request's id
@@ -393,9 +414,11 @@ create function net._http_collect_response(
     language sql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
-comment on function net._http_collect_response(bigint, boolean) is 'The same as net.http_get_result, for those who call the private name.';
+comment on function net._http_collect_response(bigint, boolean) is
+    'The same as net.http_get_result, for those who call the private name.';
 
--- Cancelling, forgetting and sending again insert a mark, with the caller's own rights: 55_marks.sql is what workers do about it.
+-- Cancelling, forgetting and sending again insert a mark, with the caller's own rights:
+-- 55_marks.sql is what workers do about it.
 create function pgnet.mark_request(request_id bigint, requested_by regrole, action text)
     -- whether it was not marked so before
     returns boolean
@@ -415,7 +438,8 @@ begin
 end
 $$;
 comment on function pgnet.mark_request(bigint, regrole, text) is
-    'Marks a request of the caller, or of any role where the caller is the owner: workers act on it after the commit.';
+    'Marks a request of the caller, or of any role where the caller is the owner: workers act on '
+    'it after the commit.';
 
 create function net.cancel(
     -- the request's id
@@ -446,7 +470,9 @@ begin
 end
 $$;
 comment on function net.cancel(bigint) is
-    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and where it is in flight, its connection is closed and it may have been received. False where it has ended already, is not there, or is another role''s. NULL gives false.';
+    'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and '
+    'where it is in flight, its connection is closed and it may have been received. False where it '
+    'has ended already, is not there, or is another role''s. NULL gives false.';
 
 create function net.forget(
     -- the request's id
@@ -482,7 +508,9 @@ begin
 end
 $$;
 comment on function net.forget(bigint) is
-    'Removes what there is of a request, and true: from the queue without a response, its response, its failure, its attempts. From the commit on it is not sent (again); a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
+    'Removes what there is of a request, and true: from the queue without a response, its '
+    'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
+    'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -524,7 +552,8 @@ begin
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    -- Of several that send it again, the one whose mark is there first does. It is read after that: it may be gone.
+    -- Of several that send it again, the one whose mark is there first does. It is read after that:
+    -- it may be gone.
     marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
     select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
@@ -536,7 +565,8 @@ begin
     key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
         else request.idempotency_key end;
     chosen := nullif(
-        -- A row that was inserted by hand may have options that are no object; it has failed for that.
+        -- A row that was inserted by hand may have options that are no object; it has failed for
+        -- that.
         case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
             || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
     if requester = pgnet.caller_role() then
@@ -559,7 +589,10 @@ begin
 end
 $$;
 comment on function net.retry(bigint, boolean, boolean) is
-    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
+    'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select '
+    'net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one '
+    'is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. '
+    'Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
     -- GET, POST, DELETE or another method
@@ -588,11 +621,7 @@ declare
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    if not pgnet.worker_is_up() then
-        raise warning using
-            message = pg_catalog.format('request %s waits: no worker is running', id),
-            hint = 'Start one: select net.schedule_worker(), call net.work() in another session, or the process "pgnet worker".';
-    end if;
+    perform pgnet.warn_without_worker(id);
     loop
         select * into outcome from pgnet.outcome_so_far(id);
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
@@ -608,4 +637,5 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a transaction block. Raises as net.http_request does; a body goes as JSON.';
+    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a '
+    'transaction block. Raises as net.http_request does; a body goes as JSON.';

@@ -12,7 +12,8 @@ from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
 return sql_v1.serve(plpy, max_runtime, until_idle)
 $$;
-comment on procedure pgnet.serve(interval, boolean, boolean) is 'The worker behind net.work and net.drain.';
+comment on procedure pgnet.serve(interval, boolean, boolean) is
+    'The worker behind net.work and net.drain.';
 
 create procedure net.work(
     -- claim no more after this time; NULL stays
@@ -31,7 +32,11 @@ begin
 end
 $$;
 comment on procedure net.work(interval) is
-    'Serves this database from this session: sends requests as they are committed, until max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Serves this database from this session: sends requests as they are committed, until '
+    'max_runtime has passed (NULL: for ever), a cancel, or the end of the server; what is then in '
+    'flight has the setting max_grace to end. Holds no snapshot while it waits. Raises 25001 '
+    'inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role '
+    'call it.';
 
 create procedure net.drain(
     -- claim no more after this time, even where more is due; NULL means no limit
@@ -50,7 +55,9 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
+    'Sends every request that is due, records the outcomes, and returns; after max_runtime it '
+    'claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a '
+    'transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function pgnet.refuse_transaction_block(procedure text)
     returns void
@@ -84,8 +91,9 @@ as $$
 $$;
 comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
--- What is set for a database or a role must not reach into a worker's statements. As replica they would not fire the triggers
--- of the tables' owner, and claim nothing; with few digits times are wrong; a batch may need a temporary file.
+-- What is set for a database or a role must not reach into a worker's statements. As replica they
+-- would not fire the triggers of the tables' owner, and claim nothing; with few digits times are
+-- wrong; a batch may need a temporary file.
 do $$
 declare
     routine pg_catalog.regprocedure;
@@ -123,7 +131,9 @@ begin
 end
 $$;
 comment on function net.grant_worker(text) is
-    'Lets a role run workers on this database: it may claim requests and record outcomes, and reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
+    'Lets a role run workers on this database: it may claim requests and record outcomes, and '
+    'reads no table. EXECUTE alone lets nobody do so. Raises 42704 for a role that does not exist, '
+    '22023 for NULL. Owner only.';
 
 create function net.revoke_worker(
     -- the role, by name
@@ -147,7 +157,8 @@ begin
 end
 $$;
 comment on function net.revoke_worker(text) is
-    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises 42704 for a role that does not exist, 22023 for NULL. Owner only.';
+    'Takes back what net.grant_worker gave; a worker of the role that runs ends at once. Raises '
+    '42704 for a role that does not exist, 22023 for NULL. Owner only.';
 
 create view net.workers as
     select w.id, w.kind, case when pgnet.caller_is_owner() then w.host end as host, w.pid, w.version,
@@ -160,7 +171,9 @@ create view net.workers as
     from pgnet.worker w
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.workers is
-    'The workers of this database, those of the last hour that have ended too: running, stalled (its session is there, but it does not look), lost or stopped; the requests it has in flight, and how many were cut off when it stopped. The host is shown to the extension''s owner.';
+    'The workers of this database, those of the last hour that have ended too: running, stalled '
+    '(its session is there, but it does not look), lost or stopped; the requests it has in flight, '
+    'and how many were cut off when it stopped. The host is shown to the extension''s owner.';
 
 -- Any role may have the workers read their settings again; that is all a caller of it can do.
 create function pgnet.reload_workers()
@@ -168,7 +181,8 @@ create function pgnet.reload_workers()
     language sql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.signal_workers('reload') $$;
-comment on function pgnet.reload_workers() is 'Has the workers read their settings again at the commit.';
+comment on function pgnet.reload_workers() is
+    'Has the workers read their settings again at the commit.';
 
 create function net.worker_restart()
     returns boolean
@@ -186,7 +200,8 @@ begin
 end
 $$;
 comment on function net.worker_restart() is
-    'At the commit, workers finish what is in flight and start anew: settings, connections, names. By a role without operator''s rights they only read their settings again. True.';
+    'At the commit, workers finish what is in flight and start anew: settings, connections, names. '
+    'By a role without operator''s rights they only read their settings again. True.';
 
 create function net.check_worker_is_up()
     returns void
@@ -199,11 +214,12 @@ begin
             errcode = 'object_not_in_prerequisite_state',
             message = 'the pgnet worker is not up',
             detail = format('No worker serves the database "%s": requests stay in the queue until one does.', current_database()),
-            hint = 'Start one: select net.schedule_worker(), call net.work() in a session of its own, or the process "pgnet worker".';
+            hint = pgnet.how_to_start_a_worker();
     end if;
 end
 $$;
-comment on function net.check_worker_is_up() is 'Raises 55000 where no worker serves this database.';
+comment on function net.check_worker_is_up() is
+    'Raises 55000 where no worker serves this database.';
 
 create function net.wait_until_running()
     returns void
@@ -216,7 +232,8 @@ begin
     end loop;
 end
 $$;
-comment on function net.wait_until_running() is 'Waits until a worker serves this database, however long.';
+comment on function net.wait_until_running() is
+    'Waits until a worker serves this database, however long.';
 
 create function net.schedule_worker()
     -- the number of the pg_cron job
@@ -255,7 +272,9 @@ begin
 end
 $$;
 comment on function net.schedule_worker() is
-    'Has pg_cron keep a worker running in this database: a job by the minute that starts net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not here.';
+    'Has pg_cron keep a worker running in this database: a job by the minute that starts '
+    'net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not '
+    'here.';
 
 create function net.unschedule_worker()
     -- whether there was a job
@@ -278,4 +297,5 @@ begin
 end
 $$;
 comment on function net.unschedule_worker() is
-    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs goes on until it is cancelled.';
+    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs '
+    'goes on until it is cancelled.';

@@ -8,41 +8,68 @@ as $$
 from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
-comment on function pgnet.inspect_python() is 'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit callback.';
+comment on function pgnet.inspect_python() is
+    'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit '
+    'callback.';
 
--- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security shuts most, but not LOCK, TRIGGER,
--- REFERENCES and the sequences.
+-- Everything of the extension that has rights: 85_rights.sql goes through it to take back what
+-- default privileges gave, and net.check() to find what was granted since.
+create view pgnet.own_object as
+    with schemas as (
+        select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
+        where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
+    ), object (class, oid, sub, kind, name, owner, acl, default_of) as (
+        select 'pg_catalog.pg_namespace'::pg_catalog.regclass, n.oid, 0, 'schema', n.nspname::pg_catalog.text, n.nspowner, n.nspacl, 'n'
+        from schemas n
+        union all
+        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0,
+            case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass::pg_catalog.text,
+            c.relowner, c.relacl, case when c.relkind operator(pg_catalog.=) 'S' then 's' else 'r' end
+        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
+        where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
+        union all
+        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum,
+            'column', pg_catalog.format('(%I) on %s', a.attname, c.oid::pg_catalog.regclass), c.relowner, a.attacl, 'c'
+        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
+        join pg_catalog.pg_attribute a on a.attrelid operator(pg_catalog.=) c.oid
+        where a.attacl is not null or exists (
+            select from pg_catalog.pg_init_privs i
+            where i.classoid operator(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+                and i.objoid operator(pg_catalog.=) c.oid and i.objsubid operator(pg_catalog.=) a.attnum)
+        union all
+        select 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0,
+            'routine', p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl, 'f'
+        from pg_catalog.pg_proc p join schemas n on n.oid operator(pg_catalog.=) p.pronamespace
+        union all
+        select 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0,
+            'type', t.oid::pg_catalog.regtype::pg_catalog.text, t.typowner, t.typacl, 'T'
+        from pg_catalog.pg_type t join schemas n on n.oid operator(pg_catalog.=) t.typnamespace
+        left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
+        where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
+    )
+    select o.class, o.oid, o.sub, o.kind, o.name, o.owner,
+        coalesce(o.acl, pg_catalog.acldefault(o.default_of::pg_catalog."char", o.owner)) as acl
+    from object o;
+comment on view pgnet.own_object is
+    'The schemas, tables, sequences, columns, routines and types of the extension that rights are '
+    'granted on, with these rights.';
+
+-- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security
+-- shuts most, but not LOCK, TRIGGER, REFERENCES and the sequences.
 create function pgnet.right_faults()
-    -- beyond: a right that the extension did not give; missing: one without which callers or workers fail
+    -- beyond: a right that the extension did not give; missing: one without which callers or
+    -- workers fail
     returns table (kind text, fault text, cure text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     -- The catalogs fit in it, also where a database allows no temporary file.
     set work_mem = '16MB'
 as $$
-    with schemas as (
-        select n.oid from pg_namespace n where n.nspname in ('net', 'pgnet')
-    ), object (class, oid, sub, kind, name, owner, acl, type) as (
-        select 'pg_namespace'::regclass, n.oid, 0, 'schema', n.nspname::text, n.nspowner, n.nspacl, 'n'
-        from pg_namespace n where n.nspname in ('net', 'pgnet')
-        union all
-        select 'pg_class'::regclass, c.oid, 0, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
-            c.relowner, c.relacl, case c.relkind when 'S' then 's' else 'r' end
-        from pg_class c join schemas s on s.oid = c.relnamespace where c.relkind in ('r', 'v', 'S')
-        union all
-        select 'pg_class'::regclass, c.oid, a.attnum, 'column', format('(%I) on %s', a.attname, c.oid::regclass),
-            c.relowner, a.attacl, 'c'
-        from pg_class c join pg_attribute a on a.attrelid = c.oid
-        join schemas s on s.oid = c.relnamespace
-        where (a.attacl is not null or exists (
-            select from pg_init_privs i
-            where i.classoid = 'pg_class'::regclass and i.objoid = c.oid and i.objsubid = a.attnum))
-        union all
-        select 'pg_proc'::regclass, p.oid, 0, 'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
-        from pg_proc p join schemas s on s.oid = p.pronamespace
+    with object as (
+        select o.* from pgnet.own_object o where o.kind <> 'type'
     ), held as (
         select o.*, a.grantee, a.privilege_type as privilege
-        from object o cross join lateral aclexplode(coalesce(o.acl, acldefault(o.type::"char", o.owner))) a
+        from object o cross join lateral aclexplode(o.acl) a
         where a.grantee <> o.owner
     ), given as (
         select o.*, a.grantee, a.privilege_type as privilege
@@ -107,10 +134,12 @@ as $$
     group by w.role, g.rolname
 $$;
 comment on function pgnet.right_faults() is
-    'The rights on the extension''s objects that are beyond those which it gave, or missing, with the statement that mends each.';
+    'The rights on the extension''s objects that are beyond those which it gave, or missing, with '
+    'the statement that mends each.';
 
--- What others have put on the extension's tables runs in sessions of callers, with their rights, and in sessions of workers, with the
--- owner's. A function that looks for names in the session's path finds there what those have put into it.
+-- What others have put on the extension's tables runs in sessions of callers, with their rights,
+-- and in sessions of workers, with the owner's. A function that looks for names in the session's
+-- path finds there what those have put into it.
 create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe
@@ -157,46 +186,24 @@ as $$
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
 comment on function pgnet.open_paths() is
-    'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose functions have no fixed search_path that ends in pg_temp, and the statement that gives them one.';
+    'Triggers, rules, policies, defaults, constraints and indexes on the extension''s tables whose '
+    'functions have no fixed search_path that ends in pg_temp, and the statement that gives them '
+    'one.';
 
-create function net.check()
-    returns table (
-        -- what was looked at
-        item text,
-        -- whether it is as it should be
-        ok boolean,
-        -- what was found
-        detail text,
-        -- what to do where it is not
-        hint text
-    )
+-- ---- what net.check() looks at, a function for each subject
+
+create type pgnet.finding as (item text, ok boolean, detail text, hint text);
+comment on type pgnet.finding is 'A row of net.check().';
+
+create function pgnet.check_package()
+    returns setof pgnet.finding
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
 declare
     python record;
-    beyond text;
-    lacking text;
-    cures text;
-    altered text;
-    open_paths text;
-    lent text;
-    standby boolean := pg_is_in_recovery();
     extension_version text := (select e.extversion from pg_extension e where e.extname = 'pgnet');
-    oldest interval;
-    waiting bigint;
-    workers bigint;
-    unverified text;
-    missing text;
-    cron_database text := current_setting('cron.database_name', true);
-    last_run record;
-    copy_fault text := pgnet.copy_fault();
-    modes text;
-    unknown_modes text;
-    replicated bigint;
 begin
-    perform pgnet.require_owner();
     select * into python from pgnet.inspect_python();
 
     return query select 'version', python.package_version = extension_version,
@@ -216,7 +223,22 @@ begin
             else coalesce('a commit cannot wake workers here, they look every second: ' || python.wake_up_fault, 'a commit wakes a worker') end,
         case when pgnet.setting_value('wake_up') = 'poll' then 'select net.configure(''wake_up'', ''callback'');'
             when python.wake_up_fault is not null then 'Allow the server to create ctypes callbacks, or set wake_up to "poll" to say that this is known.' end;
+end
+$$;
+comment on function pgnet.check_package() is
+    'What the doctor says of the Python package and what it needs.';
 
+create function pgnet.check_database()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    copy_fault text := pgnet.copy_fault();
+    modes text;
+    unknown_modes text;
+    replicated bigint;
+begin
     select count(*) into replicated from net.http_request_queue q where q.origin is not null;
     return query select 'database', copy_fault is null,
         coalesce('this is a copy, and no worker serves it: ' || copy_fault,
@@ -236,14 +258,26 @@ begin
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
             when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+end
+$$;
+comment on function pgnet.check_database() is 'What the doctor says of copies and of the mode.';
 
-    if standby then
+create function pgnet.check_work()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    oldest interval;
+    waiting bigint;
+    workers bigint;
+begin
+    if pg_is_in_recovery() then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
     else
         workers := (select count(*) from pgnet.worker w where pgnet.session_is_alive(w.pid, w.backend_start));
         return query select 'worker', workers > 0, format('%s running', workers),
-            case when workers = 0 then
-                'select net.schedule_worker(), call net.work() in a session of its own, or start the process "pgnet worker".' end;
+            case when workers = 0 then pgnet.how_to_start_a_worker() end;
     end if;
 
     select count(*), max(now() - q.created) into waiting, oldest
@@ -253,7 +287,16 @@ begin
             coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), '')),
         case when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
+end
+$$;
+comment on function pgnet.check_work() is 'What the doctor says of workers and of the queue.';
 
+create function pgnet.check_heartbeat()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
     return query
     select 'heartbeat', false, format('%s fails since %s: %s%s', f.duty, date_trunc('second', f.since), f.message,
         case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end), f.hint
@@ -272,7 +315,22 @@ begin
     left join lateral (
         select u.* from pgnet.unrecorded u where u.message is not null order by u.since limit 1
     ) u on true;
+end
+$$;
+comment on function pgnet.check_heartbeat() is
+    'What the doctor says of what fails in the work of workers.';
 
+create function pgnet.check_rights()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    beyond text;
+    lacking text;
+    cures text;
+    open_paths text;
+begin
     select string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'beyond'),
         string_agg(f.fault, '; ' order by f.fault) filter (where f.kind = 'missing'),
         string_agg(f.cure, ' ' order by f.cure)
@@ -288,6 +346,21 @@ begin
     return query select 'triggers', open_paths is null,
         coalesce('without a fixed search_path that ends in pg_temp: ' || open_paths, 'nothing on the tables looks for names in a session''s path'),
         cures;
+end
+$$;
+comment on function pgnet.check_rights() is
+    'What the doctor says of rights, and of triggers on the tables.';
+
+create function pgnet.check_definers()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    altered text;
+    lent text;
+    cures text;
+begin
     -- As the extension makes them, nothing that callers call is one.
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
@@ -311,6 +384,20 @@ begin
             'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
+end
+$$;
+comment on function pgnet.check_definers() is
+    'What the doctor says of functions that make requests with another role''s rights.';
+
+create function pgnet.check_network()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    unverified text;
+    missing text;
+begin
     return query select 'egress', true,
         format('%s; %s rule(s) in net.egress', case pgnet.setting_value('egress') when 'public' then 'public addresses are allowed'
             else 'only what net.egress lists is allowed' end, (select count(*) from pgnet.egress_rule)),
@@ -326,6 +413,17 @@ begin
         case when unverified is not null then
             'Give the authority that signed it: select net.configure_host(host, ''{"ca": "...", "verify": null}'').'
             when missing is not null then 'No request to these hosts is sent. Set the secrets again (net.set_secret), or reset the settings (net.configure_host).' end;
+end
+$$;
+comment on function pgnet.check_network() is
+    'What the doctor says of egress and of the settings of hosts.';
+
+create function pgnet.check_secrets()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
     return query
     with held as (
         select count(*) filter (where s.value is not null) as here, count(*) filter (where s.value is null) as elsewhere from pgnet.secret s
@@ -337,7 +435,19 @@ begin
         case when h.elsewhere > 0 and b.number > 0 then
             'A worker in the database has no --secrets-dir: let worker processes alone serve this database, or keep the values in it.' end
     from held h, backends b;
+end
+$$;
+comment on function pgnet.check_secrets() is 'What the doctor says of secrets.';
 
+create function pgnet.check_cron()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    cron_database text := current_setting('cron.database_name', true);
+    last_run record;
+begin
     if to_regclass('cron.job') is not null and to_regclass('cron.job_run_details') is not null then
         execute $query$
             select j.jobname, d.status, d.return_message, d.start_time
@@ -364,5 +474,35 @@ begin
     end if;
 end
 $$;
+comment on function pgnet.check_cron() is 'What the doctor says of pg_cron.';
+
+create function net.check()
+    returns table (
+        -- what was looked at
+        item text,
+        -- whether it is as it should be
+        ok boolean,
+        -- what was found
+        detail text,
+        -- what to do where it is not
+        hint text
+    )
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.require_owner();
+    return query select * from pgnet.check_package();
+    return query select * from pgnet.check_database();
+    return query select * from pgnet.check_work();
+    return query select * from pgnet.check_heartbeat();
+    return query select * from pgnet.check_rights();
+    return query select * from pgnet.check_definers();
+    return query select * from pgnet.check_network();
+    return query select * from pgnet.check_secrets();
+    return query select * from pgnet.check_cron();
+end
+$$;
 comment on function net.check() is
-    'The doctor: a row for each thing that has to be right, with what was found and what to do. Reads only; works on a standby too. Owner only.';
+    'The doctor: a row for each thing that has to be right, with what was found and what to do. '
+    'Reads only; works on a standby too. Owner only.';

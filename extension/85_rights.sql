@@ -1,7 +1,7 @@
 -- Who may do what: the one place that says it, for all objects at once.
 
--- Row security keeps every table that has no policy for its owner alone, also where somebody else is granted it. It lets TRUNCATE
--- pass: that a trigger refuses.
+-- Row security keeps every table that has no policy for its owner alone, also where somebody else
+-- is granted it. It lets TRUNCATE pass: that a trigger refuses.
 create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
@@ -12,11 +12,13 @@ begin
     return null;
 end
 $$;
-comment on function pgnet.refuse_truncate() is 'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
+comment on function pgnet.refuse_truncate() is
+    'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
--- What others attach to a table runs in the sessions of all who write to it, a worker's among them: a trigger, and the triggers
--- on the table of a foreign key, whose action runs them as its owner or, where they are deferred, as whoever commits (before PostgreSQL
--- 18). So the rights TRIGGER and REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
+-- What others attach to a table runs in the sessions of all who write to it, a worker's among them:
+-- a trigger, and the triggers on the table of a foreign key, whose action runs them as its owner
+-- or, where they are deferred, as whoever commits (before PostgreSQL 18). So the rights TRIGGER and
+-- REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
 create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
@@ -48,57 +50,39 @@ begin
 end
 $$;
 comment on function pgnet.refuse_attachment() is
-    'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a table or view of the extension, or a foreign key to one.';
+    'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a '
+    'table or view of the extension, or a foreign key to one.';
 
--- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing is left to defaults, neither
--- to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what these gave is taken back first.
+-- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing
+-- is left to defaults, neither to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what
+-- these gave is taken back first.
 do $$
 declare
     given record;
 begin
     for given in
-        with own as (
-            select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
-            where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
-        ), object (name, owner, acl) as (
-            select pg_catalog.format('schema %s', n.nspname), n.nspowner, n.nspacl from own n
-            union all
-            select pg_catalog.format('%s %s', case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass),
-                c.relowner, c.relacl
-            from pg_catalog.pg_class c join own n on n.oid operator(pg_catalog.=) c.relnamespace
-            where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
-            union all
-            select pg_catalog.format('routine %s', p.oid::pg_catalog.regprocedure),
-                p.proowner, coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))
-            from pg_catalog.pg_proc p join own n on n.oid operator(pg_catalog.=) p.pronamespace
-            union all
-            select pg_catalog.format('type %s', t.oid::pg_catalog.regtype),
-                t.typowner, coalesce(t.typacl, pg_catalog.acldefault('T', t.typowner))
-            from pg_catalog.pg_type t join own n on n.oid operator(pg_catalog.=) t.typnamespace
-            left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
-            where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
-        )
-        select distinct o.name,
+        select distinct pg_catalog.format('%s %s', o.kind, o.name) as name,
             case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
                 else a.grantee::pg_catalog.regrole::pg_catalog.text end as grantee
-        from object o
+        from pgnet.own_object o
         cross join lateral pg_catalog.aclexplode(o.acl) a
-        where a.grantee operator(pg_catalog.<>) o.owner
+        where a.grantee operator(pg_catalog.<>) o.owner and o.kind operator(pg_catalog.<>) 'column'
     loop
         execute pg_catalog.format('revoke all on %s from %s', given.name, given.grantee);
     end loop;
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So everything by which requests are
--- made stands in net, the view net._new_request too. USAGE on pgnet alone opens no way to make one.
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So
+-- everything by which requests are made stands in net, the view net._new_request too. USAGE on
+-- pgnet alone opens no way to make one.
 grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
 
--- What describes a request; whose it is, when it was made and its number are not the caller's to say. DELETE is nobody's: whoever
--- may UPDATE, DELETE or TRUNCATE may lock the table.
+-- What describes a request; whose it is, when it was made and its number are not the caller's to
+-- say. DELETE is nobody's: whoever may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
@@ -116,7 +100,7 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry,
-    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up,
+    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
 -- What these, and the views, call with the caller's rights.
@@ -127,7 +111,7 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_altered_function, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix, pgnet.check_retry_policy,
     pgnet.setting_value, pgnet.known_settings, pgnet.known_host_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies,
     pgnet.waiting_state, pgnet.cancellation_message, pgnet.mark_request, pgnet.written_here, pgnet.outcome_so_far, pgnet.refuse_to_wait, pgnet.json_or_null,
-    pgnet.session_is_alive, pgnet.worker_is_up, pgnet.reload_workers, pgnet.refuse_transaction_block
+    pgnet.help_entries, pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers, pgnet.refuse_transaction_block
 to public;
 
 do $$
@@ -149,4 +133,5 @@ create event trigger pgnet_refuse_attachment on ddl_command_end
     when tag in ('CREATE TRIGGER', 'CREATE TABLE', 'ALTER TABLE', 'CREATE SCHEMA')
     execute function pgnet.refuse_attachment();
 comment on event trigger pgnet_refuse_attachment is
-    'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in the sessions of all who send requests.';
+    'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in '
+    'the sessions of all who send requests.';

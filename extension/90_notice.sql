@@ -1,14 +1,14 @@
 -- Installed; nothing is sent before a worker runs, so say so where it is seen.
 do $$
 begin
-    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors only has said so.
+    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors
+    -- only has said so.
     if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;
     raise notice using
         message = 'pgnet is installed; requests are sent once a worker runs',
-        hint = 'Start one: select net.schedule_worker() with pg_cron, call net.work() in a session of its own, '
-            'or the process "pgnet worker". Then select * from net.check();';
+        hint = pgnet.how_to_start_a_worker() operator(pg_catalog.||) ' Then select * from net.check();';
 end
 $$;
 

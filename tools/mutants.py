@@ -167,9 +167,9 @@ MUTANTS = (
         (
             Edit(
                 HEARTBEAT,
-                "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
-                "        raise exception '%', fault;\n"
-                "        perform pgnet.note_fault(duty, fault, case when state = '55P03' then",
+                "        perform pgnet.note_fault(duty, caught.message, case",
+                "        raise exception '%', caught.message;\n"
+                "        perform pgnet.note_fault(duty, caught.message, case",
             ),
         ),
         ("tests/database/test_heartbeat.py::test_a_trigger_that_raises_stops_nobody_else",),
@@ -180,8 +180,8 @@ MUTANTS = (
         (
             Edit(
                 EXPIRE,
-                "behind := case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end;\n    behind_id",
-                "behind := '-infinity';\n    behind_id",
+                "before, case when probe then '-infinity' else coalesce(fault.behind, '-infinity') end,",
+                "before, '-infinity',",
             ),
         ),
         (
@@ -194,7 +194,7 @@ MUTANTS = (
         (
             Edit(
                 RECORD,
-                "    if pgnet.put_aside(outcome, fault, pgnet.recording_remedy(state, referrer_schema, referrer, broken)) then\n",
+                "    if pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then\n",
                 "    if false then\n",
             ),
         ),
@@ -242,15 +242,13 @@ MUTANTS = (
         (
             Edit(
                 RESCUE,
-                "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
-                "                    values (\n",
-                "                    insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended, error_msg)\n"
-                "                    select * from (values (\n",
+                "ending, started, ended, error_msg)\n        values (\n",
+                "ending, started, ended, error_msg)\n        select * from (values (\n",
             ),
             Edit(
                 RESCUE,
-                "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)\n",
-                "                        request.requested_by, return_claims.ending, request.claimed, clock_timestamp(), reason)) v where false\n",
+                "return_claim.claimed, clock_timestamp(), return_claim.reason)\n",
+                "return_claim.claimed, clock_timestamp(), return_claim.reason)) v where false\n",
             ),
         ),
         (CRASHES + "test_another_worker_rescues_a_killed_ones_requests",),
@@ -363,7 +361,7 @@ MUTANTS = (
         (
             Edit(
                 WORKERS,
-                "where o.worker = worker_id and o.id <> all (holding) for update",
+                "where o.worker = worker_id and o.id <> all (owned) for update",
                 "where o.worker = worker_id for update",
             ),
         ),
@@ -375,8 +373,8 @@ MUTANTS = (
         (
             Edit(
                 RESCUE,
-                "            if request.options -> 'delivery' = '\"at_most_once\"' then\n                fate := 'unknown';",
-                "            if false then\n                fate := 'unknown';",
+                "            if request.options -> 'delivery' = '\"at_most_once\"' then\n",
+                "            if false then\n",
             ),
         ),
         (CHAOS,),

@@ -117,7 +117,7 @@ class Session:
     def claim(self, slots: int = BATCH) -> list[tuple[int, str]]:
         rows = self.query(
             "select id, token from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
-            " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}',"
+            " host_quota => %s::int, single_host_quota => %s::int, full_hosts => '{}',"
             " max_bytes => 1000000000, after_host => '')",
             self.worker,
             slots,

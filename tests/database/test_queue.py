@@ -217,7 +217,7 @@ def test_hosts_take_turns_from_claim_to_claim(database: Database, recorder: Reco
             for (host,) in recorder.connection.execute(
                 "select host from pgnet.claim_requests("
                 "worker_id => %s::bigint, slots => 5, host_quota => 5,"
-                " lone_quota => 5, full_hosts => '{}', max_bytes => 1000, after_host => %s)",
+                " single_host_quota => 5, full_hosts => '{}', max_bytes => 1000, after_host => %s)",
                 (recorder.id, after),
             ).fetchall()
         ]
@@ -337,8 +337,8 @@ def test_a_full_host_gets_none(database: Database, recorder: Recorder) -> None:
         insert(database, f"http://{host}.example/", 10)
     rows = recorder.connection.execute(
         "select distinct host from pgnet.claim_requests(worker_id => %s::bigint, slots => 50,"
-        " host_quota => 50, lone_quota => 50, full_hosts => '{a.example}', max_bytes => 1000,"
-        " after_host => '')",
+        " host_quota => 50, single_host_quota => 50, full_hosts => '{a.example}',"
+        " max_bytes => 1000, after_host => '')",
         (recorder.id,),
     ).fetchall()
     assert rows == [("b.example",)]

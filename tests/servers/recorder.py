@@ -24,8 +24,8 @@ class Recorder:
         """Claim what is there; gives the tokens by id."""
         rows = self.connection.execute(
             "select id, token from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
-            " host_quota => %s::int, lone_quota => %s::int, full_hosts => '{}', max_bytes => %s,"
-            " after_host => '')",
+            " host_quota => %s::int, single_host_quota => %s::int, full_hosts => '{}',"
+            " max_bytes => %s, after_host => '')",
             (self.id, slots, slots, slots, max_bytes),
         ).fetchall()
         return {id: token for id, token in rows if id is not None}
