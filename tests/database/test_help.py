@@ -38,7 +38,7 @@ def test_the_examples_run(database: Database) -> None:
     session = database.connect()
     session.execute("set statement_timeout = '1 s'")
     session.execute(
-        "select net.set_secret('hook', 'https://example.com/x', 'https://example.com/')"
+        "select net.set_secret('hook', 'https://example.com/hooks/12345678', 'https://example.com/')"
     )
     failed = []
     for name, example in session.execute("select name, example from net.help()").fetchall():
