@@ -877,7 +877,7 @@ comment on table pgnet.secret_grant is
 -- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was
 -- dropped has left its number behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
-    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
+    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as stored_in, s.created, s.changed
     from pgnet.secret s
     where pgnet.caller_is_owner()
         or exists (
@@ -1128,7 +1128,7 @@ create function pgnet.claimed_secrets(
 )
     -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
     -- where fault says why there is none
-    returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
+    returns table (id bigint, name text, value text, url_prefix text, stored_in text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
@@ -5250,7 +5250,7 @@ create function pgnet.heartbeat(
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: what workers
     -- are to be of; mode; quarantined: whether requests wait to be attempted alone; dropped: what
-    -- of owned is not the worker's any more; faults: duties that fail; and next_look: after how
+    -- of owned is not the worker's any more; faults: duties that fail; and next_poll: after how
     -- many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
@@ -5285,7 +5285,7 @@ begin
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
         order by q.due limit 1) is not null;
     return jsonb_build_object(
-        'next_look', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
+        'next_poll', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
         'revision', configuration.revision,
         'generation', configuration.generation,
         'settings', pgnet.settings_in_force(),

@@ -29,7 +29,7 @@ comment on table pgnet.secret_grant is
 -- No catalog stands in here: LOCK goes through a view with its owner's rights. A role that was
 -- dropped has left its number behind: it is no grantee, and no member of one.
 create view net.secrets with (security_barrier) as
-    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as held_by, s.created, s.changed
+    select s.name, s.url_prefix, case when s.value is null then 'worker' else 'database' end as stored_in, s.created, s.changed
     from pgnet.secret s
     where pgnet.caller_is_owner()
         or exists (
@@ -280,7 +280,7 @@ create function pgnet.claimed_secrets(
 )
     -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
     -- where fault says why there is none
-    returns table (id bigint, name text, value text, url_prefix text, held_by text, fault text)
+    returns table (id bigint, name text, value text, url_prefix text, stored_in text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off

@@ -138,7 +138,7 @@ create function pgnet.heartbeat(
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: what workers
     -- are to be of; mode; quarantined: whether requests wait to be attempted alone; dropped: what
-    -- of owned is not the worker's any more; faults: duties that fail; and next_look: after how
+    -- of owned is not the worker's any more; faults: duties that fail; and next_poll: after how
     -- many seconds to come again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
@@ -173,7 +173,7 @@ begin
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
         order by q.due limit 1) is not null;
     return jsonb_build_object(
-        'next_look', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
+        'next_poll', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
         'revision', configuration.revision,
         'generation', configuration.generation,
         'settings', pgnet.settings_in_force(),

@@ -392,7 +392,7 @@ def test_a_clock_put_back_strands_nothing(database: Database) -> None:
     tending = database.value(
         "select pgnet.heartbeat(worker_id) from pgnet.register_worker('process')"
     )
-    assert tending["next_look"] <= 3.1
+    assert tending["next_poll"] <= 3.1
     assert tending["quarantined"]
     assert database.value(
         "select deadline - clock_timestamp() < interval '91 s' from pgnet.claim where id = %s",

@@ -36,7 +36,7 @@ def state(settings: dict[str, Any] | None = None, **changes: Any) -> WorkerState
         "mode": "on",
         "quarantined": False,
         "dropped": [],
-        "next_look": 1.0,
+        "next_poll": 1.0,
     }
     return WorkerState(**values | changes)
 

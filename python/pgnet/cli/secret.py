@@ -197,11 +197,11 @@ def _setting(connection: psycopg.Connection[Any], name: str) -> str | None:
 def _list(options: argparse.Namespace) -> None:
     with _connect(options) as connection:
         rows = connection.execute(
-            "select s.name, coalesce(s.url_prefix, '-'), s.held_by,"
+            "select s.name, coalesce(s.url_prefix, '-'), s.stored_in,"
             " to_char(s.changed, 'YYYY-MM-DD HH24:MI TZH:TZM')"
             " from net.secrets s order by s.name"
         ).fetchall()
-    lines = [("NAME", "URL PREFIX", "HELD BY", "CHANGED"), *rows]
+    lines = [("NAME", "URL PREFIX", "STORED IN", "CHANGED"), *rows]
     widths = [max(len(str(line[i])) for line in lines) for i in range(4)]
     for line in lines:
         cells = [str(cell).ljust(width) for cell, width in zip(line, widths, strict=True)]

@@ -288,7 +288,7 @@ class WorkerState:
     quarantined: whether a request in quarantine waits for a worker.
     dropped: the requests that the worker owns no longer, of those that it gave: they were
     cancelled, forgotten or deleted, or freed for others.
-    next_look: seconds until the next heartbeat.
+    next_poll: seconds until the next heartbeat.
     faults: the duties of the heartbeat that fail, and why, by the name of the duty.
     """
 
@@ -301,7 +301,7 @@ class WorkerState:
     mode: str
     quarantined: bool
     dropped: Sequence[int]
-    next_look: float
+    next_poll: float
     faults: Mapping[str, str] = field(default_factory=dict)
 
 

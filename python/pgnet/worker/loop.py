@@ -315,7 +315,7 @@ class Worker:
         if state.quarantined:
             self._quarantine.wanted(began)
         polls = self._outbox.wake_up_fault is not None
-        next_in = min(state.next_look, _POLL_INTERVAL if polls else _LONGEST_SLEEP)
+        next_in = min(state.next_poll, _POLL_INTERVAL if polls else _LONGEST_SLEEP)
         self._heartbeat.done(began, time.monotonic(), next_in)
         self._claim_wanted = True
         return dropped

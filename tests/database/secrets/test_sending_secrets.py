@@ -347,7 +347,7 @@ def test_a_worker_gets_only_what_its_claims_name(later: Database, sites: tuple[S
         def asked(*triples: tuple[int, str, str]) -> list[tuple[Any, ...]]:
             ids, tokens, names = (list(column) for column in zip(*triples, strict=True))
             return worker.execute(
-                "select name, value, url_prefix, held_by, fault"
+                "select name, value, url_prefix, stored_in, fault"
                 " from pgnet.claimed_secrets(%s::bigint[], %s::uuid[], %s::text[])",
                 (ids, tokens, names),
             ).fetchall()

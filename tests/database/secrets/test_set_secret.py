@@ -18,7 +18,7 @@ from servers.secret_scene import API, put, refusal
 
 
 def known(database: Database) -> list[tuple[Any, ...]]:
-    return database.rows("select name, url_prefix, held_by from net.secrets order by name")
+    return database.rows("select name, url_prefix, stored_in from net.secrets order by name")
 
 
 def seen(database: Database, role: str) -> list[str]:
