@@ -24,9 +24,9 @@ begin
             message = 'pgnet needs PostgreSQL 15 or newer',
             hint = 'Upgrade the server first.';
     end if;
-    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in
-    -- it, can put functions beside those of the extension (CVE-2022-2625), and DROP EXTENSION takes
-    -- the schema away.
+    -- Refuse an empty schema, too, and one of the installing role. Whoever owns a schema, or may
+    -- create in it, can put functions beside those of the extension (CVE-2022-2625), and DROP
+    -- EXTENSION takes the schema away.
     select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass
@@ -126,8 +126,8 @@ comment on type net.outcome is
 
 -- ======== extension/15_roles.sql ========
 
--- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is
--- said in 85_rights.sql.
+-- The roles: the caller, the owner, and the roles that may run workers. 85_rights.sql says which
+-- rights each of them has.
 
 -- The role of the caller, as an oid that survives a rename and is not taken over by a later role of
 -- the same name.
@@ -144,10 +144,10 @@ as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
 comment on function pgnet.caller_is_owner() is
-    'Whether the current role may steer workers: the extension''s owner, and members of it.';
+    'Whether the current role is the extension''s owner, or a member of it.';
 
--- For functions that run with the caller's rights: row security leaves what they delete alone, and
--- says nothing.
+-- Functions that run with the caller's rights ask this first. Otherwise row security would leave
+-- the rows alone that they are to delete, and would not say so.
 create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
@@ -184,17 +184,19 @@ begin
 end
 $$;
 comment on function pgnet.role_named(text) is
-    'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+    'The role of this name. Raises 42704 where the role does not exist, 22023 for NULL.';
 
--- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with
--- the owner's rights, and in the path that is in force when the statement runs. The pinned path
--- would hide what the owner sees, and a worker's role could put a temporary table in its place. So
--- a statement that changes rows of users is read and planned in the pinned path, sets the owner's
--- path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the
--- path is pinned again behind it: no name of ours is ever looked for in the owner's path.
+-- The owner's triggers and the search_path. A trigger on a table of pgnet fires in a worker's
+-- session, with the owner's rights, and in the path that is in force when the statement runs. The
+-- pinned path would hide from the trigger what the owner sees, and in an unpinned one a worker's
+-- role could put a temporary table in the place of a table. So a statement that changes rows is
+-- read and planned in the pinned path. It sets the owner's path as the first thing when it runs, in
+-- the part that PostgreSQL runs before all others. After the statement the path is pinned again. So
+-- no name of ours is ever looked for in the owner's path.
 
--- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL
--- comes with. (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
+-- The path is what ALTER ROLE ... SET or ALTER DATABASE ... SET has set, in PostgreSQL's order, or
+-- else PostgreSQL's default. (This is PL/pgSQL, since it keeps its plans from call to call, and an
+-- SQL function does not.)
 create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
@@ -235,12 +237,12 @@ comment on table pgnet.worker_role is
     'whatever EXECUTE says. A dump holds it.';
 select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
--- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each
--- of these asks here first. The session's role counts: in a function with its owner's rights, the
--- current role is that owner. A role that was dropped has left its number behind in the table:
--- nobody is a member of it.
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions, too. So
+-- each of these functions calls this one first. The role of the session counts: in a function with
+-- its owner's rights, the current role is that owner. A role that was dropped has left its number
+-- in the table, and no role is a member of it.
 create function pgnet.require_worker(
-    -- the registration that the caller says it is; NULL: it does not say
+    -- the registration that the caller claims to be; NULL: it claims none
     worker_id bigint default null
 )
     returns void
@@ -248,8 +250,8 @@ create function pgnet.require_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else
-    -- the one that connected.
+    -- The role of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of;
+    -- without SET ROLE the role that connected.
     session_role name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     registered record;
 begin
@@ -309,7 +311,7 @@ comment on function pgnet.require_worker(bigint) is
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set
 -- to anything.
 
--- The one list of what can be set: name, kind, default, bounds, unit, meaning.
+-- The one list of settings: name, kind, default, bounds, unit, meaning.
 create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
     language sql immutable parallel safe cost 10 rows 16
@@ -358,7 +360,7 @@ $$;
 comment on function pgnet.known_settings() is
     'The settings that exist; net.settings shows them with their values.';
 
--- NULL where the value is fine, else what is wrong with it.
+-- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.setting_fault(setting_name text, setting_value text)
     returns text
     language plpgsql stable parallel unsafe cost 100
@@ -417,7 +419,7 @@ begin
 end
 $$;
 comment on function pgnet.setting_fault(text, text) is
-    'What is wrong with a value for a setting; NULL where nothing is.';
+    'What is wrong with a value for a setting; NULL for a value that can be set.';
 
 create table pgnet.setting (
     name text primary key,
@@ -453,7 +455,8 @@ begin
 end
 $$;
 comment on function pgnet.announce_configuration() is
-    'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+    'Every function that changes the configuration calls it: workers follow at the commit. Owner '
+    'only.';
 
 create function pgnet.setting_value(setting_name text)
     returns text
@@ -646,8 +649,8 @@ create table pgnet.egress_rule (
     primary key (kind, pattern)
 );
 comment on table pgnet.egress_rule is
-    'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; '
-    'net.egress shows it.';
+    'The rules that net.allow_network, net.deny_network, net.allow_host and net.deny_host have '
+    'made; net.egress shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
@@ -711,7 +714,7 @@ begin
 end
 $$;
 comment on function pgnet.host_pattern(text) is
-    'A host pattern in its stored form; raises 22023 where it is none.';
+    'A host pattern in its stored form. Raises 22023 for a text that is not a host pattern.';
 
 create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -753,8 +756,8 @@ create function net.allow_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
-    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for '
-    'what is no network. Workers follow at the commit. Owner only.';
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for a '
+    'text that is not a network. Workers follow at the commit. Owner only.';
 
 create function net.deny_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -764,8 +767,8 @@ create function net.deny_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
-    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for '
-    'what is no network. Owner only.';
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for a '
+    'text that is not a network. Owner only.';
 
 create function net.forget_network(
     -- as it was given to net.allow_network or net.deny_network
@@ -775,7 +778,7 @@ create function net.forget_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
 comment on function net.forget_network(text) is
-    'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+    'Removes the rule that net.allow_network or net.deny_network made for this network. Owner only.';
 
 create function net.allow_host(
     -- a host name, or *.example.com for every name below it
@@ -806,7 +809,7 @@ create function net.forget_host(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is
-    'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+    'Removes the rule that net.allow_host or net.deny_host made for this host. Owner only.';
 
 create function pgnet.egress_patterns(rule_kind text, rule_allow boolean)
     returns jsonb
@@ -885,8 +888,8 @@ create view net.secrets with (security_barrier) as
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
-    'The secrets that the current role may use: where to, and who holds the value. The owner sees '
-    'all of them.';
+    'The secrets that the current role may use: where they may go, and where their values are '
+    'stored. The owner sees all of them.';
 
 create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
@@ -910,7 +913,7 @@ $$;
 comment on function pgnet.inspect_secret(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
 
--- What a role that may not use a secret learns is the same whether there is one or not.
+-- A role that may not use a secret gets the same message whether the secret exists or not.
 create function pgnet.refuse_secret(name text)
     returns void
     language plpgsql stable parallel safe
@@ -937,10 +940,10 @@ begin
 end
 $$;
 comment on function pgnet.refuse_secret(text) is
-    'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its '
-    'owner, 42501 for others.';
+    'Raises that the current role cannot use a secret: 22023 for a text that cannot be a name; '
+    '42704 where the owner asks, 42501 where another role does.';
 
--- What a secret is bound to, as far as the current role may use it.
+-- The URL prefix that a secret is bound to, where the current role may use the secret.
 create function pgnet.secret_prefix(name text)
     returns text
     language plpgsql stable parallel safe
@@ -1092,7 +1095,7 @@ begin
 end
 $$;
 comment on function pgnet.set_secret_grant(text, text, boolean) is
-    'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
+    'Grants or revokes a secret, and removes the grants of roles that were dropped.';
 
 create function net.grant_secret(
     -- the secret
@@ -1181,9 +1184,9 @@ comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
 
 -- ======== extension/28_hosts.sql ========
 
--- What is said of single hosts: how to connect to them, whom to trust, what to show.
+-- Settings of single hosts: how to connect to them, whom to trust, what to show.
 
--- The one list of what can be said of a host: name, kind, bounds, meaning.
+-- The one list of settings of a host: name, kind, bounds, meaning.
 create function pgnet.known_host_settings()
     returns table (name text, kind text, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -1204,8 +1207,8 @@ as $$
 $$;
 comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
--- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have
--- got into one.
+-- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
+-- the value: a password may have got into it.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -1270,22 +1273,22 @@ begin
 end
 $$;
 comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is
-    'What is wrong with a value in net.configure_host; NULL where nothing is.';
+    'What is wrong with a value for net.configure_host; NULL for a value that can be set.';
 
 create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
 comment on table pgnet.host is
-    'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+    'The settings of hosts, by net.configure_host; secrets by their names. net.hosts shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is
-    'What is configured for single hosts. Of all patterns that a host matches, the most specific '
-    'one that says something counts.';
+    'The settings of single hosts. Of all patterns that match a host, the most specific one that '
+    'has a setting counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function pgnet.configured_host_pattern(host text)
@@ -1315,12 +1318,13 @@ begin
 end
 $$;
 comment on function pgnet.configured_host_pattern(text) is
-    'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+    'The pattern of net.configure_host in its stored form. Raises 22023 for a text that is not a '
+    'host.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
     host text,
-    -- merged into what is said already; a null resets what it names, NULL resets all
+    -- merged into the settings that the host has; a null resets what it names, NULL resets all
     settings jsonb
 )
     returns void
@@ -1374,12 +1378,13 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged '
-    'into what is said already; null resets. Raises 22023 for what is no host, an unknown setting '
-    'or a value that cannot be. Workers follow at the commit. Owner only.';
+    'Sets how to connect to a host: net.hosts and the documentation have the settings. They are '
+    'merged into those that the host has; null resets one. Raises 22023 for a text that is not a '
+    'host, an unknown setting or a value that cannot be set. Workers follow at the commit. Owner '
+    'only.';
 
--- For workers: what is said of hosts, with the secrets' values where they are in the database;
--- where they are not, {"secret": name} stays.
+-- For workers: the settings of hosts, with the values of secrets that are stored in the database;
+-- for a secret that the workers store, {"secret": name} stays.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
@@ -1393,15 +1398,15 @@ as $$
     from pgnet.host h
 $$;
 comment on function pgnet.host_settings() is
-    'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+    'The settings of hosts by pattern, for workers: with the values of secrets.';
 
 -- ======== extension/29_retry.sql ========
 
 -- Retry policies: which requests are attempted again, how often and how soon. Workers apply them
 -- (retry.py).
 
--- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the
--- policy "safe".
+-- The one list of settings of a retry policy: name, kind, default, bounds, meaning. The defaults
+-- are the policy "safe".
 create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -1446,7 +1451,7 @@ create table pgnet.retry_policy (
     settings jsonb not null
 );
 comment on table pgnet.retry_policy is
-    'What net.configure_retry has said; net.retry_policies shows it.';
+    'The retry policies that net.configure_retry has made; net.retry_policies shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
@@ -1463,7 +1468,7 @@ comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
     'settings).';
 
--- NULL where the value is fine, else what is wrong with it.
+-- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -1517,7 +1522,7 @@ begin
 end
 $$;
 comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is
-    'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+    'What is wrong with a value for net.configure_retry; NULL for a value that can be set.';
 
 -- For net.configure_host and net.configure_retry, whose settings are a JSON object: the first that
 -- is unknown or has a value that cannot be.
@@ -1595,8 +1600,8 @@ comment on function pgnet.check_retry_policy(text) is
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
     name text,
-    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the
-    -- policy
+    -- merged into the settings that the policy has; a null resets what it names to that of safe,
+    -- NULL drops the policy
     settings jsonb
 )
     returns void
@@ -1642,10 +1647,11 @@ begin
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is
-    'Makes or changes a retry policy: see net.retry_policies and the documentation for the '
-    'settings. Merged into what is said already; a null resets to what safe says; NULL drops the '
-    'policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value '
-    'that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+    'Makes or changes a retry policy: net.retry_policies and the documentation have the settings. '
+    'They are merged into those that the policy has; null resets one to that of safe; NULL drops '
+    'the policy, and raises 2BP01 while net.configure_host names it. Raises 22023 for a name, '
+    'setting or value that cannot be, and for the built-in policies. Workers follow at the commit. '
+    'Owner only.';
 
 create function pgnet.retry_policy_settings()
     returns jsonb
@@ -1687,8 +1693,8 @@ as $$
     end
 $$;
 comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
-    'The idempotency key of a request: what was asked for; of methods that are not idempotent one '
-    'that is the same for each attempt and no other request; else NULL.';
+    'The idempotency key of a request: the one that it asked for; for a method that is not '
+    'idempotent, one that is the same for each attempt and for no other request; else NULL.';
 
 -- ======== extension/30_queue.sql ========
 
@@ -1702,10 +1708,10 @@ create function pgnet.host_of_url(url text)
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
 comment on function pgnet.host_of_url(text) is 'The host and port of a canonical URL.';
 
--- What an INSERT costs is paid by every caller: a CHECK constraint is compiled anew by each, as a
--- generated column is, and a view with a check option is more than rights on columns. So there are
--- none of them: what the functions check the worker checks once more when it sends, and a bad row
--- that was inserted by hand ends as an error.
+-- Each caller pays for what an INSERT costs. A CHECK constraint is compiled anew by each INSERT,
+-- and so is a generated column; a view with a check option costs more than rights on columns. So
+-- the table has none of these. A worker checks a request again when it sends it, and a bad row that
+-- was inserted by hand ends as an error.
 create table net.http_request_queue (
     -- pg_net's columns
     id bigint generated by default as identity,
@@ -1770,18 +1776,18 @@ comment on column net.http_request_queue.waits_since is
 comment on column net.http_request_queue.origin is
     'The subscription that brought the row from another server, which sends it; NULL: it is this '
     'server''s own.';
--- The claim's scan skips over this one from host to host, and at each host from role to role. What
--- waits for a time never stands in front of what is ready.
+-- The claim steps over this index from host to host, and at each host from role to role. A request
+-- that waits for a time is not in it, and so never stands in front of one that is ready.
 create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
     where due is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
 
--- What net.http_get and its kin insert into. It shows nothing, and takes what describes a request
--- and nothing else, whoever is granted what: whose a request is, when it was made and its number
--- are never the caller's to say. The insert is made with the owner's rights, so that the table's
--- policies, whose checks each call would pay for, do not apply. An id that is an expression can be
--- returned and cannot be given.
+-- net.http_get and its kin insert into this view. It shows nothing, and takes what describes a
+-- request and nothing else, whatever a role is granted: the requester, the time and the number are
+-- never the caller's to choose. The insert is made with the owner's rights, so that the table's
+-- policies, whose checks each call would pay for, do not apply. The id is an expression, so that it
+-- can be returned and cannot be given.
 create view net._new_request as
     select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
     from net.http_request_queue q
@@ -1789,8 +1795,8 @@ create view net._new_request as
 comment on view net._new_request is
     'Requests are inserted here by net.http_get and its kin. It has no rows to show.';
 
--- Whoever draws a number is given it by the sequence: a number that somebody says is a forged one,
--- or one that replication brings.
+-- The sequence gives a number to the session that draws it. A number that a row brings along is
+-- forged, or replicated.
 create function pgnet.was_numbered_here(request_id bigint)
     returns boolean
     language plpgsql volatile parallel unsafe security definer
@@ -1866,19 +1872,20 @@ create table pgnet.claim (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
 comment on table pgnet.claim is
-    'Requests that a worker has taken, until their outcome is recorded. The token fences: only who '
-    'still holds it can record.';
+    'Requests that a worker has taken, until their outcomes are recorded. The token fences: only '
+    'the worker that has it can record.';
 comment on column pgnet.claim.worker is
-    'Who holds it; NULL: nobody does, its outcome stands in pgnet.unrecorded.';
+    'The worker that has taken the request; NULL: no worker has, since the outcome waits in '
+    'pgnet.unrecorded.';
 comment on column pgnet.claim.deadline is
     'When the claim is free again although its worker is there: the request''s own deadline and a '
     'margin, by the database''s clock.';
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
--- Outcomes that could not be recorded the second time, since somebody holds a lock on their row, or
--- something refuses them. They wait here and not in a worker: its memory is bounded, and it may
--- stop.
+-- Outcomes that could not be recorded the second time, since another session holds a lock on their
+-- row, or something refuses them. They wait here and not in a worker: its memory is bounded, and it
+-- may stop.
 create table pgnet.unrecorded (
     id bigint primary key,
     token uuid not null,
@@ -1892,12 +1899,12 @@ comment on table pgnet.unrecorded is
     'Outcomes of requests that have ended and cannot be recorded yet: a lock, a trigger, a foreign '
     'key is in the way. Workers try again; net.check() names them.';
 comment on column pgnet.unrecorded.token is
-    'Of the claim: where that is gone, the outcome counts for nothing.';
+    'The token of the claim. Where the claim is gone, the outcome does not count.';
 comment on column pgnet.unrecorded.outcome is
     'As pgnet.record_outcomes takes it, with headers and body.';
 comment on column pgnet.unrecorded.message is
-    'What refuses it; NULL: somebody holds a lock on the request.';
-comment on column pgnet.unrecorded.hint is 'What can be done about it.';
+    'What refuses the outcome; NULL: another session holds a lock on the request.';
+comment on column pgnet.unrecorded.hint is 'The statement that cures it.';
 create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
 -- Duties of the heartbeat that fail: each fails alone.
@@ -1917,12 +1924,13 @@ comment on table pgnet.fault is
     'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. '
     'The other duties are done.';
 comment on column pgnet.fault.retry_at is
-    'When it is tried again; of an expiry: when the rows that were kept are.';
-comment on column pgnet.fault.failures is 'How often it failed in a row.';
+    'When the duty is tried again; of an expiry: when the rows that were kept are.';
+comment on column pgnet.fault.failures is 'How often the duty failed in a row.';
 comment on column pgnet.fault.brief is
     'A lock of another session is in the way, perhaps for a moment.';
 comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
-comment on column pgnet.fault.behind is 'Of an expiry: it goes on behind the row of this time,';
+comment on column pgnet.fault.behind is
+    'Of an expiry: deleting goes on behind the row of this time,';
 comment on column pgnet.fault.behind_id is 'and of this id.';
 
 create table pgnet.attempt (
@@ -2085,11 +2093,11 @@ create policy own_failures on pgnet.failed for select
 create policy delete_own_failures on pgnet.failed for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
--- What is to be done with a request. The calling role inserts the row itself, with its own rights,
--- and a worker does it later, in the worker's session: so nothing runs with the owner's rights in
--- the session of whoever calls net.cancel. INSERT and SELECT are all that PUBLIC has, here as on
--- the other tables: whoever may UPDATE, DELETE or TRUNCATE may also lock a table. The key begins
--- with the role, which nobody but the owner can choose: marks of one role are in nobody else's way.
+-- What callers ask for of their requests. The calling role inserts the row itself, with its own
+-- rights, and a worker does it later, in the worker's session. So nothing runs with the owner's
+-- rights in the session that calls net.cancel. PUBLIC has INSERT and SELECT, here as on the other
+-- tables: a role that may UPDATE, DELETE or TRUNCATE may also lock a table. The key begins with the
+-- role, which only the owner can choose: the marks of one role are not in the way of others.
 create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
@@ -2114,17 +2122,17 @@ comment on column pgnet.mark.action is
     'retry: it was sent again, and is no longer in pgnet.failed.';
 comment on column pgnet.mark.marked is 'When the transaction that marked it began.';
 comment on column pgnet.mark.retry_at is
-    'A worker could not do it, and tries again then; NULL: as soon as a worker looks.';
+    'A worker could not do it, and tries again at this time; NULL: at the next heartbeat.';
 comment on column pgnet.mark.done is
     'A retry that is done: the mark stays until no transaction sees the failure any more, so that '
-    'none can send it again.';
+    'no transaction can send it again.';
 create index mark_done on pgnet.mark (request_id) where done;
 create policy own_marks on pgnet.mark for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy insert_own_marks on pgnet.mark for insert
     with check (
         requested_by operator(pg_catalog.=) pgnet.caller_role() and retry_at is null and not done
-        -- Whoever may not call net.cancel marks nothing, although the table stands in pgnet.
+        -- A role that may not call net.cancel marks nothing, although the table stands in pgnet.
         and pg_catalog.has_schema_privilege('net', 'usage')
         and (action operator(pg_catalog.<>) 'retry' or exists (
             select from pgnet.failed f
@@ -2145,11 +2153,11 @@ create policy insert_own_requests on net.http_request_queue for insert
 
 -- ======== extension/35_copies.sql ========
 
--- Copies: a database must not send what its original sends. It remembers which database it is; the
--- server's configuration can have it send nothing; and what logical replication brings is not sent
--- here. docs/copies.md tells the whole of it.
+-- Copies: a copy of a database must not send what the original sends. A database remembers which
+-- one it is; the server's configuration can forbid it to send; and requests that come by logical
+-- replication are not sent. docs/copies.md tells the whole of it.
 
--- Not part of a dump: what is restored from one is a database of its own.
+-- This table is not part of a dump: a database that is restored from one is a database of its own.
 create table pgnet.database (
     system_identifier bigint not null,
     database_oid oid not null,
@@ -2225,8 +2233,8 @@ comment on function pgnet.refuse_copy() is
 
 -- ---- the mode: whether anything is sent
 
--- Everyone may set a custom setting in a session. What stands in the server's files and on its
--- command line nobody can take back from there, so these are read as they are.
+-- Every role may set a custom setting in its session. So the server's files and its command line
+-- are read as they are: no session can change what stands there.
 create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
@@ -2251,8 +2259,8 @@ as $$
     where s.said <> ''
 $$;
 comment on function pgnet.mode_sources() is
-    'Who says which mode: the server''s configuration files and command line, the setting '
-    'pgnet.mode of the session, net.configure. What is none counts as off.';
+    'All that sets the mode: the server''s configuration files and command line, the setting '
+    'pgnet.mode of the session, net.configure. A value that is not a mode counts as off.';
 
 create function pgnet.mode_in_force()
     returns text
@@ -2263,8 +2271,7 @@ as $$
         select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
 comment on function pgnet.mode_in_force() is
-    'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says '
-    'anything.';
+    'on, record or off: the safest mode that pgnet.mode_sources() gives; on where nothing sets it.';
 
 -- ---- logical replication
 
@@ -2325,8 +2332,8 @@ $$;
 comment on function pgnet.is_known_row(name, bigint, integer) is
     'Whether the table has a row with this key.';
 
--- Whoever may execute a trigger function may put it on a table of its own; these act with the
--- owner's rights.
+-- A role that may execute a trigger function may put it on a table of its own. These act with the
+-- owner's rights, so they look whose table it is.
 create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
@@ -2423,7 +2430,7 @@ begin
     loop
         execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
             relation.name, relation.procedure);
-        -- It fires for what is replicated, and nobody else pays for it.
+        -- The trigger fires for replicated rows only, so that no other insert pays for it.
         execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
     end loop;
 end
@@ -2508,9 +2515,9 @@ comment on function net.adopt_database() is
 -- grammar). No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls
 -- would burn 201 transaction ids.
 
--- The canonical URL with its parameters; NULL where a second look is needed, because it is to be
--- refused or names a secret. Arms the wake-up at commit. NULL as options means the rules of
--- pg_net's three functions, whose POST is of JSON only.
+-- Gives the canonical URL with its parameters. Gives NULL where pgnet.check_or_raise is to decide,
+-- because the request is to be refused or names a secret. Arms the wake-up at the commit. NULL as
+-- options means the rules of pg_net's three functions, whose POST is of JSON only.
 create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
@@ -2552,8 +2559,9 @@ end
 $$;
 comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
--- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use
--- every secret. Which one was called is told by the arguments: options are NULL in pg_net's three.
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, and the owner
+-- may use every secret. The arguments tell which function was called: options are NULL in pg_net's
+-- three.
 create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
@@ -2610,7 +2618,7 @@ comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, json
     'Raises what is wrong with a request; where it names secrets that the caller may use for its '
     'URL, gives the URL as it is stored.';
 
--- Headers with a Content-Type where none is given in any case.
+-- Adds a Content-Type, where the headers have none in any case of letters.
 create function pgnet.with_content_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql stable parallel safe cost 10
@@ -2627,7 +2635,7 @@ begin
 end
 $$;
 comment on function pgnet.with_content_type(jsonb, text) is
-    'The headers, with a Content-Type added where there is none.';
+    'The headers; with this Content-Type where they have none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -2743,7 +2751,7 @@ $$;
 comment on function pgnet.inspect_form(jsonb) is
     'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
--- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
+-- body_text is sent as UTF-8. So its Content-Type must not name another charset.
 create function pgnet.require_utf8(headers jsonb)
     returns void
     language plpgsql immutable parallel safe
@@ -2763,7 +2771,7 @@ begin
 end
 $$;
 comment on function pgnet.require_utf8(jsonb) is
-    'Raises 22023 where a Content-Type says another charset than UTF-8.';
+    'Raises 22023 where a Content-Type names another charset than UTF-8.';
 
 create function pgnet.encode_form(form jsonb)
     returns bytea
@@ -2781,7 +2789,8 @@ begin
 end
 $$;
 comment on function pgnet.encode_form(jsonb) is
-    'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+    'An object as application/x-www-form-urlencoded. Raises 22023 for a value that cannot be a '
+    'form.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -3136,9 +3145,9 @@ comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
 
 -- ======== extension/50_workers.sql ========
 
--- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue
--- by a handful of functions, with the owner's rights and a pinned search_path, and touches no table
--- by itself.
+-- Workers: registering and deregistering, and what each call of a worker asks first. A worker uses
+-- the queue by a handful of functions, with the owner's rights and a pinned search_path, and
+-- touches no table by itself.
 
 create function pgnet.session_is_alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -3187,10 +3196,10 @@ $$;
 comment on function pgnet.warn_without_worker(bigint) is
     'Warns the caller that waits for a request where no worker serves this database.';
 
--- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way:
--- DROP EXTENSION locks the tables in an order that nobody knows, and one of the two would end in a
--- deadlock. What waits for longer than lock_timeout fails with 55P03. Whoever may not work is told
--- so first, and locks nothing.
+-- A worker waits for the lock of a table only while it holds no other lock. So it cannot be part of
+-- a deadlock with DROP EXTENSION, which locks the tables in an order that cannot be known. A wait
+-- longer than lock_timeout fails with 55P03. A role that may not work is told so first, and locks
+-- nothing.
 create function pgnet.lock_tables(
     -- as for pgnet.require_worker
     worker_id bigint default null
@@ -3210,7 +3219,7 @@ begin
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
-            -- At the commit, behind what the session does next, its path would count, and from
+            -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
             return;
@@ -3275,13 +3284,13 @@ begin
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
-        -- What it does not hold it never saw: the answer to its last claim was lost with the
-        -- connection.
+        -- The worker never saw the claims that it does not own: the answer to its last claim was
+        -- lost with the connection.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
-    -- One session is one worker: an earlier run in it that was broken off left this.
+    -- One session is one worker. An earlier run in this session, which was broken off, left these.
     for known_id in
         select w.id from pgnet.worker w
         where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
@@ -3293,7 +3302,7 @@ begin
     insert into pgnet.worker (kind, pid, backend_start, host, version)
     values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
-    -- Who was alone looks more often from now on.
+    -- A worker that was alone polls more often from now on.
     perform pgnet.signal_workers('reload');
 end
 $$;
@@ -3499,7 +3508,7 @@ create function pgnet.read_claimed(
     quarantined_only boolean,
     -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
-    -- why none of them can be sent; NULL: they are looked at
+    -- why no request of these can be sent; NULL: each is looked at
     reason text default null
 )
     returns setof pgnet.claimed_request
@@ -3579,8 +3588,8 @@ begin
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault '
-    'instead: it is not read any further. Raises what reading a row raises.';
+    'What a worker gets of the requests that it has claimed. A row that cannot be a request has a '
+    'fault instead, and is not read any further. Raises what reading a row raises.';
 
 -- To step over the requests that one role has marked by the thousand would cost everybody's claim a
 -- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
@@ -3844,14 +3853,14 @@ comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, 
     'fault.';
 
 create function pgnet.claim_requests(
-    -- who claims
+    -- the worker that claims
     worker_id bigint,
     -- how many requests at most
     slots integer,
     -- how many of them for one host where several wait, and where only one does
     host_quota integer,
     single_host_quota integer,
-    -- hosts that get none: the worker is full of them
+    -- hosts whose requests are not taken: the worker is full of them
     full_hosts text[],
     -- how many bytes of requests at most; one request always fits
     max_bytes bigint,
@@ -4274,11 +4283,11 @@ comment on function pgnet.record_put_aside() is
 
 -- ======== extension/55_marks.sql ========
 
--- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves
--- nothing, one that was sent again is no longer a failure. It happens in a worker's session: the
--- caller has only inserted a row.
+-- Marks: a worker does what net.cancel, net.forget and net.retry have asked for. A cancelled
+-- request ends as cancelled, a forgotten one leaves nothing, and one that was sent again is no
+-- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
--- What is known of a cancelled request.
+-- What the response of a cancelled request says.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
@@ -4289,10 +4298,12 @@ $$;
 comment on function pgnet.cancellation_message(boolean, integer) is
     'The error message of a cancelled request.';
 
--- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may
--- become one with all of a table, where the statistics say that it is empty. A row that another
--- transaction has locked is passed over, and its mark stays for the next look. A mark with the id
--- of another role's request finds nothing: both the id and the role are looked for, each time.
+-- The caller has locked the marks, so their places stay as they are. All rows are looked up one by
+-- one: the planner may make a join into a scan of the whole table, where the statistics say that
+-- the table is empty. A row that another transaction has locked is passed over, and its mark stays
+-- for the next heartbeat. A mark with the id of another role's request finds nothing, since each
+-- look-up asks for both the id and the role. This is one statement, so that a request is judged and
+-- changed in one snapshot.
 create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
@@ -4315,7 +4326,7 @@ begin
             c.attempt as in_flight,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
-            -- What is seen and could not be locked is somebody else's at this moment.
+            -- A row that is seen and could not be locked is another session's at this moment.
             (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
                 and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
         from unnest(marks) m
@@ -4573,7 +4584,7 @@ begin
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
-    'Ends a queued request that has no answer to show: with a response that says why.';
+    'Ends a queued request that has no answer, with a response that says why.';
 
 -- Returns claims: others may take the requests at once. What an at_most_once request's attempt did
 -- nobody knows, so the request ends; so does a request that was lost with max_losses workers, and
@@ -4716,8 +4727,8 @@ comment on function pgnet.release_requests(bigint[], uuid[], text) is
     'Gives claimed requests back: others may take them at once. With a reason the attempt had '
     'begun: an at_most_once request ends as unknown.';
 
--- Frees the claims of workers that are gone, and those past their deadline whose worker has
--- stalled. Gives the seconds until more fall free; NULL where none will.
+-- Returns the claims of workers that are gone, and those past their deadline whose worker has
+-- stalled. Gives the seconds until more claims are to be returned; NULL where there are no more.
 create function pgnet.rescue_requests()
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -4732,7 +4743,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
-    -- A worker that is well says so each time it looks, which is every second where there are
+    -- A worker that is well says so at each heartbeat, which is every second where there are
     -- others.
     stalled_after interval := interval '5 s';
 begin
@@ -4750,16 +4761,16 @@ begin
             and s.id = any (array(select distinct c.worker from pgnet.claim c where c.deadline < present))
         for update skip locked);
     if found then
-        -- One that is well looks at once, and says so.
+        -- A worker that is well answers with a heartbeat at once.
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never
-        -- both.
+        -- These are locked: a worker that comes back at this moment keeps its claims, or finds them
+        -- gone, and never both.
         with gone as materialized (
             select w.id from pgnet.worker w
-            -- A worker that was a backend died with it; a process may still come back over a new
-            -- connection.
+            -- A worker that was a backend died with its session; a process may still come back over
+            -- a new connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -4769,7 +4780,7 @@ begin
         select c.id from pgnet.claim c
         where c.worker in (select g.id from gone g)
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
-            -- Of an outcome that is put aside the claim has no worker, and stays.
+            -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
         'The worker was lost.', 'lost') = 0
     then
@@ -4783,13 +4794,13 @@ begin
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
                 and w.id = any (array(select distinct c.worker from pgnet.claim c))
         ) f
-        -- One that refuses to be freed is not waited for.
+        -- A claim that cannot be returned is not waited for.
         where f.free > clock_timestamp() - interval '1 s');
 end
 $$;
 comment on function pgnet.rescue_requests() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past '
-    'their deadline whose worker has stalled. Gives the seconds until more fall free.';
+    'Returns the claims of workers whose session has been gone for rescue_after, and those past '
+    'their deadline whose worker has stalled. Gives the seconds until more are to be returned.';
 
 create function pgnet.mend_clocks()
     returns double precision
@@ -4822,7 +4833,8 @@ begin
 end
 $$;
 comment on function pgnet.mend_clocks() is
-    'A clock that was put back strands nothing: what was said of the future is said anew.';
+    'Mends times that lie in the future because a clock was put back, so that no request waits for '
+    'them.';
 
 -- ======== extension/57_expire.sql ========
 
@@ -5174,7 +5186,7 @@ begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
-        -- It is well, and its word on what it works on counts, whatever the clock says.
+        -- The worker is well. So the requests that it owns stay its own, whatever the clock says.
         update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
             select o.id from pgnet.claim o
@@ -5182,7 +5194,7 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of it.', 'lost');
-        -- Those that somebody has deleted meanwhile.
+        -- Claims whose requests were deleted meanwhile.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
             where o.worker = worker_id and o.id = any (owned) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
@@ -5192,8 +5204,8 @@ begin
 end
 $$;
 comment on function pgnet.renew_claims(bigint, bigint[]) is
-    'A worker is well and says what it works on: that stays its own. What it has lost track of is '
-    'freed, and what was deleted is not its own any more.';
+    'Renews the claims of requests that a worker says it owns. Claims of the worker that it does '
+    'not name are returned, and claims of deleted requests are removed.';
 
 create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined boolean)
     -- seconds
@@ -5267,7 +5279,7 @@ declare
     next_duty double precision;
     quarantined boolean;
 begin
-    -- As pgnet.lock_tables does: whoever waits for a lock holds none.
+    -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
         pgnet.worker_role, pgnet.mark in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
@@ -5519,7 +5531,7 @@ as $$
     limit 1
 $$;
 comment on function pgnet.outcome_so_far(bigint) is
-    'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+    'How a request stands, as net.outcome; NULL where there is no request that the caller may see.';
 
 -- Raises where waiting could never end: the answer would not be visible, or nothing is sent before
 -- the commit.
@@ -5688,7 +5700,8 @@ begin
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
     end if;
-    -- There was an answer. What was amiss with it, such as a body that is not whole, is said.
+    -- There was an answer. The message says what was wrong with it, such as a body that is not
+    -- whole.
     return ('SUCCESS', coalesce(outcome.error_msg, 'ok'), (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
 end
 $$;
@@ -5722,7 +5735,7 @@ create function net._http_collect_response(
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is
-    'The same as net.http_get_result, for those who call the private name.';
+    'The same as net.http_get_result, under the private name that some users of pg_net call.';
 
 -- Cancelling, forgetting and sending again insert a mark, with the caller's own rights:
 -- 55_marks.sql is what workers do about it.
@@ -5822,7 +5835,8 @@ comment on function net.forget(bigint) is
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
     id bigint,
-    -- the default keeps the key: whoever did what the first request asked for then does nothing
+    -- the default keeps the key: a server that did what the first request asked for then does
+    -- nothing
     new_idempotency_key boolean default false,
     -- also one that is unknown: it may have been received
     even_unknown boolean default false
@@ -5975,6 +5989,8 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    -- Asked first: an everyday "grant execute ... in schema net" leads here, and no further.
+    perform pgnet.require_worker();
     perform pgnet.refuse_copy();
     call pgnet.serve(max_runtime, false, in_transaction_block);
     if in_transaction_block then
@@ -5998,6 +6014,8 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    -- Asked first: an everyday "grant execute ... in schema net" leads here, and no further.
+    perform pgnet.require_worker();
     perform pgnet.refuse_copy();
     call pgnet.serve(max_runtime, true, in_transaction_block);
     if in_transaction_block then
@@ -6025,7 +6043,7 @@ end
 $$;
 comment on function pgnet.refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
--- What a worker's role needs: nothing else, no table.
+-- A worker's role needs these routines, and no table.
 create function pgnet.worker_routines()
     returns setof regprocedure
     language sql stable
@@ -6042,9 +6060,9 @@ as $$
 $$;
 comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
--- What is set for a database or a role must not reach into a worker's statements. As replica they
--- would not fire the triggers of the tables' owner, and claim nothing; with few digits times are
--- wrong; a batch may need a temporary file.
+-- Settings of a database or a role must not reach into a worker's statements. With
+-- session_replication_role = replica they would not fire the triggers of the tables' owner, and
+-- claim nothing; with few digits times are wrong; a batch may need a temporary file.
 do $$
 declare
     routine pg_catalog.regprocedure;
@@ -6421,8 +6439,8 @@ comment on view pgnet.own_object is
     'The schemas, tables, sequences, columns, routines and types of the extension that rights are '
     'granted on, with these rights.';
 
--- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security
--- shuts most, but not LOCK, TRIGGER, REFERENCES and the sequences.
+-- Rights that differ from what 85_rights.sql gives. Row security shuts most of an everyday "grant
+-- all on all tables", but not LOCK, TRIGGER, REFERENCES and the sequences.
 create function pgnet.right_faults()
     -- beyond: a right that the extension did not give; missing: one without which callers or
     -- workers fail
@@ -6504,9 +6522,9 @@ comment on function pgnet.right_faults() is
     'The rights on the extension''s objects that are beyond those which it gave, or missing, with '
     'the statement that mends each.';
 
--- What others have put on the extension's tables runs in sessions of callers, with their rights,
--- and in sessions of workers, with the owner's. A function that looks for names in the session's
--- path finds there what those have put into it.
+-- Triggers and rules that others have put on the extension's tables run in sessions of callers,
+-- with their rights, and in sessions of workers, with the owner's. A function that looks for names
+-- in the session's path finds there what the callers have put into it.
 create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe
@@ -6876,7 +6894,7 @@ comment on function net.check() is
 
 -- ======== extension/85_rights.sql ========
 
--- Who may do what: the one place that says it, for all objects at once.
+-- Rights: this file says for all objects at once which role may do what.
 
 -- Row security keeps every table that has no policy for its owner alone, also where somebody else
 -- is granted it. It lets TRUNCATE pass: that a trigger refuses.
@@ -6893,10 +6911,11 @@ $$;
 comment on function pgnet.refuse_truncate() is
     'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
--- What others attach to a table runs in the sessions of all who write to it, a worker's among them:
--- a trigger, and the triggers on the table of a foreign key, whose action runs them as its owner
--- or, where they are deferred, as whoever commits (before PostgreSQL 18). So the rights TRIGGER and
--- REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
+-- A trigger on a table runs in the sessions of all who write to the table, a worker's among them.
+-- So do the triggers on the table of a foreign key: the key's action runs them as the owner of that
+-- table or, where they are deferred, as the role that commits (before PostgreSQL 18). So the rights
+-- TRIGGER and REFERENCES are worth all rights, and they are part of an everyday "grant all on all
+-- tables".
 create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
@@ -6931,8 +6950,8 @@ comment on function pgnet.refuse_attachment() is
     'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a '
     'table or view of the extension, or a foreign key to one.';
 
--- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing
--- is left to defaults, neither to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what
+-- The owner has every right, PUBLIC what is granted here, workers what net.grant_worker grants.
+-- Nothing is left to PUBLIC's defaults, nor to what ALTER DEFAULT PRIVILEGES makes of them: what
 -- these gave is taken back first.
 do $$
 declare
@@ -6981,7 +7000,8 @@ grant execute on routine
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
--- What these, and the views, call with the caller's rights.
+-- Functions that these, the views and the policies call with the caller's rights.
+-- pgnet.require_worker is among them, so that net.work() can say that a role may not run workers.
 grant execute on function
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.with_content_type, pgnet.inspect_form, pgnet.encode_form, pgnet.require_utf8, pgnet.inspect_multipart,
@@ -7019,8 +7039,8 @@ comment on event trigger pgnet_refuse_attachment is
 -- Installed; nothing is sent before a worker runs, so say so where it is seen.
 do $$
 begin
-    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors
-    -- only has said so.
+    -- CREATE EXTENSION holds back messages below a warning; its end undoes this. A session that
+    -- wants errors only has set so.
     if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;

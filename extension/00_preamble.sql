@@ -19,9 +19,9 @@ begin
             message = 'pgnet needs PostgreSQL 15 or newer',
             hint = 'Upgrade the server first.';
     end if;
-    -- Also an empty one, and one of the installing role: whoever owns a schema, or may create in
-    -- it, can put functions beside those of the extension (CVE-2022-2625), and DROP EXTENSION takes
-    -- the schema away.
+    -- Refuse an empty schema, too, and one of the installing role. Whoever owns a schema, or may
+    -- create in it, can put functions beside those of the extension (CVE-2022-2625), and DROP
+    -- EXTENSION takes the schema away.
     select n.nspname as name, pg_catalog.pg_get_userbyid(n.nspowner) as owner, m.extname,
         (select pg_catalog.count(*) from pg_catalog.pg_depend d
          where d.refclassid operator(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass

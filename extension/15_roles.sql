@@ -1,5 +1,5 @@
--- Who is who: the caller, the owner, and the roles that may run workers. Which rights each has is
--- said in 85_rights.sql.
+-- The roles: the caller, the owner, and the roles that may run workers. 85_rights.sql says which
+-- rights each of them has.
 
 -- The role of the caller, as an oid that survives a rename and is not taken over by a later role of
 -- the same name.
@@ -16,10 +16,10 @@ as $$
     select pg_has_role(current_user, (select n.nspowner from pg_namespace n where n.nspname = 'net'), 'usage')
 $$;
 comment on function pgnet.caller_is_owner() is
-    'Whether the current role may steer workers: the extension''s owner, and members of it.';
+    'Whether the current role is the extension''s owner, or a member of it.';
 
--- For functions that run with the caller's rights: row security leaves what they delete alone, and
--- says nothing.
+-- Functions that run with the caller's rights ask this first. Otherwise row security would leave
+-- the rows alone that they are to delete, and would not say so.
 create function pgnet.require_owner()
     returns void
     language plpgsql stable parallel safe
@@ -56,17 +56,19 @@ begin
 end
 $$;
 comment on function pgnet.role_named(text) is
-    'The role of this name; raises 42704 where there is none, 22023 for NULL.';
+    'The role of this name. Raises 42704 where the role does not exist, 22023 for NULL.';
 
--- What the owner's triggers find. A trigger on a table of pgnet fires in a worker's session, with
--- the owner's rights, and in the path that is in force when the statement runs. The pinned path
--- would hide what the owner sees, and a worker's role could put a temporary table in its place. So
--- a statement that changes rows of users is read and planned in the pinned path, sets the owner's
--- path as the first thing when it runs, in the part that PostgreSQL runs before all others, and the
--- path is pinned again behind it: no name of ours is ever looked for in the owner's path.
+-- The owner's triggers and the search_path. A trigger on a table of pgnet fires in a worker's
+-- session, with the owner's rights, and in the path that is in force when the statement runs. The
+-- pinned path would hide from the trigger what the owner sees, and in an unpinned one a worker's
+-- role could put a temporary table in the place of a table. So a statement that changes rows is
+-- read and planned in the pinned path. It sets the owner's path as the first thing when it runs, in
+-- the part that PostgreSQL runs before all others. After the statement the path is pinned again. So
+-- no name of ours is ever looked for in the owner's path.
 
--- Said by ALTER ROLE ... SET or ALTER DATABASE ... SET, in PostgreSQL's order; else what PostgreSQL
--- comes with. (PL/pgSQL keeps its plans from call to call, which SQL functions do not.)
+-- The path is what ALTER ROLE ... SET or ALTER DATABASE ... SET has set, in PostgreSQL's order, or
+-- else PostgreSQL's default. (This is PL/pgSQL, since it keeps its plans from call to call, and an
+-- SQL function does not.)
 create function pgnet.owners_path()
     returns text
     language plpgsql stable parallel safe cost 100
@@ -107,12 +109,12 @@ comment on table pgnet.worker_role is
     'whatever EXECUTE says. A dump holds it.';
 select pg_catalog.pg_extension_config_dump('pgnet.worker_role', '');
 
--- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions too. So each
--- of these asks here first. The session's role counts: in a function with its owner's rights, the
--- current role is that owner. A role that was dropped has left its number behind in the table:
--- nobody is a member of it.
+-- An everyday "grant execute on all functions" gives EXECUTE on the workers' functions, too. So
+-- each of these functions calls this one first. The role of the session counts: in a function with
+-- its owner's rights, the current role is that owner. A role that was dropped has left its number
+-- in the table, and no role is a member of it.
 create function pgnet.require_worker(
-    -- the registration that the caller says it is; NULL: it does not say
+    -- the registration that the caller claims to be; NULL: it claims none
     worker_id bigint default null
 )
     returns void
@@ -120,8 +122,8 @@ create function pgnet.require_worker(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- That of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of; else
-    -- the one that connected.
+    -- The role of SET ROLE, which PostgreSQL lets a session set to a role that it is a member of;
+    -- without SET ROLE the role that connected.
     session_role name := coalesce(nullif(current_setting('role'), 'none'), session_user);
     registered record;
 begin

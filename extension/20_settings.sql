@@ -1,7 +1,7 @@
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set
 -- to anything.
 
--- The one list of what can be set: name, kind, default, bounds, unit, meaning.
+-- The one list of settings: name, kind, default, bounds, unit, meaning.
 create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
     language sql immutable parallel safe cost 10 rows 16
@@ -50,7 +50,7 @@ $$;
 comment on function pgnet.known_settings() is
     'The settings that exist; net.settings shows them with their values.';
 
--- NULL where the value is fine, else what is wrong with it.
+-- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.setting_fault(setting_name text, setting_value text)
     returns text
     language plpgsql stable parallel unsafe cost 100
@@ -109,7 +109,7 @@ begin
 end
 $$;
 comment on function pgnet.setting_fault(text, text) is
-    'What is wrong with a value for a setting; NULL where nothing is.';
+    'What is wrong with a value for a setting; NULL for a value that can be set.';
 
 create table pgnet.setting (
     name text primary key,
@@ -145,7 +145,8 @@ begin
 end
 $$;
 comment on function pgnet.announce_configuration() is
-    'To be called by whatever changes settings or egress rules: workers follow at the commit.';
+    'Every function that changes the configuration calls it: workers follow at the commit. Owner '
+    'only.';
 
 create function pgnet.setting_value(setting_name text)
     returns text

@@ -9,8 +9,8 @@ create table pgnet.egress_rule (
     primary key (kind, pattern)
 );
 comment on table pgnet.egress_rule is
-    'What net.allow_network, net.deny_network, net.allow_host and net.deny_host have said; '
-    'net.egress shows it.';
+    'The rules that net.allow_network, net.deny_network, net.allow_host and net.deny_host have '
+    'made; net.egress shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 
 create view net.egress as
@@ -74,7 +74,7 @@ begin
 end
 $$;
 comment on function pgnet.host_pattern(text) is
-    'A host pattern in its stored form; raises 22023 where it is none.';
+    'A host pattern in its stored form. Raises 22023 for a text that is not a host pattern.';
 
 create function pgnet.set_egress_rules(rule_kind text, rule_patterns text[], rule_allow boolean)
     returns void
@@ -116,8 +116,8 @@ create function net.allow_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), true) $$;
 comment on function net.allow_network(text) is
-    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for '
-    'what is no network. Workers follow at the commit. Owner only.';
+    'Lets requests go to addresses of this network, also where it is not public. Raises 22023 for a '
+    'text that is not a network. Workers follow at the commit. Owner only.';
 
 create function net.deny_network(
     -- a cidr, an address, or one of the words loopback and private
@@ -127,8 +127,8 @@ create function net.deny_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), false) $$;
 comment on function net.deny_network(text) is
-    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for '
-    'what is no network. Owner only.';
+    'Refuses requests to addresses of this network, whatever else allows them. Raises 22023 for a '
+    'text that is not a network. Owner only.';
 
 create function net.forget_network(
     -- as it was given to net.allow_network or net.deny_network
@@ -138,7 +138,7 @@ create function net.forget_network(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('network', array(select pgnet.networks_of(network)), null) $$;
 comment on function net.forget_network(text) is
-    'Takes back what net.allow_network or net.deny_network said of this network. Owner only.';
+    'Removes the rule that net.allow_network or net.deny_network made for this network. Owner only.';
 
 create function net.allow_host(
     -- a host name, or *.example.com for every name below it
@@ -169,7 +169,7 @@ create function net.forget_host(
     set search_path = pg_catalog, pg_temp
 as $$ select pgnet.set_egress_rules('host', array[pgnet.host_pattern(pattern)], null) $$;
 comment on function net.forget_host(text) is
-    'Takes back what net.allow_host or net.deny_host said of this host. Owner only.';
+    'Removes the rule that net.allow_host or net.deny_host made for this host. Owner only.';
 
 create function pgnet.egress_patterns(rule_kind text, rule_allow boolean)
     returns jsonb

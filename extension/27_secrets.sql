@@ -37,8 +37,8 @@ create view net.secrets with (security_barrier) as
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.secrets is
-    'The secrets that the current role may use: where to, and who holds the value. The owner sees '
-    'all of them.';
+    'The secrets that the current role may use: where they may go, and where their values are '
+    'stored. The owner sees all of them.';
 
 create function pgnet.secret_covers(url_prefix text, url text)
     returns boolean
@@ -62,7 +62,7 @@ $$;
 comment on function pgnet.inspect_secret(text, text, text) is
     'The prefix as it is stored, or what is wrong with a secret: never its value.';
 
--- What a role that may not use a secret learns is the same whether there is one or not.
+-- A role that may not use a secret gets the same message whether the secret exists or not.
 create function pgnet.refuse_secret(name text)
     returns void
     language plpgsql stable parallel safe
@@ -89,10 +89,10 @@ begin
 end
 $$;
 comment on function pgnet.refuse_secret(text) is
-    'Raises that the current role cannot use a secret: 22023 for what is no name, 42704 for its '
-    'owner, 42501 for others.';
+    'Raises that the current role cannot use a secret: 22023 for a text that cannot be a name; '
+    '42704 where the owner asks, 42501 where another role does.';
 
--- What a secret is bound to, as far as the current role may use it.
+-- The URL prefix that a secret is bound to, where the current role may use the secret.
 create function pgnet.secret_prefix(name text)
     returns text
     language plpgsql stable parallel safe
@@ -244,7 +244,7 @@ begin
 end
 $$;
 comment on function pgnet.set_secret_grant(text, text, boolean) is
-    'Grants or revokes a secret, and clears away what was granted to roles that are dropped.';
+    'Grants or revokes a secret, and removes the grants of roles that were dropped.';
 
 create function net.grant_secret(
     -- the secret

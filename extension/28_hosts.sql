@@ -1,6 +1,6 @@
--- What is said of single hosts: how to connect to them, whom to trust, what to show.
+-- Settings of single hosts: how to connect to them, whom to trust, what to show.
 
--- The one list of what can be said of a host: name, kind, bounds, meaning.
+-- The one list of settings of a host: name, kind, bounds, meaning.
 create function pgnet.known_host_settings()
     returns table (name text, kind text, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -21,8 +21,8 @@ as $$
 $$;
 comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
 
--- NULL where the value is fine, else what is wrong with it. It shows no value: a password may have
--- got into one.
+-- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
+-- the value: a password may have got into it.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -87,22 +87,22 @@ begin
 end
 $$;
 comment on function pgnet.host_setting_fault(text, numeric, numeric, jsonb) is
-    'What is wrong with a value in net.configure_host; NULL where nothing is.';
+    'What is wrong with a value for net.configure_host; NULL for a value that can be set.';
 
 create table pgnet.host (
     pattern text primary key,
     settings jsonb not null
 );
 comment on table pgnet.host is
-    'What net.configure_host has said of hosts; secrets by their names. net.hosts shows it.';
+    'The settings of hosts, by net.configure_host; secrets by their names. net.hosts shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
     offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
 comment on view net.hosts is
-    'What is configured for single hosts. Of all patterns that a host matches, the most specific '
-    'one that says something counts.';
+    'The settings of single hosts. Of all patterns that match a host, the most specific one that '
+    'has a setting counts.';
 
 -- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
 create function pgnet.configured_host_pattern(host text)
@@ -132,12 +132,13 @@ begin
 end
 $$;
 comment on function pgnet.configured_host_pattern(text) is
-    'The pattern of net.configure_host in its stored form; raises 22023 where it is none.';
+    'The pattern of net.configure_host in its stored form. Raises 22023 for a text that is not a '
+    'host.';
 
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host
     host text,
-    -- merged into what is said already; a null resets what it names, NULL resets all
+    -- merged into the settings that the host has; a null resets what it names, NULL resets all
     settings jsonb
 )
     returns void
@@ -191,12 +192,13 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Says how to connect to a host: see net.hosts and the documentation for the settings. Merged '
-    'into what is said already; null resets. Raises 22023 for what is no host, an unknown setting '
-    'or a value that cannot be. Workers follow at the commit. Owner only.';
+    'Sets how to connect to a host: net.hosts and the documentation have the settings. They are '
+    'merged into those that the host has; null resets one. Raises 22023 for a text that is not a '
+    'host, an unknown setting or a value that cannot be set. Workers follow at the commit. Owner '
+    'only.';
 
--- For workers: what is said of hosts, with the secrets' values where they are in the database;
--- where they are not, {"secret": name} stays.
+-- For workers: the settings of hosts, with the values of secrets that are stored in the database;
+-- for a secret that the workers store, {"secret": name} stays.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
@@ -210,4 +212,4 @@ as $$
     from pgnet.host h
 $$;
 comment on function pgnet.host_settings() is
-    'What net.configure_host has said, by pattern, for workers: with the values of secrets.';
+    'The settings of hosts by pattern, for workers: with the values of secrets.';

@@ -1,8 +1,8 @@
 -- Retry policies: which requests are attempted again, how often and how soon. Workers apply them
 -- (retry.py).
 
--- The one list of what a policy says: name, kind, default, bounds, meaning. The defaults are the
--- policy "safe".
+-- The one list of settings of a retry policy: name, kind, default, bounds, meaning. The defaults
+-- are the policy "safe".
 create function pgnet.known_retry_settings()
     returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
     language sql immutable parallel safe cost 10 rows 10
@@ -47,7 +47,7 @@ create table pgnet.retry_policy (
     settings jsonb not null
 );
 comment on table pgnet.retry_policy is
-    'What net.configure_retry has said; net.retry_policies shows it.';
+    'The retry policies that net.configure_retry has made; net.retry_policies shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.retry_policy', '');
 
 create view net.retry_policies as
@@ -64,7 +64,7 @@ comment on view net.retry_policies is
     'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
     'settings).';
 
--- NULL where the value is fine, else what is wrong with it.
+-- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
     returns text
     language plpgsql stable parallel safe cost 100
@@ -118,7 +118,7 @@ begin
 end
 $$;
 comment on function pgnet.retry_setting_fault(text, numeric, numeric, jsonb) is
-    'What is wrong with a value in net.configure_retry; NULL where nothing is.';
+    'What is wrong with a value for net.configure_retry; NULL for a value that can be set.';
 
 -- For net.configure_host and net.configure_retry, whose settings are a JSON object: the first that
 -- is unknown or has a value that cannot be.
@@ -196,8 +196,8 @@ comment on function pgnet.check_retry_policy(text) is
 create function net.configure_retry(
     -- 1 to 63 letters, digits, and - _ . behind the first one; none, safe and webhook are built in
     name text,
-    -- merged into what is said already; a null resets what it names to that of safe, NULL drops the
-    -- policy
+    -- merged into the settings that the policy has; a null resets what it names to that of safe,
+    -- NULL drops the policy
     settings jsonb
 )
     returns void
@@ -243,10 +243,11 @@ begin
 end
 $$;
 comment on function net.configure_retry(text, jsonb) is
-    'Makes or changes a retry policy: see net.retry_policies and the documentation for the '
-    'settings. Merged into what is said already; a null resets to what safe says; NULL drops the '
-    'policy, 2BP01 while net.configure_host names it. Raises 22023 for a name, setting or value '
-    'that cannot be, and for the built-in ones. Workers follow at the commit. Owner only.';
+    'Makes or changes a retry policy: net.retry_policies and the documentation have the settings. '
+    'They are merged into those that the policy has; null resets one to that of safe; NULL drops '
+    'the policy, and raises 2BP01 while net.configure_host names it. Raises 22023 for a name, '
+    'setting or value that cannot be, and for the built-in policies. Workers follow at the commit. '
+    'Owner only.';
 
 create function pgnet.retry_policy_settings()
     returns jsonb
@@ -288,5 +289,5 @@ as $$
     end
 $$;
 comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
-    'The idempotency key of a request: what was asked for; of methods that are not idempotent one '
-    'that is the same for each attempt and no other request; else NULL.';
+    'The idempotency key of a request: the one that it asked for; for a method that is not '
+    'idempotent, one that is the same for each attempt and for no other request; else NULL.';

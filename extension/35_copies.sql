@@ -1,8 +1,8 @@
--- Copies: a database must not send what its original sends. It remembers which database it is; the
--- server's configuration can have it send nothing; and what logical replication brings is not sent
--- here. docs/copies.md tells the whole of it.
+-- Copies: a copy of a database must not send what the original sends. A database remembers which
+-- one it is; the server's configuration can forbid it to send; and requests that come by logical
+-- replication are not sent. docs/copies.md tells the whole of it.
 
--- Not part of a dump: what is restored from one is a database of its own.
+-- This table is not part of a dump: a database that is restored from one is a database of its own.
 create table pgnet.database (
     system_identifier bigint not null,
     database_oid oid not null,
@@ -78,8 +78,8 @@ comment on function pgnet.refuse_copy() is
 
 -- ---- the mode: whether anything is sent
 
--- Everyone may set a custom setting in a session. What stands in the server's files and on its
--- command line nobody can take back from there, so these are read as they are.
+-- Every role may set a custom setting in its session. So the server's files and its command line
+-- are read as they are: no session can change what stands there.
 create function pgnet.mode_sources()
     returns table (source text, said text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
@@ -104,8 +104,8 @@ as $$
     where s.said <> ''
 $$;
 comment on function pgnet.mode_sources() is
-    'Who says which mode: the server''s configuration files and command line, the setting '
-    'pgnet.mode of the session, net.configure. What is none counts as off.';
+    'All that sets the mode: the server''s configuration files and command line, the setting '
+    'pgnet.mode of the session, net.configure. A value that is not a mode counts as off.';
 
 create function pgnet.mode_in_force()
     returns text
@@ -116,8 +116,7 @@ as $$
         select s.mode from pgnet.mode_sources() s order by array_position(array['off', 'record', 'on'], s.mode) limit 1), 'on')
 $$;
 comment on function pgnet.mode_in_force() is
-    'on, record or off: the safest of what pgnet.mode_sources() gives, on where nobody says '
-    'anything.';
+    'on, record or off: the safest mode that pgnet.mode_sources() gives; on where nothing sets it.';
 
 -- ---- logical replication
 
@@ -178,8 +177,8 @@ $$;
 comment on function pgnet.is_known_row(name, bigint, integer) is
     'Whether the table has a row with this key.';
 
--- Whoever may execute a trigger function may put it on a table of its own; these act with the
--- owner's rights.
+-- A role that may execute a trigger function may put it on a table of its own. These act with the
+-- owner's rights, so they look whose table it is.
 create function pgnet.refuse_other_tables(table_schema name)
     returns void
     language plpgsql stable parallel safe
@@ -276,7 +275,7 @@ begin
     loop
         execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
             relation.name, relation.procedure);
-        -- It fires for what is replicated, and nobody else pays for it.
+        -- The trigger fires for replicated rows only, so that no other insert pays for it.
         execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
     end loop;
 end

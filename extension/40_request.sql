@@ -4,9 +4,9 @@
 -- grammar). No SPI in Python here: each writing plpy.execute is a subtransaction, and 200 calls
 -- would burn 201 transaction ids.
 
--- The canonical URL with its parameters; NULL where a second look is needed, because it is to be
--- refused or names a secret. Arms the wake-up at commit. NULL as options means the rules of
--- pg_net's three functions, whose POST is of JSON only.
+-- Gives the canonical URL with its parameters. Gives NULL where pgnet.check_or_raise is to decide,
+-- because the request is to be refused or names a secret. Arms the wake-up at the commit. NULL as
+-- options means the rules of pg_net's three functions, whose POST is of JSON only.
 create function pgnet.check_request(method text, url text, params jsonb, headers jsonb, timeout_milliseconds integer, options jsonb default null)
     returns text
     language plpython3u volatile parallel unsafe cost 100
@@ -48,8 +48,9 @@ end
 $$;
 comment on function pgnet.raise_error(text, text, text) is 'Raises an error; hint may be NULL.';
 
--- A function that was altered to SECURITY DEFINER makes every request its owner's, who may use
--- every secret. Which one was called is told by the arguments: options are NULL in pg_net's three.
+-- A function that was altered to SECURITY DEFINER makes every request its owner's, and the owner
+-- may use every secret. The arguments tell which function was called: options are NULL in pg_net's
+-- three.
 create function pgnet.refuse_altered_function(method text, options jsonb)
     returns void
     language plpgsql stable parallel safe
@@ -106,7 +107,7 @@ comment on function pgnet.check_or_raise(text, text, jsonb, jsonb, integer, json
     'Raises what is wrong with a request; where it names secrets that the caller may use for its '
     'URL, gives the URL as it is stored.';
 
--- Headers with a Content-Type where none is given in any case.
+-- Adds a Content-Type, where the headers have none in any case of letters.
 create function pgnet.with_content_type(headers jsonb, content_type text)
     returns jsonb
     language plpgsql stable parallel safe cost 10
@@ -123,7 +124,7 @@ begin
 end
 $$;
 comment on function pgnet.with_content_type(jsonb, text) is
-    'The headers, with a Content-Type added where there is none.';
+    'The headers; with this Content-Type where they have none.';
 
 create function net.http_get(
     -- absolute http or https URL
@@ -239,7 +240,7 @@ $$;
 comment on function pgnet.inspect_form(jsonb) is
     'An object as application/x-www-form-urlencoded, or what is wrong with it.';
 
--- body_text goes as UTF-8, whatever its Content-Type says: so it must not say another charset.
+-- body_text is sent as UTF-8. So its Content-Type must not name another charset.
 create function pgnet.require_utf8(headers jsonb)
     returns void
     language plpgsql immutable parallel safe
@@ -259,7 +260,7 @@ begin
 end
 $$;
 comment on function pgnet.require_utf8(jsonb) is
-    'Raises 22023 where a Content-Type says another charset than UTF-8.';
+    'Raises 22023 where a Content-Type names another charset than UTF-8.';
 
 create function pgnet.encode_form(form jsonb)
     returns bytea
@@ -277,7 +278,8 @@ begin
 end
 $$;
 comment on function pgnet.encode_form(jsonb) is
-    'An object as application/x-www-form-urlencoded; raises 22023 for what is none.';
+    'An object as application/x-www-form-urlencoded. Raises 22023 for a value that cannot be a '
+    'form.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE

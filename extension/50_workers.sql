@@ -1,6 +1,6 @@
--- Workers: who is one, and what each of them asks before it does anything. A worker uses the queue
--- by a handful of functions, with the owner's rights and a pinned search_path, and touches no table
--- by itself.
+-- Workers: registering and deregistering, and what each call of a worker asks first. A worker uses
+-- the queue by a handful of functions, with the owner's rights and a pinned search_path, and
+-- touches no table by itself.
 
 create function pgnet.session_is_alive(worker_pid integer, worker_backend_start timestamptz)
     returns boolean
@@ -49,10 +49,10 @@ $$;
 comment on function pgnet.warn_without_worker(bigint) is
     'Warns the caller that waits for a request where no worker serves this database.';
 
--- A worker waits for the lock of a table only while it holds none itself. So it is in nobody's way:
--- DROP EXTENSION locks the tables in an order that nobody knows, and one of the two would end in a
--- deadlock. What waits for longer than lock_timeout fails with 55P03. Whoever may not work is told
--- so first, and locks nothing.
+-- A worker waits for the lock of a table only while it holds no other lock. So it cannot be part of
+-- a deadlock with DROP EXTENSION, which locks the tables in an order that cannot be known. A wait
+-- longer than lock_timeout fails with 55P03. A role that may not work is told so first, and locks
+-- nothing.
 create function pgnet.lock_tables(
     -- as for pgnet.require_worker
     worker_id bigint default null
@@ -72,7 +72,7 @@ begin
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
-            -- At the commit, behind what the session does next, its path would count, and from
+            -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
             return;
@@ -137,13 +137,13 @@ begin
     where w.id = known_id and w.secret = known_secret
     returning w.id, w.secret into worker_id, worker_secret;
     if worker_id is not null then
-        -- What it does not hold it never saw: the answer to its last claim was lost with the
-        -- connection.
+        -- The worker never saw the claims that it does not own: the answer to its last claim was
+        -- lost with the connection.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
-    -- One session is one worker: an earlier run in it that was broken off left this.
+    -- One session is one worker. An earlier run in this session, which was broken off, left these.
     for known_id in
         select w.id from pgnet.worker w
         where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
@@ -155,7 +155,7 @@ begin
     insert into pgnet.worker (kind, pid, backend_start, host, version)
     values (worker_kind, pg_backend_pid(), session_start, worker_host, worker_version)
     returning id, secret into worker_id, worker_secret;
-    -- Who was alone looks more often from now on.
+    -- A worker that was alone polls more often from now on.
     perform pgnet.signal_workers('reload');
 end
 $$;

@@ -66,7 +66,7 @@ create function pgnet.read_claimed(
     quarantined_only boolean,
     -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
-    -- why none of them can be sent; NULL: they are looked at
+    -- why no request of these can be sent; NULL: each is looked at
     reason text default null
 )
     returns setof pgnet.claimed_request
@@ -146,8 +146,8 @@ begin
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. What cannot be a request has a fault '
-    'instead: it is not read any further. Raises what reading a row raises.';
+    'What a worker gets of the requests that it has claimed. A row that cannot be a request has a '
+    'fault instead, and is not read any further. Raises what reading a row raises.';
 
 -- To step over the requests that one role has marked by the thousand would cost everybody's claim a
 -- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
@@ -411,14 +411,14 @@ comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, 
     'fault.';
 
 create function pgnet.claim_requests(
-    -- who claims
+    -- the worker that claims
     worker_id bigint,
     -- how many requests at most
     slots integer,
     -- how many of them for one host where several wait, and where only one does
     host_quota integer,
     single_host_quota integer,
-    -- hosts that get none: the worker is full of them
+    -- hosts whose requests are not taken: the worker is full of them
     full_hosts text[],
     -- how many bytes of requests at most; one request always fits
     max_bytes bigint,

@@ -1,8 +1,8 @@
--- What workers do about marks: a cancelled request ends as cancelled, a forgotten one leaves
--- nothing, one that was sent again is no longer a failure. It happens in a worker's session: the
--- caller has only inserted a row.
+-- Marks: a worker does what net.cancel, net.forget and net.retry have asked for. A cancelled
+-- request ends as cancelled, a forgotten one leaves nothing, and one that was sent again is no
+-- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
--- What is known of a cancelled request.
+-- What the response of a cancelled request says.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
@@ -13,10 +13,12 @@ $$;
 comment on function pgnet.cancellation_message(boolean, integer) is
     'The error message of a cancelled request.';
 
--- The caller has locked the marks, so their places stay as they are. Look-ups only: a join may
--- become one with all of a table, where the statistics say that it is empty. A row that another
--- transaction has locked is passed over, and its mark stays for the next look. A mark with the id
--- of another role's request finds nothing: both the id and the role are looked for, each time.
+-- The caller has locked the marks, so their places stay as they are. All rows are looked up one by
+-- one: the planner may make a join into a scan of the whole table, where the statistics say that
+-- the table is empty. A row that another transaction has locked is passed over, and its mark stays
+-- for the next heartbeat. A mark with the id of another role's request finds nothing, since each
+-- look-up asks for both the id and the role. This is one statement, so that a request is judged and
+-- changed in one snapshot.
 create function pgnet.carry_out_marks(marks pgnet.mark[])
     -- how many requests in flight were taken from their workers
     returns bigint
@@ -39,7 +41,7 @@ begin
             c.attempt as in_flight,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
-            -- What is seen and could not be locked is somebody else's at this moment.
+            -- A row that is seen and could not be locked is another session's at this moment.
             (v.seen and q.id is null) is not true and (d.seen and c.attempt is null) is not true
                 and (s.seen and r.id is null) is not true and (g.seen and f.id is null) is not true as free
         from unnest(marks) m

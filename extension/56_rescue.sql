@@ -41,7 +41,7 @@ begin
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
-    'Ends a queued request that has no answer to show: with a response that says why.';
+    'Ends a queued request that has no answer, with a response that says why.';
 
 -- Returns claims: others may take the requests at once. What an at_most_once request's attempt did
 -- nobody knows, so the request ends; so does a request that was lost with max_losses workers, and
@@ -184,8 +184,8 @@ comment on function pgnet.release_requests(bigint[], uuid[], text) is
     'Gives claimed requests back: others may take them at once. With a reason the attempt had '
     'begun: an at_most_once request ends as unknown.';
 
--- Frees the claims of workers that are gone, and those past their deadline whose worker has
--- stalled. Gives the seconds until more fall free; NULL where none will.
+-- Returns the claims of workers that are gone, and those past their deadline whose worker has
+-- stalled. Gives the seconds until more claims are to be returned; NULL where there are no more.
 create function pgnet.rescue_requests()
     returns double precision
     language plpgsql volatile parallel unsafe
@@ -200,7 +200,7 @@ declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
-    -- A worker that is well says so each time it looks, which is every second where there are
+    -- A worker that is well says so at each heartbeat, which is every second where there are
     -- others.
     stalled_after interval := interval '5 s';
 begin
@@ -218,16 +218,16 @@ begin
             and s.id = any (array(select distinct c.worker from pgnet.claim c where c.deadline < present))
         for update skip locked);
     if found then
-        -- One that is well looks at once, and says so.
+        -- A worker that is well answers with a heartbeat at once.
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- Locked: one that comes back at this moment keeps its claims, or finds them gone; never
-        -- both.
+        -- These are locked: a worker that comes back at this moment keeps its claims, or finds them
+        -- gone, and never both.
         with gone as materialized (
             select w.id from pgnet.worker w
-            -- A worker that was a backend died with it; a process may still come back over a new
-            -- connection.
+            -- A worker that was a backend died with its session; a process may still come back over
+            -- a new connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -237,7 +237,7 @@ begin
         select c.id from pgnet.claim c
         where c.worker in (select g.id from gone g)
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
-            -- Of an outcome that is put aside the claim has no worker, and stays.
+            -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
         'The worker was lost.', 'lost') = 0
     then
@@ -251,13 +251,13 @@ begin
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
                 and w.id = any (array(select distinct c.worker from pgnet.claim c))
         ) f
-        -- One that refuses to be freed is not waited for.
+        -- A claim that cannot be returned is not waited for.
         where f.free > clock_timestamp() - interval '1 s');
 end
 $$;
 comment on function pgnet.rescue_requests() is
-    'Frees the claims of workers whose session has been gone for rescue_after, and those past '
-    'their deadline whose worker has stalled. Gives the seconds until more fall free.';
+    'Returns the claims of workers whose session has been gone for rescue_after, and those past '
+    'their deadline whose worker has stalled. Gives the seconds until more are to be returned.';
 
 create function pgnet.mend_clocks()
     returns double precision
@@ -290,4 +290,5 @@ begin
 end
 $$;
 comment on function pgnet.mend_clocks() is
-    'A clock that was put back strands nothing: what was said of the future is said anew.';
+    'Mends times that lie in the future because a clock was put back, so that no request waits for '
+    'them.';

@@ -62,7 +62,7 @@ begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
-        -- It is well, and its word on what it works on counts, whatever the clock says.
+        -- The worker is well. So the requests that it owns stay its own, whatever the clock says.
         update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
             select o.id from pgnet.claim o
@@ -70,7 +70,7 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of it.', 'lost');
-        -- Those that somebody has deleted meanwhile.
+        -- Claims whose requests were deleted meanwhile.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
             where o.worker = worker_id and o.id = any (owned) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
@@ -80,8 +80,8 @@ begin
 end
 $$;
 comment on function pgnet.renew_claims(bigint, bigint[]) is
-    'A worker is well and says what it works on: that stays its own. What it has lost track of is '
-    'freed, and what was deleted is not its own any more.';
+    'Renews the claims of requests that a worker says it owns. Claims of the worker that it does '
+    'not name are returned, and claims of deleted requests are removed.';
 
 create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined boolean)
     -- seconds
@@ -155,7 +155,7 @@ declare
     next_duty double precision;
     quarantined boolean;
 begin
-    -- As pgnet.lock_tables does: whoever waits for a lock holds none.
+    -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
         pgnet.worker_role, pgnet.mark in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;

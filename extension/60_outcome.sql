@@ -212,7 +212,7 @@ as $$
     limit 1
 $$;
 comment on function pgnet.outcome_so_far(bigint) is
-    'How a request stands, as net.outcome; NULL where there is none that the caller may see.';
+    'How a request stands, as net.outcome; NULL where there is no request that the caller may see.';
 
 -- Raises where waiting could never end: the answer would not be visible, or nothing is sent before
 -- the commit.
@@ -381,7 +381,8 @@ begin
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
     end if;
-    -- There was an answer. What was amiss with it, such as a body that is not whole, is said.
+    -- There was an answer. The message says what was wrong with it, such as a body that is not
+    -- whole.
     return ('SUCCESS', coalesce(outcome.error_msg, 'ok'), (outcome.status_code, outcome.headers, outcome.content)::net.http_response)::net.http_response_result;
 end
 $$;
@@ -415,7 +416,7 @@ create function net._http_collect_response(
     set search_path = pg_catalog, pg_temp
 as $$ select net.http_get_result(request_id, async) $$;
 comment on function net._http_collect_response(bigint, boolean) is
-    'The same as net.http_get_result, for those who call the private name.';
+    'The same as net.http_get_result, under the private name that some users of pg_net call.';
 
 -- Cancelling, forgetting and sending again insert a mark, with the caller's own rights:
 -- 55_marks.sql is what workers do about it.
@@ -515,7 +516,8 @@ comment on function net.forget(bigint) is
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
     id bigint,
-    -- the default keeps the key: whoever did what the first request asked for then does nothing
+    -- the default keeps the key: a server that did what the first request asked for then does
+    -- nothing
     new_idempotency_key boolean default false,
     -- also one that is unknown: it may have been received
     even_unknown boolean default false

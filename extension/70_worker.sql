@@ -24,6 +24,8 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    -- Asked first: an everyday "grant execute ... in schema net" leads here, and no further.
+    perform pgnet.require_worker();
     perform pgnet.refuse_copy();
     call pgnet.serve(max_runtime, false, in_transaction_block);
     if in_transaction_block then
@@ -47,6 +49,8 @@ as $$
 declare
     in_transaction_block boolean;
 begin
+    -- Asked first: an everyday "grant execute ... in schema net" leads here, and no further.
+    perform pgnet.require_worker();
     perform pgnet.refuse_copy();
     call pgnet.serve(max_runtime, true, in_transaction_block);
     if in_transaction_block then
@@ -74,7 +78,7 @@ end
 $$;
 comment on function pgnet.refuse_transaction_block(text) is 'Raises 25001 with what to do.';
 
--- What a worker's role needs: nothing else, no table.
+-- A worker's role needs these routines, and no table.
 create function pgnet.worker_routines()
     returns setof regprocedure
     language sql stable
@@ -91,9 +95,9 @@ as $$
 $$;
 comment on function pgnet.worker_routines() is 'The routines that net.grant_worker grants.';
 
--- What is set for a database or a role must not reach into a worker's statements. As replica they
--- would not fire the triggers of the tables' owner, and claim nothing; with few digits times are
--- wrong; a batch may need a temporary file.
+-- Settings of a database or a role must not reach into a worker's statements. With
+-- session_replication_role = replica they would not fire the triggers of the tables' owner, and
+-- claim nothing; with few digits times are wrong; a batch may need a temporary file.
 do $$
 declare
     routine pg_catalog.regprocedure;

@@ -54,8 +54,8 @@ comment on view pgnet.own_object is
     'The schemas, tables, sequences, columns, routines and types of the extension that rights are '
     'granted on, with these rights.';
 
--- What is otherwise than 85_rights.sql says. Of an everyday "grant all on all tables" row security
--- shuts most, but not LOCK, TRIGGER, REFERENCES and the sequences.
+-- Rights that differ from what 85_rights.sql gives. Row security shuts most of an everyday "grant
+-- all on all tables", but not LOCK, TRIGGER, REFERENCES and the sequences.
 create function pgnet.right_faults()
     -- beyond: a right that the extension did not give; missing: one without which callers or
     -- workers fail
@@ -137,9 +137,9 @@ comment on function pgnet.right_faults() is
     'The rights on the extension''s objects that are beyond those which it gave, or missing, with '
     'the statement that mends each.';
 
--- What others have put on the extension's tables runs in sessions of callers, with their rights,
--- and in sessions of workers, with the owner's. A function that looks for names in the session's
--- path finds there what those have put into it.
+-- Triggers and rules that others have put on the extension's tables run in sessions of callers,
+-- with their rights, and in sessions of workers, with the owner's. A function that looks for names
+-- in the session's path finds there what the callers have put into it.
 create function pgnet.open_paths()
     returns table (place text, cure text)
     language sql stable parallel safe

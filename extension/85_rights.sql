@@ -1,4 +1,4 @@
--- Who may do what: the one place that says it, for all objects at once.
+-- Rights: this file says for all objects at once which role may do what.
 
 -- Row security keeps every table that has no policy for its owner alone, also where somebody else
 -- is granted it. It lets TRUNCATE pass: that a trigger refuses.
@@ -15,10 +15,11 @@ $$;
 comment on function pgnet.refuse_truncate() is
     'Before TRUNCATE of a table of the extension: raises 42501 for all but the owner.';
 
--- What others attach to a table runs in the sessions of all who write to it, a worker's among them:
--- a trigger, and the triggers on the table of a foreign key, whose action runs them as its owner
--- or, where they are deferred, as whoever commits (before PostgreSQL 18). So the rights TRIGGER and
--- REFERENCES are worth all rights, and are part of an everyday "grant all on all tables".
+-- A trigger on a table runs in the sessions of all who write to the table, a worker's among them.
+-- So do the triggers on the table of a foreign key: the key's action runs them as the owner of that
+-- table or, where they are deferred, as the role that commits (before PostgreSQL 18). So the rights
+-- TRIGGER and REFERENCES are worth all rights, and they are part of an everyday "grant all on all
+-- tables".
 create function pgnet.refuse_attachment()
     returns event_trigger
     language plpgsql volatile
@@ -53,8 +54,8 @@ comment on function pgnet.refuse_attachment() is
     'Raises 42501 where a role that is neither the owner nor a member of it creates a trigger on a '
     'table or view of the extension, or a foreign key to one.';
 
--- Owner: everything. PUBLIC: what is granted here. Workers: what net.grant_worker grants. Nothing
--- is left to defaults, neither to PUBLIC's nor to what ALTER DEFAULT PRIVILEGES makes of them: what
+-- The owner has every right, PUBLIC what is granted here, workers what net.grant_worker grants.
+-- Nothing is left to PUBLIC's defaults, nor to what ALTER DEFAULT PRIVILEGES makes of them: what
 -- these gave is taken back first.
 do $$
 declare
@@ -103,7 +104,8 @@ grant execute on routine
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
--- What these, and the views, call with the caller's rights.
+-- Functions that these, the views and the policies call with the caller's rights.
+-- pgnet.require_worker is among them, so that net.work() can say that a role may not run workers.
 grant execute on function
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.with_content_type, pgnet.inspect_form, pgnet.encode_form, pgnet.require_utf8, pgnet.inspect_multipart,

@@ -1,8 +1,8 @@
 -- Installed; nothing is sent before a worker runs, so say so where it is seen.
 do $$
 begin
-    -- CREATE EXTENSION holds back what is below a warning; its end undoes this. Who wants errors
-    -- only has said so.
+    -- CREATE EXTENSION holds back messages below a warning; its end undoes this. A session that
+    -- wants errors only has set so.
     if pg_catalog.current_setting('client_min_messages') operator(pg_catalog.=) 'warning' then
         perform pg_catalog.set_config('client_min_messages', 'notice', true);
     end if;
