@@ -204,12 +204,12 @@ create function pgnet.owners_path()
 as $$
 begin
     return coalesce((
-        select nullif(trim(substr(c.said, 13)), '')
+        select nullif(trim(substr(c.assignment, 13)), '')
         from pg_db_role_setting s
-        cross join lateral unnest(s.setconfig) c (said)
+        cross join lateral unnest(s.setconfig) c (assignment)
         where s.setrole in (0, (select n.nspowner from pg_namespace n where n.nspname = 'net'))
             and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
-            and lower(left(c.said, 12)) = 'search_path='
+            and lower(left(c.assignment, 12)) = 'search_path='
         order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
         limit 1), '"$user", public') || ', pg_temp';
 end
@@ -1735,7 +1735,8 @@ create table net.http_request_queue (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
--- Otherwise ANALYZE would keep samples of them in pg_statistic, which pg_read_all_data reads past row security.
+-- Otherwise ANALYZE would keep samples of them in pg_statistic, which pg_read_all_data reads past
+-- row security.
 alter table net.http_request_queue
     alter url set statistics 0,
     alter headers set statistics 0,
@@ -2236,13 +2237,13 @@ comment on function pgnet.refuse_copy() is
 -- Every role may set a custom setting in its session. So the server's files and its command line
 -- are read as they are: no session can change what stands there.
 create function pgnet.mode_sources()
-    returns table (source text, said text, mode text)
+    returns table (source text, configured text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
-    select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
+    select s.source, s.configured, case when lower(s.configured collate "C") in ('on', 'record', 'off') then lower(s.configured collate "C") else 'off' end
     from (
-        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
+        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as configured
         from pg_file_settings f
         where lower(f.name collate "C") = 'pgnet.mode'
         union all
@@ -2256,7 +2257,7 @@ as $$
         union all
         select 'net.configure', pgnet.setting_value('mode')
     ) s
-    where s.said <> ''
+    where s.configured <> ''
 $$;
 comment on function pgnet.mode_sources() is
     'All that sets the mode: the server''s configuration files and command line, the setting '
@@ -2504,7 +2505,7 @@ end
 $$;
 comment on function net.adopt_database() is
     'Makes a copy a database of its own: it remembers the present server and database, takes over '
-    'all that is in the queue, also what replication has brought, and frees what the original''s '
+    'all that is in the queue, also what replication has brought, and returns what the original''s '
     'workers had claimed. From then on workers serve it. Owner only.';
 
 -- ======== extension/40_request.sql ========
@@ -3336,7 +3337,7 @@ begin
 end
 $$;
 comment on function pgnet.deregister_worker(bigint, uuid, integer) is
-    'Ends a registration and frees whatever the worker still holds.';
+    'Ends a registration, and returns the claims that the worker still has.';
 
 -- ======== extension/51_faults.sql ========
 
@@ -3567,12 +3568,11 @@ begin
                 end) as fault
         from (
             select w.*, pgnet.host_of_url(w.url) as host,
-                case when reason is null then
-                    case when plain or pgnet.is_plain_json(w.headers) then w.headers::text else pgnet.json_text(w.headers) end end as header_text,
-                case when reason is null then
-                    case when plain or pgnet.is_plain_json(w.options) then w.options::text else pgnet.json_text(w.options) end end as option_text,
-                case when reason is null then
-                    w.context is null
+                case when reason is not null then null when plain or pgnet.is_plain_json(w.headers) then w.headers::text
+                    else pgnet.json_text(w.headers) end as header_text,
+                case when reason is not null then null when plain or pgnet.is_plain_json(w.options) then w.options::text
+                    else pgnet.json_text(w.options) end as option_text,
+                case when reason is null then w.context is null
                     or pg_column_compression(w.context) is null and pg_column_size(w.context) <= 8000
                     or pgnet.json_text(w.context, 16000000) is not null end as has_context
             from net.http_request_queue w
@@ -3999,7 +3999,7 @@ begin
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
         select h.id,
-            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the
+            -- A claim counts in its own snapshot: one that was returned meanwhile may have had the
             -- same number.
             greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
             h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
@@ -4537,7 +4537,7 @@ as $$
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
     'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
-    'deleted, or freed for others.';
+    'deleted, or returned for others.';
 
 -- ======== extension/56_rescue.sql ========
 
@@ -4787,15 +4787,15 @@ begin
         delete from pgnet.fault f where f.duty = 'giving back requests';
     end if;
     return (
-        select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
+        select case when min(f.due) is not null then greatest(0, extract(epoch from min(f.due) - clock_timestamp())) + 0.02 end
         from (
-            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
+            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as due
             from pgnet.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
                 and w.id = any (array(select distinct c.worker from pgnet.claim c))
         ) f
         -- A claim that cannot be returned is not waited for.
-        where f.free > clock_timestamp() - interval '1 s');
+        where f.due > clock_timestamp() - interval '1 s');
 end
 $$;
 comment on function pgnet.rescue_requests() is
@@ -6466,50 +6466,42 @@ as $$
         select w.role, r.oid as routine from pgnet.worker_role w
         join pg_roles g on g.oid = w.role
         cross join pgnet.worker_routines() r (oid)
-    ), beyond as (
-        select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+    ), caller as (
+        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
+        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+    ), wrong (fault, kind, name, privilege, grantee) as (
+        select 'beyond', h.kind, h.name, h.privilege, h.grantee
         from held h
         where not (h.kind = 'schema' and h.privilege = 'USAGE')
             and not exists (select from given g
                 where g.class = h.class and g.oid = h.oid and g.sub in (0, h.sub) and g.privilege = h.privilege)
             and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
-    ), caller as (
-        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
-        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
-    ), missing as (
-        select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
+        union all
+        select 'missing', g.kind, g.name, g.privilege, c.grantee
         from given g cross join caller c
         where g.kind <> 'schema' and not (g.kind = 'routine' and g.name ~ '^net[.][^_]')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
-    )
-    select 'beyond', format('%s has %s on %s', b.role, b.privilege,
-            case when count(*) <= 3 then string_agg(b.name, ', ' order by b.name)
-                else format('%s and %s more', min(b.name), count(*) - 1) end),
-        format('revoke %s%s from %s;', lower(b.privilege),
-            case b.kind when 'column' then ' ' else format(' on %s ', b.kind) end || string_agg(b.name, ', ' order by b.name), b.role)
-    from beyond b
-    group by b.role, b.privilege, b.kind, case b.kind when 'column' then b.name end
-    union all
-    select 'missing', format('%s has not %s on %s', m.role, m.privilege,
-            case when count(*) <= 3 then string_agg(m.name, ', ' order by m.name)
-                else format('%s and %s more', min(m.name), count(*) - 1) end),
-        format('grant %s%s to %s;', lower(m.privilege),
-            case m.kind when 'column' then ' ' else format(' on %s ', m.kind) end || string_agg(m.name, ', ' order by m.name), m.role)
-    from missing m
-    group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
-    union all
-    select 'missing', format('%s has not USAGE on pgnet', r.role), format('grant usage on schema pgnet to %s;', r.role)
-    from (
-        select case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        union all
+        -- A role that may call what stands in net calls what stands in pgnet, too.
+        select 'missing', 'schema', 'pgnet', 'USAGE', h.grantee
         from held h
         where h.kind = 'schema' and h.name = 'net' and h.privilege = 'USAGE'
             and not exists (select from worker w where w.role = h.grantee)
             and not exists (
                 select from held u
                 where u.kind = 'schema' and u.name = 'pgnet' and u.privilege = 'USAGE' and u.grantee in (0, h.grantee))
-    ) r
+    )
+    select w.fault,
+        format('%s %s %s on %s', r.role, case w.fault when 'beyond' then 'has' else 'has not' end, w.privilege,
+            case when count(*) <= 3 then string_agg(w.name, ', ' order by w.name)
+                else format('%s and %s more', min(w.name), count(*) - 1) end),
+        format(case w.fault when 'beyond' then 'revoke %s%s from %s;' else 'grant %s%s to %s;' end, lower(w.privilege),
+            case w.kind when 'column' then ' ' else format(' on %s ', w.kind) end || string_agg(w.name, ', ' order by w.name), r.role)
+    from wrong w
+    cross join lateral (select case w.grantee when 0 then 'public' else w.grantee::regrole::text end as role) r
+    group by w.fault, r.role, w.privilege, w.kind, case w.kind when 'column' then w.name end
     union all
     select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
         format('select net.grant_worker(%L);', g.rolname)
@@ -6556,8 +6548,8 @@ as $$
     )
     select format('%s (%s)', p.name, f.oid::regprocedure),
         format('alter function %s set search_path = %s, pg_temp;', f.oid::regprocedure,
-            coalesce((select nullif(trim(substr(c.said, 13)), '') from unnest(f.proconfig) c (said)
-                where lower(left(c.said, 12)) = 'search_path='), quote_ident(n.nspname)))
+            coalesce((select nullif(trim(substr(c.assignment, 13)), '') from unnest(f.proconfig) c (assignment)
+                where lower(left(c.assignment, 12)) = 'search_path='), quote_ident(n.nspname)))
     from parts p
     join pg_depend d on d.classid = p.classid and d.objid = p.objid
     left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
@@ -6566,8 +6558,8 @@ as $$
     join pg_language l on l.oid = f.prolang
     where n.nspname not in ('net', 'pgnet', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
         and not exists (
-            select from unnest(f.proconfig) c (said)
-            where lower(c.said) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
+            select from unnest(f.proconfig) c (assignment)
+            where lower(c.assignment) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
 comment on function pgnet.open_paths() is
@@ -6632,8 +6624,8 @@ begin
         case when copy_fault is not null then
             'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
             when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
-    select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
-        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
+    select string_agg(distinct format('%s (%s)', m.configured, m.source), ', '),
+        string_agg(distinct format('%s (%s)', m.configured, m.source), ', ') filter (where lower(m.configured collate "C") <> m.mode)
     into modes, unknown_modes
     from pgnet.mode_sources() m;
     return query select 'mode', pgnet.mode_in_force() = 'on',

@@ -76,12 +76,12 @@ create function pgnet.owners_path()
 as $$
 begin
     return coalesce((
-        select nullif(trim(substr(c.said, 13)), '')
+        select nullif(trim(substr(c.assignment, 13)), '')
         from pg_db_role_setting s
-        cross join lateral unnest(s.setconfig) c (said)
+        cross join lateral unnest(s.setconfig) c (assignment)
         where s.setrole in (0, (select n.nspowner from pg_namespace n where n.nspname = 'net'))
             and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
-            and lower(left(c.said, 12)) = 'search_path='
+            and lower(left(c.assignment, 12)) = 'search_path='
         order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
         limit 1), '"$user", public') || ', pg_temp';
 end

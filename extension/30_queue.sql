@@ -35,7 +35,8 @@ create table net.http_request_queue (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
     autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_cost_delay = 0
 );
--- Otherwise ANALYZE would keep samples of them in pg_statistic, which pg_read_all_data reads past row security.
+-- Otherwise ANALYZE would keep samples of them in pg_statistic, which pg_read_all_data reads past
+-- row security.
 alter table net.http_request_queue
     alter url set statistics 0,
     alter headers set statistics 0,

@@ -81,13 +81,13 @@ comment on function pgnet.refuse_copy() is
 -- Every role may set a custom setting in its session. So the server's files and its command line
 -- are read as they are: no session can change what stands there.
 create function pgnet.mode_sources()
-    returns table (source text, said text, mode text)
+    returns table (source text, configured text, mode text)
     language sql volatile parallel unsafe cost 10000 rows 3
     set search_path = pg_catalog, pg_temp
 as $$
-    select s.source, s.said, case when lower(s.said collate "C") in ('on', 'record', 'off') then lower(s.said collate "C") else 'off' end
+    select s.source, s.configured, case when lower(s.configured collate "C") in ('on', 'record', 'off') then lower(s.configured collate "C") else 'off' end
     from (
-        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as said
+        select format('%s, line %s', f.sourcefile, f.sourceline) as source, f.setting as configured
         from pg_file_settings f
         where lower(f.name collate "C") = 'pgnet.mode'
         union all
@@ -101,7 +101,7 @@ as $$
         union all
         select 'net.configure', pgnet.setting_value('mode')
     ) s
-    where s.said <> ''
+    where s.configured <> ''
 $$;
 comment on function pgnet.mode_sources() is
     'All that sets the mode: the server''s configuration files and command line, the setting '
@@ -349,5 +349,5 @@ end
 $$;
 comment on function net.adopt_database() is
     'Makes a copy a database of its own: it remembers the present server and database, takes over '
-    'all that is in the queue, also what replication has brought, and frees what the original''s '
+    'all that is in the queue, also what replication has brought, and returns what the original''s '
     'workers had claimed. From then on workers serve it. Owner only.';

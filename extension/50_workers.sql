@@ -189,4 +189,4 @@ begin
 end
 $$;
 comment on function pgnet.deregister_worker(bigint, uuid, integer) is
-    'Ends a registration and frees whatever the worker still holds.';
+    'Ends a registration, and returns the claims that the worker still has.';

@@ -125,12 +125,11 @@ begin
                 end) as fault
         from (
             select w.*, pgnet.host_of_url(w.url) as host,
-                case when reason is null then
-                    case when plain or pgnet.is_plain_json(w.headers) then w.headers::text else pgnet.json_text(w.headers) end end as header_text,
-                case when reason is null then
-                    case when plain or pgnet.is_plain_json(w.options) then w.options::text else pgnet.json_text(w.options) end end as option_text,
-                case when reason is null then
-                    w.context is null
+                case when reason is not null then null when plain or pgnet.is_plain_json(w.headers) then w.headers::text
+                    else pgnet.json_text(w.headers) end as header_text,
+                case when reason is not null then null when plain or pgnet.is_plain_json(w.options) then w.options::text
+                    else pgnet.json_text(w.options) end as option_text,
+                case when reason is null then w.context is null
                     or pg_column_compression(w.context) is null and pg_column_size(w.context) <= 8000
                     or pgnet.json_text(w.context, 16000000) is not null end as has_context
             from net.http_request_queue w

@@ -63,7 +63,7 @@ begin
             request_id, attempt, requested_by, ending, started, ended, status_code, timed_out, error_msg, retry_in
         )
         select h.id,
-            -- A claim counts in its own snapshot: one that was freed meanwhile may have had the
+            -- A claim counts in its own snapshot: one that was returned meanwhile may have had the
             -- same number.
             greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
             h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,

@@ -252,4 +252,4 @@ as $$
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
     'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
-    'deleted, or freed for others.';
+    'deleted, or returned for others.';

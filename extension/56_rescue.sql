@@ -244,15 +244,15 @@ begin
         delete from pgnet.fault f where f.duty = 'giving back requests';
     end if;
     return (
-        select case when min(f.free) is not null then greatest(0, extract(epoch from min(f.free) - clock_timestamp())) + 0.02 end
+        select case when min(f.due) is not null then greatest(0, extract(epoch from min(f.due) - clock_timestamp())) + 0.02 end
         from (
-            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as free
+            select coalesce(w.gone_since + rescue_after, w.stalled_since + stalled_after) as due
             from pgnet.worker w
             where w.ended is null and (w.gone_since is not null or w.stalled_since is not null)
                 and w.id = any (array(select distinct c.worker from pgnet.claim c))
         ) f
         -- A claim that cannot be returned is not waited for.
-        where f.free > clock_timestamp() - interval '1 s');
+        where f.due > clock_timestamp() - interval '1 s');
 end
 $$;
 comment on function pgnet.rescue_requests() is

@@ -81,50 +81,42 @@ as $$
         select w.role, r.oid as routine from pgnet.worker_role w
         join pg_roles g on g.oid = w.role
         cross join pgnet.worker_routines() r (oid)
-    ), beyond as (
-        select h.*, case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+    ), caller as (
+        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
+        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
+    ), wrong (fault, kind, name, privilege, grantee) as (
+        select 'beyond', h.kind, h.name, h.privilege, h.grantee
         from held h
         where not (h.kind = 'schema' and h.privilege = 'USAGE')
             and not exists (select from given g
                 where g.class = h.class and g.oid = h.oid and g.sub in (0, h.sub) and g.privilege = h.privilege)
             and not exists (select from worker w where w.role = h.grantee and h.class = 'pg_proc'::regclass and w.routine = h.oid)
-    ), caller as (
-        select distinct h.grantee from held h join pg_proc p on p.oid = h.oid and h.class = 'pg_proc'::regclass
-        where p.pronamespace = to_regnamespace('net') and p.proname ~ '^http_(get|post|delete|request|put|patch|head)$'
-    ), missing as (
-        select g.*, case c.grantee when 0 then 'public' else c.grantee::regrole::text end as role
+        union all
+        select 'missing', g.kind, g.name, g.privilege, c.grantee
         from given g cross join caller c
         where g.kind <> 'schema' and not (g.kind = 'routine' and g.name ~ '^net[.][^_]')
             and not exists (select from held h
                 where h.class = g.class and h.oid = g.oid and h.sub in (0, g.sub) and h.privilege = g.privilege
                     and h.grantee in (0, c.grantee))
-    )
-    select 'beyond', format('%s has %s on %s', b.role, b.privilege,
-            case when count(*) <= 3 then string_agg(b.name, ', ' order by b.name)
-                else format('%s and %s more', min(b.name), count(*) - 1) end),
-        format('revoke %s%s from %s;', lower(b.privilege),
-            case b.kind when 'column' then ' ' else format(' on %s ', b.kind) end || string_agg(b.name, ', ' order by b.name), b.role)
-    from beyond b
-    group by b.role, b.privilege, b.kind, case b.kind when 'column' then b.name end
-    union all
-    select 'missing', format('%s has not %s on %s', m.role, m.privilege,
-            case when count(*) <= 3 then string_agg(m.name, ', ' order by m.name)
-                else format('%s and %s more', min(m.name), count(*) - 1) end),
-        format('grant %s%s to %s;', lower(m.privilege),
-            case m.kind when 'column' then ' ' else format(' on %s ', m.kind) end || string_agg(m.name, ', ' order by m.name), m.role)
-    from missing m
-    group by m.role, m.privilege, m.kind, case m.kind when 'column' then m.name end
-    union all
-    select 'missing', format('%s has not USAGE on pgnet', r.role), format('grant usage on schema pgnet to %s;', r.role)
-    from (
-        select case h.grantee when 0 then 'public' else h.grantee::regrole::text end as role
+        union all
+        -- A role that may call what stands in net calls what stands in pgnet, too.
+        select 'missing', 'schema', 'pgnet', 'USAGE', h.grantee
         from held h
         where h.kind = 'schema' and h.name = 'net' and h.privilege = 'USAGE'
             and not exists (select from worker w where w.role = h.grantee)
             and not exists (
                 select from held u
                 where u.kind = 'schema' and u.name = 'pgnet' and u.privilege = 'USAGE' and u.grantee in (0, h.grantee))
-    ) r
+    )
+    select w.fault,
+        format('%s %s %s on %s', r.role, case w.fault when 'beyond' then 'has' else 'has not' end, w.privilege,
+            case when count(*) <= 3 then string_agg(w.name, ', ' order by w.name)
+                else format('%s and %s more', min(w.name), count(*) - 1) end),
+        format(case w.fault when 'beyond' then 'revoke %s%s from %s;' else 'grant %s%s to %s;' end, lower(w.privilege),
+            case w.kind when 'column' then ' ' else format(' on %s ', w.kind) end || string_agg(w.name, ', ' order by w.name), r.role)
+    from wrong w
+    cross join lateral (select case w.grantee when 0 then 'public' else w.grantee::regrole::text end as role) r
+    group by w.fault, r.role, w.privilege, w.kind, case w.kind when 'column' then w.name end
     union all
     select 'missing', format('the worker role %s may not execute %s', w.role, string_agg(w.routine::text, ', ' order by w.routine::text)),
         format('select net.grant_worker(%L);', g.rolname)
@@ -171,8 +163,8 @@ as $$
     )
     select format('%s (%s)', p.name, f.oid::regprocedure),
         format('alter function %s set search_path = %s, pg_temp;', f.oid::regprocedure,
-            coalesce((select nullif(trim(substr(c.said, 13)), '') from unnest(f.proconfig) c (said)
-                where lower(left(c.said, 12)) = 'search_path='), quote_ident(n.nspname)))
+            coalesce((select nullif(trim(substr(c.assignment, 13)), '') from unnest(f.proconfig) c (assignment)
+                where lower(left(c.assignment, 12)) = 'search_path='), quote_ident(n.nspname)))
     from parts p
     join pg_depend d on d.classid = p.classid and d.objid = p.objid
     left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
@@ -181,8 +173,8 @@ as $$
     join pg_language l on l.oid = f.prolang
     where n.nspname not in ('net', 'pgnet', 'pg_catalog') and l.lanname not in ('internal', 'c') and f.prosqlbody is null
         and not exists (
-            select from unnest(f.proconfig) c (said)
-            where lower(c.said) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
+            select from unnest(f.proconfig) c (assignment)
+            where lower(c.assignment) ~ '^search_path=(.*[ ,])?"?pg_temp"? *$')
     group by p.name, f.oid, f.proconfig, n.nspname
 $$;
 comment on function pgnet.open_paths() is
@@ -247,8 +239,8 @@ begin
         case when copy_fault is not null then
             'If what is in the queue is to be sent from here too: select net.adopt_database(). If not, delete it first.'
             when replicated > 0 then 'Where this server takes the place of their own: drop the subscription, then select net.adopt_database().' end;
-    select string_agg(distinct format('%s (%s)', m.said, m.source), ', '),
-        string_agg(distinct format('%s (%s)', m.said, m.source), ', ') filter (where lower(m.said collate "C") <> m.mode)
+    select string_agg(distinct format('%s (%s)', m.configured, m.source), ', '),
+        string_agg(distinct format('%s (%s)', m.configured, m.source), ', ') filter (where lower(m.configured collate "C") <> m.mode)
     into modes, unknown_modes
     from pgnet.mode_sources() m;
     return query select 'mode', pgnet.mode_in_force() = 'on',

@@ -133,7 +133,7 @@ def test_adoption_is_the_owners(shop: Database) -> None:
 
 
 def modes(database: Database) -> list[tuple[str, str]]:
-    return database.rows("select said, mode from pgnet.mode_sources()")
+    return database.rows("select configured, mode from pgnet.mode_sources()")
 
 
 @pytest.fixture
