@@ -33,13 +33,13 @@ begin
 end
 $$;
 
-create function claim(worker_number integer, slots integer default 10, alone boolean default false)
+create function claim(worker_number integer, slots integer default 10, quarantined_only boolean default false)
     returns table (id bigint, url text, attempt integer) language plpgsql as $$
 #variable_conflict use_column
 begin
     return query
     with c as (
-        select c.* from worker w cross join lateral pgnet.claim_requests(w.id, slots, slots, slots, '{}', 1000000, '', alone) c
+        select c.* from worker w cross join lateral pgnet.claim_requests(w.id, slots, slots, slots, '{}', 1000000, '', quarantined_only) c
         where w.number = worker_number and c.id is not null
     ), h as (
         insert into held select worker_number, c.id, c.token::uuid from c
@@ -90,7 +90,7 @@ end
 $$;
 
 -- What a worker does each time it looks: it says what it holds.
-create procedure tend(worker_number integer) language plpgsql as $$
+create procedure heartbeat(worker_number integer) language plpgsql as $$
 begin
     perform pgnet.heartbeat(w.id, (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number))
     from worker w where w.number = worker_number;
@@ -109,7 +109,7 @@ $$;
 create procedure lose_all(worker_number integer) language plpgsql as $$
 begin
     update pgnet.worker w set gone_since = now() - interval '10 s', backend_start = w.backend_start - interval '1 day' where w.id < worker_number;
-    call tend(worker_number);
+    call heartbeat(worker_number);
     update pgnet.worker w set gone_since = null, backend_start = w.backend_start + interval '1 day' where w.id < worker_number;
 end
 $$;
