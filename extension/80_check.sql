@@ -14,43 +14,48 @@ comment on function pgnet.inspect_python() is
 
 -- Everything of the extension that has rights: 85_rights.sql goes through it to take back what
 -- default privileges gave, and net.check() to find what was granted since.
-create view pgnet.own_object as
+create function pgnet.own_objects()
+    returns table (class regclass, oid oid, sub integer, kind text, name text, owner oid, acl aclitem[])
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
     with schemas as (
-        select n.oid, n.nspname, n.nspowner, n.nspacl from pg_catalog.pg_namespace n
-        where n.nspname operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.name[])
+        select n.oid, n.nspname, n.nspowner, n.nspacl from pg_namespace n
+        where n.nspname = any (array['net', 'pgnet']::name[])
     ), object (class, oid, sub, kind, name, owner, acl, default_of) as (
-        select 'pg_catalog.pg_namespace'::pg_catalog.regclass, n.oid, 0, 'schema', n.nspname::pg_catalog.text, n.nspowner, n.nspacl, 'n'
+        select 'pg_namespace'::regclass, n.oid, 0, 'schema', n.nspname::text, n.nspowner, n.nspacl, 'n'
         from schemas n
         union all
-        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0,
-            case when c.relkind operator(pg_catalog.=) 'S' then 'sequence' else 'table' end, c.oid::pg_catalog.regclass::pg_catalog.text,
-            c.relowner, c.relacl, case when c.relkind operator(pg_catalog.=) 'S' then 's' else 'r' end
-        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
-        where c.relkind operator(pg_catalog.=) any (array['r', 'v', 'S']::pg_catalog."char"[])
+        select 'pg_class'::regclass, c.oid, 0,
+            case when c.relkind = 'S' then 'sequence' else 'table' end, c.oid::regclass::text,
+            c.relowner, c.relacl, case when c.relkind = 'S' then 's' else 'r' end
+        from pg_class c join schemas n on n.oid = c.relnamespace
+        where c.relkind = any (array['r', 'v', 'S']::"char"[])
         union all
-        select 'pg_catalog.pg_class'::pg_catalog.regclass, c.oid, a.attnum,
-            'column', pg_catalog.format('(%I) on %s', a.attname, c.oid::pg_catalog.regclass), c.relowner, a.attacl, 'c'
-        from pg_catalog.pg_class c join schemas n on n.oid operator(pg_catalog.=) c.relnamespace
-        join pg_catalog.pg_attribute a on a.attrelid operator(pg_catalog.=) c.oid
+        select 'pg_class'::regclass, c.oid, a.attnum,
+            'column', format('(%I) on %s', a.attname, c.oid::regclass), c.relowner, a.attacl, 'c'
+        from pg_class c join schemas n on n.oid = c.relnamespace
+        join pg_attribute a on a.attrelid = c.oid
         where a.attacl is not null or exists (
-            select from pg_catalog.pg_init_privs i
-            where i.classoid operator(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
-                and i.objoid operator(pg_catalog.=) c.oid and i.objsubid operator(pg_catalog.=) a.attnum)
+            select from pg_init_privs i
+            where i.classoid = 'pg_class'::regclass
+                and i.objoid = c.oid and i.objsubid = a.attnum)
         union all
-        select 'pg_catalog.pg_proc'::pg_catalog.regclass, p.oid, 0,
-            'routine', p.oid::pg_catalog.regprocedure::pg_catalog.text, p.proowner, p.proacl, 'f'
-        from pg_catalog.pg_proc p join schemas n on n.oid operator(pg_catalog.=) p.pronamespace
+        select 'pg_proc'::regclass, p.oid, 0,
+            'routine', p.oid::regprocedure::text, p.proowner, p.proacl, 'f'
+        from pg_proc p join schemas n on n.oid = p.pronamespace
         union all
-        select 'pg_catalog.pg_type'::pg_catalog.regclass, t.oid, 0,
-            'type', t.oid::pg_catalog.regtype::pg_catalog.text, t.typowner, t.typacl, 'T'
-        from pg_catalog.pg_type t join schemas n on n.oid operator(pg_catalog.=) t.typnamespace
-        left join pg_catalog.pg_class c on c.oid operator(pg_catalog.=) t.typrelid
-        where t.typtype operator(pg_catalog.=) any (array['d', 'e']::pg_catalog."char"[]) or c.relkind operator(pg_catalog.=) 'c'
+        select 'pg_type'::regclass, t.oid, 0,
+            'type', t.oid::regtype::text, t.typowner, t.typacl, 'T'
+        from pg_type t join schemas n on n.oid = t.typnamespace
+        left join pg_class c on c.oid = t.typrelid
+        where t.typtype = any (array['d', 'e']::"char"[]) or c.relkind = 'c'
     )
     select o.class, o.oid, o.sub, o.kind, o.name, o.owner,
-        coalesce(o.acl, pg_catalog.acldefault(o.default_of::pg_catalog."char", o.owner)) as acl
-    from object o;
-comment on view pgnet.own_object is
+        coalesce(o.acl, acldefault(o.default_of::"char", o.owner)) as acl
+    from object o
+$$;
+comment on function pgnet.own_objects() is
     'The schemas, tables, sequences, columns, routines and types of the extension that rights are '
     'granted on, with these rights.';
 
@@ -66,7 +71,7 @@ create function pgnet.right_faults()
     set work_mem = '16MB'
 as $$
     with object as (
-        select o.* from pgnet.own_object o where o.kind <> 'type'
+        select o.* from pgnet.own_objects() o where o.kind <> 'type'
     ), held as (
         select o.*, a.grantee, a.privilege_type as privilege
         from object o cross join lateral aclexplode(o.acl) a

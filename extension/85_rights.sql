@@ -65,7 +65,7 @@ begin
         select distinct pg_catalog.format('%s %s', o.kind, o.name) as name,
             case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
                 else a.grantee::pg_catalog.regrole::pg_catalog.text end as grantee
-        from pgnet.own_object o
+        from pgnet.own_objects() o
         cross join lateral pg_catalog.aclexplode(o.acl) a
         where a.grantee operator(pg_catalog.<>) o.owner and o.kind operator(pg_catalog.<>) 'column'
     loop

@@ -394,7 +394,7 @@ def test_using_a_secret(granted: Database, visitor: psycopg.Connection[Any]) -> 
 
 def test_a_signal_that_there_is_not(granted: Database) -> None:
     """Nothing may be raised at a commit: it is refused before."""
-    with pytest.raises(errors.ExternalRoutineException, match="there is no signal"):
+    with pytest.raises(errors.ExternalRoutineException, match="is not known"):
         granted.execute("select pgnet.arm_wake_up('boom')")
     granted.execute("select pgnet.arm_wake_up('reload')")
 
