@@ -440,25 +440,17 @@ HELLOS: dict[str, Way] = {
     "alert": saying(b"\x15\x03\x03\x00\x02\x02\x28"),
     "http": saying(FINE),
 }
-ROUTES_OF_TLS = [name for name, route in ROUTES.items() if route.tls]
+OVER_TLS = pytest.mark.parametrize(
+    "world", [name for name, route in ROUTES.items() if route.tls], indirect=True
+)
 
 
-@pytest.fixture(params=ROUTES_OF_TLS)
-def secure(
-    request: pytest.FixtureRequest,
-    make_client: MakeClient,
-    authority: Authority,
-    proxies: dict[str, Recording],
-    serve: Callable[..., Witness],
-) -> World:
-    return World(ROUTES[request.param], make_client, authority, proxies, serve)
-
-
-def test_no_handshake(secure: World) -> None:
+@OVER_TLS
+def test_no_handshake(world: World) -> None:
     def attempt(hello: str, end: str, method: str, warm: int, once: bool) -> None:
-        witness = secure.witness(Peer.hang, handshake=then(HELLOS[hello], ENDS[end]), fine=warm)
+        witness = world.witness(Peer.hang, handshake=then(HELLOS[hello], ENDS[end]), fine=warm)
         body = LARGE if method == "POST" else None
-        client = secure.client(connect_timeout=HANGS)
+        client = world.client(connect_timeout=HANGS)
         if warm:
             # a connection that stands is of no use to what has one of its own
             assert client(witness.url, timeout=PATIENT).content == b"ok"
@@ -477,16 +469,17 @@ def test_no_handshake(secure: World) -> None:
         together(attempt, [(*which, *how) for *which, how in several])
 
 
+@OVER_TLS
 @pytest.mark.parametrize("once", [False, True])
 def test_a_server_that_is_not_trusted(
-    secure: World, authority: Authority, serve: Callable[..., Witness], once: bool
+    world: World, authority: Authority, serve: Callable[..., Witness], once: bool
 ) -> None:
     for certificate, host in (
         (authority.strange, "127.0.0.1"),
         (authority.certificate, "127.0.0.3"),
     ):
         witness = serve(Peer.hang, certificate, address=(host, 0))
-        error = failed(secure.client(), witness.url, "POST", LARGE, at_most_once=once)
+        error = failed(world.client(), witness.url, "POST", LARGE, at_most_once=once)
         assert error.message.endswith("SSL peer certificate or SSH remote key was not OK")
         assert (error.kind, error.possibly_sent) == ("tls", False)
         assert witness.arrived == []
