@@ -81,7 +81,7 @@ class Evidence:
     attempts: list[Attempt] = field(default_factory=list)
     # those that net.failures shows
     failed: set[int] = field(default_factory=set)
-    # those that net.cancel said true of
+    # those for which net.cancel returned true
     cancelled: list[int] = field(default_factory=list)
     # those whose mark no worker has acted on
     marked: set[int] = field(default_factory=set)
@@ -94,7 +94,7 @@ class Evidence:
     wrong_bodies: list[str] = field(default_factory=list)
     # nothing went wrong that anybody may notice
     calm: bool = False
-    # what else must not have been: a worker that ended by itself, a backend that crashed
+    # other faults: a worker that ended by itself, a backend that crashed
     findings: list[str] = field(default_factory=list)
 
 
@@ -191,7 +191,7 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
     former = Counter(request.former for request in evidence.sent if request.former is not None)
     for id, state in ended.items():
         kept = state in ("failed", "unknown", "cancelled") and id not in former
-        # Whether what was cancelled can be sent again is a matter of when it was.
+        # Whether a cancelled request can be sent again depends on when it was cancelled.
         if state != "cancelled" and kept != (id in evidence.failed):
             detail = f"{state}, and {'' if id in evidence.failed else 'not '}among the failures"
             yield Violation("wrong outcome", str(id), detail)
@@ -235,7 +235,7 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
             yield f"failed, as if never sent ({response.error_msg}); yet it was seen"
         return
     if response.error_msg is not None:
-        # Its status came, and not all of the rest: a beginning of what the witness gave.
+        # Its status came, and only a part of the body: the beginning of what the witness sent.
         yield from _faults_of_a_part(request, response, seen)
         return
     try:
@@ -278,7 +278,7 @@ def _keys(evidence: Evidence) -> Iterator[Violation]:
         if not keys or request.former is not None:
             continue
         asked = request.idempotency_key
-        # Sent again it has its key for certain; at first it may have had no use for it.
+        # A repeated request has its key; the first one may have needed none.
         may_lack = request.key in again and asked is None and not _is_sent_twice(request)
         if len(keys - {None} if may_lack else keys) > 1:
             yield Violation("key", request.key, f"came with different ones: {keys}")

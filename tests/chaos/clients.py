@@ -18,7 +18,7 @@ import psycopg
 from chaos import orders
 from chaos.tally import Tally
 
-# Requests of a transaction at most.
+# The most requests of a transaction.
 _MOST = 8
 FATES = {
     "committed": 46,
@@ -187,7 +187,7 @@ class Clients:
     def _prepared(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
-        # The commit or rollback comes from another session, or never to this one's knowledge.
+        # Another session commits or rolls back, or this one does not learn which.
         self._send(connection, made)
         connection.execute(f"prepare transaction '{made[0].key}'")
         connection.commit()

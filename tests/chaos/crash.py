@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-# What is in a session's memory because of pgnet alone.
+# Names that are in a session's memory only because of pgnet.
 _OURS = re.compile(
     r"plpython|libpython|_Py[A-Z]|\bPy[A-Z]\w+_|ctypes|libffi|greenlet|gevent|pycurl|libcurl|cares"
 )

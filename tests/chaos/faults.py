@@ -309,7 +309,7 @@ for _point in ("connect", "sent"):
 
 
 KINDS: Sequence[Kind] = tuple(_kinds)
-# Where there are no others, gentle ones come so many times as often.
+# Without other faults, gentle ones come this many times as often.
 _CALM = 6
 # One after the other, and with so many seconds between them: a worker that loses its connection
 # again and again while it stops has to give up.
@@ -363,7 +363,7 @@ class Faults:
 
     def _strike(self, kind: Kind, choose: random.Random) -> None:
         try:
-            # What it strikes may be away just now.
+            # The process that this fault strikes may be away just now.
             for _ in range(5):
                 if self._run.calm:
                     with self._one_by_one:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 # Total time of an attempt in ms. The witness is sometimes slower than the shortest.
 _TIMEOUTS = (1500, 4000, 8000)
-# Of one's own: quick, patient with clocks that jump by a day, and for everything.
+# Policies of the run's own: a quick one, one for clocks that jump by a day, one for everything.
 QUICK = "quick"
 QUICK_SETTINGS = {
     "max_attempts": 4,

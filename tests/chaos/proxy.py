@@ -197,7 +197,7 @@ class _Way:
                     self._client.write(head + body)
                     await self._client.drain()
                 elif head[:1] == b"Z":
-                    # It is done: what came before this has been kept back.
+                    # The statement has run: its answer, which came before this, was kept back.
                     if self._breaking == "killed":
                         self._killer(self._client.get_extra_info("peername")[1])
                     self.cut()

@@ -26,7 +26,7 @@ from chaos.proxy import Proxy
 from chaos.tally import Tally
 from chaos.workers import BackendWorker, ProcessWorker
 
-# Says, as "own", that this process has file systems that nobody else sees.
+# The value "own" says that this process has a mount namespace of its own.
 _MOUNTS = "PGNET_CHAOS_MOUNTS"
 # Seconds within which everything must have an outcome once nothing goes wrong any more.
 DRAIN = 150

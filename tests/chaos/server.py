@@ -40,7 +40,7 @@ POINTS = tuple(
     f"{when} {what}" for what in ("claim", "record", "call") for when in ("before", "after")
 )
 
-# Runs in the backend that claims, records or calls: what it did, its transaction's end looks up.
+# Runs in the backend that claims, records or calls; the end of its transaction reads what it did.
 _POINTS_SQL = """
 create function app.at_point() returns trigger language plpython3u as $python$
 import os, signal
@@ -126,7 +126,7 @@ class SmallDisk(Cluster):
             os.chown(self.data, self.directory.stat().st_uid, self.directory.stat().st_gid)
             self.data.chmod(0o700)
         else:
-            # A real disk makes each recovery slow, and it is crashes that are wanted here.
+            # A real disk makes each recovery slow, and this run wants many crashes.
             self._memory = tempfile.mkdtemp(prefix="pgnet-", dir="/dev/shm")
             os.chown(self._memory, self.directory.stat().st_uid, self.directory.stat().st_gid)
             self.data.symlink_to(self._memory)
@@ -250,7 +250,7 @@ class Server:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.findings: list[str] = []
-        # what is worth a look, and no finding
+        # worth a look, but not a fault
         self.notes: list[str] = []
         self._guardian = threading.Thread(target=self._guard, daemon=True)
 

@@ -45,7 +45,7 @@ def test_the_attempt_is_on_disk_before_the_first_byte(
             # its session ends with the server
             stack.enter_context(contextlib.suppress(psycopg.OperationalError))
             stack.enter_context(serving(database))
-        # Nobody but a commit writes what is to be on disk.
+        # Only a commit flushes the WAL here.
         os.kill(wal_writer(crashing), signal.SIGSTOP)
         [(id,)] = database.rows(
             "select net.http_request('POST', %s, body_text => 'x',"

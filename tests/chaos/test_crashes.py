@@ -271,7 +271,7 @@ def test_a_stale_token_records_nothing(database: Database, recorder: Recorder) -
     assert database.value("select count(*) from net._http_response") == 0
     assert database.rows("select id, token::text from pgnet.claim") == [(id, token)]
     assert database.rows("select id from net.http_request_queue") == [(id,)]
-    # who holds it records, once
+    # the worker that holds the claim records, once
     assert recorder.record({id: token}) == []
     assert recorder.record({id: token}, content="again") == []
     assert database.rows("select id, content, attempts from net._http_response") == [(id, "ok", 1)]
@@ -313,7 +313,7 @@ def test_claims_are_exclusive(database: Database, recorder: Recorder) -> None:
         thread.join(20)
     counts = Counter(id for claims in taken for id in claims)
     assert set(counts.values()) == {1}
-    # one that lost a race has looked too early, and comes again
+    # a worker that lost a race gets nothing once, and claims again
     while claims := recorder.claim():
         counts.update(claims)
     assert counts == Counter(ids)
@@ -345,7 +345,7 @@ def test_a_row_that_cannot_be_recorded_holds_up_no_other(
     recorded = database.rows("select id from net._http_response where error_msg is null order by 1")
     assert [id for (id,) in recorded] == good
     if always:
-        # neither lost nor a hindrance: it is kept, and recorded when nothing refuses it any more
+        # its outcome is kept, delays no other, and is recorded once nothing refuses it
         assert deferred == []
         assert database.rows("select id, worker from pgnet.claim") == [(bad, None)]
         assert database.rows("select id, message from pgnet.unrecorded") == [(bad, "not this one")]
@@ -459,14 +459,14 @@ def test_an_answer_that_the_database_cannot_hold(
                 stack.enter_context(serving(database))
             database.wait_for("select count(*) = 21 from net._http_response")
             assert database.value("select count(*) from pgnet.claim") == 0
-        # of an SQL_ASCII database psycopg gives bytes unless told otherwise
+        # psycopg gives bytes from an SQL_ASCII database unless told otherwise
         with database.cluster.connect(name, client_encoding="UTF8") as reader:
             [(state, status, content, content_bytes, error)] = reader.execute(
                 "select state, status_code, content, content_bytes, error_msg"
                 " from net._http_response where id = %s",
                 (first,),
             ).fetchall()
-        # the bytes, or an error that says what could not be done; never a mangled text
+        # the bytes, or an error that says why not; never text that was changed
         if state == "succeeded":
             assert (status, content, bytes(content_bytes)) == (200, None, "a 😀 b".encode())
         else:

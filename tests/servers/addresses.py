@@ -63,7 +63,7 @@ SPECIAL_6 = {
     "ff00::/8": prefix(8, 0xFF00),
 }
 
-# Of IPv6 only this is public, less the ranges above and what the IETF's protocols have of it.
+# Of IPv6 only this range is public, without the ranges above and those of IETF protocols.
 UNICAST = (6, *prefix(3, 0x2000))
 
 
@@ -83,7 +83,7 @@ NAMES = [*SPECIAL_4, *SPECIAL_6]
 
 LAST = {4: (1 << 32) - 1, 6: (1 << 128) - 1}
 
-# The networks that an error may tell of a name, and what they open.
+# The networks that an error about a name may show, and the ranges that each one opens.
 TELLS: dict[str, list[tuple[int, int, int]]] = {
     **{name: [bounds] for name, bounds in zip(NAMES, RANGES, strict=True)},
     "255.255.255.255/32": [(4, LAST[4], LAST[4])],
@@ -107,7 +107,7 @@ def among(address: Address, ranges: Iterable[tuple[int, int, int]]) -> bool:
 
 
 def unwrapped(address: Address) -> Address:
-    """What the kernel connects to."""
+    """The address that the kernel connects to."""
     version, number = address
     return (4, number & LAST[4]) if version == 6 and number >> 32 == 0xFFFF else address
 
@@ -120,7 +120,7 @@ def private(address: Address) -> bool:
 
 
 def number_of(text: str) -> Address:
-    """An address that the system has written."""
+    """Read an address that the system has written."""
     version = 6 if ":" in text else 4
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     return version, int.from_bytes(socket.inet_pton(family, text), "big")
@@ -138,7 +138,7 @@ def host_of(address: Address) -> str:
 
 
 def edges(version: int, low: int, up: int) -> list[Address]:
-    """First and last, and one before and after where there is one."""
+    """The first and last address of a range, and the neighbours of each."""
     found = [low - 1, low, low + 1, up - 1, up, up + 1]
     return [(version, number) for number in found if 0 <= number <= LAST[version]]
 
@@ -161,13 +161,13 @@ def parts(number: int) -> tuple[int, int, int, int]:
 
 
 def dotted(number: int, *forms: str) -> str:
-    """The number in as many parts as there are forms; the last has what is left."""
+    """Write the number in as many parts as there are forms; the last part holds the rest."""
     rest = 32 - 8 * (len(forms) - 1)
     values = [*parts(number)[: len(forms) - 1], number & ((1 << rest) - 1)]
     return ".".join(form % value for form, value in zip(forms, values, strict=True))
 
 
-# Every reader of addresses in the C library's way sees the same in these.
+# Each reader that follows the C library's inet_aton reads the same address in these.
 SPELLINGS_4: dict[str, Spelling] = {
     "usual": lambda n: dotted(n, "%d", "%d", "%d", "%d"),
     "decimal": lambda n: dotted(n, "%d"),
@@ -200,7 +200,7 @@ SPELLINGS_4: dict[str, Spelling] = {
     "mapped, other colons": lambda n: f"[0:0::0:ffff:{n >> 16:x}:{n & 0xFFFF:x}]",
 }
 
-# Readers disagree about these, so any refusal is right; a connection to what is private never is.
+# Readers disagree about these: any refusal is right, a connection to a private address is not.
 DISPUTED_4: dict[str, Spelling] = {
     "trailing dot": lambda n: dotted(n, "%d", "%d", "%d", "%d") + ".",
     "trailing dots": lambda n: dotted(n, "%d", "%d", "%d", "%d") + "..",
@@ -291,7 +291,7 @@ SPELLINGS = {4: SPELLINGS_4, 6: SPELLINGS_6}
 
 DISPUTED = {4: DISPUTED_4, 6: DISPUTED_6}
 
-# Addresses of IPv6 that stand for one of IPv4, each with the range that it is in itself.
+# IPv6 addresses that contain an IPv4 address, each with the IPv6 range it belongs to.
 WRAPPERS: dict[str, tuple[str, Callable[[int], int]]] = {
     "compatible": ("::/96", lambda n: n),
     "translated": ("::ffff:0:0:0/96", lambda n: high(0, 0, 0, 0, 0xFFFF) | n),

@@ -59,7 +59,7 @@ class Asker:
         with connection.cursor(row_factory=dict_row) as cursor:
             row = cursor.execute("select * from net.responses where id = %s", found).fetchone()
         assert row is not None, "no outcome"
-        # A redirect that was followed to no answer is no success, nor is what has no status.
+        # A redirect whose target gave no answer has failed, and so has a request without a status.
         passed_on = row["error_msg"] is not None and row["final_url"] != row["url"]
         if not (passed_on and row["status_code"] in (301, 302, 303, 307, 308)):
             assert row["state"] == ("succeeded" if is_success(row) else "failed")

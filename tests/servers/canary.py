@@ -27,7 +27,7 @@ def forms(value: str = CANARY) -> Iterator[bytes]:
     yield value.encode("utf-16-le")
     yield value.encode("utf-16-be")
     for offset in range(3):
-        # without what depends on the neighbours
+        # without the characters that depend on the neighbouring bytes
         encoded = base64.b64encode(bytes(offset) + data)
         yield encoded[(offset * 8 + 5) // 6 : (offset + len(data)) * 8 // 6]
 

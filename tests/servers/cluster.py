@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 STOP_SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
-# A server's environment is inherited by every backend: nothing of the caller's shell belongs there.
+# Every backend inherits the server's environment: it must not contain the caller's variables.
 CLEAN_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
 
 # Called with the directory of each cluster that has stopped, before that is removed.
@@ -104,7 +104,7 @@ class Worker:
         """Ask it to end (SIGTERM), wait for that, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-            # one that the test has paused would not hear it
+            # a worker that the test has paused would not get the signal
             self.process.send_signal(signal.SIGCONT)
         try:
             return self.process.wait(timeout)
@@ -223,7 +223,7 @@ class Cluster:
         self.options: dict[str, object] = {"fsync": "off", **options}
         self.directory = Path()
         self.process: subprocess.Popen[bytes] | None = None
-        # what the server's processes find in their environment besides
+        # further environment variables of the server's processes
         self.server_environment: dict[str, str] = {}
         self._databases = 0
 
@@ -394,7 +394,7 @@ class Cluster:
             "max_connections": 100,
             **self.options,
         }
-        # by env: what runs before it as another user shall not have them
+        # set by env, so that the commands before it, which run as another user, do not have them
         variables = [f"{name}={value}" for name, value in self.server_environment.items()]
         command = ["env", *variables, str(self.bindir / "postgres"), "-D", str(self.data)]
         for name, value in settings.items():
@@ -407,11 +407,11 @@ class Cluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C at the terminal is for the one who typed it, not for the server
+                # Ctrl-C at the terminal must not stop the server
                 start_new_session=True,
             )
 
-        # The first to be true of: it has ended, it says that it is ready.
+        # Either the server has ended, or it says that it is ready.
         wait_until(
             lambda: not self.running or self._ready(),
             description="the server accepts connections or gives up",

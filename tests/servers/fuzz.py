@@ -17,13 +17,13 @@ from servers.made_requests import CANARY, Case, batches
 from servers.strict import Strict
 from servers.wanted import Refused, Wanted, compare, wanted
 
-# `make fuzz` gives other numbers. Of one seed the cases are the same while the code is: hypothesis
-# takes constants from that, too.
+# `make fuzz` gives other numbers. A seed makes the same cases only while the code is the same, since
+# hypothesis takes constants from it.
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))
 SQL_CASES = max(2000, CASES // 10)
 SEED = int(os.environ.get("FUZZ_SEED", "20260101"))
 
-# So many examples of one round of hypothesis: of more it would make most by copying within one.
+# Examples in a round. With more, hypothesis makes most of them by copying parts of one example.
 ROUND = 10
 TIMEOUT = 10_000
 
@@ -44,7 +44,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What came of asking.
+    """The result of one request.
 
     expected: what must reach the server; None where the call must raise.
     refusal: how it raised; outcome: where its answer will be.
@@ -75,7 +75,7 @@ def ask_all(
 def compare_all(
     asked: list[Asked], answers: dict[int, tuple[int, str]], server: Strict, tally: Tally
 ) -> None:
-    """All that was asked for arrived, or was refused; and nothing else.
+    """Each request has arrived or was refused, and the server got no other.
 
     answers: by the request's place, its status, and the number that the server gave it or what went
     wrong.

@@ -23,7 +23,8 @@ from servers.addresses import (
     written,
 )
 
-# Nobody can connect there by TCP without a zone, so that the guard's word is all there is to see.
+# The kernel makes no TCP connection to these (to fe80::/10 without a zone): only the guard's
+# refusal can be seen.
 UNREACHABLE = [
     (4, 0x7FFFFFFF, 0x7FFFFFFF),
     (4, 0xE0000000, 0xEFFFFFFF),
@@ -32,17 +33,17 @@ UNREACHABLE = [
     (6, *SPECIAL_6["ff00::/8"]),
 ]
 
-# What is said of an address that the URL has itself.
+# The error where the URL contains the address.
 REFUSED = re.compile(r"not allowed: select net\.allow_network\('([0-9a-f:.]+)/([0-9]+)'\)$")
 
-# What is said of a name: the kind of its address, and nothing that has the form of one.
+# The error where the URL contains a name: the kind of its address, and no address.
 REFUSED_NAME = re.compile(
     r"(?:proxy )?(?P<host>[a-z0-9._-]+): its address is [^.:/]+ and not allowed: "
     r"(?:select net\.allow_network\('(?P<network>[^']+)'\)"
     r"|the worker's log has the statement that allows it)"
 )
 
-# What the log has of it.
+# The line of the log about such a name.
 LOGGED = re.compile(
     r"refused: (?P<host>[^ :]+): (?P<address>[0-9a-f:.]+) is [^.:/]+ and not allowed: "
     r"(?P<statement>select net\.allow_network\('(?P<network>[0-9a-f:./]+)'\))"
@@ -80,7 +81,7 @@ class Internet:
         self.client.ask("configure", name=name, rules=rules, hosts=hosts, max_age=max_age)
 
     def run(self, urls: Iterable[str], name: str = "default", stored: bool = True) -> list[Any]:
-        """The outcomes of requests that are all under way at once."""
+        """Make all these requests at once; gives their outcomes."""
         cases = [{"url": url} for url in urls]
         found: list[Any] = self.client.ask("run", name=name, cases=cases, stored=stored)
         for line in self.client.ask("logged"):
@@ -153,7 +154,7 @@ class Internet:
         return None if fits else "it names another network"
 
     def fault(self, case: Case, answer: dict[str, Any]) -> str | None:
-        """What is wrong with an outcome."""
+        """Find the fault of an outcome; None if it is right."""
         if "status" in answer:
             came = number_of(json.loads(answer["body"])["local"])
             if private(came):
@@ -171,7 +172,7 @@ class Internet:
 
 
 def opened_by(network: str) -> list[tuple[int, int, int]]:
-    """What a network or a word of net.allow_network has, as a table of this file or as written."""
+    """The ranges that a network or a word of net.allow_network opens."""
     if network in TELLS:
         return TELLS[network]
     text, _, bits = network.partition("/")
@@ -188,7 +189,7 @@ def last_host(url: str) -> str:
 
 
 def name_of(host: str) -> str | None:
-    """The name that a host is, without its port; None for an address, in whatever spelling."""
+    """The host without its port if it is a name; None if it is an address in any spelling."""
     name = re.sub(":[0-9]*$", "", host).rstrip(".").lower()
     return name if name.endswith((".test", ".hosts", "localhost")) else None
 
@@ -208,7 +209,7 @@ _serial = iter(range(1 << 30))
 
 
 def name_for(*labels: str) -> str:
-    """A name of its own that has these records."""
+    """A new name that has these records."""
     return ".".join([*labels, f"n{next(_serial)}", "test"])
 
 
@@ -220,7 +221,7 @@ def redirect(location: str, status: str = "302", base: str = "http://8.8.8.8") -
 
 
 def hops(*hosts: str, last: str) -> str:
-    """A URL that leads over all these hosts to the last."""
+    """A URL that redirects from host to host, to the last one."""
     url = last
     for host in reversed(hosts):
         url = redirect(url, base=f"http://{host}")

@@ -73,7 +73,7 @@ def pick(*weighted: tuple[int, st.SearchStrategy[Any]]) -> st.SearchStrategy[Any
     places = [strategy for weight, strategy in weighted for _ in range(weight)]
     place = st.integers(0, len(places) - 1)
 
-    # one_of would take each only once, and write all of them out where a case fails.
+    # one_of would take each strategy only once, and print all of them if a case fails.
     @st.composite
     def picked(draw: DrawFn) -> Any:
         return draw(places[draw(place)])
@@ -95,7 +95,7 @@ def ipv6() -> list[str]:
 
 IPV6 = ipv6()
 
-# Tokens, in every case; tunnels and echoes; and what is no token.
+# Methods: tokens in every case, CONNECT and TRACE, and texts that are not tokens.
 methods = pick(
     (40, st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "QUERY"])),
     (12, st.sampled_from(
@@ -109,7 +109,7 @@ methods = pick(
     (1, st.text(max_size=6)),
 )  # fmt: skip
 
-# Spellings of the addresses the server listens on; names that our name server has; and no hosts.
+# Hosts: spellings of the addresses the server listens on, names that our name server knows, others.
 local_hosts = pick(
     (8, st.sampled_from(["127.0.0.1", "localhost", "127.1", "[::ffff:127.0.0.1]"])),
     (6, st.sampled_from(
@@ -152,7 +152,7 @@ ports = pick(
          ":PORT\r\n", ":PORT\\", ":99999999999999999999", ":PORT\0"])),
 )  # fmt: skip
 
-# What a URL may have behind its authority; then what is encoded there, or refused.
+# Text behind the authority of a URL: legal text, and text that is encoded or refused.
 pieces = st.sampled_from(
     ["/", "//", ".", "..", "/./", "/../", "/..", "a", "B", "0", "-", "_", "~", "%7E", "%7e", "%2e",
      "%2E%2e", "%2f", "%2F", "%5c", "%00", "%0d%0a", "%20", "%25", "%ff", "%C3%A9", "!", "$", "&",
@@ -346,7 +346,7 @@ bodies = pick(
     (1, st.tuples(st.just("body_form"), no_objects)),
 )
 
-# Hypothesis needs more time for a case than the case itself: so of few parts there are many cases.
+# Hypothesis takes longer to make a case than we take to run it: so few parts make many cases.
 EDGE = 5
 
 

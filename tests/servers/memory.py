@@ -18,7 +18,7 @@ def status(pid: int, item: str) -> int:
 
 
 def forget_peak(pid: int) -> int:
-    """From now on VmHWM is of what comes; gives the resident set as it is."""
+    """Reset VmHWM to the resident set as it is now, and give that."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return status(pid, "VmRSS")
 

@@ -193,7 +193,7 @@ def running() -> Iterator[Running]:
 
 
 if __name__ == "__main__":
-    # That a client has gone is what is wanted here.
+    # asyncio logs clients that have gone: here they are meant to go.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     asyncio.run(Servers().run())

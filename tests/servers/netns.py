@@ -93,12 +93,12 @@ class Namespace:
         try:
             yield Program(process)
         finally:
-            # the end of its input is what a program ends at
+            # a program ends when its input ends
             with contextlib.suppress(BrokenPipeError):
                 assert process.stdin is not None
                 process.stdin.close()
             try:
-                # a cluster has a worker and a server to end, on a machine that may be busy
+                # a cluster ends a worker and a server, perhaps on a busy machine
                 process.wait(30)
             finally:
                 process.kill()
@@ -174,7 +174,7 @@ def namespace() -> Iterator[Namespace]:
         _ip("-n", name, "link", "set", "lo", "up")
         _ip("-n", name, "route", "add", "local", "0.0.0.0/0", "dev", "lo")
         _ip("-n", name, "-6", "route", "add", "local", "::/0", "dev", "lo")
-        # To what is local by a route alone nobody can bind in IPv6, as to the machine's own.
+        # IPv6 does not bind to an address that is local by a route alone, nor to the machine's own.
         _ip("-n", name, "-6", "address", "add", f"{OWN}/128", "dev", "lo")
         yield Namespace(name)
     finally:
@@ -279,7 +279,7 @@ class World:
             for host in ("0.0.0.0", "::"):
                 await asyncio.start_server(self.connection, host, port, backlog=4096)
         loop = asyncio.get_running_loop()
-        # A server that fails would look like one that is not reached.
+        # A server that fails would look like a server that no client has reached.
         loop.set_exception_handler(lambda _, context: give_up(context))
         await loop.create_datagram_endpoint(lambda: NameServer(self), local_addr=(NAME_SERVER, 53))
         await asyncio.start_server(self.name_connection, NAME_SERVER, 53)
@@ -315,7 +315,7 @@ class World:
             writer.close()
 
     async def holding(self, count: int) -> None:
-        """Wait until so many requests are held."""
+        """Wait until that many requests are held."""
         while len(self.held) < count:
             await asyncio.sleep(0.001)
 
@@ -489,7 +489,7 @@ def client() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("pgnet.guard").addHandler(handler)
-    # Thousands of names are refused here; a worker's log has so many of them at most.
+    # A worker logs that many refused names at most; thousands are refused here.
     guard_module._LOGGED_REFUSALS = sys.maxsize
 
     def configure(
@@ -577,7 +577,7 @@ def cluster() -> None:
     """A cluster with a database and its worker process, until the input ends."""
     from servers.cluster import Cluster
 
-    # Its own door is one of the addresses here, on every one of them.
+    # The database listens on every address here, so that each is a way to its own port.
     with Cluster(listen_addresses="*") as made:
         database = made.create_database()
         with database.worker() as worker:

@@ -166,7 +166,7 @@ class Nginx:
         self.directory = Path(tempfile.mkdtemp(prefix="pgnet-nginx-", dir="/tmp"))
         self.directory.chmod(0o755)
         (self.directory / "files").mkdir()
-        # another process may take the free port before nginx does
+        # another process may take the free port first
         for _ in range(3):
             self._start()
             if wait_until(lambda: self._up(), lambda up: up is not None, "nginx answers", 20):

@@ -27,7 +27,7 @@ TIMEOUT = 600
 
 
 POLICIES: dict[str, dict[str, Any]] = {
-    # Whatever goes wrong, and whatever the method: only a status ends it.
+    # Retries after every error, with every method: only a status ends the request.
     "stubborn": {"errors": "any", "methods": "any", "statuses": [503], "max_attempts": 4},
     # As webhook, in less time
     "hook": {"errors": "any", "methods": "any", "statuses": "any", "accept": ["2xx"],

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from servers.cluster import Database
 
-# What a busy machine may take on top of a time that was asked for, in seconds.
+# Seconds that a busy machine may take beyond the time that was asked for.
 SLACK = 3.0
 
 

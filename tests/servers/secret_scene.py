@@ -35,7 +35,7 @@ def put(database: Database, name: str | None, value: str | None, prefix: str | N
 
 
 def refusal(caught: pytest.ExceptionInfo[psycopg.Error]) -> str:
-    """What an error says, which holds no secret."""
+    """The message of an error; it must not contain a secret."""
     said = caught.value.diag
     parts = (said.message_primary, said.message_detail, said.message_hint, said.context)
     text = "\n".join(part for part in parts if part)
@@ -49,7 +49,7 @@ def logs_parameters_of_plans(database: Database) -> bool:
     return database.connection.info.server_version >= 160000
 
 
-# The sessions of `store`, by their databases: to start Python in one takes longer than the rest.
+# The sessions of `store`, by database: to start Python in a new one takes longest.
 silent: dict[str, psycopg.Connection[Any]] = {}
 
 
@@ -69,7 +69,7 @@ def store(database: Database, name: str, value: str, prefix: str | None = None) 
 
 
 def observed(cluster: Cluster) -> Database:
-    """A database of that cluster."""
+    """Make a database in that cluster, with pg_stat_statements if it is there."""
     database = cluster.create_database()
     database.execute("select net.allow_network('loopback')")
     if "pg_stat_statements.track" in cluster.options:
@@ -85,7 +85,7 @@ def nowhere(database: Database) -> None:
     """The canary is in no log, and in no table or view of the extension but its own."""
     for path in logs(database.cluster.directory):
         with path.open("rb") as file:
-            # what was looked at stays looked at; a match may begin there
+            # do not read again what was read, but for a match that may begin there
             file.seek(max(0, looked_at.get(path, 0) - 1000))
             content = file.read()
             looked_at[path] = file.tell()
@@ -132,7 +132,7 @@ class Repeats(http.server.BaseHTTPRequestHandler):
     """/v1/WAY/…: what `shown` gives of the request, in the way of that name."""
 
     protocol_version = "HTTP/1.1"
-    # an answer in one piece: for the second one the first one's receipt would be waited for
+    # one write an answer: a second one would wait for the client's acknowledgement of the first
     wbufsize = -1
     site: ClassVar[Site]
 
@@ -305,6 +305,6 @@ class Scene:
         return row
 
     def check(self) -> None:
-        """Nobody has the canary but the server that it is for."""
+        """Only the server that the secret is for has got the canary."""
         nowhere(self.database)
         assert not found_in("\n".join(self.foreign.received)), self.foreign.received

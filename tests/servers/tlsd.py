@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self.connection.do_handshake()
         except (ssl.SSLError, OSError):
-            # The alert is out; what the client sends meanwhile must not reset it away.
+            # The alert is sent; a reset by what the client sends meanwhile must not discard it.
             with contextlib.suppress(OSError):
                 raw = socket.socket(fileno=self.connection.detach())
                 raw.settimeout(10)
@@ -130,7 +130,7 @@ def main() -> None:
     context.minimum_version = ssl.TLSVersion[options.lowest]
     context.maximum_version = ssl.TLSVersion[options.highest]
     if options.lowest == "TLSv1":
-        # else OpenSSL itself refuses what is that old
+        # without this OpenSSL itself refuses versions that old
         context.set_ciphers("ALL:@SECLEVEL=0")
     if options.client_ca:
         context.load_verify_locations(options.client_ca)

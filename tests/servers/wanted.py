@@ -58,7 +58,8 @@ METHOD_OR_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 NO_REST = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
-# In a number ends what is an address, or nothing: a part of it is decimal, octal or hexadecimal.
+# A host whose last part is a number is an IPv4 address or invalid (URL standard): each part is
+# decimal, octal or hexadecimal.
 A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 

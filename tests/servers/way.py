@@ -15,7 +15,7 @@ import pycurl
 from servers.frames import HEADERS, STATUS_200, frame
 
 OLD_LIBCURL = pycurl.version_info()[2] < 0x080000
-# Bytes that nobody has room for.
+# More bytes than any limit here allows.
 FLOOD = 256 << 20
 MIB = 1 << 20
 
@@ -133,7 +133,7 @@ UP_TO_THE_FAULT = fails(
     "Unrecognized or bad HTTP Content or Transfer-Encoding: the body is kept up to the fault"
 )
 NO_TLS = fails("SSL connect error")
-# Such a body is no text: in the database it stands in another column.
+# A body with zeros is not text: it is stored in content_bytes.
 ZEROS = "\0*"
 
 Serve = Callable[["Peer"], Awaitable[None]]

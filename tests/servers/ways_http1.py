@@ -112,7 +112,7 @@ ways(
         b"Connection: Upgrade\r\n\r\n" + POISON,
     },
 )
-# Where the body begins and ends nobody knows: the status and what came of the headers are kept.
+# No reader can tell where the body begins and ends: the status and the headers so far are kept.
 ways(
     WEIRD.beside(200),
     {
@@ -369,7 +369,7 @@ def _bomb(name: str, content: str = ZEROS) -> None:
             await peer.send(chunk(body[start : start + 1000]))
         await peer.send(b"0\r\n\r\n")
 
-    # What is too long on the wire as well may be either.
+    # A body that is too long on the wire as well may end with either error.
     WAYS[f"bomb-{name}"] = Way(f"bomb-{name}", TOO_LONG.beside(200, content), serve)
     WAYS[f"bomb-{name}-in-chunks"] = Way(
         f"bomb-{name}-in-chunks", TOO_LONG.beside(200, content), in_chunks
@@ -427,7 +427,7 @@ async def noise_as_gzip(peer: Peer) -> None:
 _GZIP = gzip.compress(b"ok" * 1000)
 _BAD_CHECKSUM = _GZIP[:-8] + bytes(4) + _GZIP[-4:]
 _BROTLI = bytes.fromhex("8b0080") + b"ok\x03"
-# What a body that breaks off has given by then; how much that is the decoder knows.
+# The part of a broken body that was decoded; its length depends on the decoder.
 ways(
     UP_TO_THE_FAULT.beside(200, "(ok)*o?"),
     {
@@ -475,7 +475,7 @@ ways(
         for name in ("gzip", "deflate", "br")
     },
 )
-# No text: in the database it stands in another column.
+# This body is not text: it is stored in content_bytes.
 ways(
     AS_IT_CAME.beside(200, ".*"),
     {
@@ -711,7 +711,7 @@ async def redirect_with_an_endless_body(peer: Peer) -> None:
 # ---- without a request
 
 
-# It depends on who is quicker.
+# The outcome depends on which side is quicker.
 @way(
     fails("Failure when receiving data from the peer", "Couldn't connect to server",
           "Failed sending data to the peer"),

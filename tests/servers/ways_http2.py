@@ -75,7 +75,7 @@ async def alert(peer: Peer) -> None:
     await peer.gone()
 
 
-# GnuTLS keeps of it what a message may have, 16 MB.
+# GnuTLS keeps a message of up to 16 MB.
 @way(NO_TLS, own_port=True, scheme="https", alone=True)
 async def flood_in_the_handshake(peer: Peer) -> None:
     await peer.flood(b"\x16\x03\x03\x40\x00" + b"\x02\xff\xff\xff" * 4096)
@@ -158,7 +158,7 @@ H2_BROKEN = fails(
 )  # fmt: skip
 
 
-# The library for HTTP/2 may have enough before we have.
+# The library for HTTP/2 may stop before our limit does.
 H2_FLOODED = Outcome(
     None, "|".join((TOO_LONG_ON_THE_WIRE.text, TOO_MANY_HEADERS.text, H2_BROKEN.text))
 )

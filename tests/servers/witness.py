@@ -86,7 +86,7 @@ class Peer:
             self.arrival.size += len(data)
 
     def take(self, size: int) -> bytes:
-        """Read so many bytes."""
+        """Read that many bytes."""
         while len(self._read) < size:
             self._more()
         taken, self._read = self._read[:size], self._read[size:]
@@ -150,7 +150,7 @@ class Peer:
         self.send(fine(self.stream) if self.version == "2" else FINE)
 
     def leave(self) -> None:
-        """Nobody listens any more."""
+        """Stop listening."""
         self.witness.server.stop_accepting()
         self.witness.server.socket.close()
 
@@ -174,7 +174,7 @@ class Peer:
         raw.close()
 
     def hang(self) -> None:
-        """Nothing, until the client has gone."""
+        """Send nothing until the client has gone."""
         while self.socket.recv(65536):
             pass
 
