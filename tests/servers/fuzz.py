@@ -17,8 +17,8 @@ from servers.made_requests import CANARY, Case, batches
 from servers.strict import Strict
 from servers.wanted import Refused, Wanted, compare, wanted
 
-# `make fuzz` gives other numbers. A seed makes the same cases only while the code is the same, since
-# hypothesis takes constants from it.
+# `make fuzz` gives other numbers. A seed makes the same cases only while the code stays the same,
+# since hypothesis takes constants from it.
 CASES = int(os.environ.get("FUZZ_CASES", "20000"))
 SQL_CASES = max(2000, CASES // 10)
 SEED = int(os.environ.get("FUZZ_SEED", "20260101"))
