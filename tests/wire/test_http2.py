@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import gevent
 import gevent.pool
 import gevent.server
+import gevent.socket
 import gevent.ssl
 import pytest
 import trustme
@@ -277,6 +280,53 @@ def test_servers_without_http_2_are_not_waited_for(client: Client, authority: Au
                 assert (ok(answer), answer.http_version) == (b"ok", "1.1")
             assert time.monotonic() - began < 2
         assert len({entry["connection"] for entry in server.record()}) > 10
+
+
+def forward(source: Any, target: Any) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+@pytest.mark.parametrize("requests", [3, 1000])
+def test_servers_of_both_versions_behind_one_address(
+    client: Client, authority: Authority, requests: int
+) -> None:
+    """A balancer, or a server that is set up anew: nobody gets another one's answer."""
+    more = ("--cert", str(authority.certificate), "--key", str(authority.certificate))
+    with (
+        Nginx(certificate=authority.certificate, requests=requests) as new,
+        httpd.running("127.0.0.1", 0, *more) as old,
+    ):
+        ports = cycle((int(new.tls_url.rpartition(":")[2]), old.port))
+
+        def balance(connection: Any, _: Any) -> None:
+            with gevent.socket.socket() as behind:
+                behind.connect(("127.0.0.1", next(ports)))
+                there = gevent.spawn(forward, connection, behind)
+                forward(behind, connection)
+                there.join()
+
+        server = gevent.server.StreamServer(("127.0.0.1", 0), balance)
+        server.start()
+        seen: Counter[str] = Counter()
+
+        def ask(number: int) -> None:
+            method, body = ("GET", None) if number % 3 else ("POST", b"x" * 3000)
+            url = f"https://127.0.0.1:{server.server_port}/echo?{number}"
+            answer = client(url, method, [], body, timeout=30)
+            ok(answer)
+            seen[answer.http_version] += 1
+            if answer.http_version == "1.1":
+                assert re.search(rf"/echo[?]{number}\b", answer.content.decode())
+
+        gevent.pool.Pool(100).map(ask, range(400))
+        gevent.pool.Pool(100).map(ask, range(400, 800))
+        server.stop()
+        assert seen.keys() == {"1.1", "2"}
 
 
 # ---- what goes wrong with one goes wrong with this one only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pycurl
 
@@ -14,6 +15,10 @@ from pgnet.wire.wire_error import WireError
 # Over HTTP/2 libcurl 7.88 loses answers of a server that does not wait for the body: with a short
 # body now and then, with a long one nearly always.
 _LOSES_ANSWERS: bool = pycurl.version_info()[2] < 0x080000
+# Older libcurls know of a host whether requests may share a connection, and not of a connection.
+# Where a host speaks HTTP/2 on one and HTTP/1.1 on another, they send several requests at a time
+# over that one too, and give each whatever answer comes first.
+MIXES_UP: bool = pycurl.version_info()[2] < 0x080E00
 
 
 class Route:
@@ -34,6 +39,7 @@ class Route:
 
     __slots__ = (
         "addresses",
+        "answered_by_1",
         "asked_for",
         "at_most_once",
         "connection",
@@ -97,6 +103,7 @@ class Route:
         self.addresses: tuple[str, ...] = ()
         self.until = 0.0
         self.version = ""
+        self.answered_by_1 = False
 
     @property
     def shares(self) -> bool:
@@ -106,6 +113,12 @@ class Route:
             and self.connection.http_version == "2"
             and self.version in ("", "2")
         )
+
+    def shun_http_2(self) -> None:
+        """Ask for HTTP/1.1 from now on: the host has answered by it, though it was asked for 2."""
+        if not self.answered_by_1:
+            self.connection = replace(self.connection, http_version="1.1")
+            self.answered_by_1 = True
 
     def url_for(self, url: str) -> str:
         """The URL that libcurl is given for a URL of this origin."""

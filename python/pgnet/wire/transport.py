@@ -239,12 +239,12 @@ class Transport:
             transfer.fail(self._failure(error))
 
     def _add(self, transfer: Transfer, address: str) -> None:
-        multi = self._multi
+        multi, route = self._multi, transfer.route
         if transfer.route.at_most_once:
             if self._multi_without_reuse is None:
                 self._multi_without_reuse = self._new_multi(reuse=False)
             multi = self._multi_without_reuse
-        elif transfer.route.connection.http_version == "1.1":
+        elif route.connection.http_version == "1.1" and not route.answered_by_1:
             if self._multi_of_http_1 is None:
                 self._multi_of_http_1 = self._new_multi()
             multi = self._multi_of_http_1

@@ -179,6 +179,12 @@ class Easy:
                 self.options.release(transfer)
 
     @property
+    def may_be_shared(self) -> bool:
+        """Whether libcurl may give other requests the connection of this one too."""
+        secure = self.transfer is not None and self.transfer.route.origin.scheme == "https"
+        return secure and self.connection.http_version == "2"
+
+    @property
     def is_pending(self) -> bool:
         """Whether it has no connection yet, and makes none."""
         return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0

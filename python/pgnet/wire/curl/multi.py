@@ -58,7 +58,7 @@ from pgnet.wire.curl.repeats import Repeats
 from pgnet.wire.curl.schedule import Schedule
 from pgnet.wire.curl.sockets import Sockets, ends_used_by
 from pgnet.wire.curl.states import ANSWERED
-from pgnet.wire.route import Route
+from pgnet.wire.route import MIXES_UP, Route
 from pgnet.wire.transfer import IDEMPOTENT, Failure, Transfer
 from pgnet.wire.wire_error import Code, WireError
 
@@ -314,6 +314,10 @@ class Multi:
         if transfer is None:
             return
         try:
+            if MIXES_UP and transfer.head.version[:1] == "1" and easy.may_be_shared:
+                transfer.route.shun_http_2()
+                if self._end_mixed_up(easy):
+                    return
             failure = collect(easy, transfer, code, text)
             if easy.opened and transfer.head.version == "2":
                 self._sockets.framed.add(easy.socket)
@@ -329,6 +333,27 @@ class Multi:
             self._on_error(self, error)
             internal = "internal error in the wire"
             transfer.fail(WireError(internal, kind="request", possibly_sent=True))
+
+    def _end_mixed_up(self, easy: Easy) -> bool:
+        """End all that share a connection of HTTP/1.1: nobody knows whose answers come there.
+
+        Returns whether there were others than this transfer, which has just ended.
+        """
+        ends = ends_used_by(easy.curl)
+        others = [e for curl, e in self._busy.items() if ends_used_by(curl) == ends]
+        if not others:
+            return False
+        self._sockets.shut_down(ends)
+        for each in (easy, *others):
+            self._busy.pop(each.curl, None)
+            self._multi.remove_handle(each.curl)
+        for each in (easy, *others):
+            mixed_up = each.transfer
+            self._put_back(each)
+            if mixed_up is not None:
+                mixed_up.forget_answer()
+                self._on_failed(mixed_up, Failure(Code.GOT_NOTHING, "", True, None, is_silent=True))
+        return True
 
     def _break_off_failed(self, easy: Easy, code: int, failure: Failure) -> None:
         """End the connection of a failed transfer, or let others use it on."""
