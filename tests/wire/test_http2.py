@@ -24,7 +24,7 @@ from gevent.event import AsyncResult
 
 from pgnet.wire.answer import Answer, Limits
 from pgnet.wire.host import HostSettings, HostTable
-from servers import httpd
+from servers import httpd, proxyd
 from servers.client import Client
 from servers.frames import (
     DATA,
@@ -576,6 +576,30 @@ def test_what_is_refused_is_sent_again(
     content = None if method == "GET" else b"x" * body
     assert ok(client(server.url, method, [], content)) == b"ok"
     assert len(server.arrived) == before + 3
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("way", REFUSED)
+def test_what_is_refused_through_a_tunnel(
+    trusting: Callable[..., Client], serving: Callable[..., Server], method: str, way: str
+) -> None:
+    """It goes through another tunnel, whose opening is no answer of the server."""
+
+    def serve(connection: Any, number: int, stream: int) -> None:
+        if len(server.arrived) == 1:
+            REFUSED[way](connection, number, stream)
+        else:
+            # the first byte is the status 404
+            answer = b"\x8d" + field(b"a", b"1")
+            connection.sendall(frame(HEADERS, answer, END_HEADERS | END_STREAM, stream))
+
+    with proxyd.running() as proxy:
+        client = trusting(http_version="2", proxy=proxy.url)
+        server = serving(serve)
+        answer = client(server.url, method)
+        assert ok(answer) == b""
+        assert (answer.status_code, answer.header_list) == (404, [("a", "1")])
+        assert len(server.arrived) == 2
 
 
 @pytest.mark.parametrize("before", [0, 1])
