@@ -178,6 +178,12 @@ class Easy:
             if transfer.body is not None:
                 self.options.release(transfer)
 
+    def close(self) -> None:
+        """Close the handle. What it refers to, keys included, goes with it and waits for no gc."""
+        # pycurl lets go of the callbacks, which refer to this object; so does `stop`.
+        self.curl.close()
+        self.transfer = self.stop = None
+
     @property
     def may_be_shared(self) -> bool:
         """Whether libcurl may give other requests the connection of this one too."""

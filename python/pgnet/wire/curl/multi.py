@@ -122,9 +122,6 @@ class Multi:
         self._watcher.start(self._on_events)
         self._retired = self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._busy)
-
     def add(self, transfer: Transfer, address: str, more: int) -> None:
         """Begin a transfer to `address`, with `more` addresses left to try after it."""
         connection = transfer.route.connection
@@ -140,8 +137,8 @@ class Multi:
         try:
             easy.prepare(transfer, address, more, forbidden)
         except BaseException:
-            easy.transfer = transfer.stop = None
-            easy.curl.close()
+            transfer.stop = None
+            easy.close()
             raise
         self._busy[easy.curl] = easy
         if connection.proxy_tls is not None and transfer.route.origin.scheme == "https":
@@ -207,10 +204,10 @@ class Multi:
         if self._repeats.forbidden:
             self._repeats.discard(easy.watch)
         if self._retired:
-            easy.curl.close()
+            easy.close()
             self._loop.run_callback(self._close_when_idle)
         elif self._idle_count >= self._connections:
-            easy.curl.close()
+            easy.close()
         else:
             self._idle_count += 1
             easy.pool.append(easy)
@@ -220,8 +217,8 @@ class Multi:
             return
         self._closed = True
         for handles in self._idle.values():
-            for easy in handles:
-                easy.curl.close()
+            while handles:
+                handles.pop().close()
         self._idle.clear()
         self._watcher.close()
         self._schedule.close()
