@@ -84,7 +84,7 @@ def test_setting_by_the_command(watched: Database) -> None:
     status, printed = command(watched, "list")
     assert status == 0
     lines = [line.split()[:4] for line in printed.splitlines()]
-    assert lines[0] == ["NAME", "URL", "PREFIX", "HELD"]
+    assert lines[0] == ["NAME", "URL", "PREFIX", "STORED"]
     assert ["cli", "https://api.example/v1", "database"] in [line[:3] for line in lines]
     assert ["pem", "-", "database"] in [line[:3] for line in lines]
     assert command(watched, "drop", "pem") == (0, 'secret "pem" is dropped\n')
