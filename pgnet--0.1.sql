@@ -81,8 +81,8 @@ comment on domain net.http_method is
 
 create type net.request_status as enum ('PENDING', 'SUCCESS', 'ERROR');
 comment on type net.request_status is
-    'What net.http_get_result says of a request: PENDING (on its way), SUCCESS (there was an '
-    'answer), ERROR (there was none).';
+    'The status that net.http_get_result gives for a request: PENDING (on its way), SUCCESS (there '
+    'was an answer), ERROR (there was none).';
 
 create type net.http_response as (
     status_code integer,
@@ -98,7 +98,7 @@ create type net.http_response_result as (
     response net.http_response
 );
 comment on type net.http_response_result is
-    'What net.http_get_result returns: status, message (ok, or the error), and the response where '
+    'The result of net.http_get_result: status, message (ok, or the error), and the response where '
     'there is one.';
 
 create type net.request_state as enum (
@@ -616,7 +616,7 @@ begin
     if unpacked > 2::bigint * at_most then
         return null;
     end if;
-    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
+    -- A number has up to 131,072 digits before the point, and as many behind it as its scale says.
     select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
     from (
         select v.value::numeric as number
@@ -701,7 +701,7 @@ create function pgnet.host_pattern(pattern text)
 as $$
 begin
     if pattern is null
-        -- What ends in a number is an address, or no host at all.
+        -- A host that ends in a number is an address, or no host at all.
         or lower(trim(pattern) collate "C") ~ '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?$'
         or lower(trim(pattern) collate "C") !~ '^([*][.])?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?[.]?$' then
         raise exception using
@@ -923,7 +923,7 @@ begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
         raise exception using
             errcode = 'invalid_parameter_value',
-            -- Not shown: it may be the value in the wrong place.
+            -- The name is not shown: it may be the value in the wrong place.
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is not a valid name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
@@ -997,13 +997,13 @@ create function net.secret_url(
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is
-    -- asked or raised.
+    -- The operator || is not used, since it is strict: for a NULL name PostgreSQL 18's planner
+    -- would take NULL for the result, and the check would never run.
 as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the '
     'worker puts in the rest. Params are appended to it. Raises 42501 where the current role may '
-    'not use the secret, 22023 for NULL and for one without URL prefix.';
+    'not use the secret, 22023 for NULL and for a secret without a URL prefix.';
 
 create function net.set_secret(
     -- 1 to 63 letters, digits, and - _ . behind the first one
@@ -1070,7 +1070,7 @@ end
 $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there '
-    'was none, also for NULL. Owner only.';
+    'was no such secret, also for NULL. Owner only.';
 
 create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void
@@ -1205,7 +1205,8 @@ as $$
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
-comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
+comment on function pgnet.known_host_settings() is
+    'The settings that net.configure_host takes.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
@@ -1241,7 +1242,7 @@ begin
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'authority' then
-            -- What ends in a number is an address: the URL has one already.
+            -- A value that ends in a number is an address: the URL has one already.
             if plain is null or length(plain) > 259 or plain ~* '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?(:|$)'
                 or plain !~ '^([A-Za-z0-9_-]{1,63}[.])*[A-Za-z0-9_-]{1,63}[.]?(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$' then
                 return 'must be a host name, or name:port, such as shop.example';
@@ -1428,7 +1429,7 @@ as $$
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
 comment on function pgnet.known_retry_settings() is
-    'What net.configure_retry knows, with the defaults.';
+    'The settings that net.configure_retry takes, with their defaults.';
 
 create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
@@ -1444,7 +1445,7 @@ as $$
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
 comment on function pgnet.built_in_retry_policies() is
-    'The policies that are always there: what they say otherwise than "safe".';
+    'The policies that are always there, each with the settings that differ from those of "safe".';
 
 create table pgnet.retry_policy (
     name text primary key,
@@ -1465,8 +1466,8 @@ create view net.retry_policies as
         select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
-    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
-    'settings).';
+    'Every retry policy, complete with defaults. net.configure_retry(name, settings) makes further '
+    'ones.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -1698,11 +1699,11 @@ comment on function pgnet.idempotency_key(bigint, timestamptz, text, jsonb) is
 
 -- ======== extension/30_queue.sql ========
 
--- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a
--- failover loses nothing.
+-- The queue: requests, the workers that claim them, and their outcomes. All of it is logged: a
+-- crash or a failover loses nothing.
 
--- The host and port of a URL: hosts take turns. No column of the queue: computed for the index
--- alone.
+-- The host and port of a URL: hosts take turns. It is not a column of the queue, but computed for
+-- the index.
 create function pgnet.host_of_url(url text)
     returns text language sql immutable parallel safe cost 1
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
@@ -1764,9 +1765,10 @@ comment on column net.http_request_queue.created is
     'When the transaction that made the request began.';
 comment on column net.http_request_queue.priority is
     'Smaller ones go first among the requests of one role to one host.';
-comment on column net.http_request_queue.context is 'Given back with the outcome.';
+comment on column net.http_request_queue.context is
+    'The caller''s own data, which comes back with the outcome.';
 comment on column net.http_request_queue.options is
-    'Of net.http_request, but for the priority; NULL means none.';
+    'The options of net.http_request, but for the priority; NULL means none.';
 comment on column net.http_request_queue.retry_of is
     'The failed request that net.retry made this one of.';
 comment on column net.http_request_queue.due is
@@ -1829,7 +1831,7 @@ create view pgnet.ready_request with (security_invoker) as
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view pgnet.ready_request is
-    'What is ready, as a claim chooses it: by the host and the role that the index '
+    'The requests that are ready, as a claim chooses them: by the host and the role that the index '
     'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
     'and options that are longer as text than plain_size says; NULL: they are not.';
 
@@ -1902,9 +1904,9 @@ comment on table pgnet.unrecorded is
 comment on column pgnet.unrecorded.token is
     'The token of the claim. Where the claim is gone, the outcome does not count.';
 comment on column pgnet.unrecorded.outcome is
-    'As pgnet.record_outcomes takes it, with headers and body.';
+    'The outcome as pgnet.record_outcomes takes it, with headers and body.';
 comment on column pgnet.unrecorded.message is
-    'What refuses the outcome; NULL: another session holds a lock on the request.';
+    'The error that refuses the outcome; NULL: another session holds a lock on the request.';
 comment on column pgnet.unrecorded.hint is 'The statement that cures it.';
 create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
@@ -1925,13 +1927,15 @@ comment on table pgnet.fault is
     'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. '
     'The other duties are done.';
 comment on column pgnet.fault.retry_at is
-    'When the duty is tried again; of an expiry: when the rows that were kept are.';
+    'When the duty is tried again; for an expiry, when the rows that it could not delete are tried '
+    'again.';
 comment on column pgnet.fault.failures is 'How often the duty failed in a row.';
 comment on column pgnet.fault.brief is
     'A lock of another session is in the way, perhaps for a moment.';
-comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
+comment on column pgnet.fault.kept is
+    'How many rows an expiry could not delete.';
 comment on column pgnet.fault.behind is
-    'Of an expiry: deleting goes on behind the row of this time,';
+    'An expiry goes on behind the row of this time,';
 comment on column pgnet.fault.behind_id is 'and of this id.';
 
 create table pgnet.attempt (
@@ -2004,11 +2008,12 @@ comment on table net._http_response is
     'own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, '
     'and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
-comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
+comment on column net._http_response.status_code is
+    'The status of the answer; NULL without an answer.';
 comment on column net._http_response.content_type is
-    'The Content-Type as sent; NULL where there was none.';
+    'The Content-Type as the server sent it; NULL without one.';
 comment on column net._http_response.headers is
-    'The answer''s headers, names as sent; of a repeated one the last.';
+    'The answer''s headers, names as sent; of a repeated header the last value.';
 comment on column net._http_response.content is
     'The body as text, or what could be kept of it; NULL where it is empty or no text.';
 comment on column net._http_response.timed_out is
@@ -2022,18 +2027,20 @@ comment on column net._http_response.content_bytes is
     'The body where it is no text in the declared charset, or has a NUL byte.';
 comment on column net._http_response.attempts is
     'How many attempts were made; net.attempts has each.';
-comment on column net._http_response.context is 'As given with the request.';
-comment on column net._http_response.method is 'Of the request.';
-comment on column net._http_response.url is 'Of the request.';
+comment on column net._http_response.context is
+    'The caller''s own data, as given with the request.';
+comment on column net._http_response.method is 'The method of the request.';
+comment on column net._http_response.url is 'The URL of the request.';
 comment on column net._http_response.requested_by is 'The role that made the request.';
 comment on column net._http_response.requested is 'When the request was made.';
 comment on column net._http_response.header_list is
     'The answer''s headers in their order, repeats kept: an array of [name, value].';
 comment on column net._http_response.final_url is
-    'Where redirects led to; NULL where none was followed.';
+    'The URL that redirects led to; NULL where no redirect was followed.';
 comment on column net._http_response.redirects is
     'How many redirects were followed; NULL where nothing was sent.';
-comment on column net._http_response.http_version is 'Of the answer: 1.0, 1.1 or 2.';
+comment on column net._http_response.http_version is
+    'The version of HTTP of the answer: 1.0, 1.1 or 2.';
 comment on column net._http_response.address is
     'The address last connected to, or tried; a proxy''s where one was used.';
 comment on column net._http_response.name_ms is
@@ -2041,9 +2048,9 @@ comment on column net._http_response.name_ms is
 comment on column net._http_response.connect_ms is
     'Milliseconds that TCP connections took; 0 where they were there.';
 comment on column net._http_response.tls_ms is
-    'Milliseconds that TLS handshakes took; 0 where there was none.';
+    'Milliseconds that TLS handshakes took; 0 without a handshake.';
 comment on column net._http_response.first_byte_ms is
-    'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
+    'Milliseconds from the start to the first byte of the answer; NULL without an answer.';
 comment on column net._http_response.total_ms is
     'Milliseconds from the start to the end of the attempt.';
 comment on column net._http_response.retry_of is
@@ -2094,11 +2101,12 @@ create policy own_failures on pgnet.failed for select
 create policy delete_own_failures on pgnet.failed for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
--- What callers ask for of their requests. The calling role inserts the row itself, with its own
--- rights, and a worker does it later, in the worker's session. So nothing runs with the owner's
--- rights in the session that calls net.cancel. PUBLIC has INSERT and SELECT, here as on the other
--- tables: a role that may UPDATE, DELETE or TRUNCATE may also lock a table. The key begins with the
--- role, which only the owner can choose: the marks of one role are not in the way of others.
+-- A mark is what a caller asks to be done with a request. The calling role inserts the row itself,
+-- with its own rights, and a worker acts on it later, in the worker's session. So nothing runs with
+-- the owner's rights in the session that calls net.cancel. PUBLIC has INSERT and SELECT, here as on
+-- the other tables: a role that may UPDATE, DELETE or TRUNCATE may also lock a table. The key
+-- begins with the role, which only the owner can choose: the marks of one role are not in the way
+-- of others.
 create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
@@ -2111,9 +2119,9 @@ create table pgnet.mark (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
 comment on table pgnet.mark is
-    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts '
-    'only for a request of the role that stands in it. A role sees its own, and inserts them by '
-    'these functions.';
+    'The orders of net.cancel, net.forget and net.retry, until a worker has carried them out. A '
+    'mark counts only for a request of the role that stands in it. A role sees its own marks, and '
+    'inserts them by these functions.';
 comment on column pgnet.mark.request_id is 'The request''s id.';
 comment on column pgnet.mark.requested_by is
     'The role that made the request. The owner marks requests of all roles; any other role only '
@@ -2170,10 +2178,10 @@ create table pgnet.database (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.database is
-    'Which database this is. Where that is not the one that runs, it is a copy, and no worker '
-    'serves it before net.adopt_database().';
+    'Which database this is. Where the row names another database than the one that runs, this is '
+    'a copy, and no worker serves it before net.adopt_database().';
 comment on column pgnet.database.system_identifier is
-    'Of the server, as initdb made it; a base backup and a standby have the same.';
+    'The number of the server, as initdb made it; a base backup and a standby have the same.';
 comment on column pgnet.database.key_namespace is
     'Idempotency keys that nobody asked for are derived from it and the request.';
 comment on column pgnet.database.own_ids_until is
@@ -2206,8 +2214,8 @@ as $$
     left join pgnet.database d on true
 $$;
 comment on function pgnet.copy_fault() is
-    'What tells that this database is a copy that was not adopted; NULL where it is the one that '
-    'is remembered.';
+    'Why this database is a copy that was not adopted; NULL where it is the database that is '
+    'remembered.';
 
 create function pgnet.refuse_copy()
     returns void
@@ -2302,7 +2310,7 @@ declare
     range_start bigint := (1 + floor(random() * 8000))::bigint * 1000000000000;
     used record;
 begin
-    -- Of several that copy tables, the first one does it, and the others wait.
+    -- Of several sessions that copy tables, the first one does it, and the others wait.
     perform from pgnet.database d where d.own_ids_from is null for update;
     if found then
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
@@ -2365,7 +2373,7 @@ declare
     attempt integer;
 begin
     perform pgnet.refuse_other_tables(tg_table_schema);
-    -- What triggers on replicated tables do here is this server's own doing.
+    -- Changes by triggers on replicated tables are this server's own.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
             select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
@@ -2395,8 +2403,8 @@ begin
 end
 $$;
 comment on function pgnet.take_replicated_row() is
-    'For what replication brings of requests: notes where they come from, and leaves this '
-    'server''s own alone.';
+    'Notes of replicated requests where they come from, and leaves this server''s own requests '
+    'alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function pgnet.keep_own_row()
@@ -2416,7 +2424,7 @@ begin
 end
 $$;
 comment on function pgnet.keep_own_row() is
-    'For what replication brings of workers, claims and settings: it is dropped.';
+    'Drops what replication brings of workers, claims and settings.';
 
 do $$
 declare
@@ -2484,8 +2492,8 @@ begin
     delete from pgnet.database;
     insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
-        -- One that made no request of its own goes on as the publisher: its requests keep their
-        -- idempotency keys.
+        -- A subscriber that made no request of its own goes on as the publisher: its requests keep
+        -- their idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
             then remembered.publisher_key_namespace end,
         remembered.key_namespace, gen_random_uuid())
@@ -3082,8 +3090,8 @@ from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
 comment on function pgnet.arm_wake_up(text) is
-    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback '
-    'cannot be registered here.';
+    'Has the commit of this transaction send a signal to workers. Returns NULL, or why the commit '
+    'callback cannot be registered here.';
 
 create function pgnet.signal_workers(signal text)
     returns void
@@ -3102,7 +3110,8 @@ sql_v1.arm(plpy, "wake")
 $$;
 comment on function net.wake() is
     'Wakes a worker when this transaction commits: for requests that were inserted into '
-    'net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+    'net.http_request_queue by hand. net.http_get and the other functions that make requests wake '
+    'workers themselves.';
 
 create function pgnet.wake_next_worker(slot integer)
     returns void
@@ -3291,7 +3300,7 @@ begin
             select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
-    -- One session is one worker. An earlier run in this session, which was broken off, left these.
+    -- One session is one worker. An earlier run in this session was broken off and left these rows.
     for known_id in
         select w.id from pgnet.worker w
         where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null
@@ -3427,7 +3436,7 @@ create function pgnet.fault_messages()
 as $$
     select coalesce(jsonb_object_agg(f.duty, concat_ws('. ', f.message, f.hint)), '{}')
     from (
-        -- A lock may be gone in a moment.
+        -- The lock may be released in a moment.
         select f.duty, f.message || case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end as message, f.hint
         from pgnet.fault f
         where not f.brief or f.failures > 2
@@ -3437,7 +3446,7 @@ as $$
     ) f
 $$;
 comment on function pgnet.fault_messages() is
-    'What of the workers'' work fails now, by the name of the duty, for their logs.';
+    'The error of each duty that fails now, by the duty''s name, for the logs of workers.';
 
 -- ======== extension/52_claim.sql ========
 
@@ -3473,7 +3482,7 @@ comment on function pgnet.fault_messages() is
 -- and ORDER BY, with enable_sort off, names the index to read. A time to compare with stands in a
 -- variable: an index is of no use to what may change from row to row.
 
--- What a worker gets of a claimed request.
+-- A claimed request as a worker gets it.
 create type pgnet.claimed_request as (
     id bigint,
     token text,
@@ -3493,14 +3502,14 @@ create type pgnet.claimed_request as (
     -- seconds since the request was made
     age double precision,
     idempotency_key text,
-    -- why it cannot be sent; then only its id and the like are there
+    -- why the request cannot be sent; then its method, URL, headers, body and options are missing
     fault text
 );
 comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
 
--- The bounds are wider than those of the package (request/), which judges what is read here.
+-- The bounds are wider than those of the package (request/), which checks each row again.
 create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
@@ -3524,11 +3533,11 @@ create function pgnet.read_claimed(
     set jit = off
 as $$
 declare
-    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises
-    -- that.
+    -- In other encodings a text may have no form in UTF-8, which workers read; the conversion then
+    -- raises an error.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
-    -- Looked up after the requests were chosen: a setting that was changed before a request was
-    -- made counts for it.
+    -- These are looked up after the requests were chosen: a setting that was changed before a
+    -- request was made counts for it.
     usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
     longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
@@ -3588,12 +3597,11 @@ begin
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. A row that cannot be a request has a '
-    'fault instead, and is not read any further. Raises what reading a row raises.';
+    'The requests that a worker has claimed, as it gets them. A row that cannot be a request has a '
+    'fault instead, and is not read any further. An error of reading a row is raised.';
 
--- To step over the requests that one role has marked by the thousand would cost everybody's claim a
--- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
--- marks.
+-- Claims step over marked requests. 100,000 marks of one role would cost each claim a quarter of a
+-- second. So such a role waits until workers have acted on its marks.
 create function pgnet.crowded_roles()
     returns oid[]
     language plpgsql stable parallel safe
@@ -3645,8 +3653,8 @@ $$;
 comment on function pgnet.wake_due_requests() is
     'Makes ready what has waited for its time, 1,000 requests at most.';
 
--- Of requests that were lost twice many may be innocent: ten go at once. One that was lost with
--- these as well is attempted alone.
+-- Many of the requests that were lost twice may be innocent: ten of them are attempted together. A
+-- request that is lost once more is attempted alone.
 create function pgnet.lock_suspects()
     returns bigint[]
     language plpgsql volatile parallel unsafe
@@ -3683,8 +3691,9 @@ comment on function pgnet.lock_suspects() is
     'The next requests in quarantine that are attempted together, locked: one, or up to ten that '
     'were lost less often.';
 
--- Its names are qualified and it has no path of its own, so that the planner makes it a part of the
--- query that calls it: that query stops the walk as soon as it has enough rows.
+-- The function's names are qualified and it has no search_path of its own, so that the planner
+-- makes it a part of the query that calls it: that query stops the walk as soon as it has enough
+-- rows.
 create function pgnet.ready_places(
     -- the walk begins behind this place
     after_host text, after_role oid,
@@ -4016,7 +4025,7 @@ begin
             h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
             pgnet.idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
-        -- What cannot be a request is not kept in order to be sent again.
+        -- A row that cannot be a request is not kept to be sent again.
         where h.locked and h.state in ('failed', 'unknown', 'cancelled') and h.unreadable is not true
     ), recorded as (
         insert into net._http_response (
@@ -4053,7 +4062,8 @@ end
 $$;
 comment on function pgnet.store_outcomes(json, integer) is
     'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or '
-    'has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+    'has them wait for another attempt; gives the ids of outcomes that are deferred, since another '
+    'session holds a lock on the row.';
 
 create function pgnet.record_outcomes(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
@@ -4108,10 +4118,9 @@ begin
         return deferred;
     end if;
     again := size = 1 and (outcome ->> 'put_aside')::boolean;
-    -- No memory for a large one is its own fault.
+    -- Where there is no memory for a large outcome, the outcome is at fault.
     if caught.state ~ '^(40|53|57|58|25006)' and (caught.state <> '53200' or octet_length(outcomes::text) < 1000000) then
-        -- It is not a row's fault, it seems: the worker keeps its outcomes and comes again, with
-        -- fewer.
+        -- No row seems to be at fault: the worker keeps its outcomes and tries again, with fewer.
         if again is true and pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
             return '{}';
         end if;
@@ -4187,7 +4196,7 @@ $$;
 comment on function pgnet.json_slice(json, integer, integer) is
     'The elements of an array from first to last, counted from 1.';
 
--- Its claim stays, and is nobody's: so no worker attempts the request again.
+-- The claim stays, and belongs to no worker: so no worker attempts the request again.
 create function pgnet.put_aside(outcome json, message text, hint text)
     returns boolean
     language plpgsql volatile parallel unsafe
@@ -4201,7 +4210,7 @@ begin
     where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid
     for update skip locked;
     if not found then
-        -- Its claim is gone, or somebody holds a lock on that too.
+        -- The claim is gone, or another session holds a lock on it, too.
         return not exists (
             select from pgnet.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
     end if;
@@ -4237,7 +4246,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
-    -- One by one: any of them may be 10 MB.
+    -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
     loop
@@ -4248,7 +4257,8 @@ begin
         caught := null;
         begin
             if exists (select from net.http_request_queue q where q.id = request_id) then
-                -- Its lock first: without it there is no use in reading the outcome.
+                -- The request is locked first: without the lock there is no use in reading the
+                -- outcome.
                 perform from net.http_request_queue q where q.id = request_id for update skip locked;
                 if not found then
                     raise exception using errcode = 'PN000';
@@ -4267,8 +4277,8 @@ begin
         end;
         update pgnet.unrecorded u
         set message = caught.message, hint = case when caught.message is not null then pgnet.remedy(caught) end,
-            -- It is tried again after half the time that it has waited, and after half a minute at
-            -- most.
+            -- The outcome is tried again after half the time that it has waited, and after half a
+            -- minute at most.
             retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
         where u.id = request_id;
     end loop;
@@ -4287,7 +4297,7 @@ comment on function pgnet.record_put_aside() is
 -- request ends as cancelled, a forgotten one leaves nothing, and one that was sent again is no
 -- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
--- What the response of a cancelled request says.
+-- The message in the response of a cancelled request.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
@@ -4411,9 +4421,9 @@ comment on function pgnet.carry_out_marks(pgnet.mark[]) is
     'Does what marks ask for, where nobody else has locked the rows; gives how many requests in '
     'flight were taken from their workers.';
 
--- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is
+-- As in pgnet.record_outcomes, a batch that fails is halved down to the mark at fault, which is
 -- tried again a minute later. The worker's other work does not wait for more than a few seconds of
--- that: the next look goes on.
+-- that: the next heartbeat goes on.
 create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -4468,7 +4478,7 @@ as $$
 declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
-    -- Of each role: roles take turns, however many marks one of them makes.
+    -- At most so many marks of each role: roles take turns, however many marks one role makes.
     most integer := 1000;
     marks pgnet.mark[];
 begin
@@ -4536,8 +4546,8 @@ as $$
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
-    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
-    'deleted, or returned for others.';
+    'The requests that a worker has in flight and that are no longer its own: cancelled, '
+    'forgotten, deleted, or returned for others.';
 
 -- ======== extension/56_rescue.sql ========
 
@@ -4643,7 +4653,7 @@ begin
             end if;
             perform pgnet.fire_deferred();
         exception when others then
-            -- This one stays claimed; the others are returned.
+            -- This request stays claimed; the others are returned.
             get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
                 caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
             perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, caught.message),
@@ -4709,7 +4719,7 @@ declare
     held bigint[];
 begin
     perform pgnet.lock_tables();
-    -- What somebody cancels just now is not the worker's any more.
+    -- A request that is being cancelled now is not the worker's any more.
     held := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
@@ -4765,8 +4775,8 @@ begin
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- These are locked: a worker that comes back at this moment keeps its claims, or finds them
-        -- gone, and never both.
+        -- These rows are locked: a worker that comes back at this moment keeps its claims, or finds
+        -- them gone, and never both.
         with gone as materialized (
             select w.id from pgnet.worker w
             -- A worker that was a backend died with its session; a process may still come back over
@@ -4884,7 +4894,7 @@ begin
     set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
     perform pgnet.pin_path();
     if coalesce(cardinality(deleted), 0) < cardinality(ids)
-        -- Of several attempts of one request its id stands there several times.
+        -- An id stands there once for each attempt of the request.
         and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
     then
         raise exception 'a trigger or a rule keeps it';
@@ -4935,8 +4945,8 @@ begin
 end
 $$;
 comment on function pgnet.lock_expired_rows(text, timestamptz, timestamptz, bigint, integer) is
-    'The next rows of a kind that are past their time, and no other session''s at this moment; '
-    'NULL where there are none. pgnet.expire has set how this is planned.';
+    'The next rows of a kind that are past their time and that no other session has locked; NULL '
+    'where there is no such row. pgnet.expire has set how this is planned.';
 
 create function pgnet.delete_or_pass_over(
     kind text, ids bigint[], before timestamptz,
@@ -5100,8 +5110,8 @@ begin
 end
 $$;
 comment on function pgnet.seconds_to_expiry(text, interval, timestamptz) is
-    'How long until a row of a kind behind this place expires, or those that were kept are tried '
-    'again; NULL where there is none.';
+    'How long until a row of a kind behind this place expires, or rows that were kept are tried '
+    'again; NULL where there is no such row.';
 
 create function pgnet.forget_workers()
     returns double precision
@@ -5122,10 +5132,11 @@ comment on function pgnet.forget_workers() is 'Deletes workers that ended more t
 
 -- ======== extension/58_heartbeat.sql ========
 
--- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where it is
--- alone. It does the duties that are no request's own: renewing the worker's claims, rescuing those
--- of lost workers, acting on marks, expiring. It gives the worker what it has to know: settings,
--- egress rules, hosts, policies, and when to come again. Each duty fails alone.
+-- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where there is no
+-- other worker. The heartbeat does the duties that do not belong to a single request: renewing the
+-- worker's claims, rescuing those of lost workers, acting on marks, expiring. It gives the worker
+-- its settings, egress rules, hosts and policies, and when to call again. Where a duty fails, the
+-- others are done all the same.
 
 create function pgnet.do_duty(duty text, worker_id bigint, owned bigint[])
     returns double precision
@@ -5171,8 +5182,8 @@ begin
 end
 $$;
 comment on function pgnet.do_duty(text, bigint, bigint[]) is
-    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until '
-    'it is to be done again, NULL where it does not matter. What fails is kept in pgnet.fault.';
+    'Does a duty of the heartbeat, unless it waits after a failure; gives the seconds until it is '
+    'due again, NULL for at any time. The error of a duty that fails is kept in pgnet.fault.';
 
 create function pgnet.renew_claims(worker_id bigint, owned bigint[])
     returns double precision
@@ -5186,7 +5197,7 @@ begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
-        -- The worker is well. So the requests that it owns stay its own, whatever the clock says.
+        -- The worker works. So the requests that it owns stay its own, whatever the clock says.
         update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
             select o.id from pgnet.claim o
@@ -5218,7 +5229,8 @@ create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined bo
     set jit = off
 as $$
 declare
-    -- What is recorded until then expires a ttl later: a short one has to be looked after.
+    -- Responses that are recorded until then expire a ttl later: with a short ttl the worker comes
+    -- sooner.
     seconds double precision := extract(epoch from least(
         pgnet.setting_value('poll_interval')::interval,
         greatest(interval '1 s', least(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval))));
@@ -5231,7 +5243,7 @@ begin
         seconds := least(seconds, greatest(extract(epoch from next_due - clock_timestamp()), 0.5));
     end if;
     if owned <> '{}' then
-        -- What is deleted or cancelled meanwhile is to be noticed.
+        -- The worker is to notice when its requests are deleted or cancelled.
         seconds := least(seconds, 5);
     end if;
     if quarantined
@@ -5240,7 +5252,7 @@ begin
         or exists (
             select from pg_prepared_xacts p
             where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
-        -- With other workers there is something to rescue.
+        -- Requests of other workers may have to be rescued.
         or exists (
             select from pgnet.worker w
             where w.id <> worker_id and w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start))
@@ -5251,8 +5263,8 @@ begin
 end
 $$;
 comment on function pgnet.next_poll(bigint, bigint[], boolean) is
-    'After how many seconds a worker that nobody wakes is to come again, unless a duty is to be '
-    'done before.';
+    'After how many seconds a worker that nobody wakes is to call again, unless a duty is due '
+    'before.';
 
 create function pgnet.heartbeat(
     -- the worker that calls; NULL: a session that is not registered as one
@@ -5284,7 +5296,7 @@ begin
         pgnet.worker_role, pgnet.mark in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
-    -- Read first: what changes while the rest is read has a higher number.
+    -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
@@ -5311,20 +5323,21 @@ begin
 end
 $$;
 comment on function pgnet.heartbeat(bigint, bigint[]) is
-    'A worker says what it works on and does the duties of all workers: it rescues, acts on marks, '
-    'expires. It gets what is no longer its own, the settings, the egress rules, and when to come '
-    'again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
+    'A worker says which requests it owns, and does the duties of all workers: it rescues, acts on '
+    'marks, expires. It gets the requests that are no longer its own, the settings, the egress '
+    'rules, and when to come again. Raises 08003 for a worker that is not registered, 55000 where '
+    'its session has changed.';
 
 -- ======== extension/60_outcome.sql ========
 
--- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights:
+-- Outcomes for callers: states, responses, waiting, cancelling. Views run with the reader's rights:
 -- row-level security decides.
 
 -- The state of a request that has not ended.
 create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
-    -- Each a constant of the type: to cast text to it would be stable only.
+    -- Each is a constant of the type: a cast of text to it would only be stable.
     select case when claimed then 'in_flight'::net.request_state when cancelled then 'cancelled'::net.request_state
         when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
@@ -5427,12 +5440,13 @@ begin
         json := convert_from(
             case when substr(content_bytes, 1, 3) = decode('efbbbf', 'hex') then substr(content_bytes, 4) else content_bytes end, 'UTF8');
     end if;
-    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number:
-    -- 1e131071 has 131072. It goes to the client beside the body. Shorter ones cannot get there.
+    -- As text, jsonb has a blank behind each comma and colon, and all digits of a number: 1e131071
+    -- has 131072. That text goes to the client beside the body. A shorter body cannot become too
+    -- long.
     length := length + 2 * octet_length(json);
     if octet_length(json) > 50000 and length + 131072::bigint * regexp_count(json, '[0-9][eE][+-]?[0-9]') > 1000000000 then
-        -- Without strings, each exponent for what it is; a larger one than these is no number of
-        -- PostgreSQL's.
+        -- Strings are left out, and each exponent counts as it is; PostgreSQL has no number with a
+        -- larger one.
         length := length + (
             select coalesce(sum(least(right('0000000' || x.found[1], 7)::bigint, 131072)), 0)
             from regexp_matches(regexp_replace(json, '"(?:[^"[.backslash.]]|[[.backslash.]].)*"', '', 'g'), '[eE][+-]?0*([0-9]{1,7})', 'g') x (found));
@@ -5442,7 +5456,7 @@ begin
     end if;
     return json::jsonb;
 exception when others then
-    -- Whatever it is, one response must not keep the others from being read.
+    -- Whatever the error is, one response must not keep the others from being read.
     return null;
 end
 $$;
@@ -5873,8 +5887,8 @@ begin
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    -- Of several that send it again, the one whose mark is there first does. It is read after that:
-    -- it may be gone.
+    -- Of several sessions that retry the request, the one whose mark comes first does so. The
+    -- request is read after that: it may be gone.
     marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
     select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
@@ -5958,8 +5972,8 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a '
-    'transaction block. Raises as net.http_request does; a body goes as JSON.';
+    'For use in psql: queues a request, commits, waits and shows the answer. Not inside a '
+    'transaction block. Raises as net.http_request does; a body is sent as JSON.';
 
 -- ======== extension/70_worker.sql ========
 
@@ -6335,7 +6349,7 @@ as $$
         ('upkeep', 'help', 'select name, example from net.help(''requests'');')
 $$;
 comment on function pgnet.help_entries() is
-    'What net.help shows: the topic of each public function and view, and an example.';
+    'The entries of net.help: the topic of each public function and view, and an example.';
 
 create type pgnet.help_row as (
     topic text,
@@ -6394,7 +6408,7 @@ from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
 comment on function pgnet.inspect_python() is
-    'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit '
+    'What net.check() learns from the server''s Python: package, dependencies, CA bundle, commit '
     'callback.';
 
 -- Everything of the extension that has rights: 85_rights.sql goes through it to take back what
@@ -6608,7 +6622,7 @@ begin
 end
 $$;
 comment on function pgnet.check_package() is
-    'What the doctor says of the Python package and what it needs.';
+    'The rows of net.check() about the Python package and what it needs.';
 
 create function pgnet.check_database()
     returns setof pgnet.finding
@@ -6642,7 +6656,8 @@ begin
             when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 end
 $$;
-comment on function pgnet.check_database() is 'What the doctor says of copies and of the mode.';
+comment on function pgnet.check_database() is
+    'The rows of net.check() about copies and the mode.';
 
 create function pgnet.check_work()
     returns setof pgnet.finding
@@ -6671,7 +6686,8 @@ begin
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 end
 $$;
-comment on function pgnet.check_work() is 'What the doctor says of workers and of the queue.';
+comment on function pgnet.check_work() is
+    'The rows of net.check() about workers and the queue.';
 
 create function pgnet.check_heartbeat()
     returns setof pgnet.finding
@@ -6700,7 +6716,7 @@ begin
 end
 $$;
 comment on function pgnet.check_heartbeat() is
-    'What the doctor says of what fails in the work of workers.';
+    'The rows of net.check() about the duties and recordings that fail.';
 
 create function pgnet.check_rights()
     returns setof pgnet.finding
@@ -6731,7 +6747,7 @@ begin
 end
 $$;
 comment on function pgnet.check_rights() is
-    'What the doctor says of rights, and of triggers on the tables.';
+    'The rows of net.check() about rights, and triggers on the tables.';
 
 create function pgnet.check_definers()
     returns setof pgnet.finding
@@ -6743,7 +6759,7 @@ declare
     lent text;
     cures text;
 begin
-    -- As the extension makes them, nothing that callers call is one.
+    -- As the extension makes them, the functions for callers are not SECURITY DEFINER.
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
     into altered, cures
@@ -6769,7 +6785,7 @@ begin
 end
 $$;
 comment on function pgnet.check_definers() is
-    'What the doctor says of functions that make requests with another role''s rights.';
+    'The rows of net.check() about functions that make requests with another role''s rights.';
 
 create function pgnet.check_network()
     returns setof pgnet.finding
@@ -6798,7 +6814,7 @@ begin
 end
 $$;
 comment on function pgnet.check_network() is
-    'What the doctor says of egress and of the settings of hosts.';
+    'The rows of net.check() about egress and the settings of hosts.';
 
 create function pgnet.check_secrets()
     returns setof pgnet.finding
@@ -6819,7 +6835,8 @@ begin
     from held h, backends b;
 end
 $$;
-comment on function pgnet.check_secrets() is 'What the doctor says of secrets.';
+comment on function pgnet.check_secrets() is
+    'The rows of net.check() about secrets.';
 
 create function pgnet.check_cron()
     returns setof pgnet.finding
@@ -6856,7 +6873,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.check_cron() is 'What the doctor says of pg_cron.';
+comment on function pgnet.check_cron() is
+    'The rows of net.check() about pg_cron.';
 
 create function net.check()
     returns table (
@@ -6893,8 +6911,8 @@ comment on function net.check() is
 
 -- Rights: this file says for all objects at once which role may do what.
 
--- Row security keeps every table that has no policy for its owner alone, also where somebody else
--- is granted it. It lets TRUNCATE pass: that a trigger refuses.
+-- A table with row security and without a policy is closed to all but its owner, whatever is
+-- granted. TRUNCATE is not subject to row security, so a trigger refuses it.
 create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
@@ -6967,16 +6985,16 @@ begin
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So
--- everything by which requests are made stands in net, the view net._new_request too. USAGE on
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" forbids that.
+-- So everything by which requests are made stands in net, the view net._new_request too. USAGE on
 -- pgnet alone opens no way to make one.
 grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
 
--- What describes a request; whose it is, when it was made and its number are not the caller's to
--- say. DELETE is nobody's: whoever may UPDATE, DELETE or TRUNCATE may lock the table.
+-- Callers may set the columns that describe a request, but not its role, its time and its number.
+-- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
@@ -6988,7 +7006,7 @@ grant select on
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
--- What people call.
+-- The functions and procedures that people call.
 grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,

@@ -9,8 +9,8 @@ comment on domain net.http_method is
 
 create type net.request_status as enum ('PENDING', 'SUCCESS', 'ERROR');
 comment on type net.request_status is
-    'What net.http_get_result says of a request: PENDING (on its way), SUCCESS (there was an '
-    'answer), ERROR (there was none).';
+    'The status that net.http_get_result gives for a request: PENDING (on its way), SUCCESS (there '
+    'was an answer), ERROR (there was none).';
 
 create type net.http_response as (
     status_code integer,
@@ -26,7 +26,7 @@ create type net.http_response_result as (
     response net.http_response
 );
 comment on type net.http_response_result is
-    'What net.http_get_result returns: status, message (ok, or the error), and the response where '
+    'The result of net.http_get_result: status, message (ok, or the error), and the response where '
     'there is one.';
 
 create type net.request_state as enum (

@@ -58,7 +58,7 @@ begin
     if unpacked > 2::bigint * at_most then
         return null;
     end if;
-    -- Of a number: up to 131,072 digits before the point, and as many behind it as its scale says.
+    -- A number has up to 131,072 digits before the point, and as many behind it as its scale says.
     select sum(case when abs(n.number) < 1e40 then 40 else 131072 end + scale(n.number)) into digits
     from (
         select v.value::numeric as number

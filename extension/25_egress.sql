@@ -61,7 +61,7 @@ create function pgnet.host_pattern(pattern text)
 as $$
 begin
     if pattern is null
-        -- What ends in a number is an address, or no host at all.
+        -- A host that ends in a number is an address, or no host at all.
         or lower(trim(pattern) collate "C") ~ '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?$'
         or lower(trim(pattern) collate "C") !~ '^([*][.])?[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?[.]?$' then
         raise exception using

@@ -72,7 +72,7 @@ begin
     if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$' then
         raise exception using
             errcode = 'invalid_parameter_value',
-            -- Not shown: it may be the value in the wrong place.
+            -- The name is not shown: it may be the value in the wrong place.
             message = case when name is null then 'the name of a secret must not be NULL' else 'this is not a valid name of a secret' end,
             hint = 'A name is of 1 to 63 letters, digits, and - _ . behind the first one.';
     end if;
@@ -146,13 +146,13 @@ create function net.secret_url(
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
-    -- Not by ||, which is strict: of a NULL name PostgreSQL 18's planner makes NULL, and nothing is
-    -- asked or raised.
+    -- The operator || is not used, since it is strict: for a NULL name PostgreSQL 18's planner
+    -- would take NULL for the result, and the check would never run.
 as $$ select format('%s/{secret:%s}', substring(pgnet.secret_prefix(name) from '^https?://[^/]+'), name) $$;
 comment on function net.secret_url(text) is
     'Stands for a whole URL that is a secret, in the url of a request: the origin shows, the '
     'worker puts in the rest. Params are appended to it. Raises 42501 where the current role may '
-    'not use the secret, 22023 for NULL and for one without URL prefix.';
+    'not use the secret, 22023 for NULL and for a secret without a URL prefix.';
 
 create function net.set_secret(
     -- 1 to 63 letters, digits, and - _ . behind the first one
@@ -219,7 +219,7 @@ end
 $$;
 comment on function net.drop_secret(text) is
     'Drops a secret and its grants; queued requests that name it end as failed. False where there '
-    'was none, also for NULL. Owner only.';
+    'was no such secret, also for NULL. Owner only.';
 
 create function pgnet.set_secret_grant(secret_name text, grantee text, granted boolean)
     returns void

@@ -19,7 +19,8 @@ as $$
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
 $$;
-comment on function pgnet.known_host_settings() is 'What net.configure_host knows.';
+comment on function pgnet.known_host_settings() is
+    'The settings that net.configure_host takes.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
@@ -55,7 +56,7 @@ begin
                 return 'must be a string of 1 to 500 printable ASCII characters';
             end if;
         when 'authority' then
-            -- What ends in a number is an address: the URL has one already.
+            -- A value that ends in a number is an address: the URL has one already.
             if plain is null or length(plain) > 259 or plain ~* '(^|[.])(0x[0-9a-f]*|[0-9]+)[.]?(:|$)'
                 or plain !~ '^([A-Za-z0-9_-]{1,63}[.])*[A-Za-z0-9_-]{1,63}[.]?(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?$' then
                 return 'must be a host name, or name:port, such as shop.example';

@@ -24,7 +24,7 @@ as $$
         ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
 $$;
 comment on function pgnet.known_retry_settings() is
-    'What net.configure_retry knows, with the defaults.';
+    'The settings that net.configure_retry takes, with their defaults.';
 
 create function pgnet.built_in_retry_policies()
     returns table (name text, settings jsonb)
@@ -40,7 +40,7 @@ as $$
             "max_retry_after_milliseconds": 14400000, "total_milliseconds": 86400000}')
 $$;
 comment on function pgnet.built_in_retry_policies() is
-    'The policies that are always there: what they say otherwise than "safe".';
+    'The policies that are always there, each with the settings that differ from those of "safe".';
 
 create table pgnet.retry_policy (
     name text primary key,
@@ -61,8 +61,8 @@ create view net.retry_policies as
         select pg_catalog.jsonb_object_agg(k.name, k.default_value) as settings from pgnet.known_retry_settings() k
     ) d;
 comment on view net.retry_policies is
-    'Every retry policy, complete with defaults. One''s own are made by net.configure_retry(name, '
-    'settings).';
+    'Every retry policy, complete with defaults. net.configure_retry(name, settings) makes further '
+    'ones.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it.
 create function pgnet.retry_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)

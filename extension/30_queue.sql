@@ -1,8 +1,8 @@
--- The queue: requests, who works on them, and their outcomes. All of it is logged: a crash or a
--- failover loses nothing.
+-- The queue: requests, the workers that claim them, and their outcomes. All of it is logged: a
+-- crash or a failover loses nothing.
 
--- The host and port of a URL: hosts take turns. No column of the queue: computed for the index
--- alone.
+-- The host and port of a URL: hosts take turns. It is not a column of the queue, but computed for
+-- the index.
 create function pgnet.host_of_url(url text)
     returns text language sql immutable parallel safe cost 1
 as $$ select pg_catalog.split_part(url, '/', 3) $$;
@@ -64,9 +64,10 @@ comment on column net.http_request_queue.created is
     'When the transaction that made the request began.';
 comment on column net.http_request_queue.priority is
     'Smaller ones go first among the requests of one role to one host.';
-comment on column net.http_request_queue.context is 'Given back with the outcome.';
+comment on column net.http_request_queue.context is
+    'The caller''s own data, which comes back with the outcome.';
 comment on column net.http_request_queue.options is
-    'Of net.http_request, but for the priority; NULL means none.';
+    'The options of net.http_request, but for the priority; NULL means none.';
 comment on column net.http_request_queue.retry_of is
     'The failed request that net.retry made this one of.';
 comment on column net.http_request_queue.due is
@@ -129,7 +130,7 @@ create view pgnet.ready_request with (security_invoker) as
     from net.http_request_queue q
     where q.due is null and q.origin is null;
 comment on view pgnet.ready_request is
-    'What is ready, as a claim chooses it: by the host and the role that the index '
+    'The requests that are ready, as a claim chooses them: by the host and the role that the index '
     'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
     'and options that are longer as text than plain_size says; NULL: they are not.';
 
@@ -202,9 +203,9 @@ comment on table pgnet.unrecorded is
 comment on column pgnet.unrecorded.token is
     'The token of the claim. Where the claim is gone, the outcome does not count.';
 comment on column pgnet.unrecorded.outcome is
-    'As pgnet.record_outcomes takes it, with headers and body.';
+    'The outcome as pgnet.record_outcomes takes it, with headers and body.';
 comment on column pgnet.unrecorded.message is
-    'What refuses the outcome; NULL: another session holds a lock on the request.';
+    'The error that refuses the outcome; NULL: another session holds a lock on the request.';
 comment on column pgnet.unrecorded.hint is 'The statement that cures it.';
 create index unrecorded_retry_at on pgnet.unrecorded (retry_at);
 
@@ -225,13 +226,15 @@ comment on table pgnet.fault is
     'Duties of the workers'' heartbeat that fail, until they work again; net.check() shows them. '
     'The other duties are done.';
 comment on column pgnet.fault.retry_at is
-    'When the duty is tried again; of an expiry: when the rows that were kept are.';
+    'When the duty is tried again; for an expiry, when the rows that it could not delete are tried '
+    'again.';
 comment on column pgnet.fault.failures is 'How often the duty failed in a row.';
 comment on column pgnet.fault.brief is
     'A lock of another session is in the way, perhaps for a moment.';
-comment on column pgnet.fault.kept is 'Of an expiry: how many rows could not be deleted.';
+comment on column pgnet.fault.kept is
+    'How many rows an expiry could not delete.';
 comment on column pgnet.fault.behind is
-    'Of an expiry: deleting goes on behind the row of this time,';
+    'An expiry goes on behind the row of this time,';
 comment on column pgnet.fault.behind_id is 'and of this id.';
 
 create table pgnet.attempt (
@@ -304,11 +307,12 @@ comment on table net._http_response is
     'own requests; net.forget(id) removes one. A role that is granted DELETE deletes its own rows, '
     'and may lock the whole table: then no outcome is recorded.';
 comment on column net._http_response.id is 'The request''s id.';
-comment on column net._http_response.status_code is 'Of the answer; NULL where there was none.';
+comment on column net._http_response.status_code is
+    'The status of the answer; NULL without an answer.';
 comment on column net._http_response.content_type is
-    'The Content-Type as sent; NULL where there was none.';
+    'The Content-Type as the server sent it; NULL without one.';
 comment on column net._http_response.headers is
-    'The answer''s headers, names as sent; of a repeated one the last.';
+    'The answer''s headers, names as sent; of a repeated header the last value.';
 comment on column net._http_response.content is
     'The body as text, or what could be kept of it; NULL where it is empty or no text.';
 comment on column net._http_response.timed_out is
@@ -322,18 +326,20 @@ comment on column net._http_response.content_bytes is
     'The body where it is no text in the declared charset, or has a NUL byte.';
 comment on column net._http_response.attempts is
     'How many attempts were made; net.attempts has each.';
-comment on column net._http_response.context is 'As given with the request.';
-comment on column net._http_response.method is 'Of the request.';
-comment on column net._http_response.url is 'Of the request.';
+comment on column net._http_response.context is
+    'The caller''s own data, as given with the request.';
+comment on column net._http_response.method is 'The method of the request.';
+comment on column net._http_response.url is 'The URL of the request.';
 comment on column net._http_response.requested_by is 'The role that made the request.';
 comment on column net._http_response.requested is 'When the request was made.';
 comment on column net._http_response.header_list is
     'The answer''s headers in their order, repeats kept: an array of [name, value].';
 comment on column net._http_response.final_url is
-    'Where redirects led to; NULL where none was followed.';
+    'The URL that redirects led to; NULL where no redirect was followed.';
 comment on column net._http_response.redirects is
     'How many redirects were followed; NULL where nothing was sent.';
-comment on column net._http_response.http_version is 'Of the answer: 1.0, 1.1 or 2.';
+comment on column net._http_response.http_version is
+    'The version of HTTP of the answer: 1.0, 1.1 or 2.';
 comment on column net._http_response.address is
     'The address last connected to, or tried; a proxy''s where one was used.';
 comment on column net._http_response.name_ms is
@@ -341,9 +347,9 @@ comment on column net._http_response.name_ms is
 comment on column net._http_response.connect_ms is
     'Milliseconds that TCP connections took; 0 where they were there.';
 comment on column net._http_response.tls_ms is
-    'Milliseconds that TLS handshakes took; 0 where there was none.';
+    'Milliseconds that TLS handshakes took; 0 without a handshake.';
 comment on column net._http_response.first_byte_ms is
-    'Milliseconds from the start to the first byte of the answer; NULL where there was none.';
+    'Milliseconds from the start to the first byte of the answer; NULL without an answer.';
 comment on column net._http_response.total_ms is
     'Milliseconds from the start to the end of the attempt.';
 comment on column net._http_response.retry_of is
@@ -394,11 +400,12 @@ create policy own_failures on pgnet.failed for select
 create policy delete_own_failures on pgnet.failed for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
--- What callers ask for of their requests. The calling role inserts the row itself, with its own
--- rights, and a worker does it later, in the worker's session. So nothing runs with the owner's
--- rights in the session that calls net.cancel. PUBLIC has INSERT and SELECT, here as on the other
--- tables: a role that may UPDATE, DELETE or TRUNCATE may also lock a table. The key begins with the
--- role, which only the owner can choose: the marks of one role are not in the way of others.
+-- A mark is what a caller asks to be done with a request. The calling role inserts the row itself,
+-- with its own rights, and a worker acts on it later, in the worker's session. So nothing runs with
+-- the owner's rights in the session that calls net.cancel. PUBLIC has INSERT and SELECT, here as on
+-- the other tables: a role that may UPDATE, DELETE or TRUNCATE may also lock a table. The key
+-- begins with the role, which only the owner can choose: the marks of one role are not in the way
+-- of others.
 create table pgnet.mark (
     request_id bigint not null,
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
@@ -411,9 +418,9 @@ create table pgnet.mark (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
 comment on table pgnet.mark is
-    'What net.cancel, net.forget and net.retry ask for, until a worker has done it. A mark counts '
-    'only for a request of the role that stands in it. A role sees its own, and inserts them by '
-    'these functions.';
+    'The orders of net.cancel, net.forget and net.retry, until a worker has carried them out. A '
+    'mark counts only for a request of the role that stands in it. A role sees its own marks, and '
+    'inserts them by these functions.';
 comment on column pgnet.mark.request_id is 'The request''s id.';
 comment on column pgnet.mark.requested_by is
     'The role that made the request. The owner marks requests of all roles; any other role only '

@@ -14,10 +14,10 @@ create table pgnet.database (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.database is
-    'Which database this is. Where that is not the one that runs, it is a copy, and no worker '
-    'serves it before net.adopt_database().';
+    'Which database this is. Where the row names another database than the one that runs, this is '
+    'a copy, and no worker serves it before net.adopt_database().';
 comment on column pgnet.database.system_identifier is
-    'Of the server, as initdb made it; a base backup and a standby have the same.';
+    'The number of the server, as initdb made it; a base backup and a standby have the same.';
 comment on column pgnet.database.key_namespace is
     'Idempotency keys that nobody asked for are derived from it and the request.';
 comment on column pgnet.database.own_ids_until is
@@ -50,8 +50,8 @@ as $$
     left join pgnet.database d on true
 $$;
 comment on function pgnet.copy_fault() is
-    'What tells that this database is a copy that was not adopted; NULL where it is the one that '
-    'is remembered.';
+    'Why this database is a copy that was not adopted; NULL where it is the database that is '
+    'remembered.';
 
 create function pgnet.refuse_copy()
     returns void
@@ -146,7 +146,7 @@ declare
     range_start bigint := (1 + floor(random() * 8000))::bigint * 1000000000000;
     used record;
 begin
-    -- Of several that copy tables, the first one does it, and the others wait.
+    -- Of several sessions that copy tables, the first one does it, and the others wait.
     perform from pgnet.database d where d.own_ids_from is null for update;
     if found then
         select s.last_value, s.is_called into used from net.http_request_queue_id_seq s;
@@ -209,7 +209,7 @@ declare
     attempt integer;
 begin
     perform pgnet.refuse_other_tables(tg_table_schema);
-    -- What triggers on replicated tables do here is this server's own doing.
+    -- Changes by triggers on replicated tables are this server's own.
     if pg_trigger_depth() = 1 then
         if subscription is not null then
             select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
@@ -239,8 +239,8 @@ begin
 end
 $$;
 comment on function pgnet.take_replicated_row() is
-    'For what replication brings of requests: notes where they come from, and leaves this '
-    'server''s own alone.';
+    'Notes of replicated requests where they come from, and leaves this server''s own requests '
+    'alone.';
 
 -- Workers, claims and settings are a server's own: another's mean nothing here.
 create function pgnet.keep_own_row()
@@ -260,7 +260,7 @@ begin
 end
 $$;
 comment on function pgnet.keep_own_row() is
-    'For what replication brings of workers, claims and settings: it is dropped.';
+    'Drops what replication brings of workers, claims and settings.';
 
 do $$
 declare
@@ -328,8 +328,8 @@ begin
     delete from pgnet.database;
     insert into pgnet.database (system_identifier, database_oid, key_namespace)
     select s.system_identifier, c.oid, coalesce(
-        -- One that made no request of its own goes on as the publisher: its requests keep their
-        -- idempotency keys.
+        -- A subscriber that made no request of its own goes on as the publisher: its requests keep
+        -- their idempotency keys.
         case when not used.is_called and used.last_value = remembered.own_ids_from and remembered.own_ids_until = 0
             then remembered.publisher_key_namespace end,
         remembered.key_namespace, gen_random_uuid())

@@ -9,8 +9,8 @@ from pgnet import sql_v1
 return sql_v1.arm(plpy, signal)
 $$;
 comment on function pgnet.arm_wake_up(text) is
-    'Has the commit of this transaction send a signal to workers. NULL, or why the commit callback '
-    'cannot be registered here.';
+    'Has the commit of this transaction send a signal to workers. Returns NULL, or why the commit '
+    'callback cannot be registered here.';
 
 create function pgnet.signal_workers(signal text)
     returns void
@@ -29,7 +29,8 @@ sql_v1.arm(plpy, "wake")
 $$;
 comment on function net.wake() is
     'Wakes a worker when this transaction commits: for requests that were inserted into '
-    'net.http_request_queue by hand. net.http_get and its kin do it themselves.';
+    'net.http_request_queue by hand. net.http_get and the other functions that make requests wake '
+    'workers themselves.';
 
 create function pgnet.wake_next_worker(slot integer)
     returns void

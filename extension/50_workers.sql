@@ -143,7 +143,7 @@ begin
             select o.id from pgnet.claim o where o.worker = worker_id and o.id <> all (owned) for update skip locked));
         return;
     end if;
-    -- One session is one worker. An earlier run in this session, which was broken off, left these.
+    -- One session is one worker. An earlier run in this session was broken off and left these rows.
     for known_id in
         select w.id from pgnet.worker w
         where w.pid = pg_backend_pid() and w.backend_start = session_start and w.ended is null

@@ -84,7 +84,7 @@ create function pgnet.fault_messages()
 as $$
     select coalesce(jsonb_object_agg(f.duty, concat_ws('. ', f.message, f.hint)), '{}')
     from (
-        -- A lock may be gone in a moment.
+        -- The lock may be released in a moment.
         select f.duty, f.message || case when f.kept > 0 then format(' (%s rows)', f.kept) else '' end as message, f.hint
         from pgnet.fault f
         where not f.brief or f.failures > 2
@@ -94,4 +94,4 @@ as $$
     ) f
 $$;
 comment on function pgnet.fault_messages() is
-    'What of the workers'' work fails now, by the name of the duty, for their logs.';
+    'The error of each duty that fails now, by the duty''s name, for the logs of workers.';

@@ -30,7 +30,7 @@
 -- and ORDER BY, with enable_sort off, names the index to read. A time to compare with stands in a
 -- variable: an index is of no use to what may change from row to row.
 
--- What a worker gets of a claimed request.
+-- A claimed request as a worker gets it.
 create type pgnet.claimed_request as (
     id bigint,
     token text,
@@ -50,14 +50,14 @@ create type pgnet.claimed_request as (
     -- seconds since the request was made
     age double precision,
     idempotency_key text,
-    -- why it cannot be sent; then only its id and the like are there
+    -- why the request cannot be sent; then its method, URL, headers, body and options are missing
     fault text
 );
 comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
 
--- The bounds are wider than those of the package (request/), which judges what is read here.
+-- The bounds are wider than those of the package (request/), which checks each row again.
 create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
     ids bigint[], attempts integer[],
@@ -81,11 +81,11 @@ create function pgnet.read_claimed(
     set jit = off
 as $$
 declare
-    -- Elsewhere text may have no form in UTF-8, which is what workers read. To convert it raises
-    -- that.
+    -- In other encodings a text may have no form in UTF-8, which workers read; the conversion then
+    -- raises an error.
     convertible boolean := current_setting('server_encoding') = 'UTF8';
-    -- Looked up after the requests were chosen: a setting that was changed before a request was
-    -- made counts for it.
+    -- These are looked up after the requests were chosen: a setting that was changed before a
+    -- request was made counts for it.
     usual_timeout integer := pgnet.setting_value('timeout_milliseconds');
     longest_timeout integer := pgnet.max_timeout_milliseconds();
 begin
@@ -145,12 +145,11 @@ begin
 end
 $$;
 comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
-    'What a worker gets of the requests that it has claimed. A row that cannot be a request has a '
-    'fault instead, and is not read any further. Raises what reading a row raises.';
+    'The requests that a worker has claimed, as it gets them. A row that cannot be a request has a '
+    'fault instead, and is not read any further. An error of reading a row is raised.';
 
--- To step over the requests that one role has marked by the thousand would cost everybody's claim a
--- quarter of a second for 100,000 of them. So such a role waits until workers have acted on its
--- marks.
+-- Claims step over marked requests. 100,000 marks of one role would cost each claim a quarter of a
+-- second. So such a role waits until workers have acted on its marks.
 create function pgnet.crowded_roles()
     returns oid[]
     language plpgsql stable parallel safe
@@ -202,8 +201,8 @@ $$;
 comment on function pgnet.wake_due_requests() is
     'Makes ready what has waited for its time, 1,000 requests at most.';
 
--- Of requests that were lost twice many may be innocent: ten go at once. One that was lost with
--- these as well is attempted alone.
+-- Many of the requests that were lost twice may be innocent: ten of them are attempted together. A
+-- request that is lost once more is attempted alone.
 create function pgnet.lock_suspects()
     returns bigint[]
     language plpgsql volatile parallel unsafe
@@ -240,8 +239,9 @@ comment on function pgnet.lock_suspects() is
     'The next requests in quarantine that are attempted together, locked: one, or up to ten that '
     'were lost less often.';
 
--- Its names are qualified and it has no path of its own, so that the planner makes it a part of the
--- query that calls it: that query stops the walk as soon as it has enough rows.
+-- The function's names are qualified and it has no search_path of its own, so that the planner
+-- makes it a part of the query that calls it: that query stops the walk as soon as it has enough
+-- rows.
 create function pgnet.ready_places(
     -- the walk begins behind this place
     after_host text, after_role oid,

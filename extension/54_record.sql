@@ -80,7 +80,7 @@ begin
             h.priority, h.context, h.options, h.retry_of, h.state, h.attempt, h.status_code, h.error_msg,
             pgnet.idempotency_key(h.id, h.requested, h.method, h.options)
         from held h
-        -- What cannot be a request is not kept in order to be sent again.
+        -- A row that cannot be a request is not kept to be sent again.
         where h.locked and h.state in ('failed', 'unknown', 'cancelled') and h.unreadable is not true
     ), recorded as (
         insert into net._http_response (
@@ -117,7 +117,8 @@ end
 $$;
 comment on function pgnet.store_outcomes(json, integer) is
     'One batch of pgnet.record_outcomes: ends the requests whose claim still carries the token, or '
-    'has them wait for another attempt; gives the ids that a lock of somebody holds up.';
+    'has them wait for another attempt; gives the ids of outcomes that are deferred, since another '
+    'session holds a lock on the row.';
 
 create function pgnet.record_outcomes(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
@@ -172,10 +173,9 @@ begin
         return deferred;
     end if;
     again := size = 1 and (outcome ->> 'put_aside')::boolean;
-    -- No memory for a large one is its own fault.
+    -- Where there is no memory for a large outcome, the outcome is at fault.
     if caught.state ~ '^(40|53|57|58|25006)' and (caught.state <> '53200' or octet_length(outcomes::text) < 1000000) then
-        -- It is not a row's fault, it seems: the worker keeps its outcomes and comes again, with
-        -- fewer.
+        -- No row seems to be at fault: the worker keeps its outcomes and tries again, with fewer.
         if again is true and pgnet.put_aside(outcome, caught.message, pgnet.remedy(caught)) then
             return '{}';
         end if;
@@ -251,7 +251,7 @@ $$;
 comment on function pgnet.json_slice(json, integer, integer) is
     'The elements of an array from first to last, counted from 1.';
 
--- Its claim stays, and is nobody's: so no worker attempts the request again.
+-- The claim stays, and belongs to no worker: so no worker attempts the request again.
 create function pgnet.put_aside(outcome json, message text, hint text)
     returns boolean
     language plpgsql volatile parallel unsafe
@@ -265,7 +265,7 @@ begin
     where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid
     for update skip locked;
     if not found then
-        -- Its claim is gone, or somebody holds a lock on that too.
+        -- The claim is gone, or another session holds a lock on it, too.
         return not exists (
             select from pgnet.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
     end if;
@@ -301,7 +301,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
-    -- One by one: any of them may be 10 MB.
+    -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
     loop
@@ -312,7 +312,8 @@ begin
         caught := null;
         begin
             if exists (select from net.http_request_queue q where q.id = request_id) then
-                -- Its lock first: without it there is no use in reading the outcome.
+                -- The request is locked first: without the lock there is no use in reading the
+                -- outcome.
                 perform from net.http_request_queue q where q.id = request_id for update skip locked;
                 if not found then
                     raise exception using errcode = 'PN000';
@@ -331,8 +332,8 @@ begin
         end;
         update pgnet.unrecorded u
         set message = caught.message, hint = case when caught.message is not null then pgnet.remedy(caught) end,
-            -- It is tried again after half the time that it has waited, and after half a minute at
-            -- most.
+            -- The outcome is tried again after half the time that it has waited, and after half a
+            -- minute at most.
             retry_at = clock_timestamp() + least(greatest((clock_timestamp() - u.since) / 2, interval '0.1 s'), interval '30 s')
         where u.id = request_id;
     end loop;

@@ -2,7 +2,7 @@
 -- request ends as cancelled, a forgotten one leaves nothing, and one that was sent again is no
 -- longer a failure. It happens in a worker's session: the caller has only inserted a row.
 
--- What the response of a cancelled request says.
+-- The message in the response of a cancelled request.
 create function pgnet.cancellation_message(in_flight boolean, attempts integer)
     returns text language sql immutable parallel safe
 as $$
@@ -126,9 +126,9 @@ comment on function pgnet.carry_out_marks(pgnet.mark[]) is
     'Does what marks ask for, where nobody else has locked the rows; gives how many requests in '
     'flight were taken from their workers.';
 
--- As pgnet.record_outcomes does: a batch that fails is halved down to the mark at fault, which is
+-- As in pgnet.record_outcomes, a batch that fails is halved down to the mark at fault, which is
 -- tried again a minute later. The worker's other work does not wait for more than a few seconds of
--- that: the next look goes on.
+-- that: the next heartbeat goes on.
 create function pgnet.carry_out_or_halve(marks pgnet.mark[])
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -183,7 +183,7 @@ as $$
 declare
     -- In a variable: an index is of no use to what may change from row to row.
     present timestamptz := clock_timestamp();
-    -- Of each role: roles take turns, however many marks one of them makes.
+    -- At most so many marks of each role: roles take turns, however many marks one role makes.
     most integer := 1000;
     marks pgnet.mark[];
 begin
@@ -251,5 +251,5 @@ as $$
             or not exists (select from net.http_request_queue q where q.id = h.id offset 0))
 $$;
 comment on function pgnet.dropped_requests(bigint, bigint[]) is
-    'Of the requests that a worker holds those that are no longer its own: cancelled, forgotten, '
-    'deleted, or returned for others.';
+    'The requests that a worker has in flight and that are no longer its own: cancelled, '
+    'forgotten, deleted, or returned for others.';

@@ -100,7 +100,7 @@ begin
             end if;
             perform pgnet.fire_deferred();
         exception when others then
-            -- This one stays claimed; the others are returned.
+            -- This request stays claimed; the others are returned.
             get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
                 caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
             perform pgnet.note_fault('giving back requests', format('request %s: %s', request.claim_id, caught.message),
@@ -166,7 +166,7 @@ declare
     held bigint[];
 begin
     perform pgnet.lock_tables();
-    -- What somebody cancels just now is not the worker's any more.
+    -- A request that is being cancelled now is not the worker's any more.
     held := array(
         select c.id
         from unnest(ids, tokens) g (id, token)
@@ -222,8 +222,8 @@ begin
         perform pgnet.signal_workers('reload');
     end if;
     if pgnet.return_claims(array(
-        -- These are locked: a worker that comes back at this moment keeps its claims, or finds them
-        -- gone, and never both.
+        -- These rows are locked: a worker that comes back at this moment keeps its claims, or finds
+        -- them gone, and never both.
         with gone as materialized (
             select w.id from pgnet.worker w
             -- A worker that was a backend died with its session; a process may still come back over

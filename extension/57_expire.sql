@@ -44,7 +44,7 @@ begin
     set constraints all immediate; -- what is deferred would fail at the commit, with all that the heartbeat did
     perform pgnet.pin_path();
     if coalesce(cardinality(deleted), 0) < cardinality(ids)
-        -- Of several attempts of one request its id stands there several times.
+        -- An id stands there once for each attempt of the request.
         and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
     then
         raise exception 'a trigger or a rule keeps it';
@@ -95,8 +95,8 @@ begin
 end
 $$;
 comment on function pgnet.lock_expired_rows(text, timestamptz, timestamptz, bigint, integer) is
-    'The next rows of a kind that are past their time, and no other session''s at this moment; '
-    'NULL where there are none. pgnet.expire has set how this is planned.';
+    'The next rows of a kind that are past their time and that no other session has locked; NULL '
+    'where there is no such row. pgnet.expire has set how this is planned.';
 
 create function pgnet.delete_or_pass_over(
     kind text, ids bigint[], before timestamptz,
@@ -260,8 +260,8 @@ begin
 end
 $$;
 comment on function pgnet.seconds_to_expiry(text, interval, timestamptz) is
-    'How long until a row of a kind behind this place expires, or those that were kept are tried '
-    'again; NULL where there is none.';
+    'How long until a row of a kind behind this place expires, or rows that were kept are tried '
+    'again; NULL where there is no such row.';
 
 create function pgnet.forget_workers()
     returns double precision

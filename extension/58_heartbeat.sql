@@ -1,7 +1,8 @@
--- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where it is
--- alone. It does the duties that are no request's own: renewing the worker's claims, rescuing those
--- of lost workers, acting on marks, expiring. It gives the worker what it has to know: settings,
--- egress rules, hosts, policies, and when to come again. Each duty fails alone.
+-- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where there is no
+-- other worker. The heartbeat does the duties that do not belong to a single request: renewing the
+-- worker's claims, rescuing those of lost workers, acting on marks, expiring. It gives the worker
+-- its settings, egress rules, hosts and policies, and when to call again. Where a duty fails, the
+-- others are done all the same.
 
 create function pgnet.do_duty(duty text, worker_id bigint, owned bigint[])
     returns double precision
@@ -47,8 +48,8 @@ begin
 end
 $$;
 comment on function pgnet.do_duty(text, bigint, bigint[]) is
-    'Does a duty of the heartbeat, if it is not to wait after a failure; gives the seconds until '
-    'it is to be done again, NULL where it does not matter. What fails is kept in pgnet.fault.';
+    'Does a duty of the heartbeat, unless it waits after a failure; gives the seconds until it is '
+    'due again, NULL for at any time. The error of a duty that fails is kept in pgnet.fault.';
 
 create function pgnet.renew_claims(worker_id bigint, owned bigint[])
     returns double precision
@@ -62,7 +63,7 @@ begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
-        -- The worker is well. So the requests that it owns stay its own, whatever the clock says.
+        -- The worker works. So the requests that it owns stay its own, whatever the clock says.
         update pgnet.claim c set deadline = clock_timestamp() + interval '1 minute'
         where c.id = any (array(
             select o.id from pgnet.claim o
@@ -94,7 +95,8 @@ create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined bo
     set jit = off
 as $$
 declare
-    -- What is recorded until then expires a ttl later: a short one has to be looked after.
+    -- Responses that are recorded until then expire a ttl later: with a short ttl the worker comes
+    -- sooner.
     seconds double precision := extract(epoch from least(
         pgnet.setting_value('poll_interval')::interval,
         greatest(interval '1 s', least(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval))));
@@ -107,7 +109,7 @@ begin
         seconds := least(seconds, greatest(extract(epoch from next_due - clock_timestamp()), 0.5));
     end if;
     if owned <> '{}' then
-        -- What is deleted or cancelled meanwhile is to be noticed.
+        -- The worker is to notice when its requests are deleted or cancelled.
         seconds := least(seconds, 5);
     end if;
     if quarantined
@@ -116,7 +118,7 @@ begin
         or exists (
             select from pg_prepared_xacts p
             where p.database = current_database() and p.prepared > clock_timestamp() - interval '10 minutes')
-        -- With other workers there is something to rescue.
+        -- Requests of other workers may have to be rescued.
         or exists (
             select from pgnet.worker w
             where w.id <> worker_id and w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start))
@@ -127,8 +129,8 @@ begin
 end
 $$;
 comment on function pgnet.next_poll(bigint, bigint[], boolean) is
-    'After how many seconds a worker that nobody wakes is to come again, unless a duty is to be '
-    'done before.';
+    'After how many seconds a worker that nobody wakes is to call again, unless a duty is due '
+    'before.';
 
 create function pgnet.heartbeat(
     -- the worker that calls; NULL: a session that is not registered as one
@@ -160,7 +162,7 @@ begin
         pgnet.worker_role, pgnet.mark in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
-    -- Read first: what changes while the rest is read has a higher number.
+    -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
@@ -187,6 +189,7 @@ begin
 end
 $$;
 comment on function pgnet.heartbeat(bigint, bigint[]) is
-    'A worker says what it works on and does the duties of all workers: it rescues, acts on marks, '
-    'expires. It gets what is no longer its own, the settings, the egress rules, and when to come '
-    'again. Raises 08003 for a worker that is not registered, 55000 where its session has changed.';
+    'A worker says which requests it owns, and does the duties of all workers: it rescues, acts on '
+    'marks, expires. It gets the requests that are no longer its own, the settings, the egress '
+    'rules, and when to come again. Raises 08003 for a worker that is not registered, 55000 where '
+    'its session has changed.';

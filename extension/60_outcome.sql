@@ -1,11 +1,11 @@
--- What callers read: states, responses, waiting, cancelling. Views run with the reader's rights:
+-- Outcomes for callers: states, responses, waiting, cancelling. Views run with the reader's rights:
 -- row-level security decides.
 
 -- The state of a request that has not ended.
 create function pgnet.waiting_state(attempts_before integer, claimed boolean, due timestamptz, cancelled boolean)
     returns net.request_state language sql immutable parallel safe
 as $$
-    -- Each a constant of the type: to cast text to it would be stable only.
+    -- Each is a constant of the type: a cast of text to it would only be stable.
     select case when claimed then 'in_flight'::net.request_state when cancelled then 'cancelled'::net.request_state
         when due is null then 'ready'::net.request_state
         when attempts_before operator(pg_catalog.>) 0 then 'retrying'::net.request_state else 'scheduled'::net.request_state end
@@ -108,12 +108,13 @@ begin
         json := convert_from(
             case when substr(content_bytes, 1, 3) = decode('efbbbf', 'hex') then substr(content_bytes, 4) else content_bytes end, 'UTF8');
     end if;
-    -- What jsonb shows has a blank behind each comma and colon, and all digits of a number:
-    -- 1e131071 has 131072. It goes to the client beside the body. Shorter ones cannot get there.
+    -- As text, jsonb has a blank behind each comma and colon, and all digits of a number: 1e131071
+    -- has 131072. That text goes to the client beside the body. A shorter body cannot become too
+    -- long.
     length := length + 2 * octet_length(json);
     if octet_length(json) > 50000 and length + 131072::bigint * regexp_count(json, '[0-9][eE][+-]?[0-9]') > 1000000000 then
-        -- Without strings, each exponent for what it is; a larger one than these is no number of
-        -- PostgreSQL's.
+        -- Strings are left out, and each exponent counts as it is; PostgreSQL has no number with a
+        -- larger one.
         length := length + (
             select coalesce(sum(least(right('0000000' || x.found[1], 7)::bigint, 131072)), 0)
             from regexp_matches(regexp_replace(json, '"(?:[^"[.backslash.]]|[[.backslash.]].)*"', '', 'g'), '[eE][+-]?0*([0-9]{1,7})', 'g') x (found));
@@ -123,7 +124,7 @@ begin
     end if;
     return json::jsonb;
 exception when others then
-    -- Whatever it is, one response must not keep the others from being read.
+    -- Whatever the error is, one response must not keep the others from being read.
     return null;
 end
 $$;
@@ -554,8 +555,8 @@ begin
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
             hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
-    -- Of several that send it again, the one whose mark is there first does. It is read after that:
-    -- it may be gone.
+    -- Of several sessions that retry the request, the one whose mark comes first does so. The
+    -- request is read after that: it may be gone.
     marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
     select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
     if request.id is null then
@@ -639,5 +640,5 @@ begin
 end
 $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
-    'For a person at psql: queues a request, commits, waits and shows the answer. Not inside a '
-    'transaction block. Raises as net.http_request does; a body goes as JSON.';
+    'For use in psql: queues a request, commits, waits and shows the answer. Not inside a '
+    'transaction block. Raises as net.http_request does; a body is sent as JSON.';

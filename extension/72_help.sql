@@ -62,7 +62,7 @@ as $$
         ('upkeep', 'help', 'select name, example from net.help(''requests'');')
 $$;
 comment on function pgnet.help_entries() is
-    'What net.help shows: the topic of each public function and view, and an example.';
+    'The entries of net.help: the topic of each public function and view, and an example.';
 
 create type pgnet.help_row as (
     topic text,

@@ -9,7 +9,7 @@ from pgnet import sql_v1
 return sql_v1.python_check(plpy)
 $$;
 comment on function pgnet.inspect_python() is
-    'What net.check() asks the server''s Python: package, dependencies, CA bundle, commit '
+    'What net.check() learns from the server''s Python: package, dependencies, CA bundle, commit '
     'callback.';
 
 -- Everything of the extension that has rights: 85_rights.sql goes through it to take back what
@@ -223,7 +223,7 @@ begin
 end
 $$;
 comment on function pgnet.check_package() is
-    'What the doctor says of the Python package and what it needs.';
+    'The rows of net.check() about the Python package and what it needs.';
 
 create function pgnet.check_database()
     returns setof pgnet.finding
@@ -257,7 +257,8 @@ begin
             when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
 end
 $$;
-comment on function pgnet.check_database() is 'What the doctor says of copies and of the mode.';
+comment on function pgnet.check_database() is
+    'The rows of net.check() about copies and the mode.';
 
 create function pgnet.check_work()
     returns setof pgnet.finding
@@ -286,7 +287,8 @@ begin
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 end
 $$;
-comment on function pgnet.check_work() is 'What the doctor says of workers and of the queue.';
+comment on function pgnet.check_work() is
+    'The rows of net.check() about workers and the queue.';
 
 create function pgnet.check_heartbeat()
     returns setof pgnet.finding
@@ -315,7 +317,7 @@ begin
 end
 $$;
 comment on function pgnet.check_heartbeat() is
-    'What the doctor says of what fails in the work of workers.';
+    'The rows of net.check() about the duties and recordings that fail.';
 
 create function pgnet.check_rights()
     returns setof pgnet.finding
@@ -346,7 +348,7 @@ begin
 end
 $$;
 comment on function pgnet.check_rights() is
-    'What the doctor says of rights, and of triggers on the tables.';
+    'The rows of net.check() about rights, and triggers on the tables.';
 
 create function pgnet.check_definers()
     returns setof pgnet.finding
@@ -358,7 +360,7 @@ declare
     lent text;
     cures text;
 begin
-    -- As the extension makes them, nothing that callers call is one.
+    -- As the extension makes them, the functions for callers are not SECURITY DEFINER.
     select string_agg(p.oid::regprocedure::text, ', ' order by p.oid::regprocedure::text),
         string_agg(format('alter function %s security invoker;', p.oid::regprocedure), ' ' order by p.oid::regprocedure::text)
     into altered, cures
@@ -384,7 +386,7 @@ begin
 end
 $$;
 comment on function pgnet.check_definers() is
-    'What the doctor says of functions that make requests with another role''s rights.';
+    'The rows of net.check() about functions that make requests with another role''s rights.';
 
 create function pgnet.check_network()
     returns setof pgnet.finding
@@ -413,7 +415,7 @@ begin
 end
 $$;
 comment on function pgnet.check_network() is
-    'What the doctor says of egress and of the settings of hosts.';
+    'The rows of net.check() about egress and the settings of hosts.';
 
 create function pgnet.check_secrets()
     returns setof pgnet.finding
@@ -434,7 +436,8 @@ begin
     from held h, backends b;
 end
 $$;
-comment on function pgnet.check_secrets() is 'What the doctor says of secrets.';
+comment on function pgnet.check_secrets() is
+    'The rows of net.check() about secrets.';
 
 create function pgnet.check_cron()
     returns setof pgnet.finding
@@ -471,7 +474,8 @@ begin
     end if;
 end
 $$;
-comment on function pgnet.check_cron() is 'What the doctor says of pg_cron.';
+comment on function pgnet.check_cron() is
+    'The rows of net.check() about pg_cron.';
 
 create function net.check()
     returns table (

@@ -1,7 +1,7 @@
 -- Rights: this file says for all objects at once which role may do what.
 
--- Row security keeps every table that has no policy for its owner alone, also where somebody else
--- is granted it. It lets TRUNCATE pass: that a trigger refuses.
+-- A table with row security and without a policy is closed to all but its owner, whatever is
+-- granted. TRUNCATE is not subject to row security, so a trigger refuses it.
 create function pgnet.refuse_truncate()
     returns trigger
     language plpgsql volatile
@@ -74,16 +74,16 @@ begin
 end
 $$;
 
--- As in pg_net every role may send requests; "revoke usage on schema net from public" closes it. So
--- everything by which requests are made stands in net, the view net._new_request too. USAGE on
+-- As in pg_net every role may send requests; "revoke usage on schema net from public" forbids that.
+-- So everything by which requests are made stands in net, the view net._new_request too. USAGE on
 -- pgnet alone opens no way to make one.
 grant usage on schema net, pgnet to public;
 grant usage on type
     net.http_method, net.request_status, net.http_response, net.http_response_result, net.request_state, net.outcome
 to public;
 
--- What describes a request; whose it is, when it was made and its number are not the caller's to
--- say. DELETE is nobody's: whoever may UPDATE, DELETE or TRUNCATE may lock the table.
+-- Callers may set the columns that describe a request, but not its role, its time and its number.
+-- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
@@ -95,7 +95,7 @@ grant select on
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
--- What people call.
+-- The functions and procedures that people call.
 grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,

@@ -1,4 +1,4 @@
-"""What the SQL functions of the extension call: entry points that stay once they are released.
+"""The entry points that the extension's SQL functions call; released ones stay as they are.
 
 The package of a host serves all of its databases, each of which may have another version of the
 extension. ``plpy`` is handed in. Callers' entry points import neither gevent nor requests: only the

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Protocol
 
-# What a worker's session needs, whatever its database or its role has set: a worker writes, and
-# sees what others have committed.
+# The settings that a worker's session needs, whatever its database or its role has set: a worker
+# writes, and sees what others have committed.
 SESSION_SETTINGS = {
     "default_transaction_read_only": "off",
     "default_transaction_isolation": "read committed",
@@ -54,7 +54,8 @@ class OutboxFailed(OutboxError):
         self.brief = brief
 
 
-# What an administrator can do, by SQLSTATE or its first characters. The longest match counts.
+# What cures an error: a sentence for the administrator, by SQLSTATE or its first characters. The
+# longest match counts.
 _REMEDIES = {
     "53": "The server lacks a resource. Nothing is lost: what has ended is recorded when there is"
     " enough again",
@@ -75,14 +76,14 @@ _REMEDIES = {
 }
 # The server ends the session with these: shutdown, crash, timeouts of sessions.
 _ENDS_SESSION = ("08006", "08P01", "57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "25P04")
-# What a statement meets where the extension was dropped, or is being dropped: no such schema,
+# The errors of a statement where the extension was dropped, or is being dropped: no such schema,
 # function, relation or type; and an internal error for an object that went between its look-up and
 # its use.
 _MAY_BE_ABSENT = ("3F000", "42883", "42P01", "42704", "XX000")
 # Their cause may be gone in a moment: locks, deadlocks, and an extension that was created again in
 # between.
 _BRIEF = ("55P03", "40", *_MAY_BE_ABSENT)
-# What pgnet.require_worker raises for a worker that is not registered, or not any more.
+# The error of pgnet.require_worker for a worker that is not registered, or not any more.
 _UNREGISTERED = "08003"
 
 
@@ -94,7 +95,7 @@ def ends_session(sqlstate: str) -> bool:
 def translate_error(
     sqlstate: str, message: str, hint: str | None, is_absent: Callable[[], bool]
 ) -> OutboxError:
-    """What an error of the server means to a worker whose connection is well.
+    """Translate an error of the server for a worker whose connection is well.
 
     is_absent: asks whether the extension is missing; called only where the error may mean that.
     """
@@ -235,7 +236,7 @@ _FIELDS = tuple(entry.name for entry in fields(Outcome))
 
 
 def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
-    """The array of objects that pgnet.record_outcomes takes. What is None is left out."""
+    """Return the JSON array that pgnet.record_outcomes takes. A field that is None is left out."""
     return _encode(
         [
             {name: value for name in _FIELDS if (value := getattr(outcome, name)) is not None}
@@ -253,7 +254,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a worker can take now.
+    """How many requests a worker can take now, and behind which place its claim begins.
 
     slots: how many requests at most.
     host_quota: of these for one host, where requests for several hosts wait.
@@ -276,7 +277,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What the database answers to a heartbeat. The names are keys of its JSON.
+    """The database's answer to a heartbeat. The names are keys of its JSON.
 
     settings: by name.
     egress: the rules as the guard reads them.
@@ -307,7 +308,7 @@ class WorkerState:
 
 @dataclass(slots=True)
 class Claimed:
-    """What one transaction has claimed and recorded.
+    """The result of one transaction that records and claims.
 
     stopped_at: the place where the claim stopped before it had gone through all hosts; None where
     it has gone through all.
@@ -358,7 +359,7 @@ class Outbox(Protocol):
         """Give claims back. reason: what became of the attempt, None where it never began."""
 
     def check_interrupts(self) -> None:
-        """Have the server act upon a cancel or a stop that has come. Raises what it raises."""
+        """Have the server act upon a cancel or a stop that has come; raises the server's error."""
 
     def cancel_statement(self) -> None:
         """Cancel the statement that runs, if one does: the worker is to stop, and waits for it."""

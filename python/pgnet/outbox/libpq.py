@@ -175,7 +175,7 @@ class LibpqOutbox:
         connection.adapters.register_dumper(_Json, _JsonDumper)
         row = connection.execute("select pg_catalog.pg_backend_pid() as pid").fetchone()
         if row is None or row["pid"] != connection.info.backend_pid:
-            # Nothing is set in this session: a pooler gives it to somebody else next.
+            # This session gets no settings: a pooler hands it to another client next.
             connection.close()
             raise OutboxRefused(_POOLED)
         server_side = {name: str(parameters[of]) for name, of in _SERVER_SIDE.items()}
@@ -451,11 +451,11 @@ class LibpqOutbox:
 
 
 def _refusal(error: psycopg.Error) -> str:
-    """What the server refuses, and its hint."""
+    """The server's message of an error, and its hint."""
     parts = (error.diag.message_primary, error.diag.message_hint)
     return ". ".join(part.rstrip(".") for part in parts if part)
 
 
 def _message(error: psycopg.Error | OutboxError) -> str:
-    """The first line of what the server or libpq says."""
+    """The first line of the message of the server or of libpq."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ longer than half a second, and claims a batch at most.
 
 A cancel, a statement_timeout, a shutdown set a variable of the server, InterruptPending, from a
 signal handler. Nobody looks at it while the worker waits in gevent's loop. The worker reads it
-after each turn of the loop, and runs an empty statement, in which the server acts upon it. Such
+after each round of the loop, and runs an empty statement, in which the server acts upon it. Such
 errors end the call, and so the worker: they go through as plpy raises them.
 
 Commits of others send datagrams to a socket that this process listens to. See server/wake_up.py.

@@ -24,8 +24,8 @@ JSON_HEADERS = '{"Content-Type": "application/json"}'
 _TCHAR = r"[A-Za-z0-9!#$%&'*+\-.^_`|~]"
 is_token = re.compile(rf"{_TCHAR}+").fullmatch
 
-# With these a caller could change where a message goes or where it ends (RFC 9112, 11.2), or how
-# its connection is used. Expect makes a request wait.
+# With these headers a caller could change where a message goes or where it ends (RFC 9112, 11.2),
+# or how its connection is used. Expect makes a request wait.
 _CLIENTS_OWN = frozenset(
     (
         "connection",
@@ -39,7 +39,8 @@ _CLIENTS_OWN = frozenset(
         "upgrade",
     )
 )
-# These occur once (RFC 9110, 5.3): of two, one server believes the first and another the last.
+# These headers may occur only once (RFC 9110, 5.3): of two, one server believes the first and
+# another the last.
 _SINGLE = frozenset(("authorization", "content-type", "user-agent"))
 _HINT_SINGLE = "Give one value. Names of headers are the same in upper and lower case."
 _HINT_HOST = (
@@ -112,7 +113,7 @@ def check_size(headers: Sequence[tuple[str, str | Reference]]) -> None:
     """Refuse too many headers, and headers that are too long together; raises InvalidRequest."""
     if len(headers) > MAX_HEADERS:
         raise InvalidRequest(f"there are more than {MAX_HEADERS} headers")
-    # With the colon, the space and the line's end.
+    # Each header also has a colon, a space and the line's end: four bytes.
     if sum([len(name) + _utf8_length(value) + 4 for name, value in headers]) > MAX_HEADERS_LENGTH:
         raise InvalidRequest(f"the headers are longer than {MAX_HEADERS_LENGTH} bytes")
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 AT_MOST_ONCE = "at_most_once"
-# What each option takes: an integer between two bounds, one of some words, or, with None, a key.
+# The values that each option takes: an integer between two bounds, one of some words, or, with
+# None, a key.
 _OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
     "delivery": ("at_least_once", AT_MOST_ONCE),
     "idempotency_key": None,

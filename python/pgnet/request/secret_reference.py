@@ -26,7 +26,7 @@ MAX_SECRETS = 20
 # Few requests refer to secrets: these patterns are compiled when they are used first.
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 _SECRET_URL = rf"(?s:(https?://[^/?#{{}}]*)/\{{secret:({_NAME})\}}(\?.*)?)"
-# What no header's value may hold (RFC 9110, 5.5), and halves of surrogate pairs.
+# The characters that no header's value may hold (RFC 9110, 5.5), and halves of surrogate pairs.
 ILLEGAL_IN_VALUE = r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff]"
 HINT_NAME = "A name is of 1 to 63 letters, digits, and - _ . behind the first one."
 _HINT_REFERENCE = 'For example {"secret": "stripe", "prefix": "Bearer "}.'

@@ -51,15 +51,15 @@ _is_canonical = re.compile(
 _PARTS = r"(?s:(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(#.*)?)"
 # The white space that browsers remove at either end.
 _ENDS = " \t\n\f\r"
-# These are refused, not percent-encoded. Browsers drop tabs and line breaks wherever they stand,
-# libcurl refuses all control characters, and halves of surrogate pairs have no UTF-8.
+# These characters are refused, not percent-encoded. Browsers drop tabs and line breaks wherever
+# they stand, libcurl refuses all control characters, and halves of surrogate pairs have no UTF-8.
 REFUSED = r"[\x00-\x1f\x7f\ud800-\udfff]"
-# What RFC 3986 does not allow in path, query and fragment. This includes what the WHATWG's standard
-# encodes in them, but for the apostrophe of a query, which RFC 3986 allows.
+# The characters that RFC 3986 does not allow in path, query and fragment. These include all that
+# the WHATWG's standard encodes there, but for the apostrophe of a query, which RFC 3986 allows.
 _TO_ENCODE = r"[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]+|%(?![0-9A-Fa-f]{2})"
 _ILLEGAL_IN_HOST = r"[^a-z0-9._-]"
-# What the WHATWG's standard calls "ends in a number". Such a host must be an IPv4 address: nobody
-# knows what a resolver or a proxy would make of one that is not.
+# A host of which the WHATWG's standard says that it "ends in a number". Such a host must be an IPv4
+# address: nobody knows what a resolver or a proxy would make of one that is not.
 _NUMBER = r"(?:^|\.)(?:[0-9]+|0x[0-9a-f]*)\.?$"
 _IP_LITERAL = r"(?s:\[([0-9A-Fa-f:.]+)\](?::(.*))?)"
 
@@ -224,8 +224,8 @@ def percent_encode(text: str) -> str:
     return "".join([_PERCENT[byte] for byte in text.encode()])
 
 
-# What stands before the host, the host, and the rest. Where there is no host, the first
-# segment of the path takes its place.
+# The part before the host, the host, and the rest. Where there is no host, the first segment of the
+# path takes its place.
 _SHOWN_PARTS = r"(?s:((?:[^/?#@:]*:)?//|/|)([^/?#]*)(.*))"
 _HOST_AND_PORT = r"(?:[^:@\[\]]*|\[[^@\[\]]*\])(?::[0-9]*)?"
 

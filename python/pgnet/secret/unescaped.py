@@ -32,8 +32,8 @@ _ESCAPE = re.compile(
     r"|&(?:amp;)*#[xX]0{0,9}([1-9A-Fa-f]|[2-7][0-9A-Fa-f])(?![0-9A-Fa-f]);?"
     r"|&(?:amp;)*([A-Za-z]{2,10});"
 )
-# What a text has where a letter or digit is escaped, or white space, or what begins an escape. Few
-# texts have any of it.
+# A text in which a letter, a digit, white space or the beginning of an escape is escaped has one of
+# these. Few texts do.
 _ALNUM = rb"(?:3[0-9]|[46][1-9A-Fa-f]|[57][0-9Aa])"
 _HINT = re.compile(
     rb"[%\\#&](?:"

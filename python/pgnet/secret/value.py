@@ -148,7 +148,7 @@ def _is_url(value: str) -> bool:
 
 
 def _behind_prefix(url: str, prefix: str) -> str:
-    """What follows the prefix in a URL that is within it."""
+    """The part of a URL behind the prefix that it is within."""
     return url[len(prefix.rstrip("/")) :].lstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""What comes back: an answer with its times, and the limits of what it may cost."""
+"""The answer to a request, with its times, and the limits of what it may cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REDIRECT_BODY = 65536
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may cost.
+    """The limits of what one request may cost.
 
     max_response_bytes: of the decoded body.
     max_wire_bytes: of the body as it comes, which may be compressed.
@@ -106,7 +106,7 @@ class Answer:
         self.url = request.url.partition("#")[0] if transfer is None else transfer.url
         self.is_final = self.as_it_came = False
         self.is_whole = error is None
-        # What holds the body.
+        # The transfer or the redirect that holds the body.
         self._answered: Transfer | Followed | None = None
         self._request = request
         self._response: WireResponse | None = None
@@ -200,7 +200,7 @@ class Followed:
         self.url = transfer.url
         self.address = transfer.address
         self.first_byte = first_byte_of(transfer)
-        # It waits beside the answer that is to come, which may take all the room there is.
+        # The body waits beside the answer that is to come, which may take all the room there is.
         self.content = transfer.content if transfer.size <= _REDIRECT_BODY else b""
 
     @property

@@ -146,7 +146,7 @@ class PemFile:
 
     @classmethod
     def shared(cls, text: str) -> PemFile:
-        """The file of this content, which all who ask for it share."""
+        """The file of this content; all connections with this content share it."""
         content = text.encode()
         digest = hashlib.sha256(content).digest()
         known = _pem_files.get(digest)
@@ -200,7 +200,8 @@ class Tls:
         if self.verify:
             set_option(options.ca_file, self.ca.path if self.ca is not None else ca_bundle())
         else:
-            # The authorities are not asked, and to read them takes longer than a handshake.
+            # The authorities are not used without verification, and to read them takes longer than
+            # a handshake.
             curl.unsetopt(options.ca_file)
         if self.client is not None:
             set_option(options.certificate, self.client.path)
@@ -242,7 +243,7 @@ _PROXY_SERVER = TlsOptions(
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """What a connection is made with; requests share connections only where these are equal.
+    """The settings of a connection; requests share connections only where these are equal.
 
     http_version: "1.1", or "2" for HTTP/2 where TLS offers it (RFC 9113, section 3.2).
     tls: with the server; proxy_tls: with the proxy.
@@ -255,7 +256,7 @@ class ConnectionSettings:
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Each request asks for the hash.
+        # The hash is computed once: each request asks for it.
         own = hash((self.http_version, self.tls, self.proxy, self.proxy_tls))
         object.__setattr__(self, "_hash", own)
 

@@ -73,7 +73,7 @@ class Decoder:
         # How many bytes each stage has made, and how many were given on as they came.
         self._made = [0] * len(self._stages)
         self._given = 0
-        # What has come so far, as long as it is short: perhaps it was never encoded.
+        # The bytes that have come, as long as they are few: perhaps they were never encoded.
         self._seen: bytearray | None = bytearray()
         self._began = False
 
@@ -164,7 +164,7 @@ def _stage(name: str) -> _Stage:
 
 def _inflate(inflater: Any, data: bytes) -> Iterator[bytes]:
     piece = b""
-    # Also without input, as long as zlib holds back what one piece had no room for.
+    # The loop goes on without input, as long as zlib holds back what one piece had no room for.
     while not inflater.eof and (data or piece):
         before = inflater.copy()
         try:
@@ -208,7 +208,7 @@ class _Gzip:
     def decode(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._inflater.eof:
-                # What is not another member fails at its magic number.
+                # Bytes that are not another member fail at their magic number.
                 self._inflater = zlib.decompressobj(wbits=31)
             yield from _inflate(self._inflater, data)
             data = self._inflater.unused_data if self._inflater.eof else b""
@@ -247,7 +247,7 @@ def _brotli() -> Any:
     Python's modules for Brotli cannot bound how much they make at once.
     """
     try:
-        # By its file's name, since ctypes.util.find_library starts processes.
+        # The library is loaded by its file's name, since ctypes.util.find_library starts processes.
         library = ctypes.CDLL("libbrotlidec.so.1")
     except OSError:
         return None

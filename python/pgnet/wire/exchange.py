@@ -175,7 +175,7 @@ class Handle:
         at_most_once: bool,
     ) -> None:
         self._exchange = exchange
-        # What the current hop asks.
+        # The request of the current hop.
         self._request = request
         self._done: Done | None = done
         self._bound = bound

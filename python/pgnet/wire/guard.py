@@ -95,9 +95,10 @@ _NAT64_LAYOUTS = ((6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12))
 # IPv4-compatible and IPv4-translated addresses (RFC 2765) end in the IPv4 address.
 _COMPATIBLE = IPv6Network("::/96")
 _TRANSLATED = IPv6Network("::ffff:0:0:0/96")
-# What stands before the IPv4 address in an interface identifier of ISATAP (RFC 5214).
+# In an interface identifier of ISATAP (RFC 5214) the IPv4 address follows one of these.
 _ISATAP = (0x00005EFE, 0x02005EFE)
-# What net.allow_network calls these together. To name one network would tell more of an address.
+# The words by which net.allow_network opens all such networks. To name one network would tell more
+# of an address.
 _WORDS_OF_SQL = {"a private address": "private", "a loopback address": "loopback"}
 # How many refusals are logged, at most, until the rules change.
 _LOGGED_REFUSALS = 1000
@@ -134,7 +135,7 @@ def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EgressRules:
-    """What the administrator allows and denies. Where both match, deny wins.
+    """The hosts and networks that the administrator allows and denies. Where both match, deny wins.
 
     allow_networks, deny_networks: networks of either family.
     allow_hosts, deny_hosts: exact names, or `*.suffix` for every name below a suffix.
@@ -301,7 +302,7 @@ class Guard:
         judged: list[Address] = [address, *embedded_addresses(address)]
         # To connect to the unspecified address is to connect to this host.
         judged += [_LOOPBACK[a.version] for a in judged if a.is_unspecified]
-        # What stands before an address in a message, where the URL does not have it as it is.
+        # A message names the host before its address, unless the URL has the address as it is.
         name = "" if host in (ip, f"[{ip}]") else f"{host}: "
         for candidate in judged:
             if self._is_own_server(candidate, port):
@@ -409,7 +410,8 @@ def _special(address: Address) -> tuple[str, str] | None:
         if low <= number <= high and version == address.version:
             return cidr, words
     if address.version == 6:
-        # Each address by itself: a network around it would have networks of the table in it.
+        # Only the address itself is named: a network around it would have networks of the table in
+        # it.
         if address not in _GLOBAL_UNICAST:
             return f"{address}/128", "not a global unicast address"
         if address in _PROTOCOLS:

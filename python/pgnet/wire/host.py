@@ -36,7 +36,7 @@ class HostSettings:
     http_version: str | None = None
     user_agent: str | None = None
     host_header: str | None = None
-    # It may hold a password.
+    # The proxy's URL may hold a password.
     proxy: str | None = field(default=None, repr=False)
     ca: str | None = field(default=None, repr=False)
     client_certificate: str | None = field(default=None, repr=False)

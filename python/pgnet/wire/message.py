@@ -197,7 +197,7 @@ def _length(values: list[str]) -> int:
     if len(values) == 1 and _LENGTH.fullmatch(values[0]):
         return int(values[0])
     texts = {text.strip(" \t") for value in values for text in value.split(",")}
-    # Without leading zeros, of which int() takes long to read many.
+    # Leading zeros are cut off: int() would take long to read many of them.
     numbers = {text.lstrip("0") or text[-1:] for text in texts}
     if not all(map(_LENGTH.fullmatch, numbers)) or len(numbers) != 1:
         raise WireError(Code.WEIRD_REPLY.words, possibly_sent=True)

@@ -61,12 +61,12 @@ class Transport:
         self._connections = connections
         self._resolver = resolver if resolver is not None else Resolver(hub=self.hub)
         self._multi = self._new_multi()
-        # For requests that must not be repeated, over connections of their own. In the other one
-        # libcurl would let others wait for these, and take the server for one without HTTP/2.
+        # Its requests must not be repeated, and have connections of their own. In `_multi` libcurl
+        # would let others wait for these, and take the server for one without HTTP/2.
         self._multi_without_reuse: Multi | None = None
-        # For requests that go over HTTP/1.1 to hosts that may speak HTTP/2 as well. libcurl 7.88
-        # knows of a host whether requests may share a connection, and not of a connection: in the
-        # first one it would send others over those of HTTP/1.1, and mix up the answers.
+        # Its requests go over HTTP/1.1 to hosts that may speak HTTP/2 as well. libcurl 7.88 knows
+        # of a host whether requests may share a connection, and not of a connection: in `_multi` it
+        # would send requests of HTTP/2 over connections of HTTP/1.1, and mix up the answers.
         self._multi_of_http_1: Multi | None = None
         self._routes: dict[tuple[str, HostSettings | None, bool, bool], Route] = {}
         # Equal settings are one object: to compare an object with itself takes no time.

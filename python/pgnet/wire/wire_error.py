@@ -1,4 +1,4 @@
-"""What can go wrong on the wire, in words that stay the same from one libcurl to the next.
+"""The errors of the wire, in words that stay the same from one libcurl to the next.
 
 `Code` is the one table of libcurl's codes: number, name, kind, words. No other module has such a
 number. `settle` puts right what some libcurls report under another code.
@@ -41,7 +41,7 @@ class Code(IntEnum):
         made.words = words or f"Error {number} of the HTTP client"
         return made
 
-    # It may also be an answer that is not HTTP: see _kind_of.
+    # This code may also stand for an answer that is not HTTP: see _kind_of.
     UNSUPPORTED_PROTOCOL = 1, "request", "Unsupported protocol"
     FAILED_INIT = 2, "request"
     URL_MALFORMAT = 3, "request", "URL using bad/illegal format or missing URL"
@@ -198,6 +198,6 @@ def _kind_of(code: int, possibly_sent: bool) -> Kind:
     known = _CODES.get(code)
     kind = known.kind if known is not None else "connection"
     if kind == "connection" and not possibly_sent:
-        # It broke before it carried anything.
+        # The connection broke before it carried anything.
         return "connect"
     return kind

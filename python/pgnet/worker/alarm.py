@@ -27,7 +27,7 @@ class Alarm:
         return self._ticks[0] * TICK if self._ticks else math.inf
 
     def set(self, at: float) -> None:
-        """Have it ring at a time too."""
+        """Have the alarm ring at this time, too."""
         tick = math.ceil(at / TICK)
         if tick not in self._known:
             self._known.add(tick)

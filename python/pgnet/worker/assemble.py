@@ -1,4 +1,4 @@
-"""From a claimed row to the request that the wire takes; and from settings of hosts to its table.
+"""Make a claimed row the request that the wire takes, and settings of hosts the wire's HostTable.
 
 A row is read once, by `read`, when it is claimed: the Row then says which secrets are needed, what
 is promised of the request (delivery.py), and what `assemble` puts together when the values of the

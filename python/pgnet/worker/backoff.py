@@ -1,4 +1,4 @@
-"""When something that failed is tried again, and what the log says of it."""
+"""When a task that failed is tried again, and what the log says of it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pgnet.outbox import OutboxFailed
 
 log = logging.getLogger("pgnet.worker")
 
-# Seconds until it is tried again: the first time, at the longest, and at the longest after an error
-# whose cause may be gone in a moment, such as a lock that another session holds.
+# Seconds until the task is tried again: the first time, at the longest, and at the longest after an
+# error whose cause may be gone in a moment, such as a lock that another session holds.
 _FIRST, _LONGEST, _LONGEST_BRIEF = 0.1, 5.0, 1.0
 # Seconds that such an error must last before it is logged.
 _PATIENCE = 2.0
 
 
 class Backoff:
-    """One thing that the worker does again and again.
+    """A task that the worker does again and again: whether it fails, and when it is tried again.
 
     The log has a line when it begins to fail, when it fails for another reason, and when it works
     again. what: names it in the log, such as "claiming". retry_at: when it may be tried, by the
@@ -34,11 +34,11 @@ class Backoff:
 
     @property
     def failing(self) -> bool:
-        """Whether it failed the last time."""
+        """Whether the task failed the last time."""
         return self._since < math.inf
 
     def failed(self, error: OutboxFailed, *, retry_differs: bool = False) -> None:
-        """It has failed, and may not be tried before ``retry_at``.
+        """The task has failed, and may not be tried before ``retry_at``.
 
         retry_differs: what is tried next is not the same but a part of it, so the pause does not
         grow.
@@ -53,7 +53,7 @@ class Backoff:
             log.warning("%s fails, and is tried again: %s", self._what, error)
 
     def succeeded(self) -> None:
-        """It has worked."""
+        """The task has succeeded: the next failure is a first one."""
         if self.failing:
             if self._logged:
                 log.warning("%s works again", self._what)

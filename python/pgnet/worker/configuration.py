@@ -1,9 +1,9 @@
-"""What a heartbeat reads of the database: settings, egress rules, hosts, retry policies, the mode.
+"""What a heartbeat reads: settings, egress rules, hosts, retry policies, and the database's mode.
 
-It is one frozen value, replaced as a whole by each heartbeat. Requests are sent by the value of the
-moment at which they begin. Each claim carries the revision of the settings at its commit. Where
-that is not the worker's, the worker has a heartbeat before it sends what it has claimed, so that a
-setting which was committed before a request holds for the request.
+The Configuration is one frozen value, replaced as a whole by each heartbeat. Requests are sent by
+the value of the moment at which they begin. Each claim carries the revision of the settings at its
+commit. Where that is not the worker's, the worker has a heartbeat before it sends what it has
+claimed, so that a setting which was committed before a request holds for the request.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Configuration:
         return self.max_grace if self.own_grace is None else self.own_grace
 
     def updated(self, state: WorkerState) -> Configuration:
-        """The configuration by what a heartbeat has read."""
+        """Return the configuration after a heartbeat that has read this state."""
         settings = state.settings
         generation = state.generation if self.generation is None else self.generation
         policies = self.policies
         if state.policies != self.given_policies:
-            # Only then: what cannot be read is logged, once.
+            # Read only after a change, so that a policy that cannot be read is logged once.
             policies = read_policies(state.policies, log.error)
         # Made each time: the files of secrets may have changed, which the database does not know.
         hosts = host_table(state.hosts, self.directory)

@@ -1,4 +1,4 @@
-"""What a request's delivery promises: how often it is sent, under which key, and when again."""
+"""The delivery of a request: how often it is sent, under which key, and when again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNKNOWN = "Whether the request was received is unknown, and it is not sent agai
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What is promised of one request.
+    """The promises that hold for one request.
 
     policy: when it is attempted again.
     at_most_once: whether its bytes go out at most once.
@@ -83,7 +83,7 @@ PLAIN = Delivery()
 def delivery_of(
     claim: Claim, row: Row, policies: Mapping[str, Policy], hosts: HostTable
 ) -> Delivery:
-    """What is promised of a claimed request, by its options and the settings of its host."""
+    """The promises for a claimed request, by its options and the settings of its host."""
     by_host = hosts.settings_for(_host_of(claim.host)).retry if hosts.entries else None
     if claim.options is None and by_host is None:
         return PLAIN

@@ -1,4 +1,4 @@
-"""What is in flight, how much more may be, and what one host may have of it.
+"""The requests in flight, how many more there may be, and how many of them one host may have.
 
 Three limits hold at once:
 
@@ -80,7 +80,7 @@ class Flights:
 
     @property
     def begins(self) -> Iterable[float]:
-        """When each of them began."""
+        """When each request in flight began."""
         return (flight.began for flight in self._by_id.values())
 
     def get(self, id: int) -> Flight | None:

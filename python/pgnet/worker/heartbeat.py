@@ -12,12 +12,15 @@ log = logging.getLogger("pgnet.worker")
 # A heartbeat that a signal asks for comes no sooner after the last one, in seconds: any role may
 # send such a signal, with each of its commits.
 _PAUSE = 0.05
-# However often it is asked for, the heartbeat takes one part of the worker's time in so many more.
+# The pause after a heartbeat is this many times as long as the heartbeat itself: it takes a fifth
+# of the worker's time at most.
 _REST = 4
 
 
 class Heartbeat:
-    """The schedule of heartbeats. Times are of the monotonic clock.
+    """The schedule of heartbeats, and the duties that failed in the last one.
+
+    Times are of the monotonic clock.
 
     due_at: when the next one is due. backoff: of a heartbeat that failed as a whole.
     """
@@ -27,25 +30,25 @@ class Heartbeat:
         self.backoff = Backoff("the heartbeat")
         self._ended = 0.0
         self._pause = _PAUSE
-        # Of the duties that failed in the last one, what the database says of each.
+        # The database's message for each duty that failed in the last heartbeat.
         self._faults: Mapping[str, str] = {}
 
     def no_later_than(self, at: float) -> None:
-        """The next one is due at this time, if not sooner."""
+        """The next heartbeat is due at this time, if not sooner."""
         self.due_at = min(self.due_at, at)
 
     def asked_for(self) -> None:
-        """A signal asks for one: it is due after a pause that begins at the end of the last one."""
+        """A signal asks for a heartbeat: it is due a pause after the end of the last one."""
         self.no_later_than(self._ended + self._pause)
 
     def done(self, began: float, ended: float, next_in: float) -> None:
-        """It has come to its end; the next one is due after ``next_in`` seconds."""
+        """A heartbeat has ended; the next one is due after ``next_in`` seconds."""
         self._ended = ended
         self._pause = max(_PAUSE, _REST * (ended - began))
         self.due_at = ended + next_in
 
     def log_faults(self, faults: Mapping[str, str]) -> None:
-        """Say once of each duty that it fails, and once that it works again."""
+        """Log once of each duty that it fails, and once that it works again."""
         for duty in self._faults.keys() | faults.keys():
             if duty not in faults:
                 log.warning("%s works again", duty)

@@ -131,7 +131,7 @@ class Worker:
         self._claiming = Backoff("claiming")
         # When requests that this worker has put back fall due.
         self._alarm = Alarm()
-        # What is to be given back, and why; None where no attempt was begun.
+        # The claims to give back, and why; None where no attempt was begun.
         self._given_up: list[tuple[Claim, str | None]] = []
         # How many were given back that were in flight.
         self._cut_off = 0
@@ -239,7 +239,7 @@ class Worker:
         elif self._quarantine.is_on:
             until = min(until, self._quarantine.next_change(self._flights.begins))
         elif self._claim_wanted and len(self._flights) < self._flights.window.most:
-            # Only the window holds them back: it may grow while nothing happens.
+            # Only the window keeps requests from being claimed: it may grow while nothing happens.
             until = min(until, now + _WINDOW_INTERVAL)
         self._signals.sleep(until - now)
 
@@ -251,7 +251,8 @@ class Worker:
         if same is None:
             return
         if not same:
-            # What this worker had is another worker's: it was freed, or is gone with the extension.
+            # The claims of this worker are no longer its own: they were freed, or are gone with the
+            # extension.
             self._drop(set(self._owned()))
             self._configuration = self._configuration.for_a_new_worker()
             for backoff in (self._heartbeat.backoff, self._claiming, self._recorder.backoff):
@@ -395,7 +396,7 @@ class Worker:
         put_aside = any(outcome.put_aside for outcome in batch)
         self._heartbeat.no_later_than(now + (_SOON if put_aside else _LATER))
         for outcome in batch:
-            # What is due after the next heartbeat is found then.
+            # Requests that are due after the next heartbeat are found by it.
             if outcome.retry_in is not None and now + outcome.retry_in < self._heartbeat.due_at:
                 self._alarm.set(now + outcome.retry_in)
 
@@ -508,7 +509,7 @@ class Worker:
             if time.monotonic() >= (deadline if self._flights else at_most):
                 break
             try:
-                # What is cancelled now is not waited for. Nothing is claimed, whatever there is.
+                # Requests that are cancelled now are not waited for. No request is claimed.
                 self._beat_if_due(signals)
                 self._claim_wanted, self._quarantine = False, Quarantine()
                 if self._record_and_claim_if_due(may_claim=False):

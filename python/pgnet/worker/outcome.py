@@ -1,4 +1,4 @@
-"""What is recorded of an answer: an outcome that the database can store."""
+"""The outcome that is recorded of an answer, in a form that the database can store."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_outcome(
     assembled: Assembled | None = None,
     policy: Policy = NONE,
 ) -> Outcome:
-    """What is recorded of an answer, or of a request that was not sent.
+    """Return the outcome to record of an answer, or of a request that was not sent.
 
     assembled: what was sent; its masks hide the secrets in what is recorded. policy: says which
     answers are a success.
@@ -116,7 +116,7 @@ def _address_to_show(answer: Answer) -> str | None:
     address = answer.address
     if address is None or is_public(address):
         return address
-    # Not by urlsplit, which remembers URLs.
+    # urlsplit is not used, since it remembers URLs.
     authority = answer.url.split("/", 3)[2]
     end = "]" if authority.startswith("[") else ":"
     host = authority.partition(end)[0].removeprefix("[")
@@ -129,7 +129,7 @@ def is_plain(text: str) -> bool:
 
 
 class Storable:
-    """What the type text of the database can store: no NUL, no half of a surrogate pair, and only
+    """The text that the database can store: no NUL, no half of a surrogate pair, and only
     what its encoding has.
 
     server_encoding: the encoding, by PostgreSQL's name.

@@ -42,7 +42,7 @@ class Performer:
 
     @property
     def is_open(self) -> bool:
-        """Whether requests can be begun: it has been configured, and not been closed since."""
+        """Whether requests can be begun: the performer was configured, and was not closed since."""
         return self._exchange is not None
 
     def configure(self, configuration: Configuration) -> None:
@@ -100,12 +100,13 @@ class Performer:
         except requests.RequestException as error:
             self._on_ended(flight, NotSent(str(error)))
         except Exception as error:
-            # What this code cannot send must neither end the worker nor be tried for ever.
+            # A request that this code cannot send must neither end the worker nor be tried for
+            # ever.
             log.error("request %s: %s while it was begun", claim.id, type(error).__name__)
             self._on_ended(flight, NotSent(_internal(error)))
 
     def outcome(self, flight: Flight, answer: Answer | NotSent) -> Outcome:
-        """What is to be recorded of a request that has ended. Raises MemoryError, and no other."""
+        """Return the outcome of a request that has ended. Raises MemoryError and no other error."""
         claim = flight.claim
         try:
             return self._read(flight, answer)

@@ -21,7 +21,7 @@ _PHASE, _LONGEST_PHASE = 1.0, 10.0
 
 
 class Quarantine:
-    """Who may be claimed: suspects, or all others. Times are of the monotonic clock.
+    """Which requests may be claimed: suspects, or all others. Times are of the monotonic clock.
 
     in_flight: the suspects that are attempted now.
     """
@@ -32,7 +32,7 @@ class Quarantine:
         # When the phase was asked for, and when its first suspect was claimed; infinity before.
         self._asked_at = 0.0
         self._began = math.inf
-        # The others may be claimed until then.
+        # All other requests may be claimed until then.
         self._not_before = 0.0
 
     @property
@@ -56,7 +56,7 @@ class Quarantine:
         return False
 
     def end(self, now: float) -> None:
-        """All others may be claimed, for as long as they had to wait."""
+        """End the phase: all other requests may be claimed, for as long as they had to wait."""
         self._not_before = now + max(_PHASE, now - self._asked_at)
         self._is_on = False
         self._began = math.inf
@@ -77,7 +77,7 @@ class Quarantine:
         return max(begins, default=-math.inf) + _PATIENCE
 
     def claimed(self, ids: set[int], now: float) -> None:
-        """These suspects were claimed and are in flight; without any, there is none to be had."""
+        """These suspects were claimed and are in flight; no ids: the phase ends."""
         self.in_flight = ids
         self._began = min(self._began, now)
         if not ids:

@@ -1,4 +1,4 @@
-"""What has ended and is not recorded yet: answers as they came, and the outcomes made of them.
+"""Requests that are not recorded yet: their answers as they came, and the outcomes made of these.
 
 An answer waits here as it came, compressed as it may be. It becomes an outcome when it is about to
 be recorded, so that few bodies are in memory as text.
@@ -98,7 +98,7 @@ class Recorder:
         return now < self._wait_ends and len(self) < batch_size
 
     def wait_as_long_as(self, seconds: float) -> None:
-        """Have outcomes wait for others as long as a transaction takes: that is worth sharing."""
+        """Have outcomes wait for others as long as a transaction takes, so that they share one."""
         self._wait = min(seconds, _LONGEST_WAIT)
 
     def add(self, flight: Flight, answer: Answer | NotSent) -> None:
@@ -110,7 +110,7 @@ class Recorder:
         self.size += size
 
     def retry_deferred(self, now: float) -> None:
-        """Have those recorded again that were deferred, if it is time."""
+        """Have deferred outcomes recorded again, if it is time."""
         if self._deferred and now >= self._retry_at:
             self._outcomes += self._deferred
             self._deferred = []
@@ -154,12 +154,12 @@ class Recorder:
             self._retry_at = time.monotonic() + _RETRY_AFTER
 
     def lighten(self, batch: Sequence[Outcome]) -> None:
-        """There is no memory to record these: the largest one goes on without its body.
+        """Drop the largest body of a batch that there is no memory to record.
 
-        It is written into several buffers, one after another. A request without an outcome would be
-        attempted again, and would bring down the next worker.
+        A body is written into several buffers, one after another. A request without an outcome
+        would be attempted again, and would bring down the next worker.
 
-        Raises MemoryError where none has a body.
+        Raises MemoryError where no outcome has a body.
         """
         largest = max(batch, key=lambda outcome: outcome.size, default=None)
         if largest is None or not largest.size:
@@ -169,7 +169,7 @@ class Recorder:
         self.size -= largest.size
 
     def drop(self, ids: Collection[int]) -> None:
-        """Forget what belongs to these requests."""
+        """Forget the answers and outcomes of these requests."""
         self._answers = deque(ended for ended in self._answers if ended.flight.claim.id not in ids)
         self._outcomes = [outcome for outcome in self._outcomes if outcome.id not in ids]
         self._deferred = [outcome for outcome in self._deferred if outcome.id not in ids]

@@ -47,9 +47,9 @@ def register(
         except OutboxRefused:
             raise
         except OutboxError as error:
-            # That the extension is still absent has been said.
-            said = was_absent and isinstance(error, OutboxUnregistered)
-            if str(error) != logged and not said:
+            # The log says already that the extension is absent.
+            is_logged = was_absent and isinstance(error, OutboxUnregistered)
+            if str(error) != logged and not is_logged:
                 logged = str(error)
                 log.warning("waiting for the database: %s", logged)
             signals.await_another(pause)

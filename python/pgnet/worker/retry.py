@@ -141,7 +141,7 @@ def delay_after(
     now: float,
     random: Callable[[], float],
 ) -> float | None:
-    """Seconds to wait before the next attempt; None where there is to be none.
+    """Seconds to wait before the next attempt; None where no other attempt is made.
 
     attempt: how many attempts there have been, with this one.
     age: seconds since the request was made.
@@ -172,7 +172,7 @@ def delay_after(
 
 
 def seconds_asked(retry_after: str, date: str | None, now: float) -> float | None:
-    """What a Retry-After asks for, in seconds from now; None for an invalid one.
+    """The seconds from now that a Retry-After asks for; None for an invalid one.
 
     RFC 9110, section 10.2.3: a number of seconds, or a date. A date is compared with the answer's
     Date, which is of the same clock; without a Date, with our clock. A date in the past gives 0.

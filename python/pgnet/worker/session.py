@@ -25,7 +25,7 @@ def run(plpy: Any, max_runtime: str | None, *, until_idle: bool) -> bool:
     row = plpy.execute(
         plpy.prepare(
             "select extract(epoch from $1::interval)::double precision as runtime,"
-            # Not from pg_settings, which may need a temporary file.
+            # pg_settings is not read, since it may need a temporary file.
             " extract(epoch from pg_catalog.current_setting('statement_timeout')::interval)"
             "  ::double precision as statement_timeout,"
             " extract(epoch from pg_catalog.statement_timestamp())::double precision as began",

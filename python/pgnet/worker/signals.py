@@ -1,7 +1,7 @@
-"""What callbacks of the hub tell the worker's loop, which sleeps until they do.
+"""The signals of the hub's callbacks to the worker's loop, which sleeps until one comes.
 
-The loop takes all names at the beginning of a round. What comes later in the round, while the loop
-waits for the database, stays for the next round, and keeps the loop from sleeping.
+The loop takes all names at the beginning of a round. A signal that comes later in the round, while
+the loop waits for the database, stays for the next round, and keeps the loop from sleeping.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Turns:
         return self.until is not None
 
     def served(self, claim: Claim) -> None:
-        """The last one of the claims that were begun: the turn is the next one's."""
+        """The last of the claims that were begun: the next claim goes on behind its place."""
         self.after = Place(claim.host, claim.role)
 
     def claimed(self, demand: Demand, claimed: Claimed) -> bool:

@@ -1,4 +1,4 @@
-"""What has become of a request, when libcurl is done with it."""
+"""The outcome of a request, when libcurl is done with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST_LINE = 102_400
 
 
 def collect(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure | None:
-    """Put into the transfer what has become of it; what went wrong, or None.
+    """Put the outcome of a request into its transfer; give why it failed, or None.
 
     code, text: libcurl's code and words for it; 0 where it has nothing to complain of.
     """
@@ -91,7 +91,7 @@ def _keep_broken_head(easy: Easy, transfer: Transfer) -> None:
 
 
 def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
-    """Why there is no answer, or none that is whole."""
+    """Why there is no answer, or only a part of one."""
     info = easy.curl.getinfo
     has_answer = easy.phase is ANSWERED
     sent = info(pycurl.REQUEST_SIZE) > 0
@@ -100,7 +100,7 @@ def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
     secure = transfer.route.origin.scheme == "https"
     by_proxy = easy.connection.proxy is not None
     if by_proxy and secure:
-        # What was sent may only have asked the proxy for the tunnel.
+        # The bytes that were sent may only have asked the proxy for the tunnel.
         sent = sent and info(pycurl.PRETRANSFER_TIME) > 0
     fault = easy.fault or easy.watch.fault
     if fault is not None:
@@ -144,6 +144,6 @@ def _fault_of_proxy(easy: Easy, code: int, text: str, sent: bool, secure: bool) 
             message = f"proxy {proxy.host} refused the tunnel with status {status}"
     elif sent:
         return None
-    # Nothing came of this connection, whatever went over one before it.
+    # No connection was made this time, whatever went over one before it.
     kind = WireError(message, code=settled).kind
     return WireError(message, kind=kind, possibly_sent=sent, code=settled, detail=text)

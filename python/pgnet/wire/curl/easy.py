@@ -192,7 +192,7 @@ class Easy:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it has no connection yet, and makes none."""
+        """Whether the request has no connection yet, and makes none."""
         return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
 
     def _on_open(self, _purpose: int, where: SocketAddress) -> _Descriptor | int:

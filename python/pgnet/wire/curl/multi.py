@@ -32,8 +32,8 @@ with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. What it does not promise 
 * *That an answer survives its request.* Of an answer of HTTP/2 that comes while the body is sent,
   libcurl 7.88 may lose what another request has read of it. So a socket that can be written to is
   also reported as readable: libcurl then reads first.
-* *Fairness.* libcurl works for 20 ms in a turn of the loop. Sockets that were left out come first
-  in the next turn.
+* *Fairness.* libcurl works for 20 ms in a round of the loop. Sockets that were left out come first
+  in the next round.
 
 Rules that change retire a multi handle: it takes no new request, and closes after its last.
 """
@@ -62,7 +62,7 @@ from pgnet.wire.route import MIXES_UP, Route
 from pgnet.wire.transfer import IDEMPOTENT, Failure, Transfer
 from pgnet.wire.wire_error import Code, WireError
 
-# What ends a connection of HTTP/2 with all its streams: RFC 9113, section 5.4.1.
+# The errors that end a connection of HTTP/2 with all its streams: RFC 9113, section 5.4.1.
 _BROKEN = frozenset(
     (
         Code.UNSUPPORTED_PROTOCOL,
@@ -73,8 +73,8 @@ _BROKEN = frozenset(
         Code.RECV_ERROR,
     )
 )
-# Seconds that libcurl may take in one turn of the loop.
-_LONGEST_TURN = 0.02
+# Seconds that libcurl may take in one round of the loop.
+_LONGEST_ROUND = 0.02
 
 
 class Multi:
@@ -232,7 +232,8 @@ class Multi:
         if self._closed:
             return
         if self._sockets.has_unwanted:
-            # What a kept connection has brought by now is no answer to a request that begins here.
+            # Bytes that a kept connection has brought by now are no answer to a request that begins
+            # here.
             self._on_events()
         self._socket_action(pycurl.SOCKET_TIMEOUT, 0)
         if self._repeats.to_seal:
@@ -246,7 +247,7 @@ class Multi:
         try:
             events = self._sockets.poll()
             wanted = self._sockets.wanted
-            end = time.perf_counter() + _LONGEST_TURN
+            end = time.perf_counter() + _LONGEST_ROUND
             for at, (fd, event) in enumerate(events):
                 if fd not in wanted:
                     continue
@@ -254,7 +255,7 @@ class Multi:
                 if event & ~select.EPOLLOUT:
                     mask = pycurl.CSELECT_IN
                 if event & select.EPOLLOUT:
-                    # It is to read before it writes: see the theory of operation.
+                    # libcurl is to read before it writes: see the theory of operation.
                     mask |= pycurl.CSELECT_OUT | pycurl.CSELECT_IN
                 if event & select.EPOLLERR:
                     mask |= pycurl.CSELECT_ERR
@@ -271,10 +272,10 @@ class Multi:
         self._reap()
 
     def _socket_action(self, fd: int, mask: int) -> float:
-        """Call curl_multi_socket_action; when (time.perf_counter) it was done."""
+        """Call curl_multi_socket_action; return the time of its end by time.perf_counter."""
         began = time.perf_counter()
         self._schedule.acting = True
-        self._repeats.turn += 1
+        self._repeats.calls += 1
         try:
             self._multi.socket_action(fd, mask)
         except pycurl.error:
@@ -293,7 +294,7 @@ class Multi:
         return ended
 
     def _reap(self) -> None:
-        """Hand out what has ended."""
+        """Hand out the transfers that have ended."""
         left = 1
         while left:
             left, good, bad = self._multi.info_read()

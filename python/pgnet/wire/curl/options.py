@@ -1,4 +1,4 @@
-"""What libcurl is told of a request. Only what differs from the handle's last request is told."""
+"""The options of libcurl for a request: only those that differ from the last request are set."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Options:
         self._connection = connection
         self._url: str | None = None
         self._headers: list[bytes] | None = None
-        # The method, and libcurl's own one that it is said to be a variant of.
+        # The method, and the method of libcurl's own that it is set as a variant of.
         self._method: str | None = None
         self._mode: str | None = None
         # Milliseconds in all, and to connect.

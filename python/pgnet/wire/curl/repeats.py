@@ -32,7 +32,7 @@ from pgnet.wire.wire_error import Code, WireError
 
 # What libcurl says before it sends a request once more.
 _REPEATS = b"Connection died, "
-# What it says of HTTP/2, from 7.88 to 8.23: the stream of a request; the last stream that the
+# What libcurl says of HTTP/2, from 7.88 to 8.23: the stream of a request; the last stream that the
 # server will process; that it has refused one; and why a stream or the connection has failed.
 _find_said = re.compile(
     rb"(?:Using Stream ID: |\[HTTP/2\] \[)(?P<stream>[0-9]+)(?: \(|\] OPENED )"
@@ -98,7 +98,7 @@ class RepeatWatch:
         """
         if forbidden:
             self.state = changed(self.state, FORBIDDEN)
-            # A connection of its own never was a kept one.
+            # A request with a connection of its own never uses a kept one.
             watched = self._repeats.reuse
         else:
             watched = False
@@ -121,7 +121,7 @@ class RepeatWatch:
             self.curl.setopt(pycurl.FRESH_CONNECT, 0)
 
     def listen(self, wanted: bool) -> None:
-        """Have libcurl say what it does, or not."""
+        """Turn libcurl's messages about this request on or off."""
         self.curl.setopt(pycurl.VERBOSE, 1 if wanted else 0)
         self.listens = wanted
 
@@ -191,19 +191,19 @@ class RepeatWatch:
     def _is_refusal(self) -> bool:
         """Whether libcurl repeats the request because its stream was refused.
 
-        False is also: it cannot be told from a connection that has ended.
+        False also where a refusal cannot be told from a connection that has ended.
         """
         if not self.stream or self.fate in (Fate.TROUBLED, Fate.CLOSED):
             return False
         if _VERSION < 0x080000:
-            # It looks at the progress first, except where an answer ends without an error.
-            return self._progressed != self._repeats.turn
-        # Until 8.6 it says nothing of connections that have ended, from 8.19 on of refusals.
+            # libcurl looks at the progress first, except where an answer ends without an error.
+            return self._progressed != self._repeats.calls
+        # Until 8.6 libcurl says nothing of connections that have ended, from 8.19 on of refusals.
         return 0x080700 <= _VERSION < 0x081300
 
     def _on_progress(self, *_: int) -> int:
         """CURLOPT_XFERINFOFUNCTION: anything but 0 has libcurl end the request."""
-        self._progressed = self._repeats.turn
+        self._progressed = self._repeats.calls
         if not self.is_stopped:
             return 0
         self._stop()
@@ -214,7 +214,7 @@ class Repeats:
     """The watches of all handles of one multi handle: what libcurl says to one may concern others.
 
     reuse: whether connections are kept and used again.
-    turn: how often libcurl was called.
+    calls: how often libcurl was called.
     forbidden: requests that must not be repeated, on connections that others may use too.
     to_seal: requests that were given to libcurl and get their connection in its next call.
     unsettled: whether libcurl has said anything that `settle` is for.
@@ -222,13 +222,14 @@ class Repeats:
 
     def __init__(self, reuse: bool) -> None:
         self.reuse = reuse
-        self.turn = 0
+        self.calls = 0
         self.forbidden: set[RepeatWatch] = set()
         self.to_seal: list[RepeatWatch] = []
         self.unsettled = False
-        # What libcurl has said since it was called. Requests that have a stream of HTTP/2 now;
-        # GOAWAY frames, each with the request that has read it, its connection's local port if that
-        # is known, and the last stream that is processed; requests that libcurl is about to repeat.
+        # Collected from libcurl's messages since it was called. Requests that have a stream of
+        # HTTP/2 now; GOAWAY frames, each with the request that has read it, its connection's local
+        # port if that is known, and the last stream that is processed; requests that libcurl is
+        # about to repeat.
         self._streams: list[RepeatWatch] = []
         self._goaways: list[tuple[RepeatWatch, int, int]] = []
         self._repeated: list[RepeatWatch] = []
@@ -252,7 +253,8 @@ class Repeats:
     def seal(self) -> None:
         """libcurl was called: the requests it was given have their connections."""
         for watch in self.to_seal:
-            # One that has ended meanwhile is ALLOWED, and so is the next one of its handle.
+            # A request that has ended meanwhile is ALLOWED, and so is the next request of its
+            # handle.
             if watch.state is FORBIDDEN:
                 watch.seal()
         self.to_seal.clear()
@@ -287,7 +289,7 @@ class Repeats:
                     if watch is reader or (port and port == watch.port):
                         watch.learn(Fate.REFUSED)
                     elif not port or not watch.port:
-                        # One of both began in this call, and is over.
+                        # One of the two requests began in this call, and is over.
                         watch.learn(Fate.PERHAPS_REFUSED)
         self._goaways.clear()
         repeated, self._repeated = self._repeated, []

@@ -40,7 +40,7 @@ class Schedule:
                 self._arm(due)
 
     def schedule_action(self) -> None:
-        """Call `act` in the next turn of the loop."""
+        """Call `act` in the next round of the loop."""
         if self._is_scheduled:
             return
         self._is_scheduled = True
@@ -49,16 +49,16 @@ class Schedule:
             # fires after the loop has looked at all sockets, a callback would come before.
             self._again.close()
             self._again = self._loop.timer(0.0)
-            self._again.start(self._on_turn)
+            self._again.start(self._on_round)
         else:
-            self._loop.run_callback(self._on_turn)
+            self._loop.run_callback(self._on_round)
 
     def close(self) -> None:
         """Release the timers."""
         self._timer.close()
         self._again.close()
 
-    def _on_turn(self) -> None:
+    def _on_round(self) -> None:
         self._is_scheduled = False
         self._act()
 

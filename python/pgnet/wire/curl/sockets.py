@@ -23,11 +23,11 @@ from pgnet.server.unpatched import epoll
 
 # The other side sends something, or ends the connection.
 _FROM_PEER = select.EPOLLIN | select.EPOLLRDHUP
-# One turn of the loop hands libcurl this many sockets at most, so that others get their turn too.
-_EVENTS_PER_TURN = 256
+# One round of the loop hands libcurl this many sockets at most: other work comes in between.
+_EVENTS_PER_ROUND = 256
 
-# What tells a connection from all others: the local port, the peer's address, the peer's port. The
-# local port is not enough, since the kernel gives the same one again for another peer.
+# The identity of a connection: the local port, the peer's address, the peer's port. The local port
+# is not enough, since the kernel gives the same one again for another peer.
 Ends = tuple[int, str, int]
 
 
@@ -51,14 +51,15 @@ class Sockets:
     wanted: the sockets that libcurl waits for, with the readiness it waits for.
     framed: those of HTTP/2, whose server may send frames at any time.
     inner_tls: those that carry TLS within the TLS of a proxy.
-    late: those that were ready when the time of the last turn was over.
+    late: those that were ready when the time of the last round was over.
     """
 
     def __init__(self, floods: dict[int, Any]) -> None:
         self._epoll = epoll()
         self._floods = floods
         self.wanted: dict[int, int] = {}
-        # What the kernel was told. It may be more than is wanted: see `on_socket`.
+        # The events that the kernel was asked for. They may be more than are wanted: see
+        # `on_socket`.
         self._registered: dict[int, int] = {}
         self._inodes: dict[int, int] = {}
         self.framed: set[int] = set()
@@ -136,12 +137,12 @@ class Sockets:
 
     def poll(self) -> list[tuple[int, int]]:
         """The sockets that are ready, with their events; those that nobody wants are dropped."""
-        events = self._epoll.poll(0, _EVENTS_PER_TURN)
+        events = self._epoll.poll(0, _EVENTS_PER_ROUND)
         for fd, _ in events:
             if fd not in self.wanted:
                 self.drop_unwanted(fd)
         if self.late:
-            # Sockets for which the last turn had no time come first in this one.
+            # Sockets for which the last round had no time come first in this one.
             late, self.late = self.late, set()
             events.sort(key=lambda event: event[0] not in late)
         return events

@@ -44,7 +44,7 @@ class Repeat(Enum):
 
 
 class Fate(IntEnum):
-    """What became of the stream of HTTP/2 that carries a request; the stronger word is greater."""
+    """The fate of the stream of HTTP/2 that carries a request; the stronger word is greater."""
 
     UNKNOWN = 0
     # A GOAWAY was read that may be of this stream's connection.
