@@ -409,7 +409,7 @@ def test_a_failing_callback_harms_nobody(unserved: Database) -> None:
     unserved.execute(
         """
         create function break_sender() returns void language plpython3u as $$
-        from pgnet.wake_up import Sender
+        from pgnet.server.wake_up import Sender
 
         def send(self, signal, **more):
             raise RuntimeError("on purpose")
