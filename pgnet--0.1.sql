@@ -264,7 +264,7 @@ begin
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
     -- A foreign key's action runs the triggers of its table as the owner of that table, in the
-    -- session of whoever deletes a request: a worker's.
+    -- session of the role that deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
         raise exception using
             errcode = 'insufficient_privilege',
@@ -656,7 +656,7 @@ select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
     from pgnet.egress_rule r
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny '
     'wins over allow.';
@@ -886,7 +886,7 @@ create view net.secrets with (security_barrier) as
         or exists (
             select from pgnet.secret_grant g
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.secrets is
     'The secrets that the current role may use: where they may go, and where their values are '
     'stored. The owner sees all of them.';
@@ -967,7 +967,7 @@ end
 $$;
 comment on function pgnet.secret_prefix(text) is
     'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) '
-    'where there is none, 22023 where it has no prefix.';
+    'where there is no such secret, 22023 where it has no prefix.';
 
 create function pgnet.check_secret(name text, url text)
     returns void
@@ -987,7 +987,7 @@ end
 $$;
 comment on function pgnet.check_secret(text, text) is
     'Raises where the current role may not use a secret (42501; 42704 for the owner where there is '
-    'none), or not for this URL (22023).';
+    'no such secret), or not for this URL (22023).';
 
 create function net.secret_url(
     -- the name of a secret whose value is a URL, or the query of one
@@ -1130,7 +1130,7 @@ create function pgnet.claimed_secrets(
     ids bigint[], tokens uuid[], names text[]
 )
     -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
-    -- where fault says why there is none
+    -- where fault says why there is no value
     returns table (id bigint, name text, value text, url_prefix text, stored_in text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -1286,7 +1286,7 @@ select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.hosts is
     'The settings of single hosts. Of all patterns that match a host, the most specific one that '
     'has a setting counts.';
@@ -2821,7 +2821,8 @@ create function net.http_request(
     body_form jsonb default null,
     -- sent as it is, as application/octet-stream where no Content-Type is given
     body_bytes bytea default null,
-    -- a retry policy: none, safe, webhook, or one's own; NULL means that of the host, or none
+    -- a retry policy: none, safe, webhook, or one that net.configure_retry has made; NULL means the
+    -- policy of the host, or none
     retry text default null,
     -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
     max_attempts integer default null,
@@ -4051,7 +4052,7 @@ begin
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if done < size then
-        -- A claim that is there still, with its token: somebody holds a lock on it, or on its
+        -- The claim is still there, with its token: another session holds a lock on it, or on its
         -- request.
         select coalesce(array_agg(r.id), '{}') into deferred
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
@@ -4270,7 +4271,7 @@ begin
                 continue;
             end if;
         exception when sqlstate 'PN000' then
-            null; -- somebody holds a lock on it
+            null; -- another session holds a lock on it
         when others then
             get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
                 caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
@@ -4472,7 +4473,7 @@ create function pgnet.act_on_marks()
     set enable_bitmapscan = off
     set enable_sort = off
     set jit = off
-    -- A trigger or a foreign key may wait for somebody.
+    -- A trigger or a foreign key may wait for another session.
     set lock_timeout = '20ms'
 as $$
 declare
@@ -4902,8 +4903,8 @@ begin
 end
 $$;
 comment on function pgnet.delete_expired_rows(text, bigint[], timestamptz) is
-    'Deletes responses, failed requests, or attempts of requests that somebody has deleted. Raises '
-    'an error where a row stays, also where a trigger keeps it without one.';
+    'Deletes responses, failed requests, or attempts of deleted requests. Raises an error where a '
+    'row stays, also where a trigger keeps it without one.';
 
 create function pgnet.lock_expired_rows(
     -- as for pgnet.expire
@@ -6152,7 +6153,7 @@ create view net.workers as
         (select pg_catalog.count(*) from pgnet.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
     from pgnet.worker w
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled '
     '(its session is there, but it does not look), lost or stopped; the requests it has in flight, '

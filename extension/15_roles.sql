@@ -136,7 +136,7 @@ begin
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
     -- A foreign key's action runs the triggers of its table as the owner of that table, in the
-    -- session of whoever deletes a request: a worker's.
+    -- session of the role that deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
         raise exception using
             errcode = 'insufficient_privilege',

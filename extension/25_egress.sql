@@ -16,7 +16,7 @@ select pg_catalog.pg_extension_config_dump('pgnet.egress_rule', '');
 create view net.egress as
     select r.kind, r.pattern, case when r.allow then 'allow' else 'deny' end as verdict, r.created
     from pgnet.egress_rule r
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.egress is
     'The egress rules beside the built-in one, that only public addresses may be requested. Deny '
     'wins over allow.';

@@ -35,7 +35,7 @@ create view net.secrets with (security_barrier) as
         or exists (
             select from pgnet.secret_grant g
             where g.secret operator(pg_catalog.=) s.name and pg_catalog.pg_has_role(current_user, g.role, 'usage'))
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.secrets is
     'The secrets that the current role may use: where they may go, and where their values are '
     'stored. The owner sees all of them.';
@@ -116,7 +116,7 @@ end
 $$;
 comment on function pgnet.secret_prefix(text) is
     'The URL prefix of a secret that the current role may use; raises 42501 (42704 for the owner) '
-    'where there is none, 22023 where it has no prefix.';
+    'where there is no such secret, 22023 where it has no prefix.';
 
 create function pgnet.check_secret(name text, url text)
     returns void
@@ -136,7 +136,7 @@ end
 $$;
 comment on function pgnet.check_secret(text, text) is
     'Raises where the current role may not use a secret (42501; 42704 for the owner where there is '
-    'none), or not for this URL (22023).';
+    'no such secret), or not for this URL (22023).';
 
 create function net.secret_url(
     -- the name of a secret whose value is a URL, or the query of one
@@ -279,7 +279,7 @@ create function pgnet.claimed_secrets(
     ids bigint[], tokens uuid[], names text[]
 )
     -- a row for each triple whose claim has the token: value is NULL where the worker holds it, and
-    -- where fault says why there is none
+    -- where fault says why there is no value
     returns table (id bigint, name text, value text, url_prefix text, stored_in text, fault text)
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp

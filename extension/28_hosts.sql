@@ -100,7 +100,7 @@ select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
 create view net.hosts as
     select h.pattern, h.settings from pgnet.host h
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.hosts is
     'The settings of single hosts. Of all patterns that match a host, the most specific one that '
     'has a setting counts.';

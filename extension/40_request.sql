@@ -301,7 +301,8 @@ create function net.http_request(
     body_form jsonb default null,
     -- sent as it is, as application/octet-stream where no Content-Type is given
     body_bytes bytea default null,
-    -- a retry policy: none, safe, webhook, or one's own; NULL means that of the host, or none
+    -- a retry policy: none, safe, webhook, or one that net.configure_retry has made; NULL means the
+    -- policy of the host, or none
     retry text default null,
     -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
     max_attempts integer default null,

@@ -106,7 +106,7 @@ begin
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if done < size then
-        -- A claim that is there still, with its token: somebody holds a lock on it, or on its
+        -- The claim is still there, with its token: another session holds a lock on it, or on its
         -- request.
         select coalesce(array_agg(r.id), '{}') into deferred
         from json_to_recordset(outcomes) as r (id bigint, token uuid)
@@ -325,7 +325,7 @@ begin
                 continue;
             end if;
         exception when sqlstate 'PN000' then
-            null; -- somebody holds a lock on it
+            null; -- another session holds a lock on it
         when others then
             get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
                 caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;

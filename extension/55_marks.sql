@@ -177,7 +177,7 @@ create function pgnet.act_on_marks()
     set enable_bitmapscan = off
     set enable_sort = off
     set jit = off
-    -- A trigger or a foreign key may wait for somebody.
+    -- A trigger or a foreign key may wait for another session.
     set lock_timeout = '20ms'
 as $$
 declare

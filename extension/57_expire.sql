@@ -52,8 +52,8 @@ begin
 end
 $$;
 comment on function pgnet.delete_expired_rows(text, bigint[], timestamptz) is
-    'Deletes responses, failed requests, or attempts of requests that somebody has deleted. Raises '
-    'an error where a row stays, also where a trigger keeps it without one.';
+    'Deletes responses, failed requests, or attempts of deleted requests. Raises an error where a '
+    'row stays, also where a trigger keeps it without one.';
 
 create function pgnet.lock_expired_rows(
     -- as for pgnet.expire

@@ -173,7 +173,7 @@ create view net.workers as
         (select pg_catalog.count(*) from pgnet.claim c where c.worker operator(pg_catalog.=) w.id) as in_flight,
         w.registered as started, coalesce(w.ended, w.gone_since) as ended, w.cut_off
     from pgnet.worker w
-    offset 0; -- or else it could be written to, with the owner's rights, by whoever is granted that
+    offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.workers is
     'The workers of this database, those of the last hour that have ended too: running, stalled '
     '(its session is there, but it does not look), lost or stopped; the requests it has in flight, '

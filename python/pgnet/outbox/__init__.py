@@ -312,7 +312,7 @@ class Claimed:
 
     stopped_at: the place where the claim stopped before it had gone through all hosts; None where
     it has gone through all.
-    deferred: ids of outcomes that were not recorded, since somebody has locked their rows.
+    deferred: ids of outcomes that were not recorded, since their rows are locked.
     """
 
     claims: list[Claim] = field(default_factory=list)

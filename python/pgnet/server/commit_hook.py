@@ -49,7 +49,7 @@ class CommitHook:
         self._armed.clear()
 
 
-# One of each for a backend: the hook, or why there is none; and the closure that the server calls.
+# A backend has one of each: the hook, or why it has none; and the closure that the server calls.
 _hook: CommitHook | None = None
 _fault: str | None = None
 _pinned: list[object] = []

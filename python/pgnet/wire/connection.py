@@ -45,7 +45,7 @@ _PROXY_SSLVERSION = cast("LongOption", 250)
 def ca_bundle() -> str:
     """The path of the certificate authorities trusted by default.
 
-    The system's bundle, where its administrator adds authorities; certifi's where there is none.
+    This is the system's bundle, where its administrator adds authorities, or else certifi's.
     """
     for path in _CA_BUNDLES:
         if os.path.exists(path):

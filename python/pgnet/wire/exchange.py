@@ -314,7 +314,7 @@ class Handle:
         try:
             done(answer)
         except Exception as failure:
-            # The one whose callback fails has its answer; the loop goes on for all others.
+            # The request whose callback fails has its answer; the loop goes on for all others.
             exchange._hub.handle_error(self, type(failure), failure, failure.__traceback__)
 
     def _timings(self) -> Timings:

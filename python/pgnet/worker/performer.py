@@ -46,7 +46,7 @@ class Performer:
         return self._exchange is not None
 
     def configure(self, configuration: Configuration) -> None:
-        """Follow a configuration; an exchange is made where there is none."""
+        """Follow a configuration; makes the exchange where there is no exchange yet."""
         former, self._configuration = self._configuration, configuration
         if self._exchange is not None and configuration.same_wire(former):
             return
