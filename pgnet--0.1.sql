@@ -7019,13 +7019,19 @@ to public;
 -- Functions that these, the views and the policies call with the caller's rights.
 -- pgnet.require_worker is among them, so that net.work() can say that a role may not run workers.
 grant execute on function
+    -- the caller
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
-    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.with_content_type, pgnet.inspect_form, pgnet.encode_form, pgnet.require_utf8, pgnet.inspect_multipart,
+    -- a request, and what it is made of
+    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
+    pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
-    pgnet.check_secret, pgnet.refuse_altered_function, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix, pgnet.check_retry_policy,
-    pgnet.setting_value, pgnet.known_settings, pgnet.known_host_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies,
-    pgnet.waiting_state, pgnet.cancellation_message, pgnet.mark_request, pgnet.written_here, pgnet.outcome_so_far, pgnet.refuse_to_wait, pgnet.json_or_null,
-    pgnet.help_entries, pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers, pgnet.refuse_transaction_block
+    pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
+    -- its outcome
+    pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
+    pgnet.json_or_null, pgnet.mark_request,
+    -- workers and settings
+    pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
+    pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries
 to public;
 
 do $$
