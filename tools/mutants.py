@@ -405,6 +405,18 @@ MUTANTS = (
         ("tests/wire/test_misbehaviour.py::test_what_waits_in_the_kernel_is_no_flood",),
     ),
     Mutant(
+        "a-tunnel-is-an-answer",
+        "where libcurl repeats a request through another tunnel, its opening is taken for the answer",
+        (
+            Edit(
+                "python/pgnet/wire/curl/easy.py",
+                "PROXY if has_tunnel else OPENED",
+                "PROXY if has_tunnel and not self.opened else OPENED",
+            ),
+        ),
+        ("tests/wire/test_http2.py::test_what_is_refused_through_a_tunnel",),
+    ),
+    Mutant(
         "unknown-is-failed",
         "what may have been received ends as never sent",
         (

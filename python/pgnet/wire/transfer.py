@@ -18,7 +18,7 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 class Transfer:
     """One request to one server: what is asked, and then what came of it.
 
-    Whoever asks gives `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
+    The caller gives `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
     `body` and the limits; `done(transfer)` is called once, from the loop, and must not block.
 
     error: why there is no answer, or none that is whole. note: what is wrong with the body of an

@@ -2,7 +2,7 @@
 
 `start` has the name looked up and every address judged, and gives libcurl the request for the first
 address that is allowed. libcurl connects to that address, and looks nothing up. An attempt that
-failed is made again where nobody can have processed the request:
+failed is made again where that does no harm:
 
 * The server refused the request's stream (`Failure.refused`): to the same address.
 * A kept connection ended without a byte of an answer, and the method is idempotent: to the same
@@ -240,7 +240,7 @@ class Transport:
 
     def _add(self, transfer: Transfer, address: str) -> None:
         multi, route = self._multi, transfer.route
-        if transfer.route.at_most_once:
+        if route.at_most_once:
             if self._multi_without_reuse is None:
                 self._multi_without_reuse = self._new_multi(reuse=False)
             multi = self._multi_without_reuse

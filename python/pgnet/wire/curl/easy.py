@@ -185,12 +185,6 @@ class Easy:
         self.transfer = self.stop = None
 
     @property
-    def may_be_shared(self) -> bool:
-        """Whether libcurl may give other requests the connection of this one too."""
-        secure = self.transfer is not None and self.transfer.route.origin.scheme == "https"
-        return secure and self.connection.http_version == "2"
-
-    @property
     def is_pending(self) -> bool:
         """Whether the request has no connection yet, and makes none."""
         return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0

@@ -28,6 +28,9 @@ with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. What it does not promise 
   libcurl hands another one what is left of a header section. So the connection is ended with all
   requests that use it. What still comes of an answer that was broken off is read as long as others
   use the connection; else the connection is ended too (`_break_off`).
+* *That only HTTP/2 has several requests on a connection.* Where a host speaks HTTP/2 on one
+  connection and HTTP/1.1 on another, libcurls before 8.14 send several requests at a time over that
+  one too, and give each whatever answer comes first. All of them are ended (`_end_mixed_up`).
 * *That TLS within TLS is read to its end* (`inner_tls.py`).
 * *That an answer survives its request.* Of an answer of HTTP/2 that comes while the body is sent,
   libcurl 7.88 may lose what another request has read of it. So a socket that can be written to is
@@ -175,7 +178,7 @@ class Multi:
         return easy
 
     def _drop(self, easy: Easy) -> None:
-        """Stop a transfer; its connection is closed, since nobody knows what still comes."""
+        """Stop a transfer. What still comes of its answer is not read, see `_break_off`."""
         if self._busy.pop(easy.curl, None) is not None:
             self._multi.remove_handle(easy.curl)
             self._break_off(easy)
@@ -312,7 +315,13 @@ class Multi:
         if transfer is None:
             return
         try:
-            if MIXES_UP and transfer.head.version[:1] == "1" and easy.may_be_shared:
+            # What is most often false comes first: each request comes by here.
+            if (
+                MIXES_UP
+                and transfer.route.origin.scheme == "https"
+                and easy.connection.http_version == "2"
+                and transfer.head.version[:1] == "1"
+            ):
                 transfer.route.shun_http_2()
                 if self._end_mixed_up(easy):
                     return
@@ -333,9 +342,9 @@ class Multi:
             transfer.fail(WireError(internal, kind="request", possibly_sent=True))
 
     def _end_mixed_up(self, easy: Easy) -> bool:
-        """End all that share a connection of HTTP/1.1: nobody knows whose answers come there.
+        """End all transfers on one connection of HTTP/1.1: their answers cannot be told apart.
 
-        Returns whether there were others than this transfer, which has just ended.
+        easy: the one that has just ended. Returns whether there are others; alone it is left alone.
         """
         ends = ends_used_by(easy.curl)
         others = [e for curl, e in self._busy.items() if ends_used_by(curl) == ends]

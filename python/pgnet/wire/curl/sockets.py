@@ -136,7 +136,7 @@ class Sockets:
             self._registered[fd] = _FROM_PEER
 
     def poll(self) -> list[tuple[int, int]]:
-        """The sockets that are ready, with their events; those that nobody wants are dropped."""
+        """The sockets that are ready, with their events; kept connections among them are ended."""
         events = self._epoll.poll(0, _EVENTS_PER_ROUND)
         for fd, _ in events:
             if fd not in self.wanted:
@@ -162,7 +162,7 @@ class Sockets:
                     kept.shutdown(socket.SHUT_RDWR)
 
     def shut_down(self, ends: Ends) -> None:
-        """End the connection with these ends, whoever uses it."""
+        """End the connection with these ends, for all requests that use it."""
         for fd in self._registered:
             with suppress(OSError), self.borrowed(fd) as connection:
                 if ends_of(connection) == ends:
