@@ -1,5 +1,6 @@
--- What the specs say in one word: the steps of a worker, which remembers its claims as a real one does, and how things stand.
--- PL/pgSQL throughout, so that nothing depends on the extension, which each permutation makes anew.
+-- The vocabulary of the specs: the steps of a worker, which remembers its claims as a real one does,
+-- and the state of its requests. All of it is PL/pgSQL, so that nothing depends on the extension,
+-- which each permutation makes anew.
 
 create table worker (number integer primary key, id bigint, secret uuid);
 create table held (worker integer, id bigint, token uuid);
@@ -20,7 +21,7 @@ begin
 end
 $$;
 
--- Over a new connection: with the secret it was given, and what it still works on.
+-- The worker comes back over a new connection, with its secret and the claims that it still works on.
 create function come_back(worker_number integer) returns boolean language plpgsql as $$
 declare
     me worker := (select w from worker w where w.number = worker_number);
@@ -48,7 +49,8 @@ begin
 end
 $$;
 
--- Of all that it holds, or of these; gives what is held up, which it keeps to come again.
+-- Records outcomes of these requests, or of all that the worker holds; returns the ids of outcomes
+-- that are deferred, which the worker keeps.
 create function record(worker_number integer, variadic ids bigint[] default null) returns bigint[] language plpgsql as $$
 declare
     deferred bigint[];
@@ -63,7 +65,7 @@ begin
 end
 $$;
 
--- All that it holds.
+-- Records all that the worker holds as failed.
 create procedure fail(worker_number integer) language plpgsql as $$
 begin
     perform pgnet.record_outcomes(json_agg(json_build_object('id', h.id, 'token', h.token, 'state', 'failed', 'error_msg', 'refused',
@@ -72,7 +74,8 @@ begin
 end
 $$;
 
--- All that it holds, to be attempted again in a thousand seconds; gives what is held up.
+-- Puts all that the worker holds back for another attempt in a thousand seconds; returns the ids of
+-- outcomes that are deferred.
 create function retry(worker_number integer) returns bigint[] language plpgsql as $$
 begin
     return pgnet.record_outcomes((
@@ -89,7 +92,7 @@ begin
 end
 $$;
 
--- What a worker does each time it looks: it says what it holds.
+-- A heartbeat: the worker says what it holds.
 create procedure heartbeat(worker_number integer) language plpgsql as $$
 begin
     perform pgnet.heartbeat(w.id, (select coalesce(array_agg(h.id), '{}') from held h where h.worker = worker_number))
@@ -97,7 +100,7 @@ begin
 end
 $$;
 
--- Its session is gone, for longer than rescue_after, and not so long that it is forgotten.
+-- The worker's session is gone, for longer than rescue_after, but not so long that it is forgotten.
 create procedure lose(worker_number integer) language plpgsql as $$
 begin
     update pgnet.worker n set backend_start = n.backend_start - interval '1 day', gone_since = now() - interval '10 s'
@@ -105,7 +108,7 @@ begin
 end
 $$;
 
--- The workers before this one are lost, with all that they hold; the sessions are new ones then.
+-- The workers before this one are lost, with all that they hold; then their sessions live again.
 create procedure lose_all(worker_number integer) language plpgsql as $$
 begin
     update pgnet.worker w set gone_since = now() - interval '10 s', backend_start = w.backend_start - interval '1 day' where w.id < worker_number;
