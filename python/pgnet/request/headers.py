@@ -119,9 +119,9 @@ def check_size(headers: Sequence[tuple[str, str | Reference]]) -> None:
 
 
 def _utf8_length(value: str | Reference) -> int:
-    if isinstance(value, Reference):
-        return 0  # The value of the secret is not known yet.
-    return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    return 0  # The value of the secret is not known yet.
 
 
 def _header_value(name: str, value: object, may_name_secrets: bool) -> str | Reference:
