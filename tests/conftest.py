@@ -46,7 +46,7 @@ def nowhere() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def installed() -> None:
-    """What the server runs is what stands in the tree."""
+    """The installed extension and package are those of the tree."""
     stale = stale_installation()
     if stale:
         pytest.fail(f"installed and in the tree differ, run `make install`: {', '.join(stale)}")

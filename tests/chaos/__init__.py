@@ -1,4 +1,4 @@
-"""Chaos: several workers and clients, faults at random, and a check of what came of it.
+"""Chaos: several workers and clients, faults at random, and a check of the result.
 
 | module | what |
 |---|---|

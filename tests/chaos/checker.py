@@ -1,4 +1,4 @@
-"""What came of it: what was committed, what the witness saw and what was recorded, compared.
+"""The check of a run: compares what was committed, what the witness saw, and what was recorded.
 
 Nothing here asks the database or the witness: it is given all that they know, as Evidence, so that
 a test can give it a run with one thing wrong.
@@ -100,7 +100,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What is wrong, and with which request; kind is one of KINDS."""
+    """A rule that was broken, and the request that broke it; kind is one of KINDS."""
 
     kind: str
     subject: str
@@ -161,7 +161,7 @@ def _committed_and_outcome(evidence: Evidence) -> Iterator[Violation]:
 
 
 def _phantoms(evidence: Evidence) -> Iterator[Violation]:
-    """What was not committed has not been seen."""
+    """The witness has seen no request that was not committed."""
     committed = {request.key for request in evidence.sent}
     for key in {sighting.key for sighting in evidence.sightings} - committed:
         yield Violation("phantom", key, "sent though it was not committed")
@@ -352,7 +352,7 @@ def _max_attempts(request: Sent) -> int:
 
 
 def _gave_up(request: Sent, response: Response) -> bool:
-    """Whether it failed with an answer or an error that its policy tries again.
+    """Whether the request failed with an answer or an error that its policy tries again.
 
     The policies with a total time are left out: the clock jumps.
     """
@@ -369,7 +369,7 @@ def _is_poison(response: Response) -> bool:
 
 
 def _database(evidence: Evidence) -> Iterator[Violation]:
-    """What the server has told its clients: where this is not so, the harness errs."""
+    """The server has what it told its clients; otherwise the harness errs."""
     committed = {request.key for request in evidence.sent}
     for key in evidence.acknowledged - committed:
         yield Violation("database", key, "its commit was acknowledged, and it is not there")

@@ -52,10 +52,10 @@ def stacks(cores: Path, program: Path) -> list[str]:
 def _stack(core: Path, program: Path) -> str:
     command = ["gdb", "-batch", "-nx", "-ex", f"bt {_FRAMES}", str(program), str(core)]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         # A PANIC, such as that of a full disk, leaves a core as well.
-        if "SIGSEGV" in said.stdout:
-            return "\n".join(_FRAME.findall(said.stdout))
+        if "SIGSEGV" in result.stdout:
+            return "\n".join(_FRAME.findall(result.stdout))
     return ""
 
 

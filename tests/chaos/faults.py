@@ -1,4 +1,4 @@
-"""What goes wrong, and when: drawn by a seed, so that a run can be made again, nearly.
+"""The faults of a run and their times, drawn by a seed, so that a run can be made again, nearly.
 
 A fault happens to whatever is there at its time, and is counted only when it has happened.
 """
@@ -91,7 +91,7 @@ def _pause_process(run: Run, choose: random.Random) -> bool:
 
 @_kind("SIGSTOP of a worker process, its sessions ended, and SIGCONT", 30)
 def _orphan_process(run: Run, choose: random.Random) -> bool:
-    """It is rescued while it sleeps, and comes back with what it had begun."""
+    """A process is rescued while it sleeps, and comes back with what it had begun."""
     worker = choose.choice(run.processes)
     if not worker.signal(signal.SIGSTOP):
         return False
@@ -145,7 +145,7 @@ def _change_setting(run: Run, choose: random.Random) -> bool:
 
 @_kind("pg_terminate_backend of a worker process's session", 15, gentle=True)
 def _terminate_process_session(run: Run, choose: random.Random) -> bool:
-    """It comes back as the same worker, and keeps what it has begun."""
+    """The process comes back as the same worker, and keeps what it has begun."""
     return _say(
         run,
         "select pg_terminate_backend(a.pid) from pg_stat_activity a"
@@ -213,7 +213,7 @@ def _move_clock(run: Run, choose: random.Random) -> bool:
 
 @_kind("all connections taken", 12)
 def _take_connections(run: Run, choose: random.Random) -> bool:
-    """Those of a superuser's are left."""
+    """All connections are taken, but for those that are reserved for superusers."""
     taken: list[psycopg.Connection[Any]] = []
     try:
         while len(taken) < server.MAX_CONNECTIONS:

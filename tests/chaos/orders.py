@@ -23,7 +23,7 @@ _RETRY = {None: 30, "none": 5, "safe": 20, QUICK: 35, "webhook": 10}
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request. key is in its URL, and what the witness and the checker know it by."""
+    """One request. key is in its URL: the witness and the checker know it by this key."""
 
     key: str
     method: str

@@ -98,7 +98,7 @@ class Proxy:
         return fired
 
     def take(self, kinds: frozenset[str]) -> str | None:
-        """What is to be done about a statement of these kinds; once."""
+        """The break that is to be made at a statement of these kinds; given only once."""
         with self._lock:
             if self._armed is None or self._armed[1] not in kinds or self._armed[2].is_set():
                 return None
@@ -176,7 +176,7 @@ class _Way:
                 await self._server.drain()
 
     def _kinds_of(self, tag: bytes, body: bytes) -> frozenset[str]:
-        """What a message has the server do."""
+        """The kinds of statements that are in a message."""
         if tag == b"P":
             name, _, query = body.partition(b"\0")
             self._kinds[name] = frozenset(kind for word, kind in _WORDS.items() if word in query)

@@ -404,7 +404,7 @@ class Server:
         return True
 
     def kill_at(self, point: str, seconds: float) -> bool:
-        """Have the next backend that comes to this point killed there; whether one was."""
+        """Kill the next backend that comes to this point; returns whether one was killed."""
         path = self.cluster.directory / "points" / point
         try:
             path.touch(exist_ok=False)

@@ -340,7 +340,7 @@ $$;
 
 @pytest.mark.parametrize("own", [True, False], ids=["PostgreSQL's", "ours"])
 def test_whose_crash_it_was(own: bool, tmp_path: Path) -> None:
-    """By the stack of its core."""
+    """The stack of the core says whose crash it was."""
     pattern = Path("/proc/sys/kernel/core_pattern").read_text()
     if shutil.which("gdb") is None or not pattern.startswith("core"):
         pytest.skip("no gdb here, or cores go elsewhere")
@@ -396,7 +396,7 @@ def test_a_minute_of_chaos() -> None:
 
 
 def test_what_the_faults_need() -> None:
-    """What is counted as possible is what there is: nothing is left out by a slip of a name."""
+    """The faults name needs that exist: no fault is left out by a slip of a name."""
     needs = {kind.needs for kind in faults.KINDS} - {None}
     assert needs == {"a file system of its own", "a network namespace", "libfaketime"}
     assert server.clock_can_be_moved(), "libfaketime is not installed here: make deps"

@@ -81,7 +81,7 @@ def test_what_waits_is_sent_when_the_clock_is_put_back(
         "select net.http_request('GET', %s, retry => 'safe')", f"{witness.url}/status/503"
     )
     database.execute("call net.drain('1 s')")
-    # The same to the database: what was said of the future was said a day ahead.
+    # To the database it is the same: all times that were set are a day ahead.
     database.execute(
         "update net.http_request_queue set due = due + interval '1 day',"
         " waits_since = waits_since + interval '1 day'"

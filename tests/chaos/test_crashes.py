@@ -220,7 +220,7 @@ def test_a_worker_that_is_back_in_time_keeps_its_requests(
 
 
 def test_drain_rescues_too(database: Database, witness: Running) -> None:
-    """By pg_cron each minute, or by hand: it does not leave before a lost worker's are free."""
+    """net.drain does not end before the requests of a lost worker are free."""
     with database.worker() as first:
         queue(database, f"{witness.url}/delay/0.7?#", 5)
         seen(witness, 5)

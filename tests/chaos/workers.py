@@ -108,7 +108,7 @@ class ProcessWorker:
             return True
 
     def terminate(self) -> float | None:
-        """A graceful stop; gives the seconds it took, None where there was none to stop."""
+        """Stop the worker gracefully; gives the seconds that took, None where no worker ran."""
         with self._lock:
             process = self._process
         started = time.monotonic()

@@ -78,7 +78,7 @@ def test_not_for_everybody(fresh_database: Database) -> None:
 
 
 def test_on_a_standby(cluster: Cluster, database: Database) -> None:
-    """It answers there too; what would write is refused by the server."""
+    """net.check works on a standby, too; the server refuses functions that would write."""
     standby = Cluster(hot_standby="on", max_prepared_transactions=10)
     cluster.run(
         "pg_basebackup", "--pgdata=standby", "--write-recovery-conf", "--checkpoint=fast",

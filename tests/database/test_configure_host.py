@@ -1,4 +1,4 @@
-"""What is said of single hosts: the checks of net.configure_host, and that workers follow."""
+"""Settings of single hosts: the checks of net.configure_host, and that workers follow."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def configure(database: Database, host: str | None, settings: Any) -> None:
     )
 
 
-def said(database: Database) -> dict[str, Any]:
+def configured(database: Database) -> dict[str, Any]:
     return dict(database.rows("select pattern, settings from net.hosts"))
 
 
@@ -66,9 +66,9 @@ def said(database: Database) -> dict[str, Any]:
 )
 def test_patterns(hosts: Database, given: str, stored: str) -> None:
     configure(hosts, given, {"max_redirects": 1})
-    assert said(hosts) == {stored: {"max_redirects": 1}}
+    assert configured(hosts) == {stored: {"max_redirects": 1}}
     configure(hosts, given, None)
-    assert said(hosts) == {}
+    assert configured(hosts) == {}
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_merged_and_reset(hosts: Database) -> None:
     configure(hosts, "a.example", {"max_redirects": 1, "user_agent": "x/1"})
     configure(hosts, "a.example", {"max_redirects": 2, "http_version": "1.1"})
     expected = {"max_redirects": 2, "user_agent": "x/1", "http_version": "1.1"}
-    assert said(hosts) == {"a.example": expected}
+    assert configured(hosts) == {"a.example": expected}
     configure(hosts, "a.example", {"user_agent": None})
-    assert said(hosts) == {"a.example": {"max_redirects": 2, "http_version": "1.1"}}
+    assert configured(hosts) == {"a.example": {"max_redirects": 2, "http_version": "1.1"}}
     configure(hosts, "a.example", {"max_redirects": None, "http_version": None})
-    assert said(hosts) == {}
+    assert configured(hosts) == {}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_merged_and_reset(hosts: Database) -> None:
 )
 def test_good_settings(hosts: Database, settings: dict[str, Any]) -> None:
     configure(hosts, "a.example", settings)
-    assert said(hosts) == {"a.example": settings}
+    assert configured(hosts) == {"a.example": settings}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_bad_settings(hosts: Database, settings: Any, words: str) -> None:
         configure(hosts, "a.example", settings)
     assert "hunter2" not in str(caught.value)
     assert "PRIVATE" not in str(caught.value)
-    assert said(hosts) == {}
+    assert configured(hosts) == {}
 
 
 def test_verification_is_switched_off_by_name_and_loudly(hosts: Database) -> None:
@@ -228,7 +228,7 @@ def test_a_secret_that_was_dropped_is_told(hosts: Database) -> None:
 
 def test_the_key_is_nowhere_to_be_seen(hosts: Database) -> None:
     configure(hosts, "a.example", {"client_certificate": PEM, "client_key": {"secret": "a-key"}})
-    assert "PRIVATE" not in json.dumps(said(hosts))
+    assert "PRIVATE" not in json.dumps(configured(hosts))
 
 
 def test_workers_follow(database: Database, nginx: Nginx) -> None:
@@ -374,8 +374,8 @@ def test_tls(database: Database, kind: str) -> None:
         key = certificate.private_key_pem.bytes().decode()
         database.execute("select net.set_secret('key', %s)", key)
         chain = "".join(blob.bytes().decode() for blob in certificate.cert_chain_pems)
-        said = {"client_certificate": chain, "client_key": {"secret": "key"}}
-        configure(database, "localhost", said)
+        settings = {"client_certificate": chain, "client_key": {"secret": "key"}}
+        configure(database, "localhost", settings)
 
     untrusted = (None, "SSL peer certificate or SSH remote key was not OK")
     with ExitStack() as stack:
@@ -404,7 +404,7 @@ def test_tls(database: Database, kind: str) -> None:
 
 @pytest.fixture
 def secrets_dir() -> Iterator[Path]:
-    """A directory that the server's user may read, which is who runs the worker."""
+    """A directory that the server's user may read: the worker runs as this user."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -443,4 +443,4 @@ def test_a_key_that_only_the_worker_has(database: Database, secrets_dir: Path) -
             return message
 
         expected = 'secret "held-key", the client_key that net.configure_host names, is not there'
-        wait_until(error, lambda said: said == expected, "the missing key is told")
+        wait_until(error, lambda text: text == expected, "the error names the missing key")

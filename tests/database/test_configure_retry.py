@@ -39,9 +39,9 @@ def own(database: Database) -> dict[str, Any]:
 
 
 def read(database: Database) -> dict[str, Policy]:
-    """As a worker gets them."""
-    said = database.value("select pgnet.retry_policy_settings()")
-    return {name: Policy.from_json(name, settings) for name, settings in said.items()}
+    """The retry policies as a worker gets them."""
+    policies = database.value("select pgnet.retry_policy_settings()")
+    return {name: Policy.from_json(name, settings) for name, settings in policies.items()}
 
 
 def test_the_built_in_ones(policies: Database) -> None:

@@ -64,7 +64,7 @@ def make(use_background_workers: str) -> Scheduled:
 
 @pytest.fixture(scope="module")
 def scheduled(installed: None) -> Iterator[list[Scheduled]]:
-    """One cluster whose pg_cron connects over localhost, one that uses background workers."""
+    """A cluster whose pg_cron connects over localhost, and one that uses background workers."""
     if not (Path(pg_config("pkglibdir")) / "pg_cron.so").exists():
         pytest.skip("pg_cron is not installed here: make deps")
     made = [make("off"), make("on")]

@@ -49,28 +49,30 @@ def check(database: Database) -> tuple[bool, str, str | None]:
 
 
 def asks(connection: psycopg.Connection[Any], name: str) -> list[str | None]:
-    """What two calls with the secret are refused for; None where one is not."""
-    said: list[str | None] = []
+    """The errors that refuse two calls with the secret; None for a call that is accepted."""
+    refusals: list[str | None] = []
     for url, headers in ((PLAIN, f"'{HEADERS}'"), (NAMED, "'{}'")):
         try:
             connection.execute(CALLS[name].format(url=url, headers=headers))
         except errors.InsufficientPrivilege as error:
-            said.append(f"{error.diag.message_primary} {error.diag.message_hint}")
+            refusals.append(f"{error.diag.message_primary} {error.diag.message_hint}")
         else:
-            said.append(None)
-    return said
+            refusals.append(None)
+    return refusals
 
 
 @pytest.mark.parametrize("altered", CALLS)
 def test_an_altered_function(secret: Database, visitor: str, altered: str) -> None:
-    """A secret is refused, also to those who may use it; what names none goes on; others work."""
+    """An altered function refuses secrets, also to roles that may use them; other calls work."""
     signature = secret.value("select %s::regproc::regprocedure::text", f"net.{altered}")
     secret.execute(f"alter function {signature} security definer")
     session = secret.connect(visitor)
-    for said in asks(session, altered):
-        assert said is not None
-        assert "was altered to SECURITY DEFINER: no request that it makes can name a secret" in said
-        assert f"alter function {signature} security invoker;" in said
+    for refusal in asks(session, altered):
+        assert refusal is not None
+        assert (
+            "was altered to SECURITY DEFINER: no request that it makes can name a secret" in refusal
+        )
+        assert f"alter function {signature} security invoker;" in refusal
     session.execute(CALLS[altered].format(url=PLAIN, headers="'{}'"))
     # The owner is told, with the statement that mends it.
     ok, detail, hint = check(secret)
@@ -83,7 +85,9 @@ def test_an_altered_function(secret: Database, visitor: str, altered: str) -> No
         {"http_put", "http_patch", "http_head"} if altered == "http_request" else set()
     )
     for name in CALLS:
-        assert [said is None for said in asks(session, name)] == [name not in through] * 2, name
+        assert [refusal is None for refusal in asks(session, name)] == [name not in through] * 2, (
+            name
+        )
     secret.execute(hint)
     assert check(secret)[0]
     assert asks(session, altered) == [None, None]
@@ -111,7 +115,7 @@ def test_all_at_once(secret: Database, visitor: str) -> None:
 
 
 def test_a_function_that_lends_one_on_purpose(secret: Database, visitor: str) -> None:
-    """One's own definer function goes on working, and the doctor names it."""
+    """A definer function of a user goes on working, and net.check names it."""
     secret.execute(
         f"create function public.lend() returns bigint language sql security definer"
         f" set search_path = pg_catalog, pg_temp"

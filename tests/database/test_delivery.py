@@ -1,4 +1,4 @@
-"""What delivery promises beyond retries: at most once, poison, stalled workers, clocks, modes."""
+"""The promises of delivery beyond retries: at most once, poison, stalled workers, clocks, modes."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ class Restarted:
 def test_a_request_that_kills_its_worker(
     stricken: Database, executioner: Executioner, kind: str
 ) -> None:
-    """It is attempted alone, and ends as failed; all others are served."""
+    """Such a request is attempted alone, and ends as failed; all others are served."""
     stricken.execute("select net.configure('rescue_after', '0')")
     stricken.execute("select net.configure('max_losses', '4')")
     stricken.execute("create table innocent (id bigint)")
@@ -357,7 +357,7 @@ def test_a_stopped_process_loses_its_claims_past_their_deadline(
 def test_a_clock_put_forward_takes_nothing_from_a_worker_that_is_well(
     database: Database, witness: Running
 ) -> None:
-    """By the clock, every claim is past its deadline then."""
+    """By such a clock, every claim is past its deadline."""
     with database.worker(), database.worker():
         id = request(database, f"{witness.url}/delay/9", timeout_milliseconds=20_000)
         seen(witness, 1)
@@ -389,11 +389,11 @@ def test_a_clock_put_back_strands_nothing(database: Database) -> None:
         " waits_since = clock_timestamp() + interval '1 hour' where id = %s",
         quarantined,
     )
-    tending = database.value(
+    heartbeat = database.value(
         "select pgnet.heartbeat(worker_id) from pgnet.register_worker('process')"
     )
-    assert tending["next_poll"] <= 3.1
-    assert tending["quarantined"]
+    assert heartbeat["next_poll"] <= 3.1
+    assert heartbeat["quarantined"]
     assert database.value(
         "select deadline - clock_timestamp() < interval '91 s' from pgnet.claim where id = %s",
         first,
@@ -531,13 +531,13 @@ def test_cancelling_what_waits_for_another_attempt(database: Database) -> None:
 
 
 def expire(database: Database) -> None:
-    """What the heartbeat does."""
+    """Have the heartbeat delete expired rows."""
     for kind in ("responses", "failed requests", "attempts"):
         database.execute("select pgnet.expire(%s)", kind)
 
 
 def test_attempts_go_with_their_request(database: Database) -> None:
-    """With the response after ttl, with the failure after ttl_failed, with neither later."""
+    """Attempts go with the response after ttl, or with the failure after ttl_failed."""
     recorder = Recorder(database)
     ids = [request(database, f"http://unsent.example/{n}") for n in range(4)]
     claims = recorder.claim()

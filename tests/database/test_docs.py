@@ -1,4 +1,4 @@
-"""What README, docs/ and examples/ say is what is there, and what they show is run."""
+"""README, docs/ and examples/ name what is there, and the code that they show is run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prose(page: Path) -> str:
 
 
 def section(name: str, pages: str = "*") -> str:
-    """What stands under the first heading that holds a name, up to the next heading."""
+    """The text under the first heading that has a name in it, up to the next heading."""
     for page in sorted(DOCS.glob(f"{pages}.md")):
         parts = re.split(r"^(#{1,3} .*)$", page.read_text(), flags=re.MULTILINE)
         for heading, text in itertools.pairwise(parts):
@@ -433,7 +433,7 @@ def unit() -> dict[str, str]:
 
 
 def test_the_units_command_serves(ready: Database) -> None:
-    """Its command is the installed one, and its options are options."""
+    """The unit's command is the installed one, and its options exist."""
     program, command, *options = shlex.split(unit()["ExecStart"])
     assert Path(program).is_absolute()
     assert command == "worker"
@@ -531,7 +531,7 @@ def test_every_type_is_on_a_page(catalog: Database) -> None:
 
 
 def test_every_setting_is_on_its_page(catalog: Database) -> None:
-    """With its default: an interval may be written otherwise."""
+    """The page has its default, too; an interval may be written in another way."""
     rows = re.findall(r"^\| `(\w+)` \| `?([^|`]+?)`? \|", section("net.configure"), re.MULTILINE)
     known = catalog.rows('select name, "default", unit from net.settings')
     assert sorted(name for name, _ in rows) == sorted(name for name, _, _ in known)
@@ -550,7 +550,7 @@ def test_every_setting_of_hosts_is_on_its_page(catalog: Database) -> None:
 
 
 def test_every_setting_of_retry_policies_is_on_its_page(catalog: Database) -> None:
-    """With what the policy safe says."""
+    """The page has each setting with the value of the policy safe."""
     rows = re.findall(
         r"^\| `(\w+)` \| `?([^|]+?)`? \|", section("net.configure_retry"), re.MULTILINE
     )
@@ -664,7 +664,7 @@ def test_every_page_can_be_reached() -> None:
 
 
 def test_what_contributing_names_is_there() -> None:
-    """Each file of its tables, and the names that it says are in one."""
+    """The files of its tables exist, and have the names that the tables give for them."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     roots = (ROOT, ROOT / "python/pgnet", ROOT / "extension")
     files = {}

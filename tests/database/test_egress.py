@@ -140,7 +140,7 @@ def test_what_is_no_host(rules: Database, function: str, pattern: str | None) ->
     "address", ["127.0.0.1", "10.1.2.3", "::1", "127.0.0.0", "0x7f000001", "2130706433"]
 )
 def test_an_address_is_no_host(rules: Database, address: str) -> None:
-    """It would never match: a network is meant, and the hint says so."""
+    """An address as a host would never match: the hint names net.allow_network."""
     with pytest.raises(errors.InvalidParameterValue) as caught:
         rules.execute("select net.allow_host(%s)", address)
     assert "net.allow_network" in (caught.value.diag.message_hint or "")
@@ -242,7 +242,7 @@ def test_listed(guarded: Database, nginx: Nginx) -> None:
 
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1"])
 def test_listed_address(guarded: Database, address: str) -> None:
-    """What the error advises is taken, also for an address."""
+    """The statement that the error advises works, also for an address."""
     guarded.execute("select net.configure('egress', 'listed')")
     host = f"[{address}]" if ":" in address else address
     error = refused(guarded, f"http://{host}:1025/")
@@ -265,7 +265,7 @@ def test_a_rule_holds_for_what_is_committed_after_it(guarded: Database, nginx: N
 
 
 def test_nobody_learns_the_address_of_a_name(guarded: Database, nginx: Nginx) -> None:
-    """Neither from an error nor from the answer; who names the address is told it."""
+    """Neither an error nor the answer has the address, unless the caller named it."""
     port = urlsplit(nginx.url).port
     assert "127." not in refused(guarded, f"http://localhost:{port}/")
     guarded.execute("select net.allow_network('loopback')")

@@ -66,7 +66,7 @@ def listening(database: Database, slot: int = 0) -> Iterator[socket.socket]:
 
 
 def datagrams(receiver: socket.socket) -> list[bytes]:
-    """What has come: a commit sends before the client hears that it is done."""
+    """The datagrams that have come: a commit sends before the client hears that it is done."""
     found = []
     with suppress(BlockingIOError):
         while True:
@@ -156,7 +156,7 @@ def test_the_first_call_of_a_session_uses_one_transaction_id(unserved: Database)
 
 
 def test_savepoints_cost_what_they_cost_without_us(unserved: Database) -> None:
-    """One id for the savepoint that writes, however many calls are in it, and none after it."""
+    """A savepoint that writes takes one id, however many calls are in it; later calls take none."""
     session = unserved.connect()
     with session.transaction():
         own = xid(session)
@@ -246,7 +246,7 @@ def test_the_datagram_comes_after_the_row_can_be_seen(unserved: Database) -> Non
 
 
 def test_wake(unserved: Database, nginx: Nginx) -> None:
-    """For rows that the owner has inserted by hand."""
+    """net.wake wakes a worker for rows that the owner has inserted by hand."""
     with unserved.worker():
         unserved.execute(
             "insert into net.http_request_queue (method, url) values ('get', %s)",
@@ -405,7 +405,7 @@ def test_collected_garbage_does_not_take_the_callback(unserved: Database) -> Non
 
 
 def test_a_failing_callback_harms_nobody(unserved: Database) -> None:
-    """Whatever goes wrong in the callback, the commit stands and the backend lives."""
+    """If the callback fails in any way, the commit stands and the backend lives."""
     unserved.execute(
         """
         create function break_sender() returns void language plpython3u as $$
@@ -442,7 +442,7 @@ def test_the_enqueue_imports_the_standard_library_only(unserved: Database) -> No
 
 
 def test_no_request_stays_in_the_interpreter(unserved: Database) -> None:
-    """One interpreter serves all roles of a session: it keeps nothing of a call."""
+    """One interpreter serves all roles of a session, so it must keep nothing of a call."""
     unserved.execute(
         """
         create function kept(first text, second text) returns text[] language plpython3u as $$
@@ -541,7 +541,7 @@ def by_hand(cluster: Cluster) -> Iterator[Database]:
 
 
 def test_good_rows_by_hand(by_hand: Database, nginx: Nginx) -> None:
-    """What a row by hand may say that the functions do not: any method, an id of its own."""
+    """A row by hand may have what functions do not give: any method, an id of its own."""
     by_hand.execute(
         "insert into net.http_request_queue (id, method, url, headers, body, context) values"
         " (100000, 'patch', %s, '{\"X-A\": [\"1\", \"2\"]}', '\\xff00', '{\"k\": 1}')",
@@ -570,7 +570,7 @@ def test_a_large_body(by_hand: Database, nginx: Nginx) -> None:
 
 
 def test_several_databases_at_once(cluster: Cluster, nginx: Nginx) -> None:
-    """Each worker serves its own database, and is woken by that alone."""
+    """Each worker serves its own database, and only that database wakes it."""
     with ExitStack() as stack:
         databases = [cluster.create_database() for _ in range(3)]
         for database in databases:

@@ -157,7 +157,7 @@ def roles(cluster: Cluster) -> Iterator[None]:
 
 
 def apply(database: Database, settings: dict[str, str]) -> None:
-    """Have the database's sessions begin with these, as far as the server knows them."""
+    """Set these for the database's sessions, as far as the server knows the settings."""
     with database.cluster.connect() as connection:
         for name, value in settings.items():
             found = connection.execute(
@@ -185,17 +185,17 @@ def scalar(session: psycopg.Connection[Any], query: str, *arguments: Any) -> Any
 
 def ended(session: psycopg.Connection[Any], request_id: int) -> str:
     """Wait for the end of a request; gives the status, the message and the body."""
-    said: str = wait_until(
+    message: str = wait_until(
         lambda: scalar(
             session,
             "select concat_ws(' ', r.status, r.message, (r.response).status_code,"
             " (r.response).body) from net.http_get_result(%s) r",
             request_id,
         ),
-        lambda said: not said.startswith("PENDING"),
+        lambda text: not text.startswith("PENDING"),
         f"request {request_id} has ended",
     )
-    return said
+    return message
 
 
 def smoke(database: Database, url: str, writes: str = "") -> None:
@@ -370,7 +370,7 @@ def test_where_a_users_python_has_patched_the_session(
 
 
 def test_a_turkish_database(cluster: Cluster, nginx: Any) -> None:
-    """There lower('I') is no i: names of hosts, words and headers are not the language's."""
+    """There lower('I') is not i: hosts, words and headers do not follow the language."""
     database = cluster.create_database(
         options="locale_provider icu icu_locale 'tr-TR' locale 'C.UTF-8'"
     )

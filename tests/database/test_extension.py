@@ -113,7 +113,9 @@ def test_the_notice(empty: Database) -> None:
     notices: list[tuple[str | None, str | None, str | None]] = []
     session = empty.connect()
     session.add_notice_handler(
-        lambda said: notices.append((said.severity, said.message_primary, said.message_hint))
+        lambda notice: notices.append(
+            (notice.severity, notice.message_primary, notice.message_hint)
+        )
     )
     session.execute("create extension pgnet cascade")
     severity, message, hint = notices[-1]
@@ -168,26 +170,26 @@ def test_where_a_schema_is_taken(
         empty.execute(contents.format(schema=schema))
     with pytest.raises(errors.DuplicateSchema) as caught:
         empty.execute("create extension pgnet cascade")
-    said = caught.value.diag
-    assert said.message_primary == (
+    diag = caught.value.diag
+    assert diag.message_primary == (
         f'pgnet cannot be installed: the schema "{schema}" exists already'
     )
-    assert f'"{owner}"' in (said.message_detail or "")
-    assert f"holds {1 if contents else 0} object" in (said.message_detail or "")
-    assert cure.format(schema=schema) in (said.message_hint or "")
+    assert f'"{owner}"' in (diag.message_detail or "")
+    assert f"holds {1 if contents else 0} object" in (diag.message_detail or "")
+    assert cure.format(schema=schema) in (diag.message_hint or "")
     assert empty.value("select count(*) from pg_extension where extname = 'pgnet'") == 0
     # the hint's statements
-    for statement in (said.message_hint or "").split(";")[:-1]:
+    for statement in (diag.message_hint or "").split(";")[:-1]:
         empty.execute(statement)
     assert empty.value("select net.http_get('http://localhost/')") == 1
 
 
 def test_the_schema_public_may_go(empty: Database, nginx: Nginx) -> None:
-    """Nothing of the extension, nor of what it requires, depends on a schema of others."""
+    """Neither the extension nor what it requires depends on the schema public."""
     notices: list[str | None] = []
     session = empty.connect()
     session.execute("create extension pgnet cascade")
-    session.add_notice_handler(lambda said: notices.append(said.message_primary))
+    session.add_notice_handler(lambda notice: notices.append(notice.message_primary))
     session.execute("drop schema public cascade")
     assert notices == []
     serves(empty, nginx.url)
@@ -206,7 +208,7 @@ def test_the_schema_public_may_go(empty: Database, nginx: Nginx) -> None:
     ["", "nowhere", '"$user"', "other, public", "pg_temp, other", "other, pg_catalog"],
 )
 def test_whatever_the_search_path(empty: Database, nginx: Nginx, path: str) -> None:
-    """Also where the path comes with the role, and its schema has names that the script uses."""
+    """The path may come with the role, and its schema may have names that the script uses."""
     empty.execute("create schema other")
     for name in ("text", "jsonb", "bigint", "timestamptz"):
         empty.execute(f"create domain other.{name} as int check (value < 0)")
@@ -253,7 +255,7 @@ def test_other_encodings_and_locales(cluster: Cluster, nginx: Nginx, options: st
 
 
 def test_an_ordinary_role_cannot_create_it(empty: Database) -> None:
-    """It comes with an untrusted language: a superuser's to install."""
+    """The extension needs an untrusted language, which only a superuser may install."""
     empty.execute("create extension plpython3u")
     empty.execute("create role extension_creator login")
     try:
@@ -289,10 +291,10 @@ def pg_net(empty: Database) -> Iterator[Database]:
 def test_beside_pg_net(pg_net: Database) -> None:
     with pytest.raises(errors.DuplicateObject) as caught:
         pg_net.execute("create extension pgnet cascade")
-    said = caught.value.diag
-    assert said.message_primary == "pgnet cannot be installed beside pg_net in one database"
-    assert said.message_detail
-    assert "drop extension pg_net" in (said.message_hint or "")
+    diag = caught.value.diag
+    assert diag.message_primary == "pgnet cannot be installed beside pg_net in one database"
+    assert diag.message_detail
+    assert "drop extension pg_net" in (diag.message_hint or "")
     # as the hint says, in one transaction
     session = pg_net.connect(autocommit=False)
     session.execute("drop extension pg_net")
@@ -433,7 +435,7 @@ def test_what_callers_import_is_light(statement: str) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_the_worker_imports_what_it_needs() -> None:
-    """So that the test above would see it."""
+    """A worker imports these modules: so the test above would notice them in a caller."""
     assert {"gevent", "requests", "pycurl"} <= imported("import pgnet.worker.loop")
     assert "psycopg" not in imported("import pgnet.worker.loop")
 
@@ -466,7 +468,7 @@ def test_one_version(cluster: Cluster, fresh_database: Database) -> None:
 
 
 def test_a_session_that_was_there_before(cluster: Cluster, empty: Database) -> None:
-    """Nothing is preloaded, nothing restarted: an open session calls it at once."""
+    """Nothing is preloaded or restarted: an open session can call the extension at once."""
     session: psycopg.Connection[Any] = empty.connect()
     session.execute("select 1")
     empty.execute("create extension pgnet cascade")

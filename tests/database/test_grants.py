@@ -1,4 +1,4 @@
-"""What everyday GRANTs open, and what stays shut.
+"""The rights that everyday GRANTs open, and those that stay closed.
 
 Statements for a whole schema, default privileges before CREATE EXTENSION, grants to PUBLIC: after
 each of them a visitor tries all that it may execute, read and write.
@@ -145,7 +145,7 @@ def relations(database: Database, kinds: str) -> list[str]:
 
 
 def contents(database: Database) -> dict[str, Any]:
-    """What stands in every table."""
+    """The contents of every table."""
     return {
         name: database.value(
             f"select md5(coalesce(string_agg(t::text, '|' order by t::text), '')) from {name} t"
@@ -333,7 +333,7 @@ def test_triggers_and_rules(granted: Database, visitor: psycopg.Connection[Any])
 
 
 def test_foreign_keys(granted: Database, visitor: psycopg.Connection[Any]) -> None:
-    """Their actions run the triggers of the visitor's table in the sessions of workers."""
+    """A foreign key's action would run triggers of the visitor's table in a worker's session."""
     keys = {
         "net.http_request_queue": "id", "net._http_response": "id", "pgnet.failed": "id",
         "pgnet.claim": "id", "pgnet.worker": "id", "pgnet.secret": "name",
@@ -385,7 +385,7 @@ def test_a_trigger_function_on_a_table_of_ones_own(
 
 
 def test_using_a_secret(granted: Database, visitor: psycopg.Connection[Any]) -> None:
-    """To be granted the table is not to be granted the secret."""
+    """A right on the table of secrets is not a right on a secret."""
     with pytest.raises(errors.InsufficientPrivilege, match='secret "k"'):
         visitor.execute(
             'select net.http_get(\'http://localhost/\', headers => \'{"A": {"secret": "k"}}\')'
@@ -393,7 +393,7 @@ def test_using_a_secret(granted: Database, visitor: psycopg.Connection[Any]) -> 
 
 
 def test_a_signal_that_there_is_not(granted: Database) -> None:
-    """Nothing may be raised at a commit: it is refused before."""
+    """An unknown signal is refused at the call, since nothing may be raised at a commit."""
     with pytest.raises(errors.ExternalRoutineException, match="is not known"):
         granted.execute("select pgnet.arm_wake_up('boom')")
     granted.execute("select pgnet.arm_wake_up('reload')")
@@ -492,7 +492,7 @@ MORE = {
 def test_the_doctor_takes_back_what_was_granted(
     cluster: Cluster, plain_rights: list[tuple[Any, ...]], name: str, role: str
 ) -> None:
-    """Its hint is the statements that do; REVOKE on a table takes rights on columns along."""
+    """The doctor's hint takes them back; REVOKE on a table also takes rights on columns."""
     database = cluster.create_database()
     try:
         assert doctor(database) == (True, "every role may send requests", None)
@@ -516,7 +516,7 @@ def test_the_doctor_takes_back_what_was_granted(
 
 
 def test_the_doctor_knows_what_is_well(cluster: Cluster, roles: None) -> None:
-    """What the documentation tells administrators to do is no fault."""
+    """The statements that the documentation gives to administrators are not faults."""
     database = cluster.create_database()
     try:
         database.execute("select net.grant_worker(%s)", WORKER)

@@ -21,7 +21,7 @@ def check(database: Database, item: str) -> tuple[bool, str, str | None]:
     return found
 
 
-def said(worker: Worker, text: str) -> int:
+def logged(worker: Worker, text: str) -> int:
     return sum(text in line for line in worker.output().splitlines())
 
 
@@ -108,14 +108,14 @@ def test_a_row_that_cannot_be_deleted_stays_alone(
         assert hint in (remedy or ""), remedy
         queue(database, f"{witness.url}/body/x")
         database.wait_for("select count(*) = 1 from net._http_response where status_code = 200")
-        wait_until(lambda: said(worker, "deleting expired"), bool, "it is said")
+        wait_until(lambda: logged(worker, "deleting expired"), bool, "the log has it")
         database.execute(let_go)
         database.wait_for(
             f"select count(*) = 0 from {table} where {time_column} < now() - interval '9 days'"
         )
-        wait_until(lambda: said(worker, "works again"), bool, "it is said")
+        wait_until(lambda: logged(worker, "works again"), bool, "the log has it")
         assert check(database, "heartbeat")[0]
-        assert said(worker, "deleting expired") == 2, worker.output()
+        assert logged(worker, "deleting expired") == 2, worker.output()
 
 
 def test_many_rows_that_stay_do_not_starve_those_behind_them(database: Database) -> None:
@@ -188,7 +188,7 @@ def test_a_trigger_that_raises_stops_nobody_else(
             " from net.check() c where c.item = 'heartbeat'"
         )
         assert worker.process.poll() is None
-        assert said(worker, "fails") <= 2, worker.output()
+        assert logged(worker, "fails") <= 2, worker.output()
 
 
 @pytest.mark.parametrize("form", ["process", "backend"])
@@ -196,7 +196,7 @@ def test_a_trigger_that_raises_stops_nobody_else(
 def test_an_outcome_that_is_refused_is_kept(
     database: Database, witness: Running, form: str, deferred: bool
 ) -> None:
-    """Others go on; it is named, said once, survives its worker, and is not sent again."""
+    """Others go on; the request is named once, survives its worker, and is not sent again."""
     kind = "constraint trigger" if deferred else "trigger"
     when = "deferrable initially deferred" if deferred else ""
     with database.worker() if form == "process" else serving(database) as worker:
@@ -221,8 +221,8 @@ def test_an_outcome_that_is_refused_is_kept(
         assert "disable trigger refuse" in (hint or "")
         if isinstance(worker, Worker):
             database.execute("select pgnet.reload_workers()")
-            wait_until(lambda: said(worker, "recording fails"), bool, "it is said")
-            assert said(worker, "not here") == 1, worker.output()
+            wait_until(lambda: logged(worker, "recording fails"), bool, "the log has it")
+            assert logged(worker, "not here") == 1, worker.output()
     with database.worker():
         database.execute("drop trigger refuse on net._http_response")
         database.execute("update pgnet.unrecorded set retry_at = now()")
@@ -304,14 +304,14 @@ def test_what_is_deleted_in_flight_frees_its_slot(database: Database, witness: R
 
 
 def test_a_lock_of_a_table_delays_what_needs_it(database: Database, witness: Running) -> None:
-    """Nothing waits for longer than half a second, and the worker stops at once."""
+    """No statement waits for longer than half a second, and the worker stops at once."""
     with database.worker("--grace", "2") as worker:
         queue(database, f"{witness.url}/body/first")
         wait_for_states(database, {"succeeded": 1})
         holder = database.connect(autocommit=False)
         holder.execute("lock table net.http_request_queue in access exclusive mode")
         database.execute("select net.wake()")
-        wait_until(lambda: said(worker, "claiming fails"), bool, "it is said")
+        wait_until(lambda: logged(worker, "claiming fails"), bool, "the log has it")
         started = time.monotonic()
         assert worker.stop() == 0
         assert time.monotonic() - started < 4
@@ -352,7 +352,7 @@ def test_a_worker_lives_through_drop_and_create(
         assert slowest < (3 if form == "process" else 5)
         if isinstance(worker, Worker):
             assert worker.process.poll() is None
-            assert said(worker, "is gone") == said(worker, "is back") == rounds, worker.output()
+            assert logged(worker, "is gone") == logged(worker, "is back") == rounds, worker.output()
             assert "Traceback" not in worker.output()
         else:
             worker.connection.cancel()
@@ -364,7 +364,7 @@ def test_a_worker_lives_through_drop_and_create(
 def test_a_lock_is_waited_for_with_no_other_in_hand(
     database: Database, witness: Running, table: str
 ) -> None:
-    """So that DROP EXTENSION, which takes one after the other, meets no deadlock."""
+    """DROP EXTENSION, which takes locks one after the other, meets no deadlock."""
     with database.worker():
         database.execute("select net.wait_until_running()")
         blocker = database.connect(autocommit=False)

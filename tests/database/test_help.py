@@ -25,7 +25,7 @@ def public(database: Database) -> set[str]:
 
 
 def test_everything_public_is_there_once(database: Database) -> None:
-    """With what it does, which is its COMMENT, and an example of itself."""
+    """Each entry has the COMMENT of its object, and an example that names it."""
     rows = database.rows("select name, topic, description, example from net.help()")
     assert sorted(name for name, *_ in rows) == sorted(f"net.{name}" for name in public(database))
     for name, topic, description, example in rows:

@@ -1,4 +1,4 @@
-"""What lies in the current directory is not run: neither by the command nor in a backend."""
+"""Modules in the current directory are not run, neither by the command nor in a backend."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_python_m(planted: Path, python_path: str | None) -> None:
 
 
 def test_the_launcher(planted: Path) -> None:
-    """It is isolated: PYTHONPATH does not count either."""
+    """The launcher is isolated: PYTHONPATH does not count either."""
     launcher = shutil.which("pgnet", path=CLEAN_ENVIRONMENT["PATH"])
     assert launcher is not None
     for environment in ({}, {"PYTHONPATH": str(planted)}, {"PYTHONSTARTUP": str(planted)}):
@@ -68,7 +68,7 @@ def test_the_launcher(planted: Path) -> None:
 
 
 def test_a_backend(database: Database) -> None:
-    """Its current directory is the data directory, which is not in Python's path."""
+    """A backend's current directory is the data directory, which is not in Python's path."""
     database.execute(
         "create function public.path() returns text[] language plpython3u as"
         " $$ import sys; return sys.path $$"

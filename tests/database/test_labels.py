@@ -1,4 +1,4 @@
-"""Volatility and parallel labels: what a function says of itself is what its body allows.
+"""Volatility and parallel labels: the labels of a function are those that its body allows.
 
 PostgreSQL believes the labels. A function that is said to be safe in a parallel query and is not
 fails as soon as a table is large enough; one that is said to be immutable and is not gives old
@@ -184,7 +184,7 @@ VALUES = {
 
 
 def test_every_function_in_parallel(full: Database) -> None:
-    """Those that may run there, row by row, with arguments that lead into their branches."""
+    """Functions that are PARALLEL SAFE run row by row, with arguments that reach their branches."""
     session = parallel_session(full)
     functions = full.rows(
         "select p.oid::regproc::text,"
@@ -219,7 +219,7 @@ def test_every_function_in_parallel(full: Database) -> None:
 
 
 def test_what_the_session_shows_was_parallel(full: Database) -> None:
-    """So that the tests above would see it: this one is marked wrongly."""
+    """The tests above would notice a wrong label: this function has one."""
     full.execute(
         "create function number(x text) returns int language plpgsql immutable parallel safe as"
         " $$ begin return nextval('numbers'); end $$"

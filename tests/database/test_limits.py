@@ -105,7 +105,7 @@ def all_ended(database: Database, seconds: float) -> None:
 
 
 def assert_outcomes(database: Database, asked: list[Asked], limits: Limits) -> None:
-    """Each has its own, and had it in its time."""
+    """Each request has its own outcome, and had it in time."""
     rows = {
         row[0]: row[1:]
         for row in database.rows(
@@ -190,7 +190,7 @@ RATIO, FLOORS = 10, (30, 1000)
 
 
 def silent(ways: list[Way]) -> list[Way]:
-    """As many that send the same, and are never answered."""
+    """As many requests with the same body, which are never answered."""
     return [replace(WAYS["silence"], method=way.method, size=way.size) for way in ways]
 
 
@@ -276,7 +276,7 @@ def assert_all_left(servers: Running) -> None:
 def test_one_at_a_time(
     prepared: Database, servers: Running, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """None costs more than its body does on its way into the database, in several forms.
+    """No answer costs more than its body does on its way into the database, in several forms.
 
     The largest of them is base64, and Python's of a text of which a character is wide.
     """

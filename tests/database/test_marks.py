@@ -85,7 +85,7 @@ def get(connection: psycopg.Connection[Any], url: str, timeout: int = 60_000) ->
 
 
 def fail(database: Database, *ids: int) -> None:
-    """Have requests end as failed, as a worker records it."""
+    """Make requests end as failed, as a worker records it."""
     database.execute(
         "select pgnet.record_outcomes(json_agg(json_build_object('id', c.id, 'token', c.token,"
         " 'state', 'failed', 'timed_out', false, 'error_msg', 'refused')))"
@@ -243,7 +243,7 @@ def test_ten_thousand_marks_of_one_role_cost_others_nothing(own: Database) -> No
 
 
 def test_forget(own: Database) -> None:
-    """In the queue, a response, a failure with its attempts: once each, and only one's own."""
+    """A request in the queue, a response, a failure with its attempts: only those of the role."""
     alice, bob = (own.connect(role) for role in ROLES)
     queued, failed = get(alice, URL), get(alice, URL)
     fail(own, failed)
@@ -291,7 +291,7 @@ def test_forgetting_in_the_transaction_that_queued_it(own: Database) -> None:
 
 
 def test_a_mark_that_is_inserted_by_hand(own: Database) -> None:
-    """It counts for requests of the role alone; what it finds no request for is cleared away."""
+    """A mark counts only for requests of its role; a mark without a request is removed."""
     alice, bob = (own.connect(role) for role in ROLES)
     queued, failed = get(alice, URL), get(alice, URL)
     fail(own, failed)
@@ -495,21 +495,21 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
     ):  # fmt: skip
         own.execute("grant create on schema public to public")
         connection = own.connect("marks_alice")
-        said: list[str] = []
-        connection.add_notice_handler(said_in(said))
+        notices: list[str] = []
+        connection.add_notice_handler(adds_to(notices))
         try:
             connection.execute(statement)
         except (errors.InsufficientPrivilege, errors.WrongObjectType):
             pass
         else:
             # VACUUM and ANALYZE skip with a warning.
-            assert said, statement
+            assert notices, statement
         connection.close()
     assert own.value("select count(*) from net.requests where id = %s", number) == 1
 
 
-def said_in(said: list[str]) -> Callable[[psycopg.errors.Diagnostic], None]:
-    return lambda notice: said.append(notice.sqlstate or "")
+def adds_to(states: list[str]) -> Callable[[psycopg.errors.Diagnostic], None]:
+    return lambda notice: states.append(notice.sqlstate or "")
 
 
 def test_open_and_prepared_marks_stop_nobody(

@@ -76,7 +76,7 @@ class Remote:
         return rows[::-1]
 
     def logged(self, name: str) -> re.Match[str]:
-        """What the worker's log has of a name's refusals: the last of them."""
+        """The last refusal of a name in the worker's log."""
         found = [m for m in LOGGED.finditer(self.log.read_text()) if m["host"] == name]
         assert found, f"the log has nothing of {name}"
         return found[-1]
@@ -106,7 +106,7 @@ def inside(made_internet: Internet, installed: None) -> Iterator[dict[str, Remot
 
 @pytest.fixture(params=["process", "backend"])
 def remote(inside: dict[str, Remote], request: pytest.FixtureRequest) -> Iterator[Remote]:
-    """Without any rules; what a test says is forgotten behind it."""
+    """A database without rules; the rules that a test makes are removed after it."""
     made: Remote = inside[request.param]
     yield made
     made.connection.execute(
@@ -188,7 +188,7 @@ def test_by_sql_the_statement_opens_exactly_that(
     """
     address = OPENED[url]
     name = name_of(last_host(url))
-    said: list[str] = []
+    statements: list[str] = []
 
     def advised(error: str | None) -> str:
         """The statement that lets it through."""
@@ -213,13 +213,13 @@ def test_by_sql_the_statement_opens_exactly_that(
         if error is None:
             break
         internet.nothing_private()
-        said.append(advised(error))
-        remote.connection.execute(said[-1])
+        statements.append(advised(error))
+        remote.connection.execute(statements[-1])
     assert status == 200
     came = number_of(json.loads(content or "")["local"])
     # A name in the hosts file has two addresses, and one of them will do.
     assert came == address or (url == "http://localhost/" and came == (6, 1))
-    assert 1 <= len(said) <= 2
+    assert 1 <= len(statements) <= 2
     # A caller that wrote an address is told it; a caller that wrote a name is not.
     ((connected, final_url, _),) = remote.places(1)
     if name is None:
@@ -228,7 +228,7 @@ def test_by_sql_the_statement_opens_exactly_that(
         assert connected is None
         assert written(came) not in final_url
     internet.seen()
-    opened = [bounds for s in said for bounds in opened_by(s.split("'")[1])]
+    opened = [bounds for s in statements for bounds in opened_by(s.split("'")[1])]
     edges_of_all = [(version, number) for version, low, up in RANGES for number in (low, up)]
     edges_of_all += [(address[0], address[1] + step) for step in (-1, 1)]
     others = [a for a in edges_of_all if private(a) and not among(a, opened)]
@@ -236,7 +236,7 @@ def test_by_sql_the_statement_opens_exactly_that(
         assert status is None
         assert ADVICE.search(error or ""), error
     internet.nothing_private()
-    for statement in said:
+    for statement in statements:
         remote.connection.execute(statement.replace("allow_", "forget_"))
     ((status, error, _),) = remote.get([url])
     # Of a redirect, its own.
@@ -260,7 +260,7 @@ def test_by_sql_ports(internet: Internet, remote: Remote) -> None:
 
 
 def test_by_sql_the_databases_own_door(internet: Internet, remote: Remote) -> None:
-    """It listens on all addresses of its machine, and none of them is a way in."""
+    """The server listens on all addresses of its machine, and a request reaches none of them."""
     for network in ("loopback", "private", "0.0.0.0/8", "::/96", "64:ff9b::/96"):
         remote.connection.execute("select net.allow_network(%s)", (network,))
     hosts = [

@@ -22,7 +22,7 @@ def test_a_claim_that_fails_stops_no_recording(database: Database, witness: Runn
         database.execute("alter function pgnet.claim_requests rename to claim_away")
         queue(database, f"{witness.url}/body/later", 5)
         wait_for_states(database, {"succeeded": 20, "ready": 5})
-        wait_until(lambda: "claiming fails" in worker.output(), bool, "it is said")
+        wait_until(lambda: "claiming fails" in worker.output(), bool, "the log has it")
         database.execute("alter function pgnet.claim_away rename to claim_requests")
         wait_for_states(database, {"succeeded": 25})
         assert database.rows("select pid from pgnet.worker") == [(pid,)]

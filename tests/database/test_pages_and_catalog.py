@@ -1,4 +1,4 @@
-"""What the pages say of settings, bounds and policies is what the catalog has."""
+"""The settings, bounds and policies on the pages are those of the catalog."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_defaults_that_the_pages_repeat(catalog: Database) -> None:
 
 
 def test_bounds_that_the_pages_repeat(catalog: Database) -> None:
-    """Of settings of hosts and of retry policies."""
+    """The bounds of settings of hosts and of retry policies."""
     bounds = {
         name: (int(low), int(high))
         for name, low, high in catalog.rows(
@@ -101,10 +101,10 @@ def test_idempotent_methods(catalog: Database) -> None:
     texts += [
         row[0] for row in catalog.rows("select description from pgnet.known_retry_settings()")
     ]
-    found = [said for text in texts for said in lists.findall(text) if "POST" not in said]
+    found = [listed for text in texts for listed in lists.findall(text) if "POST" not in listed]
     assert len(found) >= 4
-    for said in found:
-        assert set(re.findall(r"[A-Z]+", said)) == methods, said
+    for listed in found:
+        assert set(re.findall(r"[A-Z]+", listed)) == methods, listed
     source = catalog.value("select prosrc from pg_proc where proname = 'is_idempotent'")
     listed = re.search(r"array\[('GET'[^]]*)\]", source)
     assert listed

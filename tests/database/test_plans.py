@@ -32,7 +32,7 @@ ROUND = 10_000
 
 @pytest.fixture(scope="module")
 def quiet_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
-    """Its statistics are what a test makes them."""
+    """A cluster whose statistics only the test makes."""
     return make_cluster(autovacuum="off")
 
 
@@ -55,7 +55,7 @@ def fill(database: Database, hosts: int, count: int = ROWS) -> None:
 
 
 def never_seen(database: Database, hosts: int) -> None:
-    """Nobody has looked at the tables yet."""
+    """A database whose tables were never analyzed."""
 
 
 def empty(database: Database, hosts: int) -> None:
@@ -207,7 +207,7 @@ def test_a_plan_reads_what_it_needs(
 def test_the_rate_is_the_same_after_emptied_tables_were_analyzed(
     database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a ratio of the best rounds, by turns."""
+    """The rate is a ratio of the best rounds, measured by turns."""
 
     def rate(url: str, *, fresh: bool) -> float:
         database.execute("delete from net._http_response")

@@ -117,7 +117,7 @@ def send_beside(database: Database, nginx: Nginx, form: Form) -> dict[int, str]:
 
 
 def readable(database: Database) -> None:
-    """Whatever was done, people can read it."""
+    """Whatever was done, the views can be read."""
     for relation in ("net.requests", "net.responses", "net.failures", "net.attempts"):
         database.rows(f"select r::text from {relation} r")
     database.rows("select net.http_get_result(id)::text from net._http_response")

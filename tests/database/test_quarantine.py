@@ -8,7 +8,7 @@ from servers.traffic import queue, seen, targets
 
 
 def test_a_suspect_that_hangs_stops_nobody(database: Database, witness: Running) -> None:
-    """It was lost with three workers, and its timeout is in a day: others go on beside it."""
+    """The suspect was lost with three workers and hangs for a day: others go on beside it."""
     [suspect] = queue(database, f"{witness.url}/delay/600", timeout=86_000_000)
     database.execute(
         "insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended)"

@@ -1,4 +1,4 @@
-"""The queue: who is sent when, how much at once, and that it stays cheap."""
+"""The queue: which requests are sent when, how many at once, and that it stays cheap."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_fast_requests_behind_hung_ones(database: Database, witness: Running, ng
 def test_a_hung_host_leaves_slots_to_others(
     database: Database, witness: Running, nginx: Nginx
 ) -> None:
-    """With more of one host's than there are slots."""
+    """The hung host has more requests than there are slots."""
     database.execute("select net.configure('concurrency', '40')")
     insert(database, f"{witness.url}/delay/600?", 300)
     with serving(database):
@@ -227,7 +227,7 @@ def test_hosts_take_turns_from_claim_to_claim(database: Database, recorder: Reco
 
 
 def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> None:
-    """Whatever priority one of them gives its own, and however few slots there are."""
+    """That holds whatever priority a role gives its requests, and however few slots there are."""
     for role, priority, count in ("greedy", -32768, 300), ("patient", 32767, 5):
         database.execute(f"create role {role}_{database.name}")
         database.execute(f"set role {role}_{database.name}")
@@ -259,7 +259,7 @@ def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> N
 
 
 def test_roles_share_what_a_host_may_have(database: Database, recorder: Recorder) -> None:
-    """One free slot at a time: whose turn it is, is left to chance."""
+    """With one free slot at a time, chance decides between the roles."""
     for role in "greedy", "patient":
         database.execute(f"create role {role}_{database.name}")
         database.execute(f"set role {role}_{database.name}")

@@ -80,17 +80,17 @@ def test_error(caller: psycopg.Connection[Any], case: dict[str, Any]) -> None:
     expected = case["error"]
     with pytest.raises(psycopg.Error) as caught:
         call(caller, case)
-    said = caught.value.diag
-    assert said.sqlstate == expected["sqlstate"]
-    assert said.message_primary is not None
-    assert said.message_primary == expected.get("message", said.message_primary)
-    assert expected.get("contains", "") in said.message_primary
-    assert expected.get("hint_contains", "") in (said.message_hint or "")
+    diag = caught.value.diag
+    assert diag.sqlstate == expected["sqlstate"]
+    assert diag.message_primary is not None
+    assert diag.message_primary == expected.get("message", diag.message_primary)
+    assert expected.get("contains", "") in diag.message_primary
+    assert expected.get("hint_contains", "") in (diag.message_hint or "")
     everything = "\n".join(
-        getattr(said, name) or ""
-        for name in dir(said)
+        getattr(diag, name) or ""
+        for name in dir(diag)
         if not name.startswith("_")
-        if isinstance(getattr(said, name), str)
+        if isinstance(getattr(diag, name), str)
     )
     for secret in expected.get("hides", ()):
         assert secret not in everything

@@ -23,11 +23,11 @@ def test_an_interval_has_a_unit(fresh_database: Database, value: str) -> None:
 
 
 def test_what_was_done_is_said(fresh_database: Database) -> None:
-    """By what an owner calls: a NOTICE for each, with no value of a secret in it."""
+    """Each function of the owner raises a NOTICE, which has no value of a secret."""
     fresh_database.execute("create role told login")
     session = fresh_database.connect()
-    said: list[str] = []
-    session.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    notices: list[str] = []
+    session.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     try:
         for statement, words in {
             "net.configure('ttl', '7 hours')": r'setting "ttl" is 7 hours now; it was 06:00:00',
@@ -49,11 +49,11 @@ def test_what_was_done_is_said(fresh_database: Database) -> None:
             "net.configure_retry('mine', '{}')": r'"mine": 5 attempts at most, within 600000 ms',
             "net.configure_retry('mine', null)": r'there is no retry policy "mine" any more',
         }.items():
-            said.clear()
+            notices.clear()
             session.execute(f"select {statement}")
-            assert len(said) == 1, statement
-            assert re.search(words, said[0]), said
-            assert "not-to-be-seen" not in said[0]
+            assert len(notices) == 1, statement
+            assert re.search(words, notices[0]), notices
+            assert "not-to-be-seen" not in notices[0]
     finally:
         session.close()
         fresh_database.execute("drop owned by told")
@@ -175,11 +175,11 @@ def test_each_is_described(settings: Database) -> None:
 def test_a_bad_value(settings: Database, name: str, value: str) -> None:
     with pytest.raises(errors.InvalidParameterValue) as caught:
         settings.execute("select net.configure(%s, %s)", name, value)
-    said = caught.value.diag
-    assert said.message_primary is not None
-    assert said.message_primary.startswith(f'invalid value for setting "{name}": must be ')
-    assert said.message_hint is not None
-    assert f"The default is {DEFAULTS[name]}" in said.message_hint
+    diag = caught.value.diag
+    assert diag.message_primary is not None
+    assert diag.message_primary.startswith(f'invalid value for setting "{name}": must be ')
+    assert diag.message_hint is not None
+    assert f"The default is {DEFAULTS[name]}" in diag.message_hint
     assert settings.value("select value from net.settings where name = %s", name) == DEFAULTS[name]
 
 
@@ -348,7 +348,7 @@ def test_limits(
 
 
 def test_poll_interval(fresh_database: Database, nginx: Nginx) -> None:
-    """Without a wake-up, a worker that is alone looks this often."""
+    """Without a wake-up, the only worker of a database looks this often."""
     fresh_database.execute("select net.allow_network('loopback')")
     fresh_database.execute("select net.configure('poll_interval', '1 s')")
     with fresh_database.worker():
@@ -368,7 +368,7 @@ def crashed_in_flight(database: Database, worker: Worker, url: str) -> int:
 
 
 def test_rescue_after(fresh_database: Database, nginx: Nginx) -> None:
-    """Its requests are free for others when a worker has been gone for so long."""
+    """The requests of a worker that has been gone for so long are free for others."""
     fresh_database.execute("select net.allow_network('loopback')")
     fresh_database.execute("select net.configure('timeout_milliseconds', '20000')")
     fresh_database.execute("select net.configure('rescue_after', '0 s')")

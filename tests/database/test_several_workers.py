@@ -35,7 +35,7 @@ from servers.workers import Session
 def test_a_worker_behind_a_pooler_is_refused(
     cluster: Cluster, database: Database, mode: str
 ) -> None:
-    """It ends at once, says in one line what to do, and has left nothing in the pool's sessions."""
+    """The worker ends at once, says in a line what to do, and leaves the pool's sessions alone."""
     with pooler.running(cluster, mode) as pool:
         command = [server_python(), "-m", "pgnet", "worker", "--dsn", pool.dsn(database.name)]
         ended = subprocess.run(
@@ -62,10 +62,10 @@ def test_a_session_that_changes_under_a_worker(database: Database, witness: Runn
         database.execute("update pgnet.worker set pid = pg_backend_pid()")
         database.execute("select net.worker_restart()")
         assert worker.process.wait(10) == 1
-        said = worker.output().splitlines()
-        assert len(said) == 1, said
-        assert said[0].startswith("pgnet worker: the worker's session has changed under it. ")
-        assert "connect to the server directly" in said[0]
+        lines = worker.output().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("pgnet worker: the worker's session has changed under it. ")
+        assert "connect to the server directly" in lines[0]
 
 
 @pytest.mark.parametrize("mode", ["transaction", "session"])
@@ -138,7 +138,7 @@ class Load:
                 self._over.wait(0.05)
 
     def check(self, witness: Running) -> Counter[str]:
-        """One outcome for each, all of them good; gives how often each was sent."""
+        """Check that each request succeeded once; gives how often each was sent."""
         path = "regexp_replace(url, '^http://[^/]*', '')"
         outcomes = self.database.rows(f"select {path}, state, attempts from net._http_response")
         assert Counter(key for key, _, _ in outcomes) == Counter(self.committed)
@@ -445,7 +445,7 @@ def test_both_ends_of_a_workers_connections_look_after_the_other(
 def test_a_worker_whose_packets_are_dropped(
     wire: netns.Wire, distant: Database, beside: Running
 ) -> None:
-    """Nobody says good-bye: its requests are rescued all the same, and it comes back fenced."""
+    """The worker cannot deregister: its requests are rescued, and it comes back fenced."""
     # two seconds without a word, two probes of one second, and what a lost worker's rescue takes
     longest = 2 + 2 * 1 + 1 + 3 + 2
     with (
@@ -489,7 +489,7 @@ def shown(database: Database) -> list[tuple[Any, ...]]:
 
 
 def test_workers_are_seen(database: Database, witness: Running) -> None:
-    """Each of both kinds: while it lives, when it has stopped, and when it was lost."""
+    """net.workers shows both kinds: while they live, when they have stopped or were lost."""
     assert shown(database) == []
     with database.worker("--grace", "0") as process:
         queue(database, f"{witness.url}/delay/600?#", 3, 700_000)

@@ -17,7 +17,7 @@ REQUESTS = 5000
 
 @pytest.fixture(scope="module")
 def quiet_nginx() -> Iterator[Nginx]:
-    """One that keeps no record."""
+    """An nginx that keeps no record."""
     with Nginx(record=False) as nginx:
         yield nginx
 

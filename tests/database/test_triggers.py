@@ -85,7 +85,7 @@ EXPECTED = {
 def test_an_audit_trigger_finds_what_its_owner_finds(
     audited: Database, nginx: Nginx, kind: str, where: str
 ) -> None:
-    """Whatever search_path the worker's session has, and whichever role runs it."""
+    """That holds for any search_path of the worker's session, and for any role that runs it."""
     schema = "public"
     if where != "public":
         schema = "own"
@@ -138,7 +138,7 @@ def test_an_audit_trigger_finds_what_its_owner_finds(
 
 
 def test_a_workers_role_takes_no_owners_place(audited: Database, nginx: Nginx) -> None:
-    """Its temporary table with a trigger would run as the owner: a superuser."""
+    """A trigger on the role's temporary table would run as the owner, a superuser."""
     everything_happens(audited, nginx)
     audit(audited)
     worker = audited.connect("triggers_worker")
@@ -186,7 +186,7 @@ def test_the_owners_own_session_may_have_temporary_tables(audited: Database, ngi
 def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
     audited: Database, action: str
 ) -> None:
-    """Whatever stands on the tables, and whatever the caller puts in the way."""
+    """That holds for all triggers on the tables, and for all that a caller puts in the way."""
     alice = audited.connect("triggers_alice")
     number = value(alice, "select net.http_get('http://localhost/')")
     if action == "retry":
@@ -204,8 +204,8 @@ def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
         "drop trigger before_statement on net.http_request_queue;"
         "drop trigger after_statement on net.http_request_queue;"
     )
-    said: list[str] = []
-    alice.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
+    notices: list[str] = []
+    alice.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     alice.execute(
         """
         create temp table audit (tg text, path text);
@@ -215,11 +215,11 @@ def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
         """
     )
     assert value(alice, f"select net.{action}(%s)", number)
-    assert set(said) == {"fired as triggers_alice"}
+    assert set(notices) == {"fired as triggers_alice"}
 
 
 def test_the_doctor_names_functions_without_a_fixed_path(audited: Database) -> None:
-    """Of triggers, rules, policies, defaults and constraints; and its statements cure all."""
+    """It names those of triggers, rules, policies, defaults and constraints, and cures all."""
 
     def doctor() -> tuple[bool, str, str | None]:
         row = audited.row("select ok, detail, hint from net.check() where item = 'triggers'")

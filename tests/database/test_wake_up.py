@@ -180,7 +180,7 @@ def test_another_databases_commit_wakes_nobody_here(database: Database, cluster:
 
 
 def test_a_full_worker_wakes_the_next(database: Database, witness: Running) -> None:
-    """There is more than the first one takes: the second does not learn of it by its own look."""
+    """There are more requests than the first worker takes: it wakes the second."""
     with database.worker("--concurrency", "4", "--grace", "0"):
         wait_for_listener(database)
         with database.worker("--grace", "0"):
@@ -283,7 +283,7 @@ def test_settings_and_egress_are_followed_at_once(
 def test_rules_hold_for_what_is_committed_after_them(
     database: Database, witness: Running, form: Form
 ) -> None:
-    """Also while the worker is busy with other requests: it claims with the rules of the day."""
+    """A busy worker, too, sends each request by the rules of the time of its commit."""
     traffic = database.connect()
     busy = Session(
         traffic,
@@ -320,7 +320,7 @@ def connections_used(witness: Running) -> list[int]:
 
 @FORMS
 def test_worker_restart(database: Database, witness: Running, form: Form) -> None:
-    """By the owner it starts anew, connections too; by anybody else it reads its settings."""
+    """For the owner workers start anew, with new connections; for others they read settings."""
     database.execute("drop role if exists ordinary")
     database.execute("create role ordinary login")
 
@@ -380,7 +380,7 @@ def test_wake_up_by_polling(database: Database, witness: Running, form: Form) ->
 
 @FORMS
 def test_a_prepared_transaction(database: Database, witness: Running, form: Form) -> None:
-    """Its COMMIT PREPARED comes from a session that queued nothing."""
+    """COMMIT PREPARED comes from a session that queued nothing."""
     with form(database):
         wait_for_listener(database)
         settle(database)

@@ -255,7 +255,7 @@ def test_no_thread_is_born_in_a_backend(database: Database, witness: Running) ->
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """What a process has open, relations left out: those come and go with the server's cache."""
+    """The open files of a process, but for relations, which come and go with the server's cache."""
     names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
     return Counter(
         name.partition(":")[0] for name in names if "/base/" not in name and "/global/" not in name
@@ -339,7 +339,7 @@ def test_cancel_and_terminate_take_effect_at_once(
 
 
 def test_a_cancel_records_what_had_ended(database: Database, witness: Running) -> None:
-    """It comes while a batch is being recorded."""
+    """The cancel comes while a batch is being recorded."""
     database.execute(
         """
         create function public.wait_for_lock() returns trigger language plpgsql as $$

@@ -255,8 +255,8 @@ def create_extension(database: Database) -> None:
 def test_it_waits_for_the_extension(cluster: Cluster, witness: Running) -> None:
     database = cluster.create_database(extension=False)
     with cluster.worker(dbname=database.name, seen=False) as worker:
-        said = wait_until(worker.output, lambda text: "net" in text, "what it says")
-        assert "does not exist" in said
+        output = wait_until(worker.output, lambda text: "net" in text, "what it says")
+        assert "does not exist" in output
         create_extension(database)
         queue(database, f"{witness.url}/body/x")
         wait_for_states(database, {"succeeded": 1})
@@ -287,10 +287,10 @@ def test_it_waits_for_the_right_password(stoppable: Database, witness: Running) 
             environment={"PGPASSWORD": "s3cr3t-as-given"},
             seen=False,
         ) as worker:
-            said = wait_until(
+            output = wait_until(
                 worker.output, lambda text: "password authentication failed" in text, "what it says"
             )
-            assert "s3cr3t" not in said
+            assert "s3cr3t" not in output
             stoppable.execute("alter role guarded password 's3cr3t-as-given'")
             queue(stoppable, f"{witness.url}/body/x")
             wait_for_states(stoppable, {"succeeded": 1})
@@ -341,7 +341,7 @@ def test_a_dropped_database_under_it(cluster: Cluster, witness: Running) -> None
 
 
 def test_a_broken_dsn_is_refused(cluster: Cluster) -> None:
-    """What will never work is said at once, not waited for."""
+    """A worker does not wait where waiting cannot help: it ends with an error at once."""
     arguments = ("--dsn", "no_such_parameter=1 password=s3cr3t")
     with cluster.worker(*arguments, dbname="postgres", seen=False) as worker:
         assert worker.process.wait(10) != 0
@@ -359,7 +359,7 @@ def outcomes(database: Database) -> list[tuple[Any, ...]]:
 
 
 def test_a_paused_worker_records_nothing_twice(database: Database, witness: Running) -> None:
-    """Its session lives, its claims pass their deadline, another takes them, it comes back."""
+    """The worker's session lives, but its claims pass their deadline and another takes them."""
     with database.worker("--grace", "0") as paused:
         queue(database, f"{witness.url}/delay/0.5?#", 50)
         seen(witness, 50)

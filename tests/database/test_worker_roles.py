@@ -1,4 +1,4 @@
-"""Who may run a worker: the owner, and the roles of net.grant_worker, whatever EXECUTE says."""
+"""The roles that run workers: the owner and those of net.grant_worker, whatever EXECUTE says."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def may_work(connection: psycopg.Connection[Any]) -> bool:
 
 
 def test_every_workers_routine_asks(open_database: Database) -> None:
-    """None of them does anything for a role that may only execute it, nor waits for a lock."""
+    """No routine does anything for a role that may only execute it, nor waits for a lock."""
     visitor = open_database.connect("wr_visitor")
     calls = {
         "register_worker": "select pgnet.register_worker('process')",
@@ -234,7 +234,7 @@ def members(database: Database) -> list[str]:
 
 
 def test_a_deferred_trigger_does_not_wait_for_the_workers_commit(open_database: Database) -> None:
-    """It fires within the worker's function, before the session can put anything in its way."""
+    """The trigger fires within the worker's function, before the session can interfere."""
     open_database.execute(
         """
         select net.grant_worker('wr_worker');
@@ -358,7 +358,7 @@ WITHOUT_PUBLIC = {
 def test_a_worker_where_public_has_nothing(
     cluster: Cluster, roles: None, nginx: Nginx, how: str
 ) -> None:
-    """It needs what net.grant_worker grants: for secrets, hosts and retries, in both kinds."""
+    """The rights of net.grant_worker suffice: for secrets, hosts and retries, in both kinds."""
     before, after = WITHOUT_PUBLIC[how]
     database = cluster.create_database(extension=False)
     try:

@@ -241,7 +241,7 @@ def groups(number: int) -> list[int]:
 
 
 def shortened(number: int) -> str:
-    """With `::` for its last run of zeros, however short: not where the system would put it."""
+    """The address with `::` for its last run of zeros, where the system would not put it."""
     text = ":".join(f"{group:x}" for group in groups(number))
     runs = list(re.finditer(r"(?:^|(?<=:))0(?::0)*(?=:|$)", text))
     if not runs:

@@ -1,4 +1,4 @@
-"""What a test expects of an answer of the wire."""
+"""Checks of the wire's answers, for tests."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ class Asker:
     drains: bool
 
     def __call__(self, method: str, path: str, **arguments: Any) -> Row:
-        """By net.http_request; path is that of a URL at httpbin, or a whole URL."""
+        """Ask by net.http_request; path is that of a URL at httpbin, or a whole URL."""
         return self.function("http_request", path, method=method, **arguments)
 
     def function(self, function: str, path: str, **arguments: Any) -> Row:
-        """By one of the functions that queue a request."""
+        """Ask by one of the functions that queue a request."""
         arguments["url"] = path if "://" in path else self.base + path
         named = ", ".join(f"{name} => %({name})s" for name in arguments)
         for name in JSON_ARGUMENTS:
@@ -48,7 +48,7 @@ class Asker:
         return self.select(f"select net.{function}({named})", arguments)
 
     def select(self, statement: str, arguments: Row | None = None) -> Row:
-        """By a statement that gives the request's id."""
+        """Ask by a statement that gives the request's id."""
         connection = self.database.connection
         found = connection.execute(statement, arguments).fetchone()
         assert found is not None

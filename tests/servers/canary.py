@@ -1,4 +1,4 @@
-"""One secret for all tests, and the search for it where none may be.
+"""The canary: one secret for all tests, and the search for it where no secret may be.
 
 Every test that needs a secret has CANARY in it: so one look finds any that got out. Clusters look
 through their logs and those of their workers when they are closed; `nowhere` in conftest.py fails
@@ -16,7 +16,7 @@ CANARY = "Canary7hQ2zWm5TfXk9Rb"
 
 
 def forms(value: str = CANARY) -> Iterator[bytes]:
-    """What would tell the value: itself, and what it is in base64, hexadecimal and UTF-16."""
+    """The forms that would tell the value: itself, base64, hexadecimal and UTF-16."""
     data = value.encode()
     yield data
     yield data[::-1]

@@ -1,4 +1,4 @@
-"""What the wire's tests share: a client that waits for its answer, a name server of ours."""
+"""Helpers of the wire's tests: a client that waits for its answer, a name server of ours."""
 
 from __future__ import annotations
 

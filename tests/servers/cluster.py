@@ -169,7 +169,7 @@ class Database:
         return found
 
     def value(self, query: str, *arguments: Any) -> Any:
-        """Return the first column of the first row, None when there is none."""
+        """Return the first column of the first row; None without a row."""
         found = self.row(query, *arguments)
         return None if found is None else found[0]
 
@@ -241,7 +241,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What libpq's programs need to find this cluster."""
+        """The environment by which libpq's programs find this cluster."""
         return {
             "PGHOST": str(self.socket_directory),
             "PGPORT": str(self.port),

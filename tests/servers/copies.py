@@ -1,4 +1,4 @@
-"""What the tests of copies share: requests, what was sent of them, copies of databases."""
+"""Helpers of the tests of copies: requests, which of them were sent, copies of databases."""
 
 from __future__ import annotations
 

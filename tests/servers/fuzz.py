@@ -101,8 +101,8 @@ def compare_all(
 def check_refusal(case: Case, refusal: Any) -> None:
     """A refusal is PostgreSQL's error of a wrong argument, and tells no value of a header."""
     assert refusal.sqlstate in ("22023", "23502"), (case, str(refusal))
-    said = getattr(refusal, "diag", refusal)
-    told = [getattr(said, name) for name in dir(said) if not name.startswith("_")]
+    diag = getattr(refusal, "diag", refusal)
+    told = [getattr(diag, name) for name in dir(diag) if not name.startswith("_")]
     assert CANARY not in f"{refusal}{told}", case
 
 

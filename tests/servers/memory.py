@@ -1,4 +1,4 @@
-"""What a process holds, as the kernel has it: memory and sockets."""
+"""Memory and sockets of a process, as the kernel counts them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from servers.ways_http1 import bombs
 
 
 class Servers:
-    """What listens, and what it has seen; commands come as lines, answers go as JSON."""
+    """The servers that listen, and what they have seen; commands are lines, answers are JSON."""
 
     def __init__(self) -> None:
         self.connections = 0
@@ -130,7 +130,7 @@ class Seen:
         return [number for number, names in self.used.items() if name in names]
 
     def after(self, name: str) -> list[str]:
-        """What else these connections were used for afterwards."""
+        """The requests for which these connections were used afterwards."""
         return [
             other
             for names in (self.used[number] for number in self.of(name))

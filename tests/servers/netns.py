@@ -291,7 +291,7 @@ class World:
             tell(await getattr(self, command.pop("op"))(**command))
 
     async def seen(self) -> dict[str, Any]:
-        """What came in since the last time."""
+        """The requests that came in since the last call."""
         await self.caught_up()
         found = {
             "accepts": self.accepts,
@@ -550,7 +550,7 @@ def client() -> None:
         return collect()
 
     def logged() -> list[str]:
-        """What the guard has logged since the last time."""
+        """The lines that the guard has logged since the last call."""
         found = lines.copy()
         lines.clear()
         return found

@@ -215,7 +215,7 @@ class Nginx:
         )
 
     def _up(self) -> bool | None:
-        """Whether it accepts connections: no when it has ended, None while nobody knows yet."""
+        """Whether nginx accepts connections: False when it has ended, None while it is starting."""
         if self.process is None or self.process.poll() is not None:
             return False
         try:

@@ -95,7 +95,7 @@ def outcome(database: Database, request_id: int, timeout: float = 10) -> dict[st
 
 
 def result(database: Database, request_id: int | None, function: str = COLLECTORS[0]) -> Any:
-    """What http_get_result says: status, message, (status_code, headers, body)."""
+    """The result of net.http_get_result: status, message, (status_code, headers, body)."""
     return database.row(
         "select r.status::text, r.message, (r.response).status_code, (r.response).headers,"
         f" (r.response).body from {function}(%s) r",

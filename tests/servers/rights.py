@@ -1,4 +1,4 @@
-"""What the tests of rights share: their roles, and a value that a role reads."""
+"""Helpers of the tests of rights: their roles, and a value that a role reads."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Scripted(http.server.ThreadingHTTPServer):
             return script[min(len(record), len(script)) - 1]
 
     def seen(self, url: str) -> list[Seen]:
-        """What came in for a URL, in the order of arrival."""
+        """The requests for a URL, in the order of arrival."""
         return list(self.record["/" + url.split("/", 3)[3]])
 
     def close(self) -> None:

@@ -36,12 +36,12 @@ def put(database: Database, name: str | None, value: str | None, prefix: str | N
 
 def refusal(caught: pytest.ExceptionInfo[psycopg.Error]) -> str:
     """The message of an error; it must not contain a secret."""
-    said = caught.value.diag
-    parts = (said.message_primary, said.message_detail, said.message_hint, said.context)
+    diag = caught.value.diag
+    parts = (diag.message_primary, diag.message_detail, diag.message_hint, diag.context)
     text = "\n".join(part for part in parts if part)
     assert not found_in(text)
     assert not found_in(str(caught.value))
-    return said.message_primary or ""
+    return diag.message_primary or ""
 
 
 def logs_parameters_of_plans(database: Database) -> bool:
@@ -122,7 +122,7 @@ class Site:
 
 
 def shown(handler: http.server.BaseHTTPRequestHandler) -> str:
-    """What a request told: its target, decoded too, and the values of its fields."""
+    """All texts of a request: its target, decoded too, and the values of its fields."""
     target = handler.path.partition("?")[2] and handler.path
     values = [v for n, v in handler.headers.items() if n.lower() not in ("host", "user-agent")]
     return "|".join([*values, target, unquote(target)])

@@ -53,7 +53,7 @@ class Received:
 
 
 class Fault(Exception):
-    """What came is not exactly one well-formed request."""
+    """The bytes that came are not exactly one well-formed request."""
 
 
 Read = tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]
@@ -97,7 +97,7 @@ def read_strictly(raw: bytes) -> Read:
 
 
 class Ledger:
-    """What all connections brought."""
+    """The record of all connections."""
 
     def __init__(self) -> None:
         self.serial = 0
@@ -111,7 +111,7 @@ class Ledger:
         return self.serial
 
     def take(self) -> bytes:
-        """What was recorded, as bytes; from now on it is forgotten."""
+        """Return the record as bytes, and empty it."""
         taken = pickle.dumps((self.received, self.faults))
         self.received, self.faults = [], []
         return taken
@@ -265,7 +265,7 @@ class Strict:
         self.addresses = addresses
 
     def take(self) -> tuple[list[Received], list[str]]:
-        """What came since the last time: requests in their order, and faults."""
+        """Return what came since the last call: requests in their order, and faults."""
         return self._ask(b"take\n")
 
     def settle(self) -> tuple[list[Received], list[str]]:

@@ -1,4 +1,4 @@
-"""What a request has to be on the wire, worked out anew, and the comparison with what came."""
+"""The request that must be on the wire, worked out anew, and the comparison with what came."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the server must get; headers: those that are asked for, in order."""
+    """The request that the server must get; headers: those that are asked for, in order."""
 
     method: bytes
     target: bytes
@@ -75,7 +75,7 @@ TYPES = {
 
 
 def wanted(case: Case, port: int, typed: bool) -> Wanted:
-    """What must reach the server.
+    """The request that must reach the server.
 
     typed: whether a body without a Content-Type gets one, and text must be in the charset that is
     declared, as net.http_request sees to.

@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What the client allows; the ways are made for no more than 8 MiB, half of it on the wire.
+    """The limits of the client; the ways are made for no more than 8 MiB, half of it on the wire.
 
     Little, since what is allowed is kept, and recorded like any other body.
     """
@@ -37,7 +37,7 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Outcome:
-    """What must come of a request: a status, an error, or both, and a body.
+    """The outcome that a request must have: a status, an error, or both, and a body.
 
     status: None where no status came: then there is no body either.
     text: a pattern for the whole of the body; where there is no status, of the error.
@@ -62,7 +62,7 @@ class Outcome:
         limits: Limits = LIMITS,
         busy: bool = False,
     ) -> bool:
-        """Whether it is this.
+        """Whether an answer has this outcome.
 
         busy: so much goes on that a deadline or a reset may come before the first byte is read.
         """
@@ -84,7 +84,7 @@ class Outcome:
         return self.timed_out or (self.other is not None and self.other.timed_out)
 
     def newer(self, *others: Outcome) -> Outcome:
-        """This of libcurl 7.88; of newer ones perhaps one of the others."""
+        """This outcome with libcurl 7.88; with newer ones perhaps one of the others."""
         if OLD_LIBCURL or not others:
             return self
         return replace(self, other=others[0].newer(*others[1:]))

@@ -54,7 +54,7 @@ async def clear_where_tls_is_spoken(peer: Peer) -> None:
 
 @way(NOT_HTTP, own_port=True)
 async def tls_where_clear_is_spoken(peer: Peer) -> None:
-    """What a TLS server has to say to a request: a fatal alert."""
+    """A TLS server answers a request in clear text with a fatal alert."""
     await peer.reader.readexactly(1)
     await peer.send(b"\x15\x03\x01\x00\x02\x02\x46")
 

@@ -21,7 +21,7 @@ FINE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Arrival:
-    """What has come of a request: how many of its bytes, and whether it is all of it."""
+    """A request as far as it has arrived: how many bytes, and whether it is whole."""
 
     def __init__(self, connection: int, version: str) -> None:
         self.connection = connection

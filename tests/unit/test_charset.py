@@ -1,4 +1,4 @@
-"""What the label of a charset means, without a server."""
+"""Labels of charsets and their meaning, without a server."""
 
 from __future__ import annotations
 

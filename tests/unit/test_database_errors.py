@@ -1,4 +1,4 @@
-"""What an error of the database means to a worker, and what the log says of it."""
+"""Errors of the database: their meaning to a worker, and their words in the log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pgnet.worker.backoff import Backoff
 
 
 @pytest.mark.parametrize(
-    ("sqlstate", "said", "brief"),
+    ("sqlstate", "words", "brief"),
     [
         ("53100", "disk of the database server is full", False),
         ("53200", "out of memory", False),
@@ -25,10 +25,10 @@ from pgnet.worker.backoff import Backoff
         ("22021", "it happened", False),
     ],
 )
-def test_each_error_has_its_words(sqlstate: str, said: str, brief: bool) -> None:
+def test_each_error_has_its_words(sqlstate: str, words: str, brief: bool) -> None:
     error = translate_error(sqlstate, "it happened.", None, lambda: False)
     assert isinstance(error, OutboxFailed)
-    assert said in str(error)
+    assert words in str(error)
     assert str(error).startswith("it happened")
     assert ".." not in str(error)
     assert error.brief == brief

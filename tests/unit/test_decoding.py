@@ -35,7 +35,7 @@ BODY = bytes(range(256)) * 1000
 
 
 def take(names: str, data: bytes, step: int = 16384, limit: int = 1 << 30) -> tuple[bytes, Decoder]:
-    """What is kept of a body, and the decoder, which says what was wrong with it."""
+    """Return the part of a body that is kept, and the decoder, which has the fault."""
     decoder = Decoder(names, limit)
     made: list[bytes] = []
     for start in range(0, len(data), step):
@@ -94,7 +94,7 @@ def test_something_behind(name: str, encode: Callable[[bytes], bytes]) -> None:
 @each_coding
 @given(st.binary(min_size=1, max_size=300))
 def test_noise(name: str, encode: Callable[[bytes], bytes], noise: bytes) -> None:
-    """It is decoded by chance, or kept as it came: there is always something to show."""
+    """Noise is decoded by chance, or kept as it came: there is always something to show."""
     with suppress(BodyTooLarge):
         made, decoder = take(name, noise, limit=MEGABYTE)
         if decoder.as_it_came:
@@ -107,7 +107,7 @@ def test_noise(name: str, encode: Callable[[bytes], bytes], noise: bytes) -> Non
 def test_text_that_was_never_encoded(
     name: str, encode: Callable[[bytes], bytes], body: bytes, step: int
 ) -> None:
-    """Also where its bits can be taken for compressed ones."""
+    """That holds, too, where its bits can be taken for compressed ones."""
     made, decoder = take(name, body, step)
     assert (made, decoder.as_it_came) == (body, True)
     assert decoder.fault

@@ -1,4 +1,4 @@
-"""What is in flight, the room that is left, and what a worker asks the database for."""
+"""The requests in flight, the room that is left, and what a worker asks the database for."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_the_refusal_names_the_statement_that_allows_it(ip: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    ("ip", "said"),
+    ("ip", "words"),
     [
         ("10.20.30.40", "a private address and not allowed: select net.allow_network('private')"),
         ("172.16.30.40", "a private address and not allowed: select net.allow_network('private')"),
@@ -151,14 +151,14 @@ def test_the_refusal_names_the_statement_that_allows_it(ip: str, message: str) -
     ],
 )
 def test_nobody_learns_the_address_of_a_name(
-    ip: str, said: str, caplog: pytest.LogCaptureFixture
+    ip: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A caller cannot map the inner network by refusals; the log has each address once."""
     guard = rules(deny_networks=["8.20.0.0/16"], deny_endpoints=["9.20.30.40:5432"])
     for _again in range(2):
         message = refusal(guard, ip, "inner.example", port=5432)
         assert message.startswith("inner.example: ")
-        assert said in message
+        assert words in message
         assert ".30" not in message
         assert str(ipaddress.ip_address(ip)) not in message
         assert "/16" not in message
@@ -303,7 +303,7 @@ def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
     guard = rules(deny_hosts=["*.evil.example"], deny_networks=["8.8.8.0/24"], ports="443")
     assert behind(guard, "a.example") is None
     assert behind(guard, "9.9.9.9") is None
-    for host, said in (
+    for host, words in (
         ("a.evil.example", "denied host"),
         ("8.8.8.8", "denied network"),
         ("127.1", "127.1: 127.0.0.1 is a loopback address"),
@@ -325,7 +325,7 @@ def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
         ("localhost", "localhost: its address is a loopback address"),
         ("x.LocalHost.", "a loopback address"),
     ):
-        assert said in (behind(guard, host) or ""), host
+        assert words in (behind(guard, host) or ""), host
     assert "port 80 is not allowed" in (behind(guard, "a.example", 80) or "")
 
 

@@ -52,6 +52,6 @@ def test_each_state_has_its_row() -> None:
 
 
 def test_the_stronger_word_of_a_stream_counts() -> None:
-    """A server that refuses a stream has not processed it, whatever else was said of it."""
+    """A server that refuses a stream has not processed it, whatever else libcurl tells of it."""
     assert max(Fate) is Fate.REFUSED
     assert max(Fate.PERHAPS_REFUSED, Fate.TROUBLED) is Fate.TROUBLED

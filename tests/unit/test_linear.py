@@ -218,7 +218,7 @@ def test_ten_times_as_much_takes_ten_times_as_long(name: str) -> None:
 
 @pytest.mark.parametrize("argument", ["params", "headers", "options"])
 def test_json_is_bounded_before_it_is_read(argument: str) -> None:
-    """What is longer is not parsed: it need not even be JSON."""
+    """A longer text is not parsed: it need not even be JSON."""
     given = {"params": "{}", "headers": "{}", "options": "{}", argument: "[" * 2_500_001}
     with pytest.raises(InvalidRequest) as caught:
         check("GET", URL, given["params"], given["headers"], None, given["options"])

@@ -113,15 +113,15 @@ def test_a_page_is_short(name: str) -> None:
 def literals() -> str:
     """Every piece of text that the code can say."""
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
-    said = [
+    messages = [
         str(node.value)
         for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant)
     ]
     scripts = [path.read_text() for path in ROOT.glob("extension/*.sql")]
-    said += [re.sub(r"'\s*\n\s*'", "", text).replace("''", "'") for text in scripts]
-    return "\n".join(said)
+    messages += [re.sub(r"'\s*\n\s*'", "", text).replace("''", "'") for text in scripts]
+    return "\n".join(messages)
 
 
 # What differs from one message to the next, where a page shows an example of it.
@@ -139,7 +139,7 @@ def shown_messages(text: str) -> list[str]:
 
 
 def test_the_messages_that_the_pages_show() -> None:
-    """What stands there is what the code says, between the parts that differ each time."""
+    """A message on a page is the code's, but for the parts that differ each time."""
     known = literals()
     for name in ("errors-at-the-call.md", "errors-in-responses.md", "hosts.md"):
         pieces = shown_messages(page(name))

@@ -272,7 +272,7 @@ def test_encode_url_with_params_array_refuses(pair: str) -> None:
 
 
 def test_the_import_is_small() -> None:
-    """It runs in every caller's backend: json and re, and what these import."""
+    """The check runs in every caller's backend: it imports json and re, and what these import."""
     code = "import __future__, sys, json, re; before = set(sys.modules); "
     code += "import pgnet.request.check; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

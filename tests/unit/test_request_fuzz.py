@@ -186,7 +186,7 @@ def test_params_can_be_read_back(params: dict[str, str]) -> None:
 @thorough
 @given(value=json_values)
 def test_nested_values_are_written_as_json(value: object) -> None:
-    """As jsonb writes them, which for what both can hold is as json.dumps does."""
+    """They are written as jsonb does, which for these values is as json.dumps does."""
     stored = attempt(add_params, "http://localhost/", {"a": [value]})
     if isinstance(stored, InvalidRequest):
         return

@@ -334,9 +334,9 @@ def test_years_of_two_digits() -> None:
 def test_a_date_means_as_many_seconds(start: datetime, seconds: int) -> None:
     start = start.replace(microsecond=0, tzinfo=UTC)
     end = start + timedelta(seconds=seconds)
-    said, sent = format_datetime(end, usegmt=True), format_datetime(start, usegmt=True)
-    assert seconds_asked(said, sent, NOW) == seconds
-    assert seconds_asked(said, None, start.timestamp()) == seconds
+    retry_after, sent = format_datetime(end, usegmt=True), format_datetime(start, usegmt=True)
+    assert seconds_asked(retry_after, sent, NOW) == seconds
+    assert seconds_asked(retry_after, None, start.timestamp()) == seconds
     assert seconds_asked(end.strftime("%a %b %e %H:%M:%S %Y"), sent, NOW) == seconds
 
 
@@ -486,12 +486,12 @@ def test_an_empty_range() -> None:
 
 def test_one_that_cannot_be_read_spoils_no_other() -> None:
     complaints: list[str] = []
-    said: dict[str, dict[str, Any]] = {
+    policies: dict[str, dict[str, Any]] = {
         "safe": {"max_attempts": 5},
         "odd": {"statuses": ["many"]},
         "worse": {"errors": 1},
     }
-    assert read_policies(said, complaints.append) == {"safe": SAFE_BY_NAME}
+    assert read_policies(policies, complaints.append) == {"safe": SAFE_BY_NAME}
     assert [text.partition(":")[0] for text in complaints] == [
         'retry policy "odd"',
         'retry policy "worse"',

@@ -117,7 +117,7 @@ def test_no_form_is_left(name: str, value: str, before: str, after: str) -> None
 @settings(max_examples=300, deadline=None)
 @given(value=VALUES, before=st.binary(max_size=40), after=st.binary(max_size=40), url=st.booleans())
 def test_no_form_is_left_within_base64(value: str, before: bytes, after: bytes, url: bool) -> None:
-    """What is left of a value in other text is less than a character at each end."""
+    """Less than a character of a value is left at each end, within other text."""
     alphabet = b"-_" if url else b"+/"
     text = base64.b64encode(before + value.encode() + after, alphabet).decode()
     masked = Mask([value]).text(text)
@@ -176,7 +176,7 @@ def test_other_text_stays(text: str) -> None:
 
 
 def test_a_short_value_is_masked_as_it_is() -> None:
-    """It is not looked for in forms that may be part of anything."""
+    """A short value is not looked for in forms that may be part of any text."""
     mask = Mask(["pw"])
     assert mask.text("user:pw@host cHc= 7077") == "user:***@host cHc= 7077"
 
@@ -348,7 +348,7 @@ def test_escapes_of_other_things_stay() -> None:
 
 
 def test_masking_is_cheap() -> None:
-    """Also of what a server would send to keep a worker busy: that is replaced as a whole."""
+    """A text that a server sends to keep a worker busy is replaced as a whole."""
     mask = Mask([f"sk_live_{CANARY}", SPECIAL])
     for text in ("x" * 10_000_000, "lorem ipsum dolor sit amet " * 400_000, "\\" * 10_000_000):
         began = time.process_time()
@@ -373,7 +373,7 @@ def test_masking_is_cheap() -> None:
 
 
 def test_masking_does_not_undo_what_is_packed() -> None:
-    """Said in the documentation: only what can be read is masked."""
+    """As the documentation says: only what can be read is masked."""
     packed = gzip.compress(CANARY.encode())
     assert Mask([CANARY]).bytes(packed) == packed
 

@@ -199,7 +199,7 @@ def readings(url: str) -> set[str]:
 @settings(max_examples=3000, deadline=None)
 @given(PATHS, PATHS)
 def test_no_server_reads_a_way_out(below: str, above: str) -> None:
-    """Whatever is within the prefix stays there, however it is decoded and normalized."""
+    """A URL within the prefix stays there, however it is decoded and normalized."""
     prefix = "https://h.example/v1/a"
     for path in (f"/v1/a/{below}", f"/v1/a{below}", above):
         try:
@@ -351,7 +351,7 @@ def test_a_url_that_is_no_secret(end: str) -> None:
 
 
 def test_what_a_secret_url_covers() -> None:
-    """Only the origin of one is known: the worker looks at the rest when it has the value."""
+    """Only the origin of a secret URL is known: the worker checks the rest with the value."""
     assert covers("https://hooks.example/v1/", "https://hooks.example/{secret:other}?x")
     assert not covers("https://hooks.example:81/", "https://hooks.example/{secret:other}")
     assert not covers(None, "https://hooks.example/")
@@ -403,9 +403,9 @@ def test_a_value(value: str, prefix: str | None) -> None:
 def test_no_value(value: str, prefix: str | None, fault: str) -> None:
     with pytest.raises(InvalidRequest, match=fault) as caught:
         check_value("s", value, prefix)
-    said = f"{caught.value.message} {caught.value.hint}"
-    assert CANARY not in said
-    assert not value or value not in said
+    shown = f"{caught.value.message} {caught.value.hint}"
+    assert CANARY not in shown
+    assert not value or value not in shown
 
 
 # ---- held by the worker
@@ -466,7 +466,7 @@ def secrets_dir(tmp_path: Path) -> Path:
 
 
 def test_how_containers_mount_secrets(secrets_dir: Path) -> None:
-    """By links to a directory that is exchanged; all may write, but for the sticky bit."""
+    """The files are links to a directory that is exchanged; all may write, but for a sticky bit."""
     (secrets_dir / "key").unlink()
     (secrets_dir / "..1").mkdir(mode=0o755)
     (secrets_dir / "..1" / "key").write_text("value")

@@ -1,4 +1,4 @@
-"""What an error is called and which kind it is of, whatever libcurl's number and words for it."""
+"""The words and the kind of each error, whatever libcurl's number and words for it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_number_has_a_kind_and_words() -> None:
 
 
 def test_the_numbers_are_those_of_libcurl() -> None:
-    """As far as pycurl has names for them; old ones have some twice."""
+    """pycurl has names for most numbers; old versions have some twice."""
     named = {name[2:]: value for name, value in vars(pycurl).items() if name.startswith("E_")}
     for code in Code:
         if code.name in named and code is not Code.PEER_FAILED_VERIFICATION:
@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_libcurl() -> None:
 
 
 def test_the_numbers_stand_nowhere_else() -> None:
-    """Else they have words and kinds that nobody keeps."""
+    """A number elsewhere would have words and a kind of its own."""
     number = "|".join(str(code.value) for code in Code)
     again = re.compile(rf"pycurl\.E_|\bcodes?\b *(=|==|!=|in|\() *\(?({number})\b")
     for path in Path(pgnet.__file__).parent.rglob("*.py"):

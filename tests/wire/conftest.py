@@ -51,7 +51,7 @@ def make_client() -> Iterator[Callable[..., Client]]:
     yield make
     for exchange in made:
         exchange.close()
-    # one turn of the loop, in which what was cancelled is told so
+    # one round of the loop, in which what was cancelled is told so
     gevent.sleep(0)
     assert [exchange.in_flight for exchange in made] == [0] * len(made)
 

@@ -1,4 +1,4 @@
-"""What may go out once only goes out once, whatever the server does with its connections."""
+"""A request that may go out only once does so, whatever the server does with connections."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_connection_that_ends_without_an_answer_is_the_end(
 def test_no_kept_connection_is_used(
     client: Client, keeper: Callable[..., Keeper], method: str
 ) -> None:
-    """Of requests that go either way: those that may be repeated keep theirs."""
+    """Requests that may be repeated keep their connections; the others get new ones."""
     server = keeper(FINE, None)
     for _ in range(10):
         assert client(server.url).error is None
@@ -226,7 +226,7 @@ def test_another_address_where_nobody_answers_the_door(
 def test_others_keep_sharing_their_connection(
     trusting: Callable[..., Client], authority: Authority
 ) -> None:
-    """What goes out once speaks HTTP/1.1; others go on by HTTP/2, over one connection."""
+    """Requests that go out once use HTTP/1.1; others go on by HTTP/2, over one connection."""
 
     def serve(peer: Peer) -> None:
         while True:
@@ -268,7 +268,7 @@ def test_many_at_once_each_go_out_once(client: Client, way: Way) -> None:
 
 
 def test_rules_that_change_meanwhile(client: Client, server: httpd.Running) -> None:
-    """Those on their way end as they would have, and leave nothing behind."""
+    """Requests on their way end as they would have, and leave nothing behind."""
     ended = [client.begin(server.url + "/delay/0.3", at_most_once=True)[1] for _ in range(5)]
     gevent.sleep(0.05)
     client.exchange.configure(Guard(EgressRules()))

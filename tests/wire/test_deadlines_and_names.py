@@ -182,7 +182,7 @@ def test_only_allowed_addresses_of_a_name_are_used(
 def test_rebinding_has_no_second_look(
     make_client: MakeClient, name_server: NameServer, other: httpd.Running, server: httpd.Running
 ) -> None:
-    """What the name server says after the check is never connected to."""
+    """An address that the name server gives after the check is never connected to."""
     rules = EgressRules.from_json({"allow_networks": ["127.0.0.1/32"]})
     client = make_client(rules, resolver=name_server.resolver(max_age=0.0))
     name_server.answers["re.example"] = ["127.0.0.1"]

@@ -143,7 +143,7 @@ def hosts_of(entry: dict[str, Any]) -> list[str]:
 def test_another_name_is_asked_for(
     make_client: MakeClient, server: httpd.Running, name: str, sent: str
 ) -> None:
-    """It is not looked up, and the URL stays that of the request."""
+    """The other name is not looked up, and the URL stays that of the request."""
     client = make_client(hosts=HostTable({"127.0.0.1": HostSettings(host_header=name)}))
     for rest in ("/echo", "/echo?to=http://b/&c", "/echo/../%2e?"):
         for method, body in (("GET", None), ("POST", b"x")):
@@ -179,7 +179,7 @@ def test_another_name_and_the_host_of_that_name(
     other: httpd.Running,
     name_server: NameServer,
 ) -> None:
-    """They are two hosts: each is connected to where it is, and gets what is meant for it."""
+    """The two are different hosts: each request is sent to the host of its URL."""
     name_server.answers["shop.example"] = ["127.0.0.2"]
     named = f"shop.example:{other.port}"
     client = make_client(
@@ -224,8 +224,8 @@ def test_another_name_changes_nothing_about_where_a_request_may_go(
         assert client(server.url).error is not None
     for proxy in (server.url, "https://127.0.0.1:1"):
         hosts = HostTable({"*": HostSettings(host_header="shop.example", proxy=proxy)})
-        said = str(make_client(hosts=hosts)(server.url).error)
-        assert "select net.configure_host('127.0.0.1', '{\"proxy\": \"direct\"}')" in said
+        message = str(make_client(hosts=hosts)(server.url).error)
+        assert "select net.configure_host('127.0.0.1', '{\"proxy\": \"direct\"}')" in message
     assert server.record() == []
 
 

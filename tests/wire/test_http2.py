@@ -165,7 +165,7 @@ def test_uploads(trusting: Callable[..., Client], nginx: Nginx, size: int) -> No
 def test_an_answer_that_does_not_wait_for_the_body(
     trusting: Callable[..., Client], nginx: Nginx, size: int
 ) -> None:
-    """It comes whole, and then the server resets the stream (RFC 9113, section 8.1)."""
+    """The answer comes whole, and then the server resets the stream (RFC 9113, section 8.1)."""
     client = trusting(http_version="2")
     for _ in range(3):
         answer = client(nginx.tls_url + "/uri", "POST", [], b"x" * size)
@@ -391,7 +391,7 @@ def test_limits(
 
 
 def test_too_many_headers(trusting: Callable[..., Client], nginx: Nginx) -> None:
-    """They end the connection: libcurl would give what is left of them to another request."""
+    """Too many headers end the connection: libcurl would give the rest to another request."""
     client = trusting(Limits(max_header_bytes=2000))
     (number,) = connections([client(nginx.tls_url + "/connection")])
     beside = client.begin(nginx.tls_url + "/slow?s=0.3")[1]
@@ -499,7 +499,7 @@ def test_trailers(client: Client, serving: Callable[..., Server]) -> None:
 def test_a_stream_that_is_reset(
     client: Client, serving: Callable[..., Server], before: bytes
 ) -> None:
-    """It ends as an error, and the connection goes on."""
+    """The request ends with an error, and the connection goes on."""
 
     def serve(connection: Any, _: int, stream: int) -> None:
         if stream == 1:
@@ -554,7 +554,7 @@ def test_what_is_refused_is_sent_again(
     body: int,
     way: str,
 ) -> None:
-    """Nothing of it has been done (RFC 9113, sections 6.8 and 8.7): twice in a row here.
+    """The server has not processed it (RFC 9113, 6.8 and 8.7): here that comes twice in a row.
 
     before: so many requests were answered on the connection.
     """
@@ -583,7 +583,7 @@ def test_what_is_refused_is_sent_again(
 def test_what_is_refused_through_a_tunnel(
     trusting: Callable[..., Client], serving: Callable[..., Server], method: str, way: str
 ) -> None:
-    """It goes through another tunnel, whose opening is no answer of the server."""
+    """The request goes through another tunnel, whose opening is no answer of the server."""
 
     def serve(connection: Any, number: int, stream: int) -> None:
         if len(server.arrived) == 1:
@@ -658,7 +658,7 @@ def test_a_server_that_refuses_everything(
 
 
 def test_a_goodbye_in_the_middle(client: Client, serving: Callable[..., Server]) -> None:
-    """What was begun is finished; what comes later goes elsewhere."""
+    """Requests that were begun are finished; later ones go over another connection."""
 
     def serve(connection: Any, number: int, stream: int) -> None:
         goodbye = frame(GOAWAY, struct.pack("!II", stream, NO_ERROR)) if number == 1 else b""

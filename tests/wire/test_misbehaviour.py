@@ -1,4 +1,4 @@
-"""Each way of servers/misbehaviour.py, one after another and all at once: what comes of it."""
+"""Each way of servers/misbehaviour.py, one after another and all at once."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_an_answer_that_nobody_asked_for(client: Client, keeper: Callable[..., K
     assert client(server.url).content == b"ok"
     for number in range(3):
         server.connections[number].sendall(POISON)
-        # a turn of the loop, which sees it
+        # a round of the loop, which sees it
         gevent.sleep(0.001)
         answer = client(server.url)
         assert (answer.error, answer.content) == (None, b"ok")

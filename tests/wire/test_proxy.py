@@ -169,7 +169,7 @@ def test_connections_are_used_again(
 def test_the_target_is_what_the_url_says(
     client: Client, server: httpd.Running, proxy: Recording, target: str
 ) -> None:
-    """To the letter, in absolute form to the proxy (RFC 9112, section 3.2.2)."""
+    """The proxy gets the URL to the letter, in absolute form (RFC 9112, section 3.2.2)."""
     server.reset()
     for host in ("127.0.0.1", "127.1"):
         url = f"http://{host}:{server.port}{target}"
@@ -416,7 +416,7 @@ def test_targets_are_judged_by_name_literal_and_port(
         }
     )
     client = by_proxy(rules)
-    for host, said in (
+    for host, words in (
         ("10.0.0.1", "10.0.0.1 is a private address"),
         ("0x0a000001", "10.0.0.1 is a private address"),
         ("[::ffff:10.0.0.1]", "10.0.0.1 is a private address"),
@@ -428,7 +428,7 @@ def test_targets_are_judged_by_name_literal_and_port(
     ):
         for scheme in ("http", "https"):
             error = failed(client(f"{scheme}://{host}/x"))
-            assert error.message.startswith(said) or f": {said}" in error.message, error.message
+            assert error.message.startswith(words) or f": {words}" in error.message, error.message
             assert not error.message.startswith("proxy")
     assert proxy.record() == []
 

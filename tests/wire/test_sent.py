@@ -413,7 +413,7 @@ def read_hello(peer: Peer) -> bytes:
 
 
 def half_a_handshake(peer: Peer) -> None:
-    """What a server says first, but for the end of it."""
+    """The first bytes of a server's handshake, without their end."""
     assert peer.witness.context is not None
     coming, going = gevent.ssl.MemoryBIO(), gevent.ssl.MemoryBIO()
     both = peer.witness.context.wrap_bio(coming, going, server_side=True)
@@ -589,7 +589,7 @@ def test_what_is_refused_here(client: Client, server: httpd.Running) -> None:
 
 
 def test_redirects_that_fail(make_client: MakeClient, server: httpd.Running) -> None:
-    """By then somebody has seen the request."""
+    """A redirect shows that a server has seen the request."""
     client = make_client(limits=Limits(connect_timeout=0.3))
     for to, kind in (
         ("http://10.0.0.1/", "request"),

@@ -209,7 +209,7 @@ def test_verification_may_be_off(
 def test_new_settings_ask_again(
     make_client: MakeClient, authorities: Authorities, servers: dict[str, httpd.Running]
 ) -> None:
-    """A connection made without asking serves nobody who asks."""
+    """A connection that was made without verification serves no request that asks for it."""
     client = make_client()
     url = servers["expired"].url + "/x"
     for settings, expected in (
@@ -259,7 +259,7 @@ def test_versions_of_tls(trusting: Client, authorities: Authorities, highest: st
 def test_connections_that_end_when_the_next_request_comes(
     trusting: Client, servers: dict[str, httpd.Running]
 ) -> None:
-    """Without a word that they would: what may be done twice goes over a new one."""
+    """Connections end without notice: a request that may be sent twice goes over a new one."""
     for _ in range(100):
         answer = trusting(servers["good"].url + "/close")
         assert answer.error is None, answer.error.detail
@@ -388,7 +388,7 @@ def test_keys_that_cannot_be_used(
 def test_key_before_certificate(
     make_client: MakeClient, authorities: Authorities, strict: str
 ) -> None:
-    """What one file holds may be given for both, in any order."""
+    """One text may be given as certificate and as key, in any order."""
     certificate, key = pem(authorities.clients.issue_cert("a@example.org"))
     for both in (certificate + key, key + certificate):
         mine = HostSettings(ca=authorities.ca, client_certificate=both, client_key=both)

@@ -250,7 +250,7 @@ def test_the_server_of_ours_runs_by_itself() -> None:
 def test_an_idle_loop_does_nothing(
     client: Client, server: httpd.Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kept connections, whose other ends close, cost no turn of the loop."""
+    """Kept connections, whose other ends close, cost no round of the loop."""
     for way in ("/x", "/hang"):
         client(server.url + way, timeout=0.2)
     turns: list[int] = []
@@ -277,7 +277,7 @@ def test_a_kept_connection_that_can_be_written_to_is_kept(
         (number,) = multi._sockets._inodes
         multi._sockets.on_socket(pycurl.POLL_OUT, number, None, None)
         multi._sockets.on_socket(pycurl.POLL_REMOVE, number, None, None)
-        # a turn of the loop, in which the socket can be written to
+        # a round of the loop, in which the socket can be written to
         gevent.sleep(0.001)
     assert len({entry["connection"] for entry in server.record()}) == 1
 

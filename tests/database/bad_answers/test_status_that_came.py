@@ -252,7 +252,7 @@ def test_a_status_that_is_not_accepted(served: Database, server: Raw, code: int)
 
 
 def test_a_status_that_is_tried_again(served: Database, server: Raw) -> None:
-    """As any status is, at the time that it says itself."""
+    """An answer with a fault is tried again by its status, at the time of its Retry-After."""
     busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 9\r\n\r\nhalf"
     url = server.answering(busy, coded("none", b"done"))
     row = ask(served, "POST", url, body_text="x", retry="stubborn")

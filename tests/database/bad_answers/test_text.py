@@ -237,7 +237,7 @@ def test_what_a_large_answer_costs(
     character: bytes,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whatever its characters are: as JSON, some would be six times as long."""
+    """Its characters do not matter, though some are six times as long in JSON."""
     database, pid, form = roomy
     size = 32 * MIB
     url = server.answering(whole(character * size))
@@ -257,7 +257,7 @@ def test_what_a_large_answer_costs(
 
 
 def test_labels_are_not_remembered(roomy: tuple[Database, int, str], server: Raw) -> None:
-    """Each long label is another one; Python's own look-up keeps each for ever."""
+    """Each answer has another long label; Python's own look-up would keep each for ever."""
     database, pid, _form = roomy
     urls = [
         server.answering(whole(b"x", b"Content-Type: text/plain; charset=x%d" % n + b"y" * 100_000))
@@ -285,7 +285,7 @@ def test_labels_are_not_remembered(roomy: tuple[Database, int, str], server: Raw
 
 
 def test_an_answer_that_there_is_no_memory_for(cluster: Cluster, server: Raw) -> None:
-    """It is recorded without its body; the worker lives, and others have their answers."""
+    """The answer is recorded without its body; the worker lives, and others have their answers."""
     database = cluster.create_database()
     prepare(database)
     for name in ("max_response_bytes", "max_wire_bytes"):

@@ -25,12 +25,12 @@ def test_a_template_copy_is_not_served(shop: Database, copy: Database, witness: 
     for call in ("call net.work()", "call net.drain()"):
         with pytest.raises(errors.ObjectNotInPrerequisiteState) as refused:
             copy.execute(call)
-        said = refused.value.diag
-        assert (said.message_primary or "").endswith(
+        diag = refused.value.diag
+        assert (diag.message_primary or "").endswith(
             f'the database "{copy.name}" is a copy: no worker serves it before it is adopted'
         )
-        assert f'which is "{shop.name}"' in (said.message_detail or "")
-        assert "net.adopt_database()" in (said.message_hint or "")
+        assert f'which is "{shop.name}"' in (diag.message_detail or "")
+        assert "net.adopt_database()" in (diag.message_hint or "")
     shop.execute("call net.drain()")
     assert sent(witness) == {"/waiting": 1, "/claimed": 1}
 
@@ -201,7 +201,7 @@ def test_the_mode_on_the_command_line(plain: Database) -> None:
 
 @pytest.mark.parametrize("mode", [None, "record", "off"])
 def test_a_clone_of_the_server(shop: Database, witness: Running, mode: str | None) -> None:
-    """Nothing tells it from a standby that was promoted, but what its configuration says."""
+    """Only its configuration tells a clone from a standby that was promoted."""
     request(shop, witness, "/cloned")
     clone = shop.cluster.base_backup()
     try:
@@ -275,7 +275,7 @@ class Pair:
         self.standby.close()
 
     def follow(self) -> None:
-        """Have the other server follow the primary, which it is made anew of."""
+        """Make the other server anew from the primary, as its standby."""
         into = None if self.standby is self.primary else self.standby
         self.standby = self.primary.base_backup(into, standby=True)
         self.standby.start()

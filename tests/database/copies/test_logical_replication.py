@@ -175,7 +175,7 @@ def test_what_a_subscriber_takes_and_what_not(
 def test_triggers_on_replicated_tables_send(
     publisher: Database, subscriber: Database, witness: Running
 ) -> None:
-    """What a subscriber's own trigger requests, within the replication, is its own."""
+    """A request that a subscriber's own trigger makes during replication is the subscriber's."""
     subscriber.execute(
         "create function announce() returns trigger language plpgsql as $$begin"
         f" perform net.http_get('{witness.url}/order/' || new.id); return new; end$$;"
@@ -226,7 +226,7 @@ def test_a_switchover_by_logical_replication(
 
 
 def test_a_copy_that_becomes_a_subscriber(publisher: Database, witness: Running) -> None:
-    """As pg_createsubscriber makes one: it sends nothing that the original has sent."""
+    """A subscriber made by pg_createsubscriber sends nothing that the original has sent."""
     for path in ("/early", "/late"):
         request(publisher, witness, path)
     publisher.execute("create publication everything for all tables")
@@ -262,7 +262,7 @@ def test_adoption_while_a_subscription_goes_on(
         caught_up()
         notices: list[str] = []
         session = subscriber.connect()
-        session.add_notice_handler(lambda said: notices.append(said.message_primary or ""))
+        session.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
         session.execute("select net.adopt_database()")
         assert notices == [f'the subscription "of_{publisher.name}" still brings requests']
         own = request(subscriber, witness, "/own")
@@ -277,7 +277,7 @@ def test_adoption_while_a_subscription_goes_on(
 
 
 def test_other_tools_that_replicate(shop: Database, witness: Running) -> None:
-    """They work in sessions that say so. A row that brings its number is not sent; a call is."""
+    """In sessions of such a tool, a row that brings its number is not sent; a call is."""
     session = shop.connect(options="-c session_replication_role=replica")
     session.execute(
         "insert into net.http_request_queue (id, method, url) values (1000, 'GET', %s)",
@@ -291,7 +291,7 @@ def test_other_tools_that_replicate(shop: Database, witness: Running) -> None:
 
 
 def test_all_tables_can_be_replicated(fresh_database: Database) -> None:
-    """Each has a key, without which a publisher could not delete, and its trigger."""
+    """Each table has a key, without which a publisher could not delete, and its trigger."""
     tables = fresh_database.rows(
         "select c.relname,"
         " exists (select from pg_constraint where conrelid = c.oid and contype = 'p'),"

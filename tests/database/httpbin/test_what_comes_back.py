@@ -1,4 +1,4 @@
-"""What httpbin answers is stored as it came: statuses, codings, bodies, redirects, cookies."""
+"""The answers of httpbin are stored as they came: statuses, codings, bodies, redirects, cookies."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_redirect_of_each_kind(ask: Asker, status: int, method: str) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirect_of_a_head(ask: Asker, status: int) -> None:
-    """It stays one."""
+    """The redirected request is a HEAD, too."""
     params = {"url": "/bytes/10", "status_code": status}
     row = ask.function("http_head", "/relative-redirect/1")
     assert (row["status_code"], row["redirects"], content(row)) == (200, 1, b"")

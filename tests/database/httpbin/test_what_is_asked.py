@@ -1,4 +1,4 @@
-"""What is asked for by SQL arrives at httpbin: arguments, bodies, headers, passwords."""
+"""Requests made by SQL arrive at httpbin as asked for: arguments, bodies, headers, passwords."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_params(ask: Asker, given: Row, args: Row) -> None:
 
 
 def test_headers(ask: Asker) -> None:
-    """What goes out of our own is no more than this."""
+    """The client adds no headers of its own but these."""
     assert ask("GET", "/headers")["content_json"]["headers"] == {
         "Host": ask.base.removeprefix("http://"),
         "User-Agent": f"pgnet/{pgnet.__version__}",

@@ -1,4 +1,4 @@
-"""What comes back: an answer with its status, headers and content, or an error and none of them."""
+"""Outcomes: an answer with status, headers and content, or an error without them."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_content(
 
 
 def test_a_nul_in_a_header_of_the_answer(served: Database, httpd: str) -> None:
-    """Whatever it is, an answer or an error, it is one outcome and the worker goes on."""
+    """The request has one outcome, an answer or an error, and the worker goes on."""
     outcome(served, get(served, f"{httpd}/nul-header"))
     assert outcome(served, get(served, f"{httpd}/body/after"))["content"] == "after"
 
@@ -199,13 +199,13 @@ def test_timeout(served: Database, httpd: str, path: str) -> None:
     status = 200 if path.startswith("/drip") else None
     assert row["status_code"] == status
     assert (row["content"] or "").strip("x") == ""
-    said = TIMEOUT.fullmatch(row["error_msg"])
-    assert said, row["error_msg"]
-    assert int(said["limit"]) == 300
-    assert said["whose"] == "the timeout_milliseconds of the request"
-    assert 300 <= float(said["total"]) <= 550
-    parts = sum(float(said[name]) for name in ("dns", "connect", "http"))
-    assert parts == pytest.approx(float(said["total"]), abs=2)
+    found = TIMEOUT.fullmatch(row["error_msg"])
+    assert found, row["error_msg"]
+    assert int(found["limit"]) == 300
+    assert found["whose"] == "the timeout_milliseconds of the request"
+    assert 300 <= float(found["total"]) <= 550
+    parts = sum(float(found[name]) for name in ("dns", "connect", "http"))
+    assert parts == pytest.approx(float(found["total"]), abs=2)
     assert took >= 0.3
     assert result(served, request_id)[:3] == (
         "ERROR" if status is None else "SUCCESS", row["error_msg"], status
@@ -214,11 +214,11 @@ def test_timeout(served: Database, httpd: str, path: str) -> None:
 
 def test_the_timeout_is_the_setting_unless_given(served: Database, httpd: str) -> None:
     row = outcome(served, get(served, f"{httpd}/hang"))
-    said = TIMEOUT.fullmatch(row["error_msg"])
-    assert said, row["error_msg"]
-    assert said["limit"] == "1000"
-    assert said["whose"].startswith("the setting timeout_milliseconds, for requests that give no")
-    assert "net.configure('timeout_milliseconds', '5000')" in said["whose"]
+    found = TIMEOUT.fullmatch(row["error_msg"])
+    assert found, row["error_msg"]
+    assert found["limit"] == "1000"
+    assert found["whose"].startswith("the setting timeout_milliseconds, for requests that give no")
+    assert "net.configure('timeout_milliseconds', '5000')" in found["whose"]
 
 
 def test_whose_time_to_connect_it_was(database: Database, worker: Worker) -> None:

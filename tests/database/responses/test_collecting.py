@@ -193,11 +193,11 @@ def test_waiting_in_the_queuing_transaction(served: Database, call: str, savepoi
         connection.execute("select net.http_get('http://127.0.0.1:1025/')")
     with pytest.raises(errors.ObjectNotInPrerequisiteState) as caught:
         connection.execute(f"select {call}", row)
-    said = caught.value.diag
-    assert said.message_primary == f"request {row[0]} is not sent before this transaction commits"
-    assert said.message_detail
-    assert said.message_hint
-    assert "net.fetch" in said.message_hint
+    diag = caught.value.diag
+    assert diag.message_primary == f"request {row[0]} is not sent before this transaction commits"
+    assert diag.message_detail
+    assert diag.message_hint
+    assert "net.fetch" in diag.message_hint
     connection.close()
 
 
@@ -230,7 +230,7 @@ def test_what_is_there_already_is_seen_at_every_level(
 
 
 def test_waiting_in_a_transaction_that_has_written(served: Database, nginx: Nginx) -> None:
-    """Another session's request is waited for, however old one's own transaction is."""
+    """net.wait waits for another session's request, however old its own transaction is."""
     connection = served.connect(autocommit=False)
     connection.execute("select net.http_get('http://127.0.0.1:1025/')")
     connection.execute("savepoint one")
@@ -260,7 +260,7 @@ def test_waiting_without_a_worker_says_so(unserved: Database) -> None:
     request_id = get(unserved, "http://127.0.0.1:1025/")
     connection = unserved.connect(options="-c statement_timeout=400")
     notices: list[str] = []
-    connection.add_notice_handler(lambda said: notices.append(said.message_primary or ""))
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     with pytest.raises(errors.QueryCanceled):
         connection.execute("select net.http_get_result(%s, async := false)", (request_id,))
     assert notices == [f"request {request_id} waits: no worker is running"]

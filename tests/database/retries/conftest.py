@@ -21,7 +21,7 @@ def server() -> Iterator[Scripted]:
 
 @pytest.fixture
 def unknown_server() -> Iterator[Scripted]:
-    """One that no worker has a kept connection to."""
+    """A server that no worker has a kept connection to."""
     scripted = Scripted()
     yield scripted
     scripted.close()

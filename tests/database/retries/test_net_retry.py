@@ -75,7 +75,7 @@ def test_attempts_are_their_role_s_own(served: Database, server: Scripted) -> No
 
 
 def test_a_thousand_are_sent_again(served: Database, server: Scripted) -> None:
-    """Once each, with the key of the first time, and the failures are gone."""
+    """Each is sent again once, with the key of the first time, and the failures are gone."""
     url = server.script(503)
     served.execute(
         "select net.http_request('POST', %s || '?n=' || n, body => jsonb_build_object('n', n),"

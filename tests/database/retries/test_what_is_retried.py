@@ -83,7 +83,7 @@ def test_any_status_but_2xx(served: Database, server: Scripted, status: int) -> 
 
 
 def test_the_built_in_webhook(served: Database, server: Scripted) -> None:
-    """It waits up to 5 s after the first attempt, and sends a POST again with its key."""
+    """The policy waits up to 5 s after the first attempt, and sends a POST again with its key."""
     url = server.script(404, 204)
     id = send(served, "POST", url, body={"a": 1}, retry="webhook")
     assert ended(served, id) == ("succeeded", 204, 2)
@@ -187,7 +187,7 @@ def test_refused_at_the_call(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_refused_connection(served: Database, method: str) -> None:
-    """Nothing was sent: it is tried again whatever the method, without a key."""
+    """Nothing was sent, so the request is tried again whatever its method, without a key."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/late"
     id = send(served, method, url, retry="patient")
@@ -245,7 +245,7 @@ def test_a_timeout(served: Database, server: Scripted) -> None:
 
 
 def test_an_answer_that_cannot_be_used(served: Database, server: Scripted) -> None:
-    """It would come the same way again: only who names that kind of error tries."""
+    """The next answer would be the same: only a policy that names this kind of error retries."""
     safe, any_error = server.script(GARBAGE, 200), server.script(GARBAGE, 200)
     assert ended(served, send(served, "GET", safe, retry="quick")) == ("failed", None, 1)
     assert ended(served, send(served, "GET", any_error, retry="hook")) == ("succeeded", 200, 2)
@@ -267,7 +267,7 @@ def test_what_a_name_server_does_not_know(served: Database) -> None:
 
 
 def test_post_under_safe(served: Database, server: Scripted) -> None:
-    """Not again without a key, again with one."""
+    """A POST is sent again only with an idempotency key."""
     bare, option, header = (server.script(503, 503, 200) for _ in range(3))
     ids = [
         send(served, "POST", bare, retry="quick"),
@@ -407,7 +407,7 @@ def test_the_policy_of_a_host(served: Database, server: Scripted) -> None:
 
 
 def test_a_policy_that_changes_while_requests_wait(served: Database, server: Scripted) -> None:
-    """What it says now counts for the attempt that ends now; a dropped one says nothing."""
+    """The policy of now counts for an attempt that ends now; a dropped policy retries nothing."""
     brief = Jsonb({"backoff_milliseconds": 500, "max_attempts": 9})
     served.execute("select net.configure_retry('brief', %s)", brief)
     changed, dropped = (
@@ -426,7 +426,7 @@ def test_a_policy_that_changes_while_requests_wait(served: Database, server: Scr
 
 
 def test_a_change_of_settings_costs_no_attempt(served: Database, server: Scripted) -> None:
-    """What is claimed just behind it is held by the worker as well, and sent once."""
+    """Requests that are claimed just after the change stay the worker's, and are sent once."""
     url = server.script(200)
     for _ in range(20):
         served.execute("select net.configure_retry('quick', '{}')")

@@ -19,13 +19,13 @@ def test_the_backoff_grows_and_is_drawn_anew(served: Database, server: Scripted)
     assert [ended(served, id) for id in ids] == [("failed", 503, 4)] * 20
     drawn: list[list[float]] = [[], [], []]
     for url, id in zip(urls, ids, strict=True):
-        said = served.rows(
+        attempts = served.rows(
             "select attempt, extract(epoch from retry_in)::float8 from net.attempts"
             " where request_id = %s and retry_in is not null order by 1",
             id,
         )
-        assert [attempt for attempt, _ in said] == [1, 2, 3]
-        for (attempt, retry_in), gap in zip(said, gaps(server.seen(url)), strict=True):
+        assert [attempt for attempt, _ in attempts] == [1, 2, 3]
+        for (attempt, retry_in), gap in zip(attempts, gaps(server.seen(url)), strict=True):
             drawn[attempt - 1].append(retry_in)
             assert retry_in - 0.05 <= gap <= retry_in + SLACK
     for bound, values in zip((0.1, 0.3, 0.5), drawn, strict=True):
@@ -79,14 +79,14 @@ def test_no_attempt_begins_after_the_total_time(served: Database, server: Script
     )[0]
     assert started <= 1.5 + SLACK
     assert all_of_it <= 1.5 + SLACK
-    said = served.rows(
+    attempts = served.rows(
         "select extract(epoch from a.ended - r.requested + a.retry_in)::float8"
         " from net.attempts a join net.responses r on r.id = a.request_id"
         " where r.id = %s and a.retry_in is not null",
         id,
     )
     # What was planned lies within; between an answer and its recording a moment passes.
-    assert max(planned for (planned,) in said) <= 1.5 + 0.5
+    assert max(planned for (planned,) in attempts) <= 1.5 + 0.5
 
 
 # ---- Retry-After
@@ -114,9 +114,9 @@ def test_retry_after_as_a_date(served: Database, server: Scripted, ahead: int) -
 
 
 def test_retry_after_as_a_date_without_another(served: Database, server: Scripted) -> None:
-    """By the worker's clock; a date has whole seconds."""
-    said = formatdate(time.time() + 3, usegmt=True)
-    url = server.script(Reply(503, {"Retry-After": said}), 200)
+    """The date is compared with the worker's clock; a date has whole seconds."""
+    date = formatdate(time.time() + 3, usegmt=True)
+    url = server.script(Reply(503, {"Retry-After": date}), 200)
     assert ended(served, send(served, "GET", url, retry="quick")) == ("succeeded", 200, 2)
     assert 1 <= gaps(server.seen(url))[0] <= 3.04 + SLACK
 
@@ -127,9 +127,9 @@ def test_retry_after_is_cut(served: Database, server: Scripted) -> None:
     assert 0.55 <= gaps(server.seen(url))[0] <= 0.6 + SLACK
 
 
-@pytest.mark.parametrize("said", ["soon", "-5", "1.5", "", "Wed, 32 Foo 2020 00:00:00 GMT"])
-def test_rubbish_asks_for_nothing(served: Database, server: Scripted, said: str) -> None:
-    url = server.script(Reply(503, {"Retry-After": said}), 200)
+@pytest.mark.parametrize("retry_after", ["soon", "-5", "1.5", "", "Wed, 32 Foo 2020 00:00:00 GMT"])
+def test_rubbish_asks_for_nothing(served: Database, server: Scripted, retry_after: str) -> None:
+    url = server.script(Reply(503, {"Retry-After": retry_after}), 200)
     id = send(served, "GET", url, retry="quick")
     assert ended(served, id) == ("succeeded", 200, 2)
     retry_in = served.value(
@@ -141,7 +141,7 @@ def test_rubbish_asks_for_nothing(served: Database, server: Scripted, said: str)
 
 
 def test_retry_after_beyond_the_total_time(served: Database, server: Scripted) -> None:
-    """There is no point in coming before: the request ends at once."""
+    """An attempt before that time is pointless: the request ends at once."""
     url = server.script(Reply(503, {"Retry-After": "60"}), 200)
     assert ended(served, send(served, "GET", url, retry="short")) == ("failed", 503, 1)
 
@@ -169,7 +169,7 @@ def test_those_that_wait_are_in_nobody_s_way(served: Database, server: Scripted)
 
 
 def test_a_hundred_thousand_that_wait_cost_nothing(database: Database) -> None:
-    """Neither a claim nor a look reads them: indexes lead to what is due."""
+    """Neither a claim nor a heartbeat reads waiting rows: indexes lead to those that are due."""
 
     def least(call: str) -> float:
         took = []
@@ -268,7 +268,7 @@ def test_drain_sends_what_is_due_and_waits_for_nothing(
 
 
 def test_a_policy_that_cannot_be_read_spoils_nothing(database: Database, server: Scripted) -> None:
-    """Only by hand can it be such a one: it says nothing, and all others go on."""
+    """A policy that was written by hand and cannot be read retries nothing; all others work."""
     database.execute("insert into pgnet.retry_policy values ('odd', '{\"statuses\": [\"many\"]}')")
     urls = [server.script(503, 200), server.script(503, 200)]
     with database.worker() as worker:
@@ -281,7 +281,7 @@ def test_a_policy_that_cannot_be_read_spoils_nothing(database: Database, server:
 
 
 def test_a_row_by_hand_with_a_policy_that_is_none(served: Database, server: Scripted) -> None:
-    """What net.http_request refuses may be inserted: it is as if nothing had been asked for."""
+    """An option that net.http_request refuses may be inserted, and has no effect."""
     url = server.script(503, 200)
     id = served.value(
         "insert into net.http_request_queue (method, url, options)"

@@ -19,7 +19,7 @@ def roles(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def granted(cluster: Cluster, roles: None) -> Iterator[Database]:
-    """As CREATE EXTENSION leaves it, with one role that may run workers."""
+    """A database as CREATE EXTENSION leaves it, with one role that may run workers."""
     database = cluster.create_database()
     database.execute("select net.grant_worker('rights_worker')")
     yield database
@@ -28,7 +28,7 @@ def granted(cluster: Cluster, roles: None) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def closed(cluster: Cluster, roles: None) -> Iterator[Database]:
-    """Closed to PUBLIC: usage for one role, and one that may run workers."""
+    """A database that is closed to PUBLIC: one role has USAGE, and one may run workers."""
     database = cluster.create_database()
     database.execute("revoke usage on schema net, pgnet from public")
     database.execute("grant usage on schema net, pgnet to rights_alice")

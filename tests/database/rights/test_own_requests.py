@@ -69,7 +69,7 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
     )
     alice = own.connect("rights_alice")
     told: list[str] = []
-    alice.add_notice_handler(lambda said: told.append(said.message_primary or ""))
+    alice.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
     alice.execute(
         """
         create function tell(word anyelement) returns boolean language plpgsql cost 0.0000001 as $$
@@ -181,7 +181,7 @@ def test_what_comes_past_the_functions_is_checked_when_it_is_sent(served: Databa
 
 
 def test_deleting_where_it_was_granted(own: Database) -> None:
-    """As in pg_net, but for one's own rows only; a deleted request has no outcome."""
+    """As in pg_net, but a role deletes its own rows only; a deleted request has no outcome."""
     bobs = value(own.connect("rights_bob"), "select net.http_get(%s)", URL)
     own.execute("grant delete on net.http_request_queue, net._http_response to rights_alice")
     alice = own.connect("rights_alice")

@@ -1,4 +1,4 @@
-"""Who may do what: each routine and relation for each kind of role."""
+"""Rights: each routine and relation for each kind of role."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ def test_routines(granted: Database, role: str, may: set[str]) -> None:
 
 
 def test_net_is_the_public_surface() -> None:
-    """What stands in net and begins with an underscore is what users of pg_net know."""
+    """Names in net that begin with an underscore are those that users of pg_net know."""
     assert {name for name in ROUTINES if name.startswith("net._")} == {
         "net._http_collect_response",
         "net._await_response",
@@ -367,7 +367,7 @@ def test_net_is_the_public_surface() -> None:
 
 
 def test_nothing_without_usage(closed: Database) -> None:
-    """What EXECUTE says does not matter then: the schema is closed."""
+    """Without USAGE the schema is closed, and EXECUTE does not matter."""
     connection = closed.connect("rights_bob")
     for call in CALLS:
         with pytest.raises(errors.InsufficientPrivilege, match=r"schema (pg)?net"):
@@ -435,7 +435,7 @@ def test_an_ordinary_role_runs_no_worker(granted: Database) -> None:
 
 @pytest.mark.parametrize("role", ["rights_alice", "rights_worker"])
 def test_relations(granted: Database, role: str) -> None:
-    """Also for a worker's role: it needs no table."""
+    """A worker's role has no more rights than others: it needs no table."""
     relations = [
         name
         for (name,) in granted.rows(

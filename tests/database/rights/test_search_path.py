@@ -50,7 +50,7 @@ def test_a_types_name_runs_nobodys_code(own: Database) -> None:
     )
     alice = own.connect("rights_alice")
     told: list[str] = []
-    alice.add_notice_handler(lambda said: told.append(said.message_primary or ""))
+    alice.add_notice_handler(lambda notice: told.append(notice.message_primary or ""))
     alice.execute(
         """
         create function pg_temp.steal(pg_catalog.text) returns boolean language plpgsql as $$

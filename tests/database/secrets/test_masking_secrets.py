@@ -220,7 +220,7 @@ def test_a_redirect_that_repeats_it_in_another_form(scene: Scene, form: str) -> 
 
 
 def test_a_redirect_that_repeats_it_within_the_prefix(scene: Scene) -> None:
-    """There it belongs."""
+    """A redirect within the prefix may repeat the secret."""
     scene.home.to = f"{scene.home.url}/v1/x"
     name = scene.secret(f"sk_{CANARY}")
     row = scene.ask(f"{scene.home.url}/v1/location", {"A": {"secret": name}})
@@ -239,7 +239,7 @@ def test_a_secret_url_that_redirects(scene: Scene) -> None:
 
 
 def test_the_search_finds(tmp_path: Path) -> None:
-    """What the end of the run relies on."""
+    """The search at the end of the run finds the canary in all its forms."""
     (tmp_path / "data/log").mkdir(parents=True)
     told = {
         "log": f"parameters: $1 = '{CANARY}'",

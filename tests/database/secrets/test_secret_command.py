@@ -46,7 +46,7 @@ def command(
 
 
 def test_what_the_talkative_cluster_tells(watched: Database) -> None:
-    """Whatever else is set is in its log: so the tests that find nothing there look where it is."""
+    """The log has all other statements: a search of it that finds no secret is worth something."""
     watched.execute("select net.set_secret('told', %s, %s)", "a Told and retold value", API)
     log = watched.cluster.log.read_text()
     assert "parameters: $1 = 'a Told and retold value'" in log
@@ -122,7 +122,7 @@ def test_the_command_refuses(
 
 
 def test_a_call_that_fails_in_the_server(watched: Database) -> None:
-    """Whatever goes wrong behind it, and says what it was doing."""
+    """An error of a trigger brings the value neither to the user nor into the server's log."""
     watched.execute(
         "create function public.fail() returns trigger language plpgsql as $$"
         " begin raise exception 'not today' using detail = 'no detail'; end $$"
@@ -234,7 +234,7 @@ def test_the_command_without_a_database(secrets: Database) -> None:
 
 
 def test_a_terminal(secrets: Database) -> None:
-    """What is typed would be seen."""
+    """A terminal is refused: the value would be seen while it is typed."""
     ours, theirs = pty.openpty()
     try:
         status, printed = command(secrets, "set", "s", given=None, stdin=theirs)

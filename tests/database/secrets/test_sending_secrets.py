@@ -282,7 +282,7 @@ def test_held_by_workers_and_this_one_is_a_backend(
 
 
 def test_by_hand(later: Database, sites: tuple[Site, Site]) -> None:
-    """What a role inserts past the functions is judged when it is sent."""
+    """A row that a role inserts past the functions is checked when it is sent."""
     home, foreign = sites
     foreign.received.clear()
     store(later, "other", f"other {CANARY}", home.url)
@@ -319,7 +319,7 @@ def test_by_hand(later: Database, sites: tuple[Site, Site]) -> None:
 
 
 def test_a_worker_gets_only_what_its_claims_name(later: Database, sites: tuple[Site, Site]) -> None:
-    """Its role asks for values by the tokens of its claims, and has no other way to them."""
+    """A worker's role asks for values by the tokens of its claims, and in no other way."""
     home = sites[0]
     store(later, "other", f"other {CANARY}", home.url)
     later.execute("select net.grant_secret('other', 'secrets_later')")
@@ -421,13 +421,13 @@ def test_a_clients_key(scene: Scene) -> None:
     # what stands before the key in PEM is for people to read
     key = f"{CANARY}\n{client.private_key_pem.bytes().decode()}"
     store(scene.database, "client-key", key)
-    said = {
+    settings = {
         "ca": authority.cert_pem.bytes().decode(),
         "client_certificate": chain,
         "client_key": {"secret": "client-key"},
     }
     with serving(tls=context) as site:
-        configure(scene, "127.0.0.1", said)
+        configure(scene, "127.0.0.1", settings)
         try:
             row = scene.ask(f"{site.url}/v1/json")
             assert row["status_code"] == 200, row

@@ -1,4 +1,4 @@
-"""Secrets by SQL: who sets, sees, uses and drops one, and what a call may name."""
+"""Secrets by SQL: which roles set, see, use and drop them, and what a call may name."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_a_role_with_any_name(secrets: Database) -> None:
 
 
 def test_a_dropped_role(secrets: Database) -> None:
-    """Its grant is in nobody's way, and not its successor's."""
+    """A dropped role's grant hinders nothing, and does not pass to a new role of its name."""
     secrets.execute("create role secrets_gone login")
     secrets.execute("select net.grant_secret('stripe', 'secrets_gone')")
     connection = secrets.connect("secrets_gone")
@@ -253,7 +253,7 @@ def test_a_condition_does_not_see_what_the_view_leaves_out(secrets: Database) ->
         " begin raise notice '% %', name, url_prefix; return true; end $$"
     )
     notices: list[str | None] = []
-    app.add_notice_handler(lambda said: notices.append(said.message_primary))
+    app.add_notice_handler(lambda notice: notices.append(notice.message_primary))
     assert (
         app.execute(
             "select * from net.secrets s where pg_temp.tell(s.name, s.url_prefix)"
@@ -290,7 +290,7 @@ def test_default_privileges_do_not_open_it(cluster: Cluster) -> None:
 
 
 def test_what_is_kept_beside_the_table(secrets: Database) -> None:
-    """Neither statistics nor a dump have the values."""
+    """Neither statistics nor a dump have the values of secrets."""
     for number in range(300):
         put(secrets, f"many{number % 7}.{number}", f"{CANARY}{number % 5}", API)
     secrets.execute("analyze pgnet.secret")

@@ -30,7 +30,7 @@ from servers.internet import REFUSED, UNREACHABLE, Case, Internet, literal
 
 
 def test_a_namespace_leaves_nothing_behind() -> None:
-    """Not after a failure either."""
+    """That holds after a failure, too."""
     name = ""
 
     def exists() -> list[bool]:
@@ -125,7 +125,7 @@ def test_public_addresses_answer(internet: Internet) -> None:
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "as written"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_every_spelling_of_every_edge(internet: Internet, version: int, stored: bool) -> None:
-    """As the queue stores it, and as somebody could write it into the queue."""
+    """Each address as the queue stores it, and as a role could write it into the queue."""
     addresses = [address for address in ALL_EDGES if address[0] == version]
     for name, spell in SPELLINGS[version].items():
         hosts = [(address, spell(address[1])) for address in addresses]

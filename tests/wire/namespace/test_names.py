@@ -77,7 +77,7 @@ def test_a_and_aaaa_differ(internet: Internet) -> None:
 
 
 def test_records_of_other_names_are_not_taken(internet: Internet) -> None:
-    """What a name server says of a name that nobody asked about."""
+    """Records of a name that nobody asked about are ignored."""
     cases = [
         Case(f"http://{name_for('o-0a000001', label(DNS_V4))}/", DNS_V4, disputed=True),
         Case(f"http://{name_for(label(DNS_V4), 'o-0a000001')}/", DNS_V4, disputed=True),
@@ -111,18 +111,18 @@ def test_names_of_the_private_side(internet: Internet, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["1.2.3.4.5", "4294967296", "0x", "a.10", "10.0.0.1.0x0."])
 def test_a_number_is_no_name(internet: Internet, host: str) -> None:
-    """Nobody is asked for it, neither a name server nor a proxy."""
+    """Neither a name server nor a proxy is asked for such a host."""
     for exchange, hosts in (("direct", {}), ("proxied", through("http://8.8.8.8:3128"))):
         internet.configure(exchange, hosts=hosts, **EVERYTHING)
         answers = internet.run([f"http://{host}/"], exchange)
         answers += internet.run([f"http://{host}/"], exchange, stored=False)
-        said = [answer.get("invalid") or answer.get("error", "") for answer in answers]
-        assert all("ends in a number" in text for text in said), answers
+        errors = [answer.get("invalid") or answer.get("error", "") for answer in answers]
+        assert all("ends in a number" in text for text in errors), answers
     assert internet.seen() == ([], [])
 
 
 def test_names_of_the_hosts_file(internet: Internet) -> None:
-    """They work, where their address is public."""
+    """Names of the hosts file work if their address is public."""
     internet.judge(
         [
             Case("http://outer.hosts/", (4, 0x01000001)),
@@ -132,7 +132,7 @@ def test_names_of_the_hosts_file(internet: Internet) -> None:
 
 
 def test_no_address_at_all(internet: Internet) -> None:
-    """Neither the name itself nor what the search domain makes of it."""
+    """Neither the name itself has one, nor the name in the search domain."""
     (answer,) = internet.run(["http://absent.test/"])
     assert answer["error"] == "Couldn't resolve host name"
     asked = {name for name, _ in internet.world.ask("seen")["questions"]}

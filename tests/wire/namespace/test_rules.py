@@ -1,4 +1,4 @@
-"""What rules open is open, and no more: networks, ports, hosts; deny wins."""
+"""Rules open what they name, and no more: networks, ports, hosts; deny wins."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_shut_port_is_shut_in_an_allowed_network(internet: Internet) -> None:
 
 
 def test_listed(internet: Internet) -> None:
-    """Only what is allowed, and a name opens nothing private."""
+    """Only allowed hosts are reached, and a rule for a name opens no private address."""
     inner, outer = name_for("4-0a000001"), name_for(label(DNS_V4))
     below, other = name_for(label(DNS_V4)), name_for(label(DNS_V4))
     suffix = below.split(".", 1)[1]

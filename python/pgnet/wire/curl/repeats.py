@@ -173,17 +173,17 @@ class RepeatWatch:
             else:
                 self.stream = 0
             return
-        said = _find_said(text)
-        if said is None:
+        found = _find_said(text)
+        if found is None:
             return
-        if said["stream"] is not None:
-            self.stream, self.port = int(said["stream"]), 0
+        if found["stream"] is not None:
+            self.stream, self.port = int(found["stream"]), 0
             self._repeats.on_stream(self)
-        elif said["goaway"] is not None:
-            self._repeats.on_goaway(self, int(said["goaway"]))
-        elif said["refused"] is not None:
+        elif found["goaway"] is not None:
+            self._repeats.on_goaway(self, int(found["goaway"]))
+        elif found["refused"] is not None:
             self.learn(Fate.REFUSED)
-        elif said["closed"] is not None:
+        elif found["closed"] is not None:
             self.learn(Fate.CLOSED)
         else:
             self.learn(Fate.TROUBLED)
