@@ -331,6 +331,58 @@ def test_servers_of_both_versions_behind_one_address(
         assert requests > 3 or "1.1" in seen
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_late_answer_is_nobody_elses(client: Client, authority: Authority, count: int) -> None:
+    """A request whose time is over, on a connection of HTTP/1.1 that others were given as well.
+
+    Its late answer must not be taken for that of the next one.
+    """
+    context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.certificate)
+    late: Counter[str] = Counter()
+
+    def answer_in_order(connection: Any, _: Any) -> None:
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+            while b"\r\n\r\n" in received:
+                head, _, received = received.partition(b"\r\n\r\n")
+                path = head.split()[1]
+                if b"late" in path:
+                    late["requests"] += 1
+                    gevent.sleep(1)
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path)
+                )
+
+    old = gevent.server.StreamServer(("127.0.0.1", 0), answer_in_order, ssl_context=context)
+    old.start()
+    with Nginx(certificate=authority.certificate, streams=1) as new:
+        ports = iter((old.server_port, int(new.tls_url.rpartition(":")[2])))
+
+        def balance(connection: Any, _: Any) -> None:
+            with gevent.socket.socket() as behind:
+                behind.connect(("127.0.0.1", next(ports, old.server_port)))
+                there = gevent.spawn(forward, connection, behind)
+                forward(behind, connection)
+                there.join()
+
+        server = gevent.server.StreamServer(("127.0.0.1", 0), balance)
+        server.start()
+        url = f"https://127.0.0.1:{server.server_port}/"
+        first = client.begin(url + "late", timeout=0.5)[1]
+        wait_until(lambda: late["requests"], bool, "the first request", sleep=gevent.sleep)
+        # Now libcurl knows of the host that requests may share a connection.
+        slow = client.begin(url + "slow?s=3", timeout=20)[1]
+        gevent.sleep(0.2)
+        others = [client.begin(f"{url}{number}", timeout=20)[1] for number in range(count)]
+        assert first.get().error.timed_out
+        assert slow.get().http_version == "2"
+        assert [ok(other.get()) for other in others] == [b"/%d" % number for number in range(count)]
+        server.stop()
+    old.stop()
+
+
 # ---- what goes wrong with one goes wrong with this one only
 
 

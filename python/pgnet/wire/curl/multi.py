@@ -59,7 +59,7 @@ from pgnet.wire.curl.inner_tls import InnerTls
 from pgnet.wire.curl.pending import Pending
 from pgnet.wire.curl.repeats import Repeats
 from pgnet.wire.curl.schedule import Schedule
-from pgnet.wire.curl.sockets import Sockets, ends_used_by
+from pgnet.wire.curl.sockets import Ends, Sockets, ends_used_by
 from pgnet.wire.curl.states import ANSWERED
 from pgnet.wire.route import MIXES_UP, Route
 from pgnet.wire.transfer import IDEMPOTENT, Failure, Transfer
@@ -123,6 +123,8 @@ class Multi:
         multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._watcher = loop.io(self._sockets.fileno(), 1)
         self._watcher.start(self._on_events)
+        # Connections that others still use, and that may bring the answer of a stopped transfer.
+        self._owing: set[Ends] = set()
         self._retired = self._closed = False
 
     def add(self, transfer: Transfer, address: str, more: int) -> None:
@@ -196,6 +198,9 @@ class Multi:
         ends = ends_used_by(easy.curl)
         if not whole and any(ends_used_by(curl) == ends for curl in self._busy):
             self._floods.excuse(ends)
+            if MIXES_UP:
+                used = {ends_used_by(curl) for curl in self._busy}
+                self._owing = {ends, *(self._owing & used)}
         else:
             self._sockets.shut_down(ends)
 
@@ -344,11 +349,12 @@ class Multi:
     def _end_mixed_up(self, easy: Easy) -> bool:
         """End all transfers on one connection of HTTP/1.1: their answers cannot be told apart.
 
-        easy: the one that has just ended. Returns whether there are others; alone it is left alone.
+        easy: the one that has just ended. Returns whether there are others, or were some before
+        that were stopped: alone from the beginning it is left alone.
         """
         ends = ends_used_by(easy.curl)
         others = [e for curl, e in self._busy.items() if ends_used_by(curl) == ends]
-        if not others:
+        if not others and ends not in self._owing:
             return False
         self._sockets.shut_down(ends)
         for each in (easy, *others):
