@@ -3652,7 +3652,7 @@ begin
 end
 $$;
 comment on function pgnet.wake_due_requests() is
-    'Makes ready what has waited for its time, 1,000 requests at most.';
+    'Makes requests ready whose time has come, 1,000 at most.';
 
 -- Many of the requests that were lost twice may be innocent: ten of them are attempted together. A
 -- request that is lost once more is attempted alone.
@@ -3849,7 +3849,7 @@ begin
             select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
-                raise; -- not the row's fault: the worker comes again
+                raise; -- not the row's fault: the worker claims again
             end if;
             return query
             select * from pgnet.read_claimed(
@@ -3925,7 +3925,7 @@ begin
             return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
-                raise; -- not a row's fault: the worker comes again
+                raise; -- not a row's fault: the worker claims again
             end if;
             return query select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         end;
@@ -4069,8 +4069,9 @@ comment on function pgnet.store_outcomes(json, integer) is
 create function pgnet.record_outcomes(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
     -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
-    -- retry_in in seconds, is no end: the request waits for another attempt. put_aside: it comes
-    -- for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
+    -- retry_in in seconds, does not end the request, which waits for another attempt. put_aside:
+    -- the outcome comes for the second time, and is kept in pgnet.unrecorded where it cannot be
+    -- recorded now
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -4087,8 +4088,8 @@ $$;
 comment on function pgnet.record_outcomes(json) is
     'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to '
     'the row at fault, which is recorded without content, with its status and a word about the '
-    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a '
-    'lock, for the worker to come again.';
+    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids of outcomes that are '
+    'deferred by a lock: the worker records them later.';
 
 create function pgnet.store_or_halve(outcomes json)
     -- as pgnet.record_outcomes
@@ -4477,7 +4478,7 @@ create function pgnet.act_on_marks()
     set lock_timeout = '20ms'
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     -- At most so many marks of each role: roles take turns, however many marks one role makes.
     most integer := 1000;
@@ -4751,7 +4752,7 @@ create function pgnet.rescue_requests()
     set lock_timeout = '500ms'
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
     -- A worker that is well says so at each heartbeat, which is every second where there are
@@ -4823,7 +4824,7 @@ create function pgnet.mend_clocks()
     set jit = off
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     path text;
 begin
@@ -5270,13 +5271,13 @@ comment on function pgnet.next_poll(bigint, bigint[], boolean) is
 create function pgnet.heartbeat(
     -- the worker that calls; NULL: a session that is not registered as one
     worker_id bigint,
-    -- the requests that it has in flight or has outcomes of; NULL: it does not say
+    -- the requests that the worker has in flight or has outcomes of; NULL: not known
     owned bigint[] default null
 )
-    -- settings, egress, hosts and retry policies; revision: of all four; generation: what workers
-    -- are to be of; mode; quarantined: whether requests wait to be attempted alone; dropped: what
-    -- of owned is not the worker's any more; faults: duties that fail; and next_poll: after how
-    -- many seconds to come again
+    -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
+    -- another one restart; mode; quarantined: whether requests wait in quarantine; dropped: ids of
+    -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
+    -- seconds to call again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -5326,7 +5327,7 @@ $$;
 comment on function pgnet.heartbeat(bigint, bigint[]) is
     'A worker says which requests it owns, and does the duties of all workers: it rescues, acts on '
     'marks, expires. It gets the requests that are no longer its own, the settings, the egress '
-    'rules, and when to come again. Raises 08003 for a worker that is not registered, 55000 where '
+    'rules, and when to call again. Raises 08003 for a worker that is not registered, 55000 where '
     'its session has changed.';
 
 -- ======== extension/60_outcome.sql ========
@@ -6780,7 +6781,7 @@ begin
     return query select 'definer functions', altered is null,
         concat_ws('; ',
             'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
-            'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
+            'a role that may execute these sends requests as their owner, who may use secrets: ' || lent,
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
 end

@@ -199,7 +199,7 @@ begin
 end
 $$;
 comment on function pgnet.wake_due_requests() is
-    'Makes ready what has waited for its time, 1,000 requests at most.';
+    'Makes requests ready whose time has come, 1,000 at most.';
 
 -- Many of the requests that were lost twice may be innocent: ten of them are attempted together. A
 -- request that is lost once more is attempted alone.
@@ -396,7 +396,7 @@ begin
             select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
-                raise; -- not the row's fault: the worker comes again
+                raise; -- not the row's fault: the worker claims again
             end if;
             return query
             select * from pgnet.read_claimed(
@@ -472,7 +472,7 @@ begin
             return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
-                raise; -- not a row's fault: the worker comes again
+                raise; -- not a row's fault: the worker claims again
             end if;
             return query select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
         end;

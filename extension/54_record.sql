@@ -123,8 +123,9 @@ comment on function pgnet.store_outcomes(json, integer) is
 create function pgnet.record_outcomes(
     -- an array of objects: id, token, state, and the columns of net._http_response that the outcome
     -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
-    -- retry_in in seconds, is no end: the request waits for another attempt. put_aside: it comes
-    -- for the second time, and is kept in pgnet.unrecorded where it cannot be recorded now
+    -- retry_in in seconds, does not end the request, which waits for another attempt. put_aside:
+    -- the outcome comes for the second time, and is kept in pgnet.unrecorded where it cannot be
+    -- recorded now
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -141,8 +142,8 @@ $$;
 comment on function pgnet.record_outcomes(json) is
     'Records outcomes, fenced by the tokens of their claims. A batch that fails is halved down to '
     'the row at fault, which is recorded without content, with its status and a word about the '
-    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids that are held up by a '
-    'lock, for the worker to come again.';
+    'fault, or where that fails too kept in pgnet.unrecorded. Gives the ids of outcomes that are '
+    'deferred by a lock: the worker records them later.';
 
 create function pgnet.store_or_halve(outcomes json)
     -- as pgnet.record_outcomes

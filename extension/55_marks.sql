@@ -181,7 +181,7 @@ create function pgnet.act_on_marks()
     set lock_timeout = '20ms'
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     -- At most so many marks of each role: roles take turns, however many marks one role makes.
     most integer := 1000;

@@ -197,7 +197,7 @@ create function pgnet.rescue_requests()
     set lock_timeout = '500ms'
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     rescue_after interval := pgnet.setting_value('rescue_after');
     -- A worker that is well says so at each heartbeat, which is every second where there are
@@ -269,7 +269,7 @@ create function pgnet.mend_clocks()
     set jit = off
 as $$
 declare
-    -- In a variable: an index is of no use to what may change from row to row.
+    -- A variable, since an index is not used for a value that may change from row to row.
     present timestamptz := clock_timestamp();
     path text;
 begin

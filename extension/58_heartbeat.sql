@@ -135,13 +135,13 @@ comment on function pgnet.next_poll(bigint, bigint[], boolean) is
 create function pgnet.heartbeat(
     -- the worker that calls; NULL: a session that is not registered as one
     worker_id bigint,
-    -- the requests that it has in flight or has outcomes of; NULL: it does not say
+    -- the requests that the worker has in flight or has outcomes of; NULL: not known
     owned bigint[] default null
 )
-    -- settings, egress, hosts and retry policies; revision: of all four; generation: what workers
-    -- are to be of; mode; quarantined: whether requests wait to be attempted alone; dropped: what
-    -- of owned is not the worker's any more; faults: duties that fail; and next_poll: after how
-    -- many seconds to come again
+    -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
+    -- another one restart; mode; quarantined: whether requests wait in quarantine; dropped: ids of
+    -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
+    -- seconds to call again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -191,5 +191,5 @@ $$;
 comment on function pgnet.heartbeat(bigint, bigint[]) is
     'A worker says which requests it owns, and does the duties of all workers: it rescues, acts on '
     'marks, expires. It gets the requests that are no longer its own, the settings, the egress '
-    'rules, and when to come again. Raises 08003 for a worker that is not registered, 55000 where '
+    'rules, and when to call again. Raises 08003 for a worker that is not registered, 55000 where '
     'its session has changed.';

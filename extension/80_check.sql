@@ -380,7 +380,7 @@ begin
     return query select 'definer functions', altered is null,
         concat_ws('; ',
             'altered to SECURITY DEFINER, so that every request is the owner''s: ' || altered,
-            'whoever may execute these sends requests as their owner, who may use secrets: ' || lent,
+            'a role that may execute these sends requests as their owner, who may use secrets: ' || lent,
             case when coalesce(altered, lent) is null then 'every request is that of the role that makes it' end),
         cures;
 end

@@ -33,7 +33,7 @@ def check(
     timeout_milliseconds: int | None,
     options: str | None,
 ) -> str | None:
-    """Behind pgnet.check_request: the URL as it is stored, None where ``inspect`` decides."""
+    """For pgnet.check_request: the URL as it is stored, None where ``inspect`` decides."""
     if commit_hook.registered():
         commit_hook.arm("wake")
     else:
@@ -53,7 +53,7 @@ def inspect(
     timeout_milliseconds: int | None,
     options: str | None,
 ) -> tuple[str | None, list[str], str | None, str | None, str | None]:
-    """Behind pgnet.inspect_request: URL and secrets; or None, and message, hint and SQLSTATE."""
+    """For pgnet.inspect_request: URL and secrets; or None, and message, hint and SQLSTATE."""
     secrets: list[str] = []
     try:
         complete = check_request(
@@ -65,7 +65,7 @@ def inspect(
 
 
 def form(text: str | None) -> tuple[str | None, str | None, str | None, str | None]:
-    """Behind pgnet.inspect_form: the encoded form; or None, and message, hint and SQLSTATE."""
+    """For pgnet.inspect_form: the encoded form; or None, and message, hint and SQLSTATE."""
     try:
         return encode_form(text), None, None, None
     except InvalidRequest as error:
@@ -75,7 +75,7 @@ def form(text: str | None) -> tuple[str | None, str | None, str | None, str | No
 def multipart(
     parts: str | None, files: list[bytes | None] | None
 ) -> tuple[str | None, bytes | None, str | None, str | None, str | None]:
-    """Behind pgnet.inspect_multipart: type and body; or None, and message, hint and SQLSTATE."""
+    """For pgnet.inspect_multipart: type and body; or None, and message, hint and SQLSTATE."""
     from pgnet.request.multipart import encode
 
     try:
@@ -85,7 +85,7 @@ def multipart(
 
 
 def secret_covers(url_prefix: str | None, url: str | None) -> bool:
-    """Behind pgnet.secret_covers: whether a secret with this prefix may go to a URL as stored."""
+    """For pgnet.secret_covers: whether a secret with this prefix may go to a URL as stored."""
     from pgnet.request.prefix import covers
 
     return url is not None and covers(url_prefix, url)
@@ -94,7 +94,7 @@ def secret_covers(url_prefix: str | None, url: str | None) -> bool:
 def secret_check(
     name: str, value: str | None, url_prefix: str | None
 ) -> tuple[str | None, str | None, str | None]:
-    """Behind pgnet.inspect_secret: the prefix as it is stored; or None, and message and hint."""
+    """For pgnet.inspect_secret: the prefix as it is stored; or None, and message and hint."""
     from pgnet.request.prefix import canonical_prefix
     from pgnet.secret.value import check_value
 
@@ -108,14 +108,14 @@ def secret_check(
 
 
 def urlencode_string(string: str) -> str | None:
-    """Behind net._urlencode_string."""
+    """For net._urlencode_string."""
     return urlencode(string)
 
 
 def append_to_query(
     url: str, params_array: list[str | None]
 ) -> tuple[str | None, str | None, str | None, str | None]:
-    """Behind pgnet.append_to_query: the URL; or None, and message, hint and SQLSTATE."""
+    """For pgnet.append_to_query: the URL; or None, and message, hint and SQLSTATE."""
     try:
         return encode_url_with_params_array(url, params_array), None, None, None
     except InvalidRequest as error:
@@ -123,7 +123,7 @@ def append_to_query(
 
 
 def arm(plpy: Plpy, signal: str) -> str | None:
-    """Behind pgnet.arm_wake_up and net.wake: signal workers at the commit; or why not."""
+    """For pgnet.arm_wake_up and net.wake: signal workers at the commit; or why not."""
     if not commit_hook.registered() and _polls(plpy):
         return _POLLS
     return commit_hook.arm(signal)
@@ -135,17 +135,17 @@ def _polls(plpy: Plpy) -> bool:
 
 
 def wake_up_fault(plpy: Plpy) -> str | None:
-    """Behind pgnet.wake_up_fault: why a commit cannot wake a worker here; None where it can."""
+    """For pgnet.wake_up_fault: why a commit cannot wake a worker here; None where it can."""
     return _POLLS if _polls(plpy) else commit_hook.register()
 
 
 def wake_next(slot: int | None) -> None:
-    """Behind pgnet.wake_next_worker: wake the worker in the next slot behind this one."""
+    """For pgnet.wake_next_worker: wake the worker in the next slot behind this one."""
     wake_up.Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
 
 
 def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
-    """Behind pgnet.wait_for_signals: what signals came within ``timeout`` seconds, and the slot."""
+    """For pgnet.wait_for_signals: what signals came within ``timeout`` seconds, and the slot."""
     from pgnet.server import waiting
 
     plpy.commit()  # lets go of the snapshot of the CALL
@@ -165,7 +165,7 @@ def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
 
 
 def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
-    """Behind pgnet.serve: work until the time is over or, if told so, nothing is due.
+    """For pgnet.serve: work until the time is over or, if told so, nothing is due.
 
     max_runtime is an interval as text, None for no limit. Returns whether the call stands in a
     transaction block, where nothing can be done.
@@ -178,7 +178,7 @@ def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
 def python_check(
     plpy: Plpy,
 ) -> tuple[str, str, str, str, str | None, str | None]:
-    """Behind pgnet.inspect_python: versions and paths, what is missing, CA bundle, wake-up."""
+    """For pgnet.inspect_python: versions and paths, what is missing, CA bundle, wake-up."""
     from importlib.util import find_spec
 
     missing = [name for name in ("gevent", "requests", "pycurl") if find_spec(name) is None]

@@ -292,7 +292,7 @@ def test_an_end_that_comes_while_the_request_is_sent(
     body: bytes | None,
 ) -> None:
     """libcurl sees it in the same call, and has other connections at hand to repeat it over."""
-    listen = RepeatWatch._on_said
+    listen = RepeatWatch._on_message
 
     def slowly(watch: RepeatWatch, kind: int, text: bytes) -> None:
         listen(watch, kind, text)
@@ -300,7 +300,7 @@ def test_an_end_that_comes_while_the_request_is_sent(
             # the request is out, and nothing of the answer is read
             time.sleep(0.1)
 
-    monkeypatch.setattr(RepeatWatch, "_on_said", slowly)
+    monkeypatch.setattr(RepeatWatch, "_on_message", slowly)
     ended = [client.begin(server.url + "/delay/0.2")[1] for _ in range(3)]
     assert [result.get(timeout=10).status_code for result in ended] == [200] * 3
     server.reset()

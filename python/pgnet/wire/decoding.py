@@ -178,7 +178,7 @@ def _inflate(inflater: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _salvage(inflater: Any, data: bytes) -> Iterator[bytes]:
-    """Yield what the bytes before a fault give: the call that meets it gives nothing."""
+    """Yield what the bytes before a fault decode to: the call that meets it gives nothing."""
     while data and not inflater.eof:
         part = data[: (len(data) + 1) // 2]
         before = inflater.copy()

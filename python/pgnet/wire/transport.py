@@ -271,7 +271,7 @@ class Transport:
         )
 
     def _repeat(self, transfer: Transfer, failure: Failure) -> bool:
-        """Send an idempotent request again, once, whose kept connection ended; whether it is.
+        """Send an idempotent request again, once, if its kept connection ended; returns whether.
 
         Servers end kept connections just when the next request comes. libcurl itself then repeats
         the request, but not over TLS, and it counts the repeats of all transfers of a handle.

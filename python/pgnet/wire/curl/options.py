@@ -49,7 +49,7 @@ class Options:
         # The method, and the method of libcurl's own that it is set as a variant of.
         self._method: str | None = None
         self._mode: str | None = None
-        # Milliseconds in all, and to connect.
+        # The milliseconds that a request has in all, and to connect.
         self._timeouts = (0, 0)
         self.peer: tuple[int, str] | None = None
         self.shares = False

@@ -34,7 +34,7 @@ from pgnet.wire.wire_error import Code, WireError
 _REPEATS = b"Connection died, "
 # What libcurl says of HTTP/2, from 7.88 to 8.23: the stream of a request; the last stream that the
 # server will process; that it has refused one; and why a stream or the connection has failed.
-_find_said = re.compile(
+_find_event = re.compile(
     rb"(?:Using Stream ID: |\[HTTP/2\] \[)(?P<stream>[0-9]+)(?: \(|\] OPENED )"
     rb"|rec\w*ved GOAWAY, error=[0-9]+, last_stream=(?P<goaway>[0-9]+)"
     rb"|HTTP/2 stream [0-9]+ (?P<refused>refused) by server"
@@ -85,7 +85,7 @@ class RepeatWatch:
         # Whether libcurl tells how far the request is, and in which of its turns it did so last.
         self._has_progress = False
         self._progressed = 0
-        curl.setopt(pycurl.DEBUGFUNCTION, self._on_said)
+        curl.setopt(pycurl.DEBUGFUNCTION, self._on_message)
         curl.setopt(pycurl.XFERINFOFUNCTION, self._on_progress)
         if not repeats.reuse:
             curl.setopt(pycurl.FRESH_CONNECT, 1)
@@ -159,8 +159,8 @@ class RepeatWatch:
         code = Code.GOT_NOTHING
         self.fault = WireError(code.words, possibly_sent=True, code=code)
 
-    def _on_said(self, kind: int, text: bytes) -> None:
-        """CURLOPT_DEBUGFUNCTION: libcurl says what it does."""
+    def _on_message(self, kind: int, text: bytes) -> None:
+        """CURLOPT_DEBUGFUNCTION: a message of libcurl's about what it does."""
         if kind or text[:3] not in _BEGINNINGS:
             # CURLINFO_TEXT is 0.
             return
@@ -173,7 +173,7 @@ class RepeatWatch:
             else:
                 self.stream = 0
             return
-        found = _find_said(text)
+        found = _find_event(text)
         if found is None:
             return
         if found["stream"] is not None:
