@@ -8,8 +8,9 @@ PGNET_VERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" pgnet.contr
 SCRIPT := pgnet--$(PGNET_VERSION).sql
 PARTS := $(sort $(wildcard extension/[0-9]*.sql))
 
-# The server's own pg_config; empty where no server is installed yet, and then only help, deps, demo and test work.
-# Found anew by the make that runs after the dependencies are there: an empty value is handed down like any other.
+# The server's own pg_config; empty where no server is installed yet, and then only help, deps, demo
+# and test work. Found anew by the make that runs after the dependencies are there: an empty value
+# is handed down like any other.
 ifeq ($(strip $(PG_CONFIG)),)
 PG_CONFIG := $(shell tools/find-pg-config)
 endif
@@ -135,11 +136,13 @@ clean-here:
 
 SHELL_SCRIPTS = $(shell grep -lE -d skip '^\#!/bin/(ba)?sh' tools/* .ci/run)
 
-# The time stamp of a part says nothing after a checkout: the script is only written when its content changes.
+# The time stamp of a part says nothing after a checkout: the script is only written when its
+# content changes.
 $(SCRIPT): $(PARTS) tools/join
 	@tools/join $(PARTS) > $@.new && if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
-# Built beside its place and moved there, so that a session that starts meanwhile finds the package whole.
+# Built beside its place and moved there, so that a session that starts meanwhile finds the package
+# whole.
 install-package: need-python
 	@set -e; umask 022; new=$(site)/.pgnet-new; old=$(site)/.pgnet-old; \
 	rm -rf $$new $$old; \
@@ -192,8 +195,8 @@ run-regress: need-python
 	@$(CLUSTER) --bare $(MAKE) --no-print-directory --silent installcheck || \
 	  { cat build/regress/regression.diffs 2>/dev/null; exit 1; }
 
-# Sessions step by step against each other, in a throwaway cluster that can prepare transactions; its environment names it.
-# make run-isolation SPECS=cancel-record runs one.
+# Sessions step by step against each other, in a throwaway cluster that can prepare transactions;
+# its environment names it. make run-isolation SPECS=cancel-record runs one.
 run-isolation: need-python build/isolation
 	@$(CLUSTER) --option max_prepared_transactions=10 $(MAKE) --no-print-directory isolation-specs SPECS="$(SPECS)" || \
 	  { cat build/isolation/regression.diffs 2>/dev/null; exit 1; }

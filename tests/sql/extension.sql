@@ -1,4 +1,4 @@
--- Installing: what is required, what is said, what is there.
+-- CREATE EXTENSION: its requirements, its notices, its members.
 \set VERBOSITY default
 create extension pgnet;
 create extension pgnet cascade;
@@ -10,7 +10,8 @@ from pg_extension join pg_namespace n on n.oid = extnamespace
 where extname = 'pgnet';
 
 \pset format unaligned
--- The members of the extension. The types of rows and of arrays are members since PostgreSQL 17, and are left out.
+-- The members of the extension. The types of rows and of arrays are members since PostgreSQL 17,
+-- and are left out.
 -- Since then the identity of a function names the type json without its schema.
 create temporary view members as
 select i.type, regexp_replace(i.identity, 'pg_catalog\.json\M', 'json', 'g') collate "C" as identity,
@@ -29,7 +30,7 @@ select type, identity from members order by type collate "C", identity;
 -- Every member has a comment, but for the sequences of columns.
 select type, identity from members where comment is null and type <> 'sequence' order by 1, 2;
 
--- So has every column of what a user reads.
+-- Every column of the tables and views that users read has a comment, too.
 select attrelid::regclass, attname
 from pg_attribute
 where attrelid in ('net.http_request_queue'::regclass, 'net._http_response'::regclass)

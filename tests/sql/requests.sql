@@ -12,7 +12,7 @@ from net.http_request_queue order by id;
 
 select id, state, method, url, attempts, age >= '0' as has_age from net.requests where id < 3 order by id;
 
--- What cannot be sent fails in the call.
+-- A request that cannot be sent fails in the call.
 \set VERBOSITY default
 select net.http_get(null);
 \echo :LAST_ERROR_SQLSTATE

@@ -1,4 +1,5 @@
--- What users of pg_net rely on to the letter: names, order and types of arguments, results, columns.
+-- Users of pg_net rely on these to the letter: names, order and types of arguments, results,
+-- columns.
 select p.proname, pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result
 from pg_proc p
 where p.pronamespace = 'net'::regnamespace
@@ -8,7 +9,7 @@ where p.pronamespace = 'net'::regnamespace
         '_encode_url_with_params_array')
 order by p.proname collate "C" \gx
 
--- What goes beyond.
+-- The functions that pg_net does not have.
 select p.proname, pg_get_function_arguments(p.oid) as arguments, pg_get_function_result(p.oid) as result
 from pg_proc p
 where p.pronamespace = 'net'::regnamespace
@@ -32,18 +33,19 @@ from (
 ) o (name)
 group by name having count(*) > 1;
 
--- What inserts cannot run in a parallel worker, and a NULL url is an error: neither PARALLEL SAFE nor STRICT.
+-- A function that inserts cannot run in a parallel worker, and a NULL url is an error: neither
+-- PARALLEL SAFE nor STRICT.
 select proname, provolatile, proparallel, proisstrict, prosecdef
 from pg_proc
 where pronamespace = any ('{net,pgnet}'::regnamespace[])
     and proname in ('http_get', 'http_post', 'http_delete', 'fetch', 'check_request', 'wake', 'cancel')
 order by proname collate "C";
 
--- Nothing that writes, waits or runs Python against the server is said to be safe in a parallel worker.
+-- No function that writes, waits or runs Python against the server is labelled PARALLEL SAFE.
 select oid::regprocedure from pg_proc
 where pronamespace = any ('{net,pgnet}'::regnamespace[]) and provolatile = 'v' and proparallel <> 'u';
 
--- What runs with the owner's rights has a path of its own, which ends in pg_temp.
+-- A function with the owner's rights has a search_path of its own, which ends in pg_temp.
 select oid::regprocedure from pg_proc
 where pronamespace = any ('{net,pgnet}'::regnamespace[]) and prosecdef
     and not coalesce('search_path=pg_catalog, pg_temp' = any (proconfig), false);
