@@ -124,6 +124,8 @@ KINDS = (
 def check(evidence: Evidence) -> list[Violation]:
     """Every violation there is; none is what a good run gives."""
     found: list[Violation] = []
+    if not evidence.sent:
+        found.append(Violation("finding", "once", "no request was committed: nothing is shown"))
     for examine in (
         _committed_and_outcome,
         _phantoms,

@@ -255,6 +255,14 @@ def find(run: Evidence) -> None:
     run.findings.append("a worker ended by itself")
 
 
+def commit_nothing(run: Evidence) -> None:
+    for what in (run.sent, run.sightings, run.responses, run.operations, run.attempts):
+        what.clear()
+    run.failed.clear()
+    run.cancelled.clear()
+    run.acknowledged.clear()
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -299,6 +307,7 @@ def find(run: Evidence) -> None:
         (keep_a_rollback, "database"),
         (send_twice_in_a_calm, "double outcome"),
         (find, "finding"),
+        (commit_nothing, "finding"),
     ],
 )
 def test_the_checker_finds(fault: Callable[[Evidence], None], kind: str) -> None:
