@@ -1363,7 +1363,7 @@ begin
         end if;
         raise warning using
             message = format('the certificate of "%s" is not checked any more', host_pattern),
-            detail = 'Whoever stands between can read and change all that is sent there, secrets too.',
+            detail = 'Anybody between the worker and the server can read and change all that is sent, secrets too.',
             hint = 'Better: give the authority that signed it as "ca".';
     end if;
     if merged = '{}' then
@@ -1620,7 +1620,7 @@ begin
     if exists (select from pgnet.built_in_retry_policies() b where b.name = configure_retry.name) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('retry policy "%s" is built in: it cannot be changed', name),
-            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
+            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). A setting that it leaves out is that of safe.';
     end if;
     if settings is null or settings = 'null' then
         delete from pgnet.retry_policy p where p.name = configure_retry.name;
@@ -2469,7 +2469,7 @@ begin
     if subscriptions is not null then
         raise warning using
             message = format('the subscription %s still brings requests', subscriptions),
-            detail = 'What it brings from now on is not sent here.',
+            detail = 'Requests that it brings from now on are not sent here.',
             hint = 'Drop it, or disable it, and adopt the database again.';
     end if;
 
@@ -3253,7 +3253,7 @@ begin
     raise exception using
         errcode = 'lock_not_available',
         message = 'the tables of pgnet are locked again and again',
-        hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace in (''net''::regnamespace, ''pgnet''::regnamespace)).';
+        hint = 'The locks: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace in (''net''::regnamespace, ''pgnet''::regnamespace)).';
 end
 $$;
 comment on function pgnet.lock_tables(bigint) is
@@ -4899,7 +4899,7 @@ begin
         -- An id stands there once for each attempt of the request.
         and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
     then
-        raise exception 'a trigger or a rule keeps it';
+        raise exception 'a trigger or a rule keeps the row';
     end if;
 end
 $$;
@@ -5206,7 +5206,7 @@ begin
             where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (owned) for update skip locked));
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
-            'The worker lost track of it.', 'lost');
+            'The worker lost track of the request.', 'lost');
         -- Claims whose requests were deleted meanwhile.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
@@ -5887,7 +5887,7 @@ begin
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
-            hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
+            hint = 'If it was not received, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
     -- Of several sessions that retry the request, the one whose mark comes first does so. The
     -- request is read after that: it may be gone.
@@ -5897,7 +5897,7 @@ begin
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
-            hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+            hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
     end if;
     key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
         else request.idempotency_key end;
@@ -6138,7 +6138,7 @@ begin
     for routine in select r from pgnet.worker_routines() r loop
         execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
-    raise notice using message = format('role "%s" may run no workers in this database', role);
+    raise notice using message = format('role "%s" may not run workers in this database any more', role);
 end
 $$;
 comment on function net.revoke_worker(text) is
@@ -6655,7 +6655,7 @@ begin
             when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
-            when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+            when pgnet.mode_in_force() <> 'on' then 'This mode is meant for a clone. To send requests, remove the settings that are named here: the safest of them counts.' end;
 end
 $$;
 comment on function pgnet.check_database() is
@@ -6957,7 +6957,7 @@ begin
                 errcode = 'insufficient_privilege',
                 message = format('role "%s" may not attach a %s to %s', current_user, made.kind, made.relation::regclass),
                 detail = 'It would run code in the sessions of all who send requests, and in those of workers.',
-                hint = format('The owner of pgnet may. Take back what was granted: revoke trigger, references on %s from %I;',
+                hint = format('Only the owner of pgnet may. Take back the grant: revoke trigger, references on %s from %I;',
                     made.relation::regclass, current_user);
         end if;
     end loop;

@@ -177,7 +177,7 @@ begin
         end if;
         raise warning using
             message = format('the certificate of "%s" is not checked any more', host_pattern),
-            detail = 'Whoever stands between can read and change all that is sent there, secrets too.',
+            detail = 'Anybody between the worker and the server can read and change all that is sent, secrets too.',
             hint = 'Better: give the authority that signed it as "ca".';
     end if;
     if merged = '{}' then

@@ -215,7 +215,7 @@ begin
     if exists (select from pgnet.built_in_retry_policies() b where b.name = configure_retry.name) then
         raise exception using errcode = 'invalid_parameter_value',
             message = format('retry policy "%s" is built in: it cannot be changed', name),
-            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). What it leaves out is as in safe.';
+            hint = 'Make one of your own: select net.configure_retry(''mine'', ''{"max_attempts": 3}''). A setting that it leaves out is that of safe.';
     end if;
     if settings is null or settings = 'null' then
         delete from pgnet.retry_policy p where p.name = configure_retry.name;

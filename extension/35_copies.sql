@@ -305,7 +305,7 @@ begin
     if subscriptions is not null then
         raise warning using
             message = format('the subscription %s still brings requests', subscriptions),
-            detail = 'What it brings from now on is not sent here.',
+            detail = 'Requests that it brings from now on are not sent here.',
             hint = 'Drop it, or disable it, and adopt the database again.';
     end if;
 

@@ -95,7 +95,7 @@ begin
     raise exception using
         errcode = 'lock_not_available',
         message = 'the tables of pgnet are locked again and again',
-        hint = 'Who holds a lock: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace in (''net''::regnamespace, ''pgnet''::regnamespace)).';
+        hint = 'The locks: select * from pg_locks l where l.relation in (select c.oid from pg_class c where c.relnamespace in (''net''::regnamespace, ''pgnet''::regnamespace)).';
 end
 $$;
 comment on function pgnet.lock_tables(bigint) is

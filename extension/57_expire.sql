@@ -47,7 +47,7 @@ begin
         -- An id stands there once for each attempt of the request.
         and (kind <> 'attempts' or exists (select from pgnet.attempt a where a.request_id = any (ids) and a.ended < before))
     then
-        raise exception 'a trigger or a rule keeps it';
+        raise exception 'a trigger or a rule keeps the row';
     end if;
 end
 $$;

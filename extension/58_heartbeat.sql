@@ -70,7 +70,7 @@ begin
             where o.worker = worker_id and o.deadline < clock_timestamp() and o.id = any (owned) for update skip locked));
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
-            'The worker lost track of it.', 'lost');
+            'The worker lost track of the request.', 'lost');
         -- Claims whose requests were deleted meanwhile.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o

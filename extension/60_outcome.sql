@@ -553,7 +553,7 @@ begin
         raise exception using
             errcode = 'object_not_in_prerequisite_state',
             message = format('whether request %s was received is unknown, and it was to be sent once at most', id),
-            hint = 'Where you know that it was not, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
+            hint = 'If it was not received, or may be sent twice: select net.retry(id, even_unknown => true). To leave such requests out: where state = ''failed''.';
     end if;
     -- Of several sessions that retry the request, the one whose mark comes first does so. The
     -- request is read after that: it may be gone.
@@ -563,7 +563,7 @@ begin
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
-            hint = 'net.failures shows those that can be: what is in flight, has succeeded, was sent again already, is older than the setting ttl_failed or another role''s is not among them.';
+            hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
     end if;
     key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
         else request.idempotency_key end;

@@ -157,7 +157,7 @@ begin
     for routine in select r from pgnet.worker_routines() r loop
         execute format('revoke execute on routine %s from %s', routine, grantee);
     end loop;
-    raise notice using message = format('role "%s" may run no workers in this database', role);
+    raise notice using message = format('role "%s" may not run workers in this database any more', role);
 end
 $$;
 comment on function net.revoke_worker(text) is

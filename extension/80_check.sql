@@ -254,7 +254,7 @@ begin
             when 'record' then 'nothing is sent, requests are recorded and end: ' || modes
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
-            when pgnet.mode_in_force() <> 'on' then 'Meant for a clone. Where requests are to be sent, take back what says otherwise: the safest one counts.' end;
+            when pgnet.mode_in_force() <> 'on' then 'This mode is meant for a clone. To send requests, remove the settings that are named here: the safest of them counts.' end;
 end
 $$;
 comment on function pgnet.check_database() is

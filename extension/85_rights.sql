@@ -44,7 +44,7 @@ begin
                 errcode = 'insufficient_privilege',
                 message = format('role "%s" may not attach a %s to %s', current_user, made.kind, made.relation::regclass),
                 detail = 'It would run code in the sessions of all who send requests, and in those of workers.',
-                hint = format('The owner of pgnet may. Take back what was granted: revoke trigger, references on %s from %I;',
+                hint = format('Only the owner of pgnet may. Take back the grant: revoke trigger, references on %s from %I;',
                     made.relation::regclass, current_user);
         end if;
     end loop;

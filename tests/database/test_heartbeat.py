@@ -72,7 +72,7 @@ KEEPERS = {
         KEEP + "create trigger refuse before delete on {table}"
         " for each row when (old.id = 1) execute function public.keep()",
         "drop trigger refuse on {table}",
-        "a trigger or a rule keeps it",
+        "a trigger or a rule keeps the row",
         "disable trigger refuse",
     ),
 }

@@ -42,7 +42,7 @@ def test_what_was_done_is_said(fresh_database: Database) -> None:
             "net.grant_secret('k', 'told')": r'role "told" may use secret "k"',
             "net.revoke_secret('k', 'told')": r'secret "k" is not granted to role "told"',
             "net.grant_worker('told')": r'role "told" may run workers in this database',
-            "net.revoke_worker('told')": r'role "told" may run no workers',
+            "net.revoke_worker('told')": r'role "told" may not run workers',
             "net.drop_secret('k')": r'secret "k" is dropped',
             "net.configure_host('a.example', '{\"retry\": \"safe\"}')": r"configured: retry",
             "net.configure_host('a.example', null)": r"nothing is configured .* any more",

@@ -63,7 +63,7 @@ _REMEDIES = {
     " when there is room again",
     "53200": "The database server is out of memory. Nothing is lost; a lower batch_size needs less:"
     " select net.configure('batch_size', '50')",
-    "42501": "Has its right been taken away? As the owner of the extension:"
+    "42501": "Has the role lost a right? As the owner of the extension:"
     " select net.grant_worker('NAME_OF_THE_ROLE')",
     "55P03": "Another session holds a lock. Which one: select pid, pg_blocking_pids(pid), query"
     " from pg_stat_activity where wait_event_type = 'Lock' or state = 'idle in transaction'",

@@ -304,8 +304,8 @@ class Worker:
         began = time.monotonic()
         overdue = [flight for flight in self._flights if began > flight.deadline + _OVERDUE]
         for flight in overdue:
-            log.error("request %s: no end, long after its time", flight.claim.id)
-        self._give_up(overdue, "The worker lost track of it.")
+            log.error("request %s has not ended, long after its deadline", flight.claim.id)
+        self._give_up(overdue, "The worker lost track of the request.")
         state = self._outbox.heartbeat(self._owned() + [claim.id for claim in claims])
         dropped = frozenset(state.dropped)
         self._drop(dropped)
