@@ -570,7 +570,7 @@ def main() -> int:
         print("mutants: this needs root: it mounts copies over what is installed", file=sys.stderr)
         return 2
     chosen = [known[name] for name in options.names] or list(MUTANTS)
-    # Those that do not apply any more are said at once.
+    # Mutants that do not apply any more are named at once.
     tree = copy_tree("as-it-is")
     for mutant in chosen:
         for edit in mutant.edits:

@@ -237,7 +237,7 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
             yield f"failed, as if never sent ({response.error_msg}); yet it was seen"
         return
     if response.error_msg is not None:
-        # Its status came, and only a part of the body: the beginning of what the witness sent.
+        # The answer has its status and a part of its body: the beginning of what the witness sent.
         yield from _faults_of_a_part(request, response, seen)
         return
     try:

@@ -16,7 +16,7 @@ _OURS = re.compile(
 )
 _FRAME = re.compile(r"^#\d+ .*", re.MULTILINE)
 _NAMED = re.compile(r"^#\d+ .*?\b(?!\?\?)\w+ \(", re.MULTILINE)
-# Without what is shared: shared_buffers would fill the disk.
+# Cores leave out shared memory: shared_buffers would fill the disk.
 _COREDUMP_FILTER = "0x31"
 _FRAMES = 40
 # Seconds after which a core that does not grow any more is whole.

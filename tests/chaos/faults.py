@@ -339,7 +339,7 @@ class Faults:
             if kind.name in self.left_out:
                 continue
             rate = kind.rate * (_CALM if run.calm else 1)
-            # Each kind at least once, however short it is.
+            # The run has each kind at least once, however short it is.
             for number in range(max(1, round(rate * seconds / 600))):
                 at = choose.uniform(0.02, 0.98) * seconds
                 self._plan.append((at, kind, random.Random(f"{seed}/{kind.name}/{number}")))

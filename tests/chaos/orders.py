@@ -38,7 +38,7 @@ def draw(key: str, choose: random.Random) -> Order:
     [retry] = choose.choices(list(_RETRY), list(_RETRY.values()))
     max_attempts = None
     if retry == "webhook":
-        # Its third attempt comes after 20 s at the latest; the next ones would after minutes.
+        # The third attempt comes after 20 s at the latest; later ones would come after minutes.
         max_attempts = choose.randint(1, 3)
     elif retry is not None:
         max_attempts = choose.choice([None, None, 2, 6])

@@ -49,7 +49,7 @@ class Run:
         self._stack = contextlib.ExitStack()
         disk = os.environ.get(_MOUNTS) == "own"
         self.link: Link | None = None
-        # Nobody else may, and in some chroots not even root.
+        # Only root may make a link, and in some chroots not even root.
         with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):
             self.link = Link()
             self._stack.callback(self.link.close)

@@ -161,7 +161,7 @@ class SmallDisk(Cluster):
         if not full:
             self._mount("-o", f"remount,size={_DISK_MB << 20}")
             return
-        # It goes on being written to: what was just looked up may be too small already.
+        # The disk goes on being written to: the size just looked up may be too small already.
         for margin in range(1000):
             space = os.statvfs(self.data)
             if self._resize((space.f_blocks - space.f_bfree + margin) * space.f_frsize):

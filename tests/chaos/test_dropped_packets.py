@@ -15,7 +15,7 @@ from chaos.workers import ProcessWorker
 from servers import httpd
 from servers.waiting import wait_until
 
-# What both sides set: 10 s of silence, then three questions 5 s apart.
+# Both sides set these: 10 s of silence, then three questions 5 s apart.
 KEEPALIVE = 25
 RESCUE_AFTER, LOOK = 3, 2
 

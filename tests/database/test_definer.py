@@ -13,7 +13,8 @@ from servers.cluster import Cluster, Database
 
 URL = "http://127.0.0.1:1025/"
 HEADERS = '{"X-K": {"secret": "k"}}'
-# Each function that queues: a call that names the secret in a header, and one in its URL.
+# For each function that queues requests: a call that names the secret in a header, and one in its
+# URL.
 CALLS = {
     "http_get": "select net.http_get({url}, headers => {headers})",
     "http_post": "select net.http_post({url}, headers => {headers})",

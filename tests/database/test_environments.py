@@ -19,7 +19,7 @@ import pytest
 from servers.cluster import CLEAN_ENVIRONMENT, Cluster, Database, server_python
 from servers.waiting import wait_until
 
-# What a caller has to take back for itself: it writes.
+# Settings that a caller has to change back, since a request is an INSERT.
 WRITES = {"default_transaction_read_only": "off"}
 
 # In few sets, since each is a database, an extension and two workers.
@@ -357,7 +357,7 @@ def test_where_a_users_python_has_patched_the_session(
     session.execute("call net.drain()")
     assert ended(session, request_id).startswith("SUCCESS ok 200")
     assert ended(session, other).startswith("SUCCESS ok")
-    # It still hears the commit of others, and a cancel.
+    # The worker still hears the commits of others, and a cancel.
     session.execute("set statement_timeout = '4 s'")
     with ThreadPoolExecutor(1) as pool:
         serving = pool.submit(session.execute, "call net.work()")

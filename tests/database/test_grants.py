@@ -249,7 +249,7 @@ def test_calling(granted: Database, visitor: psycopg.Connection[Any]) -> None:
             call = "call" if kind == "p" else "select * from"
             done = attempt(visitor, f"{call} {name}({arguments})")
             assert CANARY not in str(done), (name, chosen)
-    # What it has queued is its own.
+    # The requests that it has queued are its own.
     granted.execute("delete from net.http_request_queue where requested_by = %s::regrole", VISITOR)
     assert contents(granted) == before
 
@@ -508,7 +508,7 @@ def test_the_doctor_takes_back_what_was_granted(
         assert doctor(database) == (True, "every role may send requests", None)
         of_public = [row for row in rights(database) if row[1] == "-"]
         assert of_public == plain_rights
-        # What is left to a role is what PUBLIC has.
+        # A role keeps only what PUBLIC has.
         left = {(row[0], row[2]) for row in rights(database) if row[1] != "-"}
         assert left <= {(row[0], row[2]) for row in plain_rights}
     finally:

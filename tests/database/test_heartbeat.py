@@ -37,7 +37,7 @@ KEEP = """
         return null;
     end $$;
 """
-# What keeps expired rows; what takes it away again; and what the doctor says.
+# A statement that keeps expired rows, one that undoes it, and the doctor's words.
 KEEPERS = {
     "foreign key": (
         "create table public.keep (id bigint references {table} (id));"

@@ -22,9 +22,9 @@ VOLATILITY = "isv"  # immutable, stable, volatile
 
 # What a body may do that is less than its label, and why.
 EXCUSED = {
-    # It raises what its arguments say, or nothing: the same each time.
+    # The function raises the error of its arguments, or none: the same each time.
     "raise_error",
-    # They do not change while a statement runs.
+    # The rows do not change while a statement runs.
     "pg_control_system",
     "pg_xact_status",
 }
@@ -99,7 +99,7 @@ def test_labels_are_those_of_the_bodies(full: Database) -> None:
         " where p.pronamespace = any ('{net,pgnet}'::regnamespace[]) and p.prokind = 'f'"
     )
     labels = {name: (volatility, parallel) for name, _, _, volatility, parallel in functions}
-    # Of overloaded ones of PostgreSQL's the label that allows most.
+    # For overloaded functions of PostgreSQL, the label that allows most.
     builtin = {
         name: (VOLATILITY[volatility], PARALLEL[parallel])
         for name, volatility, parallel in full.rows(
@@ -212,7 +212,7 @@ def test_every_function_in_parallel(full: Database) -> None:
             try:
                 session.execute(query)
             except psycopg.Error as error:
-                # What it raises of itself is fine.
+                # Errors of the function itself are fine.
                 if "parallel" in (error.diag.message_primary or ""):
                     refused.append(f"{call}: {error}")
     assert refused == [], "\n".join(refused)

@@ -396,7 +396,7 @@ def test_what_refuses_a_cancel_is_tried_again_and_holds_up_no_other(own: Databas
     ((detail, hint),) = own.rows(named)
     assert detail.startswith("cancelling and forgetting fails since ")
     assert detail.endswith(f": the cancel of request {ids[1]}: not this one")
-    # Of triggers it names the one that somebody has made.
+    # The hint names the trigger that a user has made.
     assert hint == "Is it a trigger? alter table net._http_response disable trigger refuse;"
     own.execute("drop trigger refuse on net._http_response")
     own.execute("update pgnet.mark set retry_at = now()")

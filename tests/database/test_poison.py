@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_requests(database: Database, nginx: Nginx, form: Fo
     assert wrong == {}
     assert len(messages) == len(POISON)
     readable(database)
-    # What can be sent again is; and none of them stops the others.
+    # Requests that can be sent again are; none of them stops the others.
     database.rows("select net.retry(id) from net.failures")
 
 

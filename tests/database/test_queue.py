@@ -252,7 +252,7 @@ def test_roles_take_turns_at_a_host(database: Database, recorder: Recorder) -> N
         if slots == 1:
             assert abs(taken["greedy"] - taken["patient"]) <= 1
     assert taken["patient"] == 5
-    # One's own go by their priority.
+    # The requests of one role go by their priority.
     database.execute("delete from pgnet.claim")
     database.execute("update net.http_request_queue set priority = -1 where id = 200")
     assert set(recorder.claim(1)) != {200}

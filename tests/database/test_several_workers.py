@@ -503,7 +503,7 @@ def test_workers_are_seen(database: Database, witness: Running) -> None:
         assert process.stop() == 0
     assert shown(database) == [("process", "stopped", 0, 3)]
     assert database.value("select ended > started from net.workers")
-    # who is no owner sees the workers, and not where they run
+    # a role that is not the owner sees the workers, but not where they run
     database.execute("set role pg_monitor")
     assert database.rows("select kind, state, host from net.workers") == [
         ("process", "stopped", None)

@@ -114,7 +114,7 @@ def test_it_finishes_what_is_in_flight_and_gives_back_the_rest(
         seen(witness, 8)
         started = time.monotonic()
         worker.process.send_signal(number)
-        # Once it has heard the signal, which takes a moment, nothing is claimed any more.
+        # Once the worker has heard the signal, it claims nothing any more.
         late = queued_until_one_stays(database, f"{witness.url}/body/late")
         wait_for_states(database, {"succeeded": 4 + late, "in_flight": 3, "ready": 1}, 2)
         assert worker.process.wait(10) == 0

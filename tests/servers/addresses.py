@@ -63,7 +63,7 @@ SPECIAL_6 = {
     "ff00::/8": prefix(8, 0xFF00),
 }
 
-# Of IPv6 only this range is public, without the ranges above and those of IETF protocols.
+# In IPv6 only this range is public, without the ranges above and those of IETF protocols.
 UNICAST = (6, *prefix(3, 0x2000))
 
 

@@ -11,7 +11,7 @@ import base64
 from collections.abc import Iterator
 from pathlib import Path
 
-# Of letters and digits alone, so that most ways of writing text leave it as it is.
+# The canary has only letters and digits, so that most ways of writing text leave it as it is.
 CANARY = "Canary7hQ2zWm5TfXk9Rb"
 
 
@@ -44,7 +44,7 @@ def found_in(content: bytes | str) -> list[str]:
     return places
 
 
-# What `look` has found: file and place.
+# The findings of `look`: file and place.
 leaks: list[str] = []
 
 

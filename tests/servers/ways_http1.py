@@ -537,7 +537,7 @@ async def half_closed(peer: Peer) -> None:
 def _reset_after(name: str, data: bytes, outcome: Outcome) -> None:
     async def serve(peer: Peer) -> None:
         await peer.send(data)
-        # What has not been sent yet would be lost with the reset.
+        # Bytes that have not been sent yet would be lost with the reset.
         while peer.writer.transport.get_write_buffer_size():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.02)

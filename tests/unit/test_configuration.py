@@ -101,7 +101,7 @@ def test_the_wire_follows_nothing_else() -> None:
     )
     other = configuration.updated(changed)
     assert configuration.same_wire(other)
-    # With what it knows already of single hosts.
+    # The table keeps what it knows already of single hosts.
     assert other.hosts is configuration.hosts
 
 

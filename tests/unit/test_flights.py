@@ -85,7 +85,7 @@ def test_a_demand() -> None:
         15, 200, Place("a", 7), None, quarantined_only=False
     )
     assert demand.slots == 15
-    # Of two hosts each gets half of what is free, and one alone what its limit leaves.
+    # Each of two hosts gets half of what is free; a single host gets what its limit leaves.
     assert demand.host_quota == 8
     assert demand.single_host_quota == 65
     assert demand.full_hosts == ["b"]

@@ -315,7 +315,7 @@ def test_what_a_proxy_looks_up_is_judged_by_name_port_and_literal() -> None:
         ("0x7f.1", "a loopback address"),
         ("0177.0.0.1", "a loopback address"),
         ("127.1.", "a loopback address"),
-        # 8.0.0.1 for those who read it as octal
+        # 8.0.0.1 for programs that read it as octal
         ("010.0.0.1", "10.0.0.1 is a private address"),
         ("1.2.3.4.5", "ends in a number"),
         ("127.0.0.1.5.", "ends in a number"),

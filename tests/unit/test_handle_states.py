@@ -8,7 +8,7 @@ import pytest
 
 from pgnet.wire.curl.states import LEGAL, Fate, IllegalChangeError, Phase, Repeat, changed
 
-# Each change that may happen, and what it is that happens.
+# Each change of state that may happen, and its cause.
 CHANGES = {
     (Phase.IDLE, Phase.BEGUN): "a request begins",
     (Phase.BEGUN, Phase.PROXY): "a socket to a proxy is opened, for a tunnel",

@@ -108,7 +108,7 @@ def test_methods_of_safe(method: str, has_key: bool) -> None:
     for kind in ERROR_KINDS - {"response"}:
         again = after(SAFE, method=method, has_key=has_key, error_kind=kind)
         assert (again is not None) == twice
-        # What was never sent may be sent, whatever the method.
+        # A request that was never sent may be sent, whatever its method.
         again = after(SAFE, method=method, has_key=has_key, error_kind=kind, never_sent=True)
         assert again is not None
 
@@ -272,7 +272,7 @@ def test_retry_after_in_seconds(text: str, seconds: float) -> None:
 def test_retry_after_as_a_date(text: str) -> None:
     assert seconds_asked(text, None, NOW) == 30
     assert seconds_asked(text, None, NOW + 31) == 0
-    # By the server's clock, which is an hour late.
+    # The date is by the server's clock, which is an hour late.
     assert seconds_asked(text, "Sun, 06 Nov 1994 08:49:57 GMT", NOW + 3600) == 10
     assert seconds_asked(text, "Sun, 06 Nov 1994 08:51:00 GMT", NOW) == 0
     assert seconds_asked(text, "yesterday", NOW) == 30

@@ -108,7 +108,7 @@ def test_a_secret_that_may_not_be_sent() -> None:
         ({"k": Secret("k", None, PREFIX, "no right")}, "no right"),
         ({"k": Secret("k", None, PREFIX, None)}, 'secret "k" is held by workers'),
         ({"k": Secret("k", "long enough", "https://b.example/", None)}, "is bound to https://b."),
-        # With their values the headers are longer.
+        # With the values of secrets the headers are longer.
         ({"k": Secret("k", "v" * MAX_HEADERS_LENGTH, PREFIX, None)}, "the headers are longer than"),
     ):
         with pytest.raises(InvalidRequest) as caught:

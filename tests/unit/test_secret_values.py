@@ -487,7 +487,7 @@ def test_a_directory_that_others_may_write(secrets_dir: Path, mode: int) -> None
         of.chmod(mode)
         with pytest.raises(UnsafeFile, match=f"chmod go-w {of}$"):
             Directory(str(secrets_dir))
-        # It was changed under a worker that runs: what requesters are told names no path.
+        # The file was changed under a worker that runs: the error for requesters names no path.
         with pytest.raises(InvalidRequest, match="not used, since others may write it") as caught:
             directory.read("key")
         assert str(of) not in caught.value.message

@@ -296,7 +296,7 @@ def test_a_body_is_capped_on_the_wire(
         assert answer.content == b"x" * 20000
     assert (error.timed_out, error.possibly_sent) == (False, True)
     assert len(ok(client(server.url + "/long/20000")).content) == 20000
-    # What is small on the wire may become large.
+    # A body that is small on the wire may become large.
     assert len(ok(client(server.url + "/bomb/10000000")).content) == 9 << 20
 
 
@@ -304,7 +304,7 @@ def test_headers_are_capped(make_client: MakeClient, server: httpd.Running) -> N
     client = make_client(limits=Limits(max_header_bytes=50_000))
     answer = client(server.url + "/headers/1000")
     assert marred(answer).message == "response headers exceed 50000 bytes"
-    # Those that came whole.
+    # The answers that came whole.
     assert 45 <= len(answer.header_list) < 50
     assert {len(value) for _name, value in answer.header_list} == {1000}
     assert len(ok(client(server.url + "/headers/40")).headers) == 41

@@ -80,7 +80,7 @@ def test_another_origin_gets_no_headers_of_the_caller(
     (hop,) = other.record()
     names = {name for name, _ in hop["headers"]}
     assert names == {"Host", "Accept", "User-Agent"}
-    # What was dropped stays dropped when the way leads back.
+    # A header that was dropped stays dropped when a redirect leads back.
     assert {name for name, _ in echoed(answer)["headers"]} == names
 
 
@@ -171,7 +171,7 @@ def test_redirects_go_through_the_guard(
     assert "127.0.0.2 is a loopback address and not allowed" in error.message
     assert error.possibly_sent
     assert other.record() == []
-    # It has not been followed: this is the redirect's.
+    # The redirect has not been followed: this URL is its own.
     assert (answer.redirects, answer.address, answer.content) == (0, "127.0.0.1", b"elsewhere")
     assert answer.url == f"{server.url}/redirect/302?to={other.url}/x"
     assert answer.header("Location") == other.url + "/x"

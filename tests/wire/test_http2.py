@@ -735,7 +735,7 @@ def test_a_hung_connection_holds_up_nobody_for_long(
     assert time.monotonic() - began < 2.5
     error = first.get(timeout=5).error
     assert error.timed_out
-    # who comes now finds a connection
+    # a request that begins now finds a connection
     assert client(server.url).timings.total < 0.5
 
 

@@ -114,7 +114,7 @@ class Ticker:
         self._greenlet = gevent.spawn(self._run)
 
     def _run(self) -> None:
-        # Of processor time: others may be busy on this machine.
+        # Seconds of processor time: other programs may be busy on this machine.
         last = time.process_time()
         while True:
             gevent.sleep(0.002)

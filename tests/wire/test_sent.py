@@ -274,7 +274,7 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
         return
     came = witness.bytes_seen(case.warm)
     seen = (name, case, error.kind, error.possibly_sent, error.message, error.detail, came)
-    # What came may have come, and what did not come at all did not.
+    # Where bytes of the request came, the error says that it was possibly sent.
     unprocessed = name in REFUSING and case.method == "POST"
     assert error.possibly_sent or unprocessed or not came, seen
     assert error.possibly_sent or unprocessed or name.startswith("at-once"), seen
@@ -294,7 +294,7 @@ def attempt(world: World, name: str, way: Way, case: Case) -> None:
         assert len(arrived) <= 1, seen
         assert {arrival.version for arrival in arrived} <= {"1.1"}, seen
     elif unprocessed:
-        # It is sent again and again, and nothing of it was done.
+        # The request is sent again and again, and was never processed.
         assert (len(arrived), error.possibly_sent) == (21, False), seen
     elif case.method == "POST":
         # The first stream is the last that is processed: what came as the second is sent again.
@@ -313,7 +313,7 @@ def cases(*warm: int) -> list[Case]:
 
 @pytest.mark.parametrize("name", [name for name in WAYS if not name.endswith("hang")])
 def test_ways_to_fail(world: World, name: str) -> None:
-    # What ends at once may take the answer before with it.
+    # A connection that ends at once may take the answer before with it.
     attempts(world, {name: WAYS[name]}, cases(0) if name.startswith("at-once") else cases(0, 1))
 
 
@@ -460,7 +460,7 @@ def test_no_handshake(world: World) -> None:
         if error.timed_out:
             assert (error.kind, end) == ("connect", "hang"), seen
         else:
-            # A proxy may not have reached who is gone at once.
+            # A proxy may not have reached a server that is gone at once.
             refused = hello == "at-once" and "refused the tunnel" in error.message
             assert error.kind == ("connect" if refused else "tls"), seen
 

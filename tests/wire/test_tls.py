@@ -426,7 +426,7 @@ def test_a_path_lasts_as_long_as_connections_by_it(
     client = make_client(hosts=HostTable({"*": HostSettings(ca=ca, **mine)}))
     assert seen(client(strict + "/x"))["certificate"] == "a@example.org"
     assert in_memory() == 2
-    # cleared by those who ask for routes, kept by the connections
+    # cleared when routes are asked for, kept by the connections
     client.exchange._transport._routes.clear()
     client.exchange._transport._settings.clear()
     gc.collect()

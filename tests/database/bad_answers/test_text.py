@@ -45,7 +45,7 @@ from servers.workers import as_backend, as_process
         ("text/plain; charset=utf-16le", "Zoë".encode("utf-16-le"), "Zoë"),
         # A text says of itself what it likes.
         ("text/html", b"<meta charset=iso-8859-1>Zo\xeb", None),
-        # What is no label, and what is one that means nothing any more
+        # Texts that are not labels, and a label that means nothing any more
         ("text/plain; charset=utf8mb4", b"abc", None),
         ("text/plain; charset=hz-gb-2312", b"abc", None),
         ("text/plain; charset=x-user-defined", b"abc", None),
@@ -90,7 +90,7 @@ def test_text(
         ("application/json", '["ë"]'.encode("utf-32-be"), ["ë"]),
         # and one that none did, but whose label says what it is
         ("application/json; charset=iso-8859-1", '["ë"]'.encode("latin-1"), ["ë"]),
-        # What jsonb makes of it
+        # The text that jsonb makes of it
         ("application/json", b'{"a": 1, "a": 2}', {"a": 2}),
         ("application/json", b"12345678901234567890.10", 12345678901234567890.10),
         ("application/json", b' \n[1e3]\t', [1000]),
@@ -169,7 +169,7 @@ def test_json_in_other_databases(cluster: Cluster, server: Raw, encoding: str, l
             ).fetchone()
             assert found is not None
             told = found[0]
-            # Of an SQL_ASCII database psycopg gives bytes.
+            # psycopg gives bytes for an SQL_ASCII database.
             assert told in (expected[kind], (expected[kind] or "").encode()), kind
             assert found[1], kind
             reader.commit()
@@ -251,7 +251,7 @@ def test_what_a_large_answer_costs(
     most = size_of(pid, "VmHWM") - rest
     with capsys.disabled():
         print(f" [{most / size:.1f} times its size]", end="")
-    # Of a backend the shared buffers count too, and the server's own copies.
+    # The memory of a backend includes shared buffers, and the server's own copies.
     assert most < (8 if "process" in form else 24) * size
     database.execute("delete from net._http_response where id = %s", id)
 
@@ -294,7 +294,7 @@ def test_an_answer_that_there_is_no_memory_for(cluster: Cluster, server: Raw) ->
     with database.worker() as worker:
         assert ask(database, "GET", server.answering(whole(b"ok")))["content"] == "ok"
         allowed = size_of(worker.pid, "VmSize") + 150 * MIB
-        # As the worker's user: root may be confined itself.
+        # The program runs as the worker's user: root may be confined itself.
         limit = ["prlimit", "--pid", str(worker.pid), f"--as={allowed}"]
         subprocess.run(as_server_user(limit, signal.SIGKILL), check=True)
         lost = []

@@ -140,7 +140,7 @@ def test_drip(ask: Asker) -> None:
 @BOTH
 def test_a_drip_ends_with_the_timeout(ask: Asker) -> None:
     row = ask("GET", "/drip", params={"duration": 30, "numbytes": 300}, timeout_milliseconds=300)
-    # What has come by then is kept.
+    # The part that has come by then is kept.
     assert (row["status_code"], row["timed_out"]) == (200, True)
     assert (row["content"] or "").strip("*") == ""
     assert row["error_msg"].startswith("Timeout of 300 ms reached. Total time: ")

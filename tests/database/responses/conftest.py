@@ -22,7 +22,7 @@ def shared_database(cluster: Cluster) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def shared_worker(shared_database: Database) -> Iterator[tuple[ExitStack, list[Worker]]]:
     with ExitStack() as stack:
-        # What a test has left hanging is given back at the end, not waited for.
+        # Requests that a test has left hanging are given back at the end, not waited for.
         yield stack, [stack.enter_context(shared_database.worker("--grace", "1"))]
 
 

@@ -195,7 +195,7 @@ def test_timeout(served: Database, httpd: str, path: str) -> None:
     row = outcome(served, request_id)
     took = time.monotonic() - began
     assert row["timed_out"] is True
-    # What a server has begun to answer is kept.
+    # The beginning of an answer is kept.
     status = 200 if path.startswith("/drip") else None
     assert row["status_code"] == status
     assert (row["content"] or "").strip("x") == ""
@@ -224,7 +224,7 @@ def test_the_timeout_is_the_setting_unless_given(served: Database, httpd: str) -
 def test_whose_time_to_connect_it_was(database: Database, worker: Worker) -> None:
     """The setting's, or the host's: behind where the time went."""
     with socket.socket() as full:
-        # Its backlog is taken: another connection is not answered.
+        # The server's backlog is full: another connection is not answered.
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         url = f"http://127.0.0.1:{full.getsockname()[1]}/"

@@ -29,7 +29,7 @@ def test_rows_of_attempts(served: Database, server: Scripted) -> None:
     assert all(row[6] and row[7] for row in rows)
     assert rows[0][2] == 503
     assert rows[-1][2] == 200
-    # One begins when the time of the one before is over.
+    # An attempt begins when the time of the one before is over.
     waits = served.rows(
         "select lead(started) over (order by attempt) - ended - retry_in from net.attempts"
         " where request_id = %s order by attempt",

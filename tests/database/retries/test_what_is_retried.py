@@ -54,7 +54,7 @@ def test_safe(served: Database, server: Scripted, method: str) -> None:
     assert ended(served, id) == ("succeeded", 200, 2)
     assert attempts(served, id) == [(1, "answered", 503), (2, "succeeded", 200)]
     assert [seen.method for seen in server.seen(url)] == [method] * 2
-    # They need no key: twice is once.
+    # These methods need no key: they are idempotent.
     assert [seen.key for seen in server.seen(url)] == [None] * 2
     first, second = (seen.at for seen in server.seen(url))
     assert second - first < 1 + SLACK
@@ -395,7 +395,7 @@ def test_the_policy_of_a_host(served: Database, server: Scripted) -> None:
         assert ended(served, own) == ("failed", 503, 1)
         own = send(served, "GET", here(404, 200), retry="hook")
         assert ended(served, own) == ("succeeded", 200, 2)
-        # Its number of attempts goes with the host's policy.
+        # The request's number of attempts replaces that of the host's policy.
         twice = send(served, "GET", here(503), max_attempts=2)
         assert ended(served, twice) == ("failed", 503, 2)
         # Another host has none.

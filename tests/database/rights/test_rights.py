@@ -358,7 +358,7 @@ def test_net_is_the_public_surface() -> None:
         "net._urlencode_string",
         "net._encode_url_with_params_array",
     }
-    # By the view requests are made: so it stands where USAGE is taken back.
+    # Requests are made by the view, so it stands in the schema whose USAGE is taken back.
     assert {name for name in RELATIONS if name.startswith("net._")} == {
         "net._http_response",
         "net._new_request",

@@ -104,7 +104,7 @@ def test_names_of_the_private_side(internet: Internet, host: str) -> None:
     assert all("error" in answer or "invalid" in answer for answer in answers), answers
     error = answers[0].get("error", "")
     assert "not allowed" in error, answers
-    # What ends in a number is an address, and the caller knows it.
+    # A host that ends in a number is an address, and the caller knows it.
     assert REFUSED_NAME.fullmatch(error) or re.search(r"(\.1|^0x7f000001)\.$", host), error
     internet.nothing_private()
 

@@ -154,7 +154,7 @@ def test_what_is_behind_a_proxy(internet: Internet) -> None:
         refused += ["http://localhost./", "http://010.0.0.1/", "http://0x7f.1./"]
         refused += [redirect("http://10.0.0.1/"), redirect("http://localhost/")]
         for url, answer in zip(refused, internet.run(refused, "proxied"), strict=True):
-            # Of localhost nothing is looked up, so that the log says what the error hides.
+            # localhost is not looked up, so that the log says what the error hides.
             if name_of(last_host(url)) is not None:
                 internet.refused(last_host(url), answer, (4, 0x7F000001))
             else:
