@@ -104,6 +104,12 @@ MUTANTS = (
                 "grant select on pgnet.taken to public;\n"
                 "create view pgnet.ready_request with (security_invoker) as",
             ),
+            # or the heartbeat would take it for deleted
+            Edit(
+                "extension/58_heartbeat.sql",
+                "o.id = any (owned) and not exists (select from net.http_request_queue q",
+                "o.id = any (owned) and not exists (select from (table net.http_request_queue union all table pgnet.taken) q",
+            ),
             # or net.wait would not find it
             Edit(
                 "extension/60_outcome.sql",
