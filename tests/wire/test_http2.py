@@ -255,10 +255,16 @@ def test_a_server_that_says_goodbye(
             # Where bodies are to go over HTTP/2 with libcurl 7.88, it may lose an answer of what
             # nginx has processed, and with it those of one connection: nginx answers before it has
             # the body. On a busy machine that was up to 71 of 600, alone up to 3 of 200.
-            loses = OLD_LIBCURL and http_version == "2" and methods != ["GET"]
+            # With newer libcurls bodies go over HTTP/2 by default. nginx may reset a connection
+            # after its GOAWAY, and the kernel then discards the answers that were not read yet: up
+            # to 9 of 200 in one run of about ten. The record below shows that all were processed.
+            if OLD_LIBCURL:
+                most = total / 4 if http_version == "2" and methods != ["GET"] else 0
+            else:
+                most = total / 10
             failed = [a.error for a in answers if a.error is not None]
             assert all(error.possibly_sent for error in failed)
-            assert len(failed) <= (total / 4 if loses else 0), Counter(map(str, failed))
+            assert len(failed) <= most, Counter(map(str, failed))
             served = wait_until(
                 lambda: Counter(s.uri for s in nginx.requests() if s.uri.startswith(f"{path}uri?")),
                 lambda uris: len(uris) == total,

@@ -2,8 +2,9 @@
 
 libcurl hands out headers and bodies, which are counted there. It does not count framing: a server
 may send endless extensions of a chunk, or endless empty frames of HTTP/2. So a call of libcurl that
-takes long is put to the account of its socket. Where an account is large, the bytes that libcurl
-has read from the kernel are compared with those that it has handed out. A connection is ended where
+takes long is put to the account of its socket, and so is one call in many: newer libcurls read a
+little at a time. Where an account is large, the bytes that libcurl has read from the kernel are
+compared with those that it has handed out. A connection is ended where
 the difference exceeds all that its requests may receive.
 """
 
@@ -26,7 +27,9 @@ from pgnet.wire.wire_error import Code, WireError
 # Seconds: a call of libcurl that takes longer is put to the account of its socket.
 LONG_CALL = 0.0002
 # Seconds of long calls after which a socket's bytes are counted.
-_LARGE_ACCOUNT = 0.01
+LARGE_ACCOUNT = 0.01
+# One call of libcurl in so many, a power of two, makes a large account however short it is.
+SAMPLED_CALLS = 256
 # Seconds in which a server of HTTP/2 may still send of an answer that was broken off.
 _RESET_TAKES = 2.0
 # Where Linux' struct tcp_info has tcpi_bytes_received.
@@ -91,7 +94,7 @@ class FloodGuard:
         account = self._accounts.get(fd)
         if account is not None:
             account.seconds += seconds
-            if account.seconds < _LARGE_ACCOUNT:
+            if account.seconds < LARGE_ACCOUNT:
                 return []
         try:
             with self._sockets.borrowed(fd) as connection:

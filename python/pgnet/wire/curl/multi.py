@@ -54,7 +54,7 @@ import pycurl
 from pgnet.wire.connection import ConnectionSettings
 from pgnet.wire.curl.collect import collect
 from pgnet.wire.curl.easy import Easy
-from pgnet.wire.curl.flood import LONG_CALL, Account, FloodGuard
+from pgnet.wire.curl.flood import LARGE_ACCOUNT, LONG_CALL, SAMPLED_CALLS, Account, FloodGuard
 from pgnet.wire.curl.inner_tls import InnerTls
 from pgnet.wire.curl.pending import Pending
 from pgnet.wire.curl.repeats import Repeats
@@ -296,8 +296,11 @@ class Multi:
             for curl in self._repeats.settle():
                 self._ended(curl, Code.GOT_NOTHING, "")
         ended = time.perf_counter()
-        if ended - began > LONG_CALL:
-            for easy in self._floods.check_call(fd, ended - began):
+        seconds = ended - began
+        if not self._repeats.calls % SAMPLED_CALLS and fd != pycurl.SOCKET_TIMEOUT:
+            seconds += LARGE_ACCOUNT
+        if seconds > LONG_CALL:
+            for easy in self._floods.check_call(fd, seconds):
                 self._ended(easy.curl, Code.WRITE_ERROR, "")
         return ended
 
