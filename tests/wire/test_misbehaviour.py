@@ -255,7 +255,7 @@ def test_what_waits_in_the_kernel_is_no_flood(
     """An answer beyond the limits comes while we are busy with others: its status is not lost."""
     # Each call of libcurl counts as one that took long.
     monkeypatch.setattr("pgnet.wire.curl.multi.LONG_CALL", 0.0)
-    monkeypatch.setattr("pgnet.wire.curl.flood._LARGE_ACCOUNT", 0.0)
+    monkeypatch.setattr("pgnet.wire.curl.flood.LARGE_ACCOUNT", 0.0)
     limits = Limits(max_response_bytes=2000, max_wire_bytes=2000, max_header_bytes=2000)
     client = make_client(limits=limits)
     slow, quick = keeper(b""), keeper(FINE)
