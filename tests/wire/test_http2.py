@@ -252,14 +252,16 @@ def test_a_server_that_says_goodbye(
                 return answer
 
             answers = gevent.pool.Pool(150).map(ask, range(total))
-            # Where bodies are to go over HTTP/2 with libcurl 7.88, it may lose an answer of what
-            # nginx has processed, and with it those of one connection: nginx answers before it has
-            # the body. On a busy machine that was up to 71 of 600, alone up to 3 of 200.
-            # With newer libcurls bodies go over HTTP/2 by default. nginx may reset a connection
-            # after its GOAWAY, and the kernel then discards the answers that were not read yet: up
-            # to 9 of 200 in one run of about ten. The record below shows that all were processed.
-            if OLD_LIBCURL:
-                most = total / 4 if http_version == "2" and methods != ["GET"] else 0
+            # nginx may reset a connection soon after its GOAWAY, and the kernel then discards the
+            # answers that were not read yet: with 7 requests a connection up to 9 of 200. A GET is
+            # repeated once then, and not where it was the one that opened the connection.
+            # libcurl 7.88 also loses answers where bodies go over HTTP/2, since nginx answers
+            # before it has the body: up to 71 of 600 on a busy machine. By default they do not.
+            # The record below shows that all were processed.
+            if OLD_LIBCURL and http_version is None and methods == ["POST"]:
+                most = 0.0
+            elif OLD_LIBCURL and http_version == "2" and methods != ["GET"]:
+                most = total / 4
             else:
                 most = total / 10
             failed = [a.error for a in answers if a.error is not None]
