@@ -5,6 +5,7 @@
 | / | 200, `pgnet` |
 | /echo | the request line, the headers and the body as they came |
 | /method, /uri, /args, /headers, /body | that part of the request alone |
+| /asked | path and query of the request; its body is not waited for |
 | /json | `{"ok": true}` as application/json |
 | /empty | 200 with an empty body |
 | /slow?s=SECONDS | 200 after so many seconds |
@@ -76,6 +77,7 @@ http {{
         }}
         location = /method {{ echo -n $echo_request_method; }}
         location = /uri {{ echo -n $request_uri; }}
+        location = /asked {{ return 200 $request_uri; }}
         location = /args {{ echo -n $query_string; }}
         location = /headers {{ echo_duplicate 1 $echo_client_request_headers; }}
         location = /body {{ echo_read_request_body; echo_request_body; }}

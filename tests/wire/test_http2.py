@@ -9,7 +9,8 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import cycle
+from contextlib import contextmanager
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -246,29 +247,27 @@ def test_a_server_that_says_goodbye(
             def ask(number: int, methods: list[str] = methods) -> Answer:
                 method = methods[number % len(methods)]
                 body = None if method == "GET" else b"x" * 3000
-                uri = f"uri?{number}"
+                uri = f"asked?{number}"
                 answer = client(f"{nginx.tls_url}{path}{uri}", method, [], body, timeout=30)
                 assert answer.error is not None or answer.content == f"/{uri}".encode()
                 return answer
 
             answers = gevent.pool.Pool(150).map(ask, range(total))
-            # nginx may reset a connection soon after its GOAWAY, and the kernel then discards the
-            # answers that were not read yet: with 7 requests a connection up to 9 of 200. A GET is
-            # repeated once then, and not where it was the one that opened the connection.
-            # libcurl 7.88 also loses answers where bodies go over HTTP/2, since nginx answers
-            # before it has the body: up to 71 of 600 on a busy machine. By default they do not.
-            # The record below shows that all were processed.
-            if OLD_LIBCURL and http_version is None and methods == ["POST"]:
-                most = 0.0
-            elif OLD_LIBCURL and http_version == "2" and methods != ["GET"]:
-                most = total / 4
-            else:
-                most = total / 10
+            # Where bodies are to go over HTTP/2 with libcurl 7.88, it may lose an answer of what
+            # nginx has processed, and with it those of one connection: nginx answers before it has
+            # the body. On a busy machine that was up to 71 of 600, alone up to 3 of 200.
+            # With newer libcurls bodies go over HTTP/2 by default. nginx may reset a connection
+            # after its GOAWAY, and the kernel discards the answers that were not read yet: up to 9
+            # of 200 in one run of about ten. The record shows that these were processed.
+            loses = OLD_LIBCURL and http_version == "2" and methods != ["GET"]
+            most = total / 4 if loses else 0 if OLD_LIBCURL else total / 20
             failed = [a.error for a in answers if a.error is not None]
             assert all(error.possibly_sent for error in failed)
             assert len(failed) <= most, Counter(map(str, failed))
             served = wait_until(
-                lambda: Counter(s.uri for s in nginx.requests() if s.uri.startswith(f"{path}uri?")),
+                lambda: Counter(
+                    s.uri for s in nginx.requests() if s.uri.startswith(f"{path}asked?")
+                ),
                 lambda uris: len(uris) == total,
                 "the record",
                 20,
@@ -299,6 +298,23 @@ def forward(source: Any, target: Any) -> None:
         return
 
 
+@contextmanager
+def one_address(ports: Iterator[int]) -> Iterator[str]:
+    """The URL of a balancer: each connection to it goes on to the next of these ports."""
+
+    def balance(connection: Any, _: Any) -> None:
+        with gevent.socket.socket() as behind:
+            behind.connect(("127.0.0.1", next(ports)))
+            there = gevent.spawn(forward, connection, behind)
+            forward(behind, connection)
+            there.join()
+
+    server = gevent.server.StreamServer(("127.0.0.1", 0), balance)
+    server.start()
+    yield f"https://127.0.0.1:{server.server_port}/"
+    server.stop()
+
+
 @pytest.mark.parametrize("requests", [3, 1000])
 def test_servers_of_both_versions_behind_one_address(
     client: Client, authority: Authority, requests: int
@@ -310,30 +326,19 @@ def test_servers_of_both_versions_behind_one_address(
         httpd.running("127.0.0.1", 0, *more) as old,
     ):
         ports = cycle((int(new.tls_url.rpartition(":")[2]), old.port))
-
-        def balance(connection: Any, _: Any) -> None:
-            with gevent.socket.socket() as behind:
-                behind.connect(("127.0.0.1", next(ports)))
-                there = gevent.spawn(forward, connection, behind)
-                forward(behind, connection)
-                there.join()
-
-        server = gevent.server.StreamServer(("127.0.0.1", 0), balance)
-        server.start()
         seen: Counter[str] = Counter()
 
-        def ask(number: int) -> None:
+        def ask(number: int, url: str) -> None:
             method, body = ("GET", None) if number % 3 else ("POST", b"x" * 3000)
-            url = f"https://127.0.0.1:{server.server_port}/echo?{number}"
-            answer = client(url, method, [], body, timeout=30)
+            answer = client(f"{url}echo?{number}", method, [], body, timeout=30)
             ok(answer)
             seen[answer.http_version] += 1
             if answer.http_version == "1.1":
                 assert re.search(rf"/echo[?]{number}\b", answer.content.decode())
 
-        gevent.pool.Pool(100).map(ask, range(400))
-        gevent.pool.Pool(100).map(ask, range(400, 800))
-        server.stop()
+        with one_address(ports) as url:
+            gevent.pool.Pool(100).map(lambda number: ask(number, url), range(400))
+            gevent.pool.Pool(100).map(lambda number: ask(number, url), range(400, 800))
         # Where a connection ends soon, there are others.
         assert "2" in seen
         assert requests > 3 or "1.1" in seen
@@ -365,29 +370,19 @@ def test_a_late_answer_is_nobody_elses(client: Client, authority: Authority, cou
 
     old = gevent.server.StreamServer(("127.0.0.1", 0), answer_in_order, ssl_context=context)
     old.start()
-    with Nginx(certificate=authority.certificate, streams=1) as new:
-        ports = iter((old.server_port, int(new.tls_url.rpartition(":")[2])))
-
-        def balance(connection: Any, _: Any) -> None:
-            with gevent.socket.socket() as behind:
-                behind.connect(("127.0.0.1", next(ports, old.server_port)))
-                there = gevent.spawn(forward, connection, behind)
-                forward(behind, connection)
-                there.join()
-
-        server = gevent.server.StreamServer(("127.0.0.1", 0), balance)
-        server.start()
-        url = f"https://127.0.0.1:{server.server_port}/"
-        first = client.begin(url + "late", timeout=0.5)[1]
-        wait_until(lambda: late["requests"], bool, "the first request", sleep=gevent.sleep)
-        # Now libcurl knows of the host that requests may share a connection.
-        slow = client.begin(url + "slow?s=3", timeout=20)[1]
-        gevent.sleep(0.2)
-        others = [client.begin(f"{url}{number}", timeout=20)[1] for number in range(count)]
-        assert first.get().error.timed_out
-        assert slow.get().http_version == "2"
-        assert [ok(other.get()) for other in others] == [b"/%d" % number for number in range(count)]
-        server.stop()
+    with Nginx(certificate=authority.certificate) as new:
+        ports = chain(
+            [old.server_port, int(new.tls_url.rpartition(":")[2])], repeat(old.server_port)
+        )
+        with one_address(ports) as url:
+            first = client.begin(url + "late", timeout=0.5)[1]
+            wait_until(lambda: late["requests"], bool, "the first request", sleep=gevent.sleep)
+            # libcurl knows of the host now that requests may share a connection, and takes the
+            # first one for them.
+            assert client(url + "uri").http_version == "2"
+            others = [client.begin(f"{url}{number}", timeout=20)[1] for number in range(count)]
+            assert first.get().error.timed_out
+            assert [ok(other.get()) for other in others] == [b"/%d" % n for n in range(count)]
     old.stop()
 
 

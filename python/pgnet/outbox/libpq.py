@@ -36,6 +36,7 @@ from psycopg.rows import dict_row
 
 import pgnet
 from pgnet.outbox import (
+    NO_DSN,
     SESSION_SETTINGS,
     Claim,
     Claimed,
@@ -147,11 +148,14 @@ class LibpqOutbox:
     """See pgnet.outbox.Outbox.
 
     conninfo: libpq's connection string; what it leaves out comes from libpq's environment.
-    Raises psycopg.ProgrammingError for any other string.
+    Raises ValueError, with what is to be given instead, for any other string.
     """
 
     def __init__(self, conninfo: str = "") -> None:
-        self._parameters = psycopg.conninfo.conninfo_to_dict(conninfo)
+        try:
+            self._parameters = psycopg.conninfo.conninfo_to_dict(conninfo)
+        except psycopg.ProgrammingError:
+            raise ValueError(NO_DSN) from None
         self._pool = gevent.get_hub().threadpool
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
         self._worker_id: int | None = None

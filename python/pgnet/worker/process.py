@@ -7,9 +7,8 @@ import signal
 import sys
 
 import gevent
-import psycopg
 
-from pgnet.outbox import NO_DSN, OutboxRefused
+from pgnet.outbox import OutboxRefused
 from pgnet.outbox.libpq import LibpqOutbox
 from pgnet.secret.directory import Directory, UnsafeFile
 from pgnet.worker import open_files
@@ -55,8 +54,8 @@ def run(
     open_files.raise_limit()
     try:
         outbox = LibpqOutbox(dsn)
-    except psycopg.ProgrammingError:
-        return _fail(NO_DSN)
+    except ValueError as error:
+        return _fail(str(error))
     worker = Worker(outbox, grace=grace, concurrency=concurrency, directory=directory)
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, worker.stop)
