@@ -124,6 +124,13 @@ comment on type net.outcome is
     'How a request stands or ended: content is the body as text, content_bytes where it is no '
     'text; attempts made so far; context as given with the request.';
 
+-- An enum and not a text: a caller can insert nothing else.
+create type pgnet.gate as enum ('new', 'key', 'ids');
+comment on type pgnet.gate is
+    'Why a request is kept from being ready: no worker has examined its ordering key and the ids '
+    'that it comes after (new), another request of its key goes first (key), or requests that it '
+    'comes after have not ended (ids).';
+
 -- ======== extension/15_roles.sql ========
 
 -- The roles: the caller, the owner, and the roles that may run workers. 85_rights.sql says which
@@ -436,6 +443,7 @@ select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
+    has_limits boolean not null default false,
     single boolean primary key default true check (single)
 );
 comment on table pgnet.configuration is
@@ -1731,6 +1739,11 @@ create table net.http_request_queue (
     due timestamptz,
     waits_since timestamptz,
     origin text,
+    not_before timestamptz,
+    not_after timestamptz,
+    ordering_key text,
+    unique_key text,
+    gate pgnet.gate,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
@@ -1743,7 +1756,9 @@ alter table net.http_request_queue
     alter headers set statistics 0,
     alter body set statistics 0,
     alter context set statistics 0,
-    alter options set statistics 0;
+    alter options set statistics 0,
+    alter ordering_key set statistics 0,
+    alter unique_key set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
     'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
@@ -1779,12 +1794,29 @@ comment on column net.http_request_queue.waits_since is
 comment on column net.http_request_queue.origin is
     'The subscription that brought the row from another server, which sends it; NULL: it is this '
     'server''s own.';
+comment on column net.http_request_queue.not_before is
+    'The request is not sent before this time; NULL: no such time is given, or it has come.';
+comment on column net.http_request_queue.not_after is
+    'A request that is not sent by this time ends as expired; NULL: it never expires.';
+comment on column net.http_request_queue.ordering_key is
+    'Of the requests of one role with the same key one is in flight at a time, in the order of '
+    'their ids; NULL: the request has no key.';
+comment on column net.http_request_queue.unique_key is
+    'While a request with this key waits for its first attempt, its role queues no second one; '
+    'NULL: the request has no such key, or a worker has taken it.';
+comment on column net.http_request_queue.gate is
+    'Which other requests it waits for; NULL: none. Workers open the gate.';
 -- The claim steps over this index from host to host, and at each host from role to role. A request
 -- that waits for a time is not in it, and so never stands in front of one that is ready.
 create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
-    where due is null and origin is null;
+    where due is null and not_before is null and gate is null and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
+create index http_request_queue_not_before on net.http_request_queue (not_before) where not_before is not null;
+create index http_request_queue_not_after on net.http_request_queue (not_after) where not_after is not null;
+create index http_request_queue_new on net.http_request_queue (id) where gate operator(pg_catalog.=) 'new';
+create index http_request_queue_key on net.http_request_queue (requested_by, (ordering_key collate "C"), id) where ordering_key is not null;
+create unique index http_request_queue_unique on net.http_request_queue (requested_by, unique_key) where unique_key is not null;
 
 -- net.http_get and its kin insert into this view. It shows nothing, and takes what describes a
 -- request and nothing else, whatever a role is granted: the requester, the time and the number are
@@ -1792,7 +1824,8 @@ create index http_request_queue_waits on net.http_request_queue (waits_since) wh
 -- policies, whose checks each call would pay for, do not apply. The id is an expression, so that it
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options,
+        q.not_before, q.not_after, q.ordering_key, q.gate
     from net.http_request_queue q
     where false;
 comment on view net._new_request is
@@ -1821,7 +1854,7 @@ create policy delete_own_requests on net.http_request_queue for delete
 
 create view pgnet.ready_request with (security_invoker) as
     select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
-        q.timeout_milliseconds,
+        q.timeout_milliseconds, q.ordering_key, q.unique_key,
         coalesce(pg_catalog.octet_length(q.body), 0)::bigint operator(pg_catalog.+) pg_catalog.octet_length(q.url)
             operator(pg_catalog.+) pgnet.json_size(q.context) as size,
         coalesce(pg_catalog.pg_column_size(q.headers), 0) operator(pg_catalog.+) coalesce(pg_catalog.pg_column_size(q.options), 0)
@@ -1829,7 +1862,7 @@ create view pgnet.ready_request with (security_invoker) as
         case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
             else pgnet.json_size(q.headers) operator(pg_catalog.+) pgnet.json_size(q.options) end as odd_size
     from net.http_request_queue q
-    where q.due is null and q.origin is null;
+    where q.due is null and q.not_before is null and q.gate is null and q.origin is null;
 comment on view pgnet.ready_request is
     'The requests that are ready, as a claim chooses them: by the host and the role that the index '
     'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
@@ -1870,7 +1903,11 @@ create table pgnet.claim (
     token uuid not null,
     attempt integer not null,
     claimed timestamptz not null default pg_catalog.clock_timestamp(),
-    deadline timestamptz not null
+    deadline timestamptz not null,
+    role oid not null,
+    ordering_key text,
+    limited boolean,
+    probe boolean
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
@@ -1883,6 +1920,15 @@ comment on column pgnet.claim.worker is
 comment on column pgnet.claim.deadline is
     'When the claim is free again although its worker is there: the request''s own deadline and a '
     'margin, by the database''s clock.';
+comment on column pgnet.claim.role is 'The role that made the request.';
+comment on column pgnet.claim.ordering_key is
+    'The key of the request: no other one of its role and key can be claimed.';
+comment on column pgnet.claim.limited is
+    'The host has a limit of concurrency or rate, for which the claim counts; NULL: it has none.';
+comment on column pgnet.claim.probe is
+    'The attempt finds out whether a broken host works again; NULL: it is an attempt as any other.';
+create unique index claim_ordering_key on pgnet.claim (role, (ordering_key collate "C")) where ordering_key is not null;
+create index claim_limited on pgnet.claim (host) where limited;
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
@@ -3154,6 +3200,141 @@ comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
     'lock, for at most timeout seconds.';
 
+-- ======== extension/46_pause.sql ========
+
+-- Pauses: hosts whose requests wait until somebody resumes them.
+
+create table pgnet.pause (
+    host text primary key,
+    since timestamptz not null default pg_catalog.clock_timestamp(),
+    paused_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    reason text
+);
+comment on table pgnet.pause is
+    'Hosts whose requests wait, by net.pause until net.resume: an authority as in a URL, a name for '
+    'all its ports, or * for all hosts.';
+
+-- ======== extension/47_limits.sql ========
+
+-- Limits of hosts: how many requests may be in flight at once, and how many may begin in a time.
+
+create table pgnet.host_budget (
+    host text primary key
+);
+comment on table pgnet.host_budget is
+    'The limits of a host, and what is left of its rate. A claim locks the row, so that the limits '
+    'hold for all workers together.';
+
+create function pgnet.host_room(host text)
+    -- NULL: the host has no limit
+    returns integer
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select null::integer
+$$;
+comment on function pgnet.host_room(text) is
+    'How many requests a claim may take for a host, whose budget is locked then. 0 where another '
+    'worker has locked the budget.';
+
+create function pgnet.send_within(host text)
+    -- seconds; NULL: the host has no rate
+    returns double precision
+    language sql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select null::double precision
+$$;
+comment on function pgnet.send_within(text) is
+    'How long after its claim a request may be handed to the wire, so that the rate of its host '
+    'holds there.';
+
+create function pgnet.spend_tokens(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    null;
+end
+$$;
+comment on function pgnet.spend_tokens(bigint[]) is
+    'Takes what was claimed from the budgets of its hosts, which this transaction has locked.';
+
+create function pgnet.room_in(hosts text[])
+    -- seconds; NULL where no host has to wait for a time
+    returns double precision
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select null::double precision
+$$;
+comment on function pgnet.room_in(text[]) is
+    'After how many seconds one of these hosts, which had no room, has some again.';
+
+-- ======== extension/48_breaker.sql ========
+
+-- What is learnt of hosts: which ones are broken, and which ones have asked to wait.
+
+create table pgnet.host_state (
+    host text not null,
+    role oid not null,
+    -- no request is claimed before this time
+    closed_until timestamptz,
+    -- the next request is a probe, and no other one is claimed beside it
+    needs_probe boolean not null default false,
+    primary key (host, role)
+);
+comment on table pgnet.host_state is
+    'What workers have learnt of a host from the requests of one role. A place without a row is '
+    'well.';
+
+create function pgnet.probe_room(host text, role oid)
+    returns integer
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform from pgnet.host_state s
+    where s.host = probe_room.host and s.role = probe_room.role and s.needs_probe
+        and coalesce(s.closed_until, '-infinity') <= clock_timestamp()
+    for update skip locked;
+    return case when found then 1 else 0 end;
+end
+$$;
+comment on function pgnet.probe_room(text, oid) is
+    '1 where a probe of a broken host may begin, whose state is locked then; else 0.';
+
+create function pgnet.begin_probes(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    null;
+end
+$$;
+comment on function pgnet.begin_probes(bigint[]) is
+    'Notes the probes among what was claimed: until they end no other one begins.';
+
+-- ======== extension/49_gates.sql ========
+
+-- Gates: requests that wait for other requests, those of the same ordering key or those that they
+-- come after.
+
+create function pgnet.open_gates()
+    -- seconds until it is to be called again; NULL where nothing waits for it
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return null;
+end
+$$;
+comment on function pgnet.open_gates() is
+    'Lets requests go on for which nothing is left to wait for.';
+
 -- ======== extension/50_workers.sql ========
 
 -- Workers: registering and deregistering, and what each call of a worker asks first. A worker uses
@@ -3227,9 +3408,11 @@ begin
         begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
-            lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker
+            lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
+                pgnet.host_budget, pgnet.host_state
                 in row exclusive mode nowait;
-            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark in access share mode nowait;
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause
+                in access share mode nowait;
             -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
             set constraints all immediate;
@@ -3240,7 +3423,7 @@ begin
         foreach relation in array array[
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
-            'pgnet.mark']
+            'pgnet.mark', 'pgnet.pause', 'pgnet.host_budget', 'pgnet.host_state']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -3503,12 +3686,34 @@ create type pgnet.claimed_request as (
     -- seconds since the request was made
     age double precision,
     idempotency_key text,
+    -- what limits, probes and times say of it, as a JSON object; NULL: nothing
+    flow text,
     -- why the request cannot be sent; then its method, URL, headers, body and options are missing
     fault text
 );
 comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
+
+create function pgnet.flow_of_claim(request_id bigint, not_after timestamptz)
+    returns text
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+    select nullif(jsonb_strip_nulls(jsonb_build_object(
+        'limited', c.limited,
+        'send_within', case when c.limited then pgnet.send_within(c.host) end,
+        'probe', c.probe,
+        'expires_in', case when isfinite(not_after) then extract(epoch from not_after - clock_timestamp())::double precision
+            when not_after < 'infinity' then 0 end)), '{}')::text
+    from pgnet.claim c where c.id = request_id
+$$;
+comment on function pgnet.flow_of_claim(bigint, timestamptz) is
+    'What a worker is to heed of a claim: limited; send_within, in seconds since the claim; probe; '
+    'expires_in, in seconds; NULL where there is nothing.';
 
 -- The bounds are wider than those of the package (request/), which checks each row again.
 create function pgnet.read_claimed(
@@ -3519,6 +3724,8 @@ create function pgnet.read_claimed(
     quarantined_only boolean,
     -- whether pgnet.is_plain_json is known to be true of headers and options of all
     plain boolean,
+    -- whether claims have to be looked at for limits and probes
+    special boolean,
     -- why no request of these can be sent; NULL: each is looked at
     reason text default null
 )
@@ -3560,6 +3767,7 @@ begin
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
+        case when special or q.not_after is not null then pgnet.flow_of_claim(q.id, q.not_after) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -3597,7 +3805,7 @@ begin
         or set_config('synchronous_commit', 'on', true) is not null;
 end
 $$;
-comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, text) is
+comment on function pgnet.read_claimed(bigint[], integer[], uuid, boolean, boolean, boolean, text) is
     'The requests that a worker has claimed, as it gets them. A row that cannot be a request has a '
     'fault instead, and is not read any further. An error of reading a row is raised.';
 
@@ -3632,27 +3840,38 @@ comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
 create function pgnet.wake_due_requests()
-    returns void
+    -- seconds until the next one is due; NULL where no request waits for a time
+    returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
     present timestamptz := clock_timestamp();
+    next_due timestamptz := least(
+        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
+        (select q.not_before from net.http_request_queue q where q.not_before < 'infinity' order by q.not_before limit 1));
     path text;
 begin
-    if (select q.id from net.http_request_queue q where q.due <= present and q.origin is null order by q.due limit 1) is not null then
+    if next_due <= present then
         with woken as (
-            update net.http_request_queue q set due = null, waits_since = null
+            update net.http_request_queue q
+            set due = case when q.due > present then q.due end, waits_since = case when q.due > present then q.waits_since end,
+                not_before = case when q.not_before > present then q.not_before end
             where q.id = any (array(
-                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                order by w.due limit 1000 for update skip locked))
+                (select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked)
+                union all
+                (select w.id from net.http_request_queue w where w.not_before <= present
+                order by w.not_before limit 1000 for update skip locked)))
         )
         select pgnet.use_owners_path() into path;
+        return 0.02;
     end if;
+    return extract(epoch from next_due - present);
 end
 $$;
 comment on function pgnet.wake_due_requests() is
-    'Makes requests ready whose time has come, 1,000 at most.';
+    'Makes requests ready whose time has come, 1,000 of each kind at most.';
 
 -- Many of the requests that were lost twice may be innocent: ten of them are attempted together. A
 -- request that is lost once more is attempted alone.
@@ -3748,11 +3967,19 @@ create function pgnet.take_requests(
     -- in quarantine and locked: these and no others; NULL: those whose turn it is
     suspects bigint[],
     slots integer, quota integer, full_hosts text[], crowded oid[], max_bytes bigint,
+    -- as for pgnet.claim_requests
+    rooms jsonb,
+    -- whether limits of hosts are configured
+    has_limits boolean,
     -- as for pgnet.ready_places
     after_host text, after_role oid, last_host text, last_role oid, wraps boolean, look_at integer,
     out ids bigint[], out attempts integer[],
     -- whether pgnet.is_plain_json is true of headers and options of all
     out plain boolean,
+    -- whether pgnet.account_claims is to be called: a limit, a probe or a unique key is among them
+    out special boolean,
+    -- hosts that were passed over since their limit leaves no room
+    out denied text[],
     -- whether there is more, and the place to go on behind
     out more boolean, out host text, out role oid
 )
@@ -3760,16 +3987,34 @@ create function pgnet.take_requests(
     set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+    present timestamptz := clock_timestamp();
 begin
     with places as materialized (
         select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
-    ), ready as materialized (
-        select r.*, row_number() over () as place
+    ), open_places as materialized (
+        select p.host, p.role, s.needs_probe, h.room as host_room,
+            greatest(0, least(quota, h.room,
+                case when s.needs_probe then pgnet.probe_room(p.host, p.role) end,
+                (rooms ->> concat(p.role, ' ', p.host))::integer)) as room
         from places p
+        -- Asked once for all places: mostly the tables are empty.
+        left join lateral (
+            select s.closed_until, s.needs_probe from pgnet.host_state s
+            where (select exists (select from pgnet.host_state)) and s.host = p.host and s.role = p.role offset 0
+        ) s on true
+        cross join lateral (select case when has_limits then pgnet.host_room(p.host) end as room offset 0) h
+        where p.host <> all (full_hosts) and p.role <> all (crowded)
+            and (s.closed_until > present) is not true
+            and ((select not exists (select from pgnet.pause)) or not exists (
+                select from pgnet.pause t where t.host in ('*', p.host, regexp_replace(p.host, ':[0-9]+$', '')) offset 0))
+    ), ready as materialized (
+        select r.*, row_number() over () as place, p.needs_probe, p.host_room
+        from open_places p
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.ordering_key, q.unique_key
                 from pgnet.ready_request q
                 where q.host = p.host and q.role = p.role
                     and not exists (select from pgnet.claim c where c.id = q.id offset 0)
@@ -3778,18 +4023,18 @@ begin
                         select from pgnet.mark m
                         where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
                 order by q.priority, q.id
-                limit quota
+                limit p.room
                 for update of q skip locked
             ) o
         ) r
-        where p.host <> all (full_hosts) and p.role <> all (crowded)
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn
+            r.odd_size is null as plain, r.place, r.turn, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
         from ready r
         union all
-        select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1
+        select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
+            q.ordering_key, q.unique_key, null, null
         from net.http_request_queue q
         where q.id = any (suspects)
     ), bounded as (
@@ -3800,17 +4045,19 @@ begin
         from either e
     ), chosen as (
         select b.* from bounded b
-        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= quota
+        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= least(quota, b.host_room)
     ), claimed as (
-        insert into pgnet.claim as c (id, host, worker, token, attempt, deadline)
+        insert into pgnet.claim as c (id, host, worker, token, attempt, deadline, role, ordering_key, limited, probe)
         select b.id, b.host, worker_id, claim_token,
             1 + (select count(*) from pgnet.attempt a where a.request_id = b.id),
             clock_timestamp() + make_interval(secs => greatest(0, least(
                 coalesce(b.timeout_milliseconds, (select pgnet.setting_value('timeout_milliseconds')::integer)),
-                (select pgnet.max_timeout_milliseconds()))) / 1000.0 + 60)
+                (select pgnet.max_timeout_milliseconds()))) / 1000.0 + 60),
+            b.role, b.ordering_key, case when b.host_room is not null then true end, b.probe
         from chosen b
         order by b.place
-        on conflict on constraint claim_pkey do nothing
+        -- Another worker has it, or another one of its key.
+        on conflict do nothing
         returning c.id, c.attempt
     ), stopped as (
         -- Where the walk ended before it had been everywhere.
@@ -3822,21 +4069,52 @@ begin
         union all
         (select b.host, b.role, 2 from chosen b order by b.place desc limit 1)
     )
-    select array_agg(c.id), array_agg(c.attempt), (select bool_and(b.plain) from chosen b),
+    select array_agg(c.id) filter (where c.id is not null), array_agg(c.attempt) filter (where c.id is not null), max(x.plain::integer)::boolean, max(x.special::integer)::boolean,
+        case when has_limits and (select count(*) from ready) < slots
+            then (select array_agg(p.host) from open_places p where p.host_room = 0) end,
         exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen),
         (select b.host from behind b order by b.rank limit 1),
         (select b.role from behind b order by b.rank limit 1)
-    into ids, attempts, plain, more, host, role
-    from claimed c;
+    into ids, attempts, plain, special, denied, more, host, role
+    from (
+        select bool_and(b.plain) as plain,
+            bool_or(b.host_room is not null or b.probe or b.unique_key is not null) as special
+        from chosen b
+    ) x
+    left join claimed c on true;
 end
 $$;
-comment on function pgnet.take_requests(bigint, uuid, bigint[], integer, integer, text[], oid[], bigint, text, oid, text, oid, boolean, integer) is
+comment on function pgnet.take_requests(bigint, uuid, bigint[], integer, integer, text[], oid[], bigint, jsonb, boolean, text, oid, text, oid, boolean, integer) is
     'Chooses requests and makes the rows of pgnet.claim: one statement, so that a row is locked, '
     'judged and claimed in one snapshot. pgnet.claim_requests has set how it is planned.';
 
+create function pgnet.account_claims(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    path text;
+begin
+    perform pgnet.spend_tokens(ids);
+    perform pgnet.begin_probes(ids);
+    -- From now on a request with the same key is a new one.
+    with taken as (
+        update net.http_request_queue q set unique_key = null
+        where q.id = any (array(select t.id from net.http_request_queue t where t.id = any (ids) and t.unique_key is not null))
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.account_claims(bigint[]) is
+    'What follows from claims: tokens are spent, probes have begun, unique keys are free again.';
+
 create function pgnet.read_each_claimed(
     -- as for pgnet.read_claimed
-    ids bigint[], attempts integer[], claim_token uuid, quarantined_only boolean, plain boolean
+    ids bigint[], attempts integer[], claim_token uuid, quarantined_only boolean, plain boolean, special boolean
 )
     returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe
@@ -3846,19 +4124,19 @@ begin
     for at in 1 .. cardinality(ids) loop
         begin
             return query
-            select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain);
+            select * from pgnet.read_claimed(ids[at:at], attempts[at:at], claim_token, quarantined_only, plain, special);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
                 raise; -- not the row's fault: the worker claims again
             end if;
             return query
             select * from pgnet.read_claimed(
-                ids[at:at], attempts[at:at], claim_token, quarantined_only, false, 'The request cannot be read: ' || sqlerrm || '.');
+                ids[at:at], attempts[at:at], claim_token, quarantined_only, false, special, 'The request cannot be read: ' || sqlerrm || '.');
         end;
     end loop;
 end
 $$;
-comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, boolean) is
+comment on function pgnet.read_each_claimed(bigint[], integer[], uuid, boolean, boolean, boolean) is
     'pgnet.read_claimed row by row, after one of them could not be read: that one comes with its '
     'fault.';
 
@@ -3885,10 +4163,13 @@ create function pgnet.claim_requests(
     until_host text default null,
     until_role oid default 0,
     -- at how many roles of hosts it looks at most
-    look_at integer default 1000
+    look_at integer default 1000,
+    -- how many requests at most for some places, by "ROLE_OID HOST"; NULL: as many as for others
+    rooms jsonb default null
 )
-    -- A last row without an id says that there is more than was looked at, and to go on behind that
-    -- row's host and role.
+    -- A last row has no id. Its host and role, where it has any, say that there is more than was
+    -- looked at, and to go on behind them. Its flow says look_in: after how many seconds something
+    -- falls due.
     returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -3909,35 +4190,45 @@ declare
         or (until_host collate "C", until_role) <= (after_host collate "C", after_role);
     last_host text := coalesce(until_host, after_host);
     last_role oid := case when until_host is null then after_role else until_role end;
+    look_in double precision;
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
+    look_in := least(pgnet.wake_due_requests(), pgnet.open_gates());
     quota := case
         when (select q.host from pgnet.ready_request q order by q.host limit 1)
             = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
         else host_quota end;
-    perform pgnet.wake_due_requests();
     select * into taken
     from pgnet.take_requests(worker_id, claim_token, case when quarantined_only then pgnet.lock_suspects() end,
-        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, after_host, after_role, last_host, last_role, wraps, look_at);
+        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, rooms, (select f.has_limits from pgnet.configuration f), after_host, after_role, last_host, last_role, wraps, look_at);
     if taken.ids is not null then
+        if taken.special then
+            perform pgnet.account_claims(taken.ids);
+        end if;
         begin
-            return query select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
+            return query
+            select * from pgnet.read_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain, taken.special);
         exception when others then
             if sqlstate ~ '^(40|53|55|57|58|25006)' then
                 raise; -- not a row's fault: the worker claims again
             end if;
-            return query select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain);
+            return query
+            select * from pgnet.read_each_claimed(taken.ids, taken.attempts, claim_token, quarantined_only, taken.plain, taken.special);
         end;
     end if;
-    if taken.more then
+    if taken.denied is not null then
+        look_in := least(look_in, pgnet.room_in(taken.denied));
+    end if;
+    if taken.more or look_in is not null then
         return query
         select null::bigint, null, null::integer, null::integer, null, null, null, null::bytea, null::integer, null,
-            taken.host::text, taken.role::oid, null::bigint, null::double precision, null, null;
+            case when taken.more then taken.host::text end, taken.role::oid, null::bigint, null::double precision, null,
+            jsonb_build_object('look_in', look_in)::text, null;
     end if;
 end
 $$;
-comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer) is
+comment on function pgnet.claim_requests(bigint, integer, integer, integer, text[], bigint, text, boolean, oid, text, oid, integer, jsonb) is
     'Takes ready requests for a worker, host by host and role by role in turns, and never one that '
     'another transaction holds. Where one of them is at_most_once, the transaction commits to '
     'disk. A row that cannot be a request comes with its fault alone.';
@@ -6998,7 +7289,8 @@ to public;
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, not_before, not_after, ordering_key, gate),
+    select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;

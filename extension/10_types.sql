@@ -51,3 +51,10 @@ create type net.outcome as (
 comment on type net.outcome is
     'How a request stands or ended: content is the body as text, content_bytes where it is no '
     'text; attempts made so far; context as given with the request.';
+
+-- An enum and not a text: a caller can insert nothing else.
+create type pgnet.gate as enum ('new', 'key', 'ids');
+comment on type pgnet.gate is
+    'Why a request is kept from being ready: no worker has examined its ordering key and the ids '
+    'that it comes after (new), another request of its key goes first (key), or requests that it '
+    'comes after have not ended (ids).';

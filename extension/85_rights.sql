@@ -85,7 +85,8 @@ to public;
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options), select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, not_before, not_after, ordering_key, gate),
+    select (id) on net._new_request to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;

@@ -99,10 +99,14 @@ def populate(database: Database) -> None:
         " values ('expire', now(), 1, %(canary)s)",
         "insert into pgnet.unrecorded (id, token, outcome)"
         " values (1000, gen_random_uuid(), to_json(%(canary)s::text))",
+        "insert into pgnet.pause (host) values (%(canary)s)",
+        "insert into pgnet.host_budget (host) values (%(canary)s)",
+        "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
         "insert into pgnet.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
-        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
-        " select id, %(canary)s, 1, gen_random_uuid(), 1, 'infinity' from net.http_request_queue",
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"
+        " select id, %(canary)s, 1, gen_random_uuid(), 1, 'infinity', requested_by"
+        " from net.http_request_queue",
     ):
         database.connection.execute(statement, {"canary": CANARY, "victim": VICTIM})
 

@@ -78,8 +78,9 @@ def bloated(database: Database, hosts: int) -> None:
     """The files keep their size, as under a held snapshot, and nothing is in them."""
     fill(database, hosts)
     database.execute(
-        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
-        " select q.id, '', 1, gen_random_uuid(), 1, now() from net.http_request_queue q"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"
+        " select q.id, '', 1, gen_random_uuid(), 1, now(), q.requested_by"
+        " from net.http_request_queue q"
     )
     database.execute(
         "insert into pgnet.attempt (request_id, attempt, requested_by, ending, started, ended)"

@@ -285,8 +285,8 @@ def test_a_claim_looks_at_so_many_hosts_at_most(database: Database, recorder: Re
     )
     # Others have them all in flight but one.
     database.execute(
-        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
-        " select id, '', 1, gen_random_uuid(), 1, now() + interval '1 hour'"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"
+        " select id, '', 1, gen_random_uuid(), 1, now() + interval '1 hour', requested_by"
         ' from net.http_request_queue order by pgnet.host_of_url(url) collate "C" offset 1'
     )
 
@@ -322,8 +322,8 @@ def test_a_worker_finds_what_is_behind_many_hosts(
         " select 'GET', format('http://h%s.example/', n) from generate_series(1, 3000) n"
     )
     database.execute(
-        "insert into pgnet.claim (id, host, worker, token, attempt, deadline)"
-        " select q.id, '', %s, gen_random_uuid(), 1, now() + interval '1 hour'"
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"
+        " select q.id, '', %s, gen_random_uuid(), 1, now() + interval '1 hour', q.requested_by"
         " from net.http_request_queue q",
         recorder.id,
     )

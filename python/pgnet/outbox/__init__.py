@@ -112,6 +112,26 @@ def translate_error(
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """What limits, probes and times say of a claim. The names are keys of the database's JSON.
+
+    limited: the host has a limit. When the request has ended, another one may be claimed.
+    send_within: seconds since the claim within which the request is handed to the wire; else it is
+    given back. None: the host has no rate.
+    probe: the attempt finds out whether a broken host works again.
+    expires_in: seconds after which the request is not sent any more; None: it does not expire.
+    """
+
+    limited: bool = False
+    send_within: float | None = None
+    probe: bool = False
+    expires_in: float | None = None
+
+
+NO_FLOW = Flow()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A request that this worker has claimed.
 
@@ -124,6 +144,7 @@ class Claim:
     idempotency_key: the one that the caller asked for; or, for a method that is not idempotent, one
     that a policy may need that sends the request twice.
     role: the oid of the role that made the request.
+    flow: what limits, probes and times say of the request.
     fault: why the row cannot be a request, None where it may be one. With a fault, what would be
     sent is left out.
     """
@@ -144,6 +165,7 @@ class Claim:
     idempotency_key: str | None
     role: int = 0
     fault: str | None = None
+    flow: Flow = NO_FLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +285,7 @@ class Demand:
     max_bytes: of requests.
     after: the turns of hosts go on behind this place. until: they end there; None for once around.
     quarantined_only: one request that is in quarantine, and no other.
+    rooms: how many requests at most for some places, by "ROLE_OID HOST"; None: as for others.
     """
 
     slots: int
@@ -273,6 +296,7 @@ class Demand:
     after: Place
     until: Place | None = None
     quarantined_only: bool = False
+    rooms: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,12 +336,26 @@ class Claimed:
 
     stopped_at: the place where the claim stopped before it had gone through all hosts; None where
     it has gone through all.
+    look_in: seconds after which something falls due; None where nothing waits for a time.
     deferred: ids of outcomes that were not recorded, since their rows are locked.
     """
 
     claims: list[Claim] = field(default_factory=list)
     stopped_at: Place | None = None
+    look_in: float | None = None
     deferred: list[int] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row of pgnet.claim_requests."""
+        if row["id"] is not None:
+            flow = row["flow"]
+            row["flow"] = NO_FLOW if flow is None else Flow(**json.loads(flow))
+            self.claims.append(Claim(**row))
+        elif "flow" in row:
+            # The last row has no request.
+            if row["host"] is not None:
+                self.stopped_at = Place(row["host"], row["role"])
+            self.look_in = json.loads(row["flow"] or "{}").get("look_in")
 
 
 class Outbox(Protocol):

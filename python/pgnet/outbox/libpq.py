@@ -21,6 +21,7 @@ says what it means: see ``translate_error`` in pgnet.outbox.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -47,7 +48,6 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnregistered,
     Outcome,
-    Place,
     Secret,
     WorkerState,
     encode_outcomes,
@@ -96,7 +96,8 @@ _CLAIM_CALL = (
     "pgnet.claim_requests(%(worker)s::bigint, %(slots)s::int, %(host_quota)s::int,"
     " %(single_host_quota)s::int, %(full_hosts)s::text[], %(max_bytes)s::bigint,"
     " %(after_host)s::text, %(quarantined_only)s::boolean, %(after_role)s::oid,"
-    " %(until_host)s::text, %(until_role)s::oid)"
+    " %(until_host)s::text, %(until_role)s::oid,"
+    " rooms => %(rooms)s::jsonb)"
 )
 # One statement is one transaction and one round trip. LATERAL has the recording come first.
 _RECORD_AND_CLAIM = (
@@ -324,17 +325,14 @@ class LibpqOutbox:
                 "until_host": demand.until and demand.until.host,
                 "until_role": demand.until and demand.until.role,
                 "quarantined_only": demand.quarantined_only,
+                "rooms": demand.rooms and json.dumps(demand.rooms),
             }
         sql = _RECORD if demand is None else _RECORD_AND_CLAIM if outcomes else _CLAIM
         rows = self._call(self._query, sql, parameters)
         claimed = Claimed()
         for row in rows:
             claimed.deferred = row.pop("deferred") or []
-            if row["id"] is not None:
-                claimed.claims.append(Claim(**row))
-            elif row.get("host") is not None:
-                # A row without a request names the place where the claim stopped.
-                claimed.stopped_at = Place(row["host"], row["role"])
+            claimed.add(row)
         return claimed
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:

@@ -39,7 +39,6 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnregistered,
     Outcome,
-    Place,
     Secret,
     WorkerState,
     encode_outcomes,
@@ -55,10 +54,12 @@ from pgnet.server.wake_up import listener as own_listener
 # written with their schema.
 TEXT, _JSON, _UUID = "pg_catalog.text", "pg_catalog.json", "pg_catalog.uuid"
 _OID = "pg_catalog.oid"
-_CLAIM = "select * from pgnet.claim_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_CLAIM = (
+    "select * from pgnet.claim_requests($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, rooms => $12)"
+)
 _CLAIM_TYPES = [
     *("bigint", "int", "int", "int", f"{TEXT}[]", "bigint"),
-    *(TEXT, "boolean", _OID, TEXT, _OID),
+    *(TEXT, "boolean", _OID, TEXT, _OID, "pg_catalog.jsonb"),
 ]
 # A signal may come between the check and the wait of the loop, and is seen this much later, in
 # seconds.
@@ -233,11 +234,10 @@ class SpiOutbox:
                     demand.after.role,
                     demand.until and demand.until.host,
                     demand.until and demand.until.role,
+                    demand.rooms and json.dumps(demand.rooms),
                 )
-                claimed.claims = [Claim(**row) for row in rows if row["id"] is not None]
-                if rows and rows[-1]["id"] is None:
-                    # A row without a request names the place where the claim stopped.
-                    claimed.stopped_at = Place(rows[-1]["host"], rows[-1]["role"])
+                for row in rows:
+                    claimed.add(row)
         return claimed
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:

@@ -389,7 +389,7 @@ class Worker:
         if batch:
             self._recorded(batch, set(claimed.deferred), now)
         if demand is not None:
-            self._claimed(demand, claimed)
+            self._claimed(demand, claimed, began)
 
     def _recorded(self, batch: Sequence[Outcome], deferred: Set[int], now: float) -> None:
         self._recorder.recorded(batch, deferred)
@@ -400,9 +400,14 @@ class Worker:
             if outcome.retry_in is not None and now + outcome.retry_in < self._heartbeat.due_at:
                 self._alarm.set(now + outcome.retry_in)
 
-    def _claimed(self, demand: Demand, claimed: Claimed) -> None:
+    def _claimed(self, demand: Demand, claimed: Claimed, began: float) -> None:
         self._claiming.succeeded()
-        begun = self._begin(claimed.claims)
+        if claimed.look_in is not None:
+            # What falls due after the next heartbeat is found by it.
+            at = time.monotonic() + claimed.look_in
+            if at < self._heartbeat.due_at:
+                self._alarm.set(at)
+        begun = self._begin(claimed.claims, began)
         if begun:
             self._turns.served(begun[-1])
         if demand.quarantined_only:
@@ -425,10 +430,11 @@ class Worker:
 
     # ---- performing
 
-    def _begin(self, claims: Sequence[Claim]) -> Sequence[Claim]:
+    def _begin(self, claims: Sequence[Claim], claimed_at: float) -> Sequence[Claim]:
         """Send what was claimed, by the settings and with the secrets of this moment.
 
-        Gives the claims that were begun: none where they are to be given back.
+        claimed_at: when the claim began. Gives the claims that were begun, or are given back since
+        their time to be sent is over: none where all of them are to be given back.
         """
         try:
             if any(claim.revision != self._configuration.revision for claim in claims):
@@ -440,6 +446,12 @@ class Worker:
                 rows = [(claim, read(claim)) for claim in claims]
                 secrets = self._secrets(rows)
                 for claim, row in rows:
+                    within = claim.flow.send_within
+                    if within is not None and time.monotonic() > claimed_at + within:
+                        # Too late for its place in the rate of its host.
+                        self._given_up.append((claim, None))
+                        self._heartbeat.due_at = 0.0
+                        continue
                     former = self._flights.get(claim.id)
                     if former is not None:
                         # Past its deadline the claim was free again, and this worker has taken it.
@@ -478,7 +490,7 @@ class Worker:
 
     def _stop(self, flight: Flight) -> None:
         """A request is not in flight any more, whether it has ended or not."""
-        if self._flights.remove(flight):
+        if self._flights.remove(flight) or flight.claim.flow.limited:
             self._claim_wanted = True
         self._quarantine.in_flight.discard(flight.claim.id)
         # Taken away, not only cancelled: the handle knows the flight, and together they would keep

@@ -70,6 +70,12 @@ class Performer:
         row: what the request asks for. secrets: those that it names, by name.
         """
         claim, configuration = flight.claim, self._configuration
+        expires_in = claim.flow.expires_in
+        if expires_in is not None and expires_in <= 0:
+            self._on_ended(
+                flight, NotSent("Its time not_after has passed: it was not sent.", "expired")
+            )
+            return
         try:
             assert self._exchange is not None
             flight.delivery = delivery = delivery_of(
