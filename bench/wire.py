@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "python"))
 import pycurl
 from gevent.event import Event
 
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.limits import Limits
 from pgnet.wire.message import WireRequest
 
 NGINX = """

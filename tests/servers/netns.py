@@ -476,10 +476,10 @@ def client() -> None:
     from pgnet.request.errors import InvalidRequest
     from pgnet.request.url import canonical_url
     from pgnet.wire import guard as guard_module
-    from pgnet.wire.answer import Limits
     from pgnet.wire.exchange import Exchange
     from pgnet.wire.guard import EgressRules, Guard
     from pgnet.wire.host import HostSettings, HostTable
+    from pgnet.wire.limits import Limits
     from pgnet.wire.message import WireRequest
     from pgnet.wire.resolve import Resolver
 

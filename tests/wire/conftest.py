@@ -11,9 +11,9 @@ from typing import Any
 import gevent
 import pytest
 
-from pgnet.wire.answer import Limits
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.limits import Limits
 from servers import httpd
 from servers.client import LOOPBACK, Client, NameServer
 from servers.keeper import Keeper

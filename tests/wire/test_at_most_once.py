@@ -11,10 +11,10 @@ import gevent
 import pycurl
 import pytest
 
-from pgnet.wire.answer import Limits
 from pgnet.wire.curl.repeats import RepeatWatch
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from servers import httpd
 from servers.client import Authority, Client, NameServer
 from servers.keeper import Keeper

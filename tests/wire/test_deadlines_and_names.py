@@ -8,8 +8,9 @@ import time
 import gevent
 import pytest
 
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.limits import Limits
 from servers import httpd
 from servers.answers import TIMEOUT, MakeClient, echoed, failed, marred, ok
 from servers.client import LOOPBACK, Client, NameServer

@@ -8,10 +8,11 @@ import gevent
 import pytest
 
 import pgnet
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.curl.states import LEGAL, Phase
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import Guard
+from pgnet.wire.limits import Limits
 from pgnet.wire.message import WireRequest
 from servers import httpd
 from servers.answers import MakeClient, echoed, failed, marred, ok

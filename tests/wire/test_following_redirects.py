@@ -7,8 +7,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from pgnet.wire.answer import Limits
 from pgnet.wire.guard import EgressRules
+from pgnet.wire.limits import Limits
 from servers import httpd
 from servers.answers import MakeClient, echoed, marred, ok
 from servers.client import Client, NameServer

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import pgnet
-from pgnet.wire.answer import Limits
 from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from servers import httpd
 from servers.client import LOOPBACK, Client, NameServer
 

@@ -23,8 +23,9 @@ import pytest
 import trustme
 from gevent.event import AsyncResult
 
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from servers import httpd, proxyd
 from servers.client import Client
 from servers.frames import (

@@ -14,8 +14,9 @@ import gevent
 import pytest
 from gevent.event import AsyncResult
 
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from pgnet.wire.wire_error import WireError
 from servers import httpd, misbehaviour
 from servers.client import LOOPBACK, Client

@@ -13,11 +13,12 @@ import pycurl
 import pytest
 import trustme
 
-from pgnet.wire.answer import Answer, Limits
+from pgnet.wire.answer import Answer
 from pgnet.wire.connection import Proxy
 from pgnet.wire.curl.options import REQUEST_TARGET
 from pgnet.wire.guard import EgressRules
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from pgnet.wire.wire_error import WireError
 from servers import httpd, proxyd
 from servers.client import LOOPBACK, Client, NameServer

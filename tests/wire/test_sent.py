@@ -21,8 +21,8 @@ import pycurl
 import pytest
 import trustme
 
-from pgnet.wire.answer import Limits
 from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.limits import Limits
 from pgnet.wire.wire_error import WireError
 from servers import httpd, proxyd, tlsd
 from servers.client import Authority, Client, NameServer

@@ -1,39 +1,23 @@
-"""The answer to a request, with its times, and the limits of what it may cost."""
+"""The answer to a request, with its times."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import requests
 
 from pgnet.secret.mask import MASK
+from pgnet.wire.limits import Limits
 from pgnet.wire.message import Head, WireRequest, WireResponse, build_response
 from pgnet.wire.redirect import locations_in, resolve
-from pgnet.wire.transport import Transfer
+from pgnet.wire.transfer import Received, Transfer
 from pgnet.wire.wire_error import WireError
+
+__all__ = ["Answer", "Followed", "Limits", "Timings", "first_byte_of"]
 
 # The longest body of a redirect that is kept while the redirect is followed, in bytes.
 _REDIRECT_BODY = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of what one request may cost.
-
-    max_response_bytes: of the decoded body.
-    max_wire_bytes: of the body as it comes, which may be compressed.
-    max_header_bytes: of all header sections of one response.
-    max_redirects: hops that are followed; with 0 a redirect is the answer itself.
-    connect_timeout: seconds to connect to one server, TLS included.
-    """
-
-    max_response_bytes: int = 64 << 20
-    max_wire_bytes: int = 64 << 20
-    max_header_bytes: int = 256 << 10
-    max_redirects: int = 5
-    connect_timeout: float = 10.0
 
 
 class Timings(NamedTuple):
@@ -71,8 +55,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_answered",
         "_head",
+        "_received",
         "_request",
         "_response",
         "address",
@@ -102,25 +86,26 @@ class Answer:
         self.header_list: list[tuple[str, str]] = []
         self.http_version = ""
         self.status_code: int | None = None
-        self.address = None if transfer is None else transfer.address
-        self.url = request.url.partition("#")[0] if transfer is None else transfer.url
+        self.address = None if transfer is None else transfer.attempts.address
+        self.url = request.url.partition("#")[0] if transfer is None else transfer.request.url
         self.is_final = self.as_it_came = False
         self.is_whole = error is None
-        # The transfer or the redirect that holds the body.
-        self._answered: Transfer | Followed | None = None
+        # What holds the body.
+        self._received: Received | None = None
         self._request = request
         self._response: WireResponse | None = None
         self._head: Head | None = None
-        if transfer is not None and transfer.head.status:
+        if transfer is not None and transfer.received.head.status:
+            received = transfer.received
             self.is_final = True
-            broken_coding = transfer.note is not None and not transfer.as_it_came
+            broken_coding = received.note is not None and not received.as_it_came
             self.is_whole = transfer.error is None and not broken_coding
-            self.as_it_came = transfer.as_it_came
-            self._take(transfer)
+            self.as_it_came = received.as_it_came
+            self._take(received)
 
-    def _take(self, answered: Transfer | Followed) -> None:
-        self._answered = answered
-        self._head = head = answered.head
+    def _take(self, received: Received) -> None:
+        self._received = received
+        self._head = head = received.head
         self.http_version, self.status_code = head.version, head.status
         self.header_list = head.fields
 
@@ -130,7 +115,7 @@ class Answer:
         is_final: whether its status says what became of the request.
         was_followed: whether anything was sent to the URL that it points to.
         """
-        self._take(redirect)
+        self._take(redirect.received)
         self.is_final = is_final
         if not was_followed:
             self.url, self.address = redirect.url, redirect.address
@@ -162,16 +147,16 @@ class Answer:
     @property
     def size(self) -> int:
         """How many bytes the content has."""
-        return 0 if self._answered is None else self._answered.size
+        return 0 if self._received is None else self._received.size
 
     @property
     def content(self) -> bytes:
         """The decoded body."""
-        return b"" if self._answered is None else self._answered.content
+        return b"" if self._received is None else self._received.content
 
     def forget_content(self) -> None:
         """Go on without the body, and say that it is not whole."""
-        self._answered = None
+        self._received = None
         self.is_whole = False
 
     def header(self, name: str) -> str | None:
@@ -193,22 +178,18 @@ class Answer:
 class Followed:
     """A redirect that is being followed: what an Answer shows where no server answers behind it."""
 
-    __slots__ = ("address", "content", "first_byte", "head", "url")
+    __slots__ = ("address", "first_byte", "received", "url")
 
     def __init__(self, transfer: Transfer) -> None:
-        self.head = transfer.head
-        self.url = transfer.url
-        self.address = transfer.address
+        self.url = transfer.request.url
+        self.address = transfer.attempts.address
         self.first_byte = first_byte_of(transfer)
+        self.received = transfer.received
         # The body waits beside the answer that is to come, which may take all the room there is.
-        self.content = transfer.content if transfer.size <= _REDIRECT_BODY else b""
-
-    @property
-    def size(self) -> int:
-        """How many bytes the content has."""
-        return len(self.content)
+        if self.received.size > _REDIRECT_BODY:
+            self.received.drop_body()
 
 
 def first_byte_of(transfer: Transfer) -> float:
     """Seconds from the start of the request to the first byte of this hop's answer."""
-    return transfer.hop_started - transfer.started + transfer.first_byte
+    return transfer.hop_started - transfer.started + transfer.attempts.first_byte

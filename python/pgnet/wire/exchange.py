@@ -13,8 +13,8 @@ of the request from there is
   connects, and calls `hop_ended` when that server has answered, or when it is clear that it will
   not.
 - **`next_hop`** (redirect.py) has the rules of redirects. It returns the request that the answer
-  leads on to, the reason why that must not be sent, or None. The same Transfer then begins again:
-  the start and the deadline of the first hop stay.
+  leads on to, the reason why that must not be sent, or None. The next Transfer keeps the start and
+  the deadline of the first.
 - **`finish`** makes the one Answer, and calls `done` with it.
 
 What holds, whatever happens:
@@ -40,9 +40,10 @@ from typing import Any
 
 import gevent
 
-from pgnet.wire.answer import Answer, Followed, Limits, Timings, first_byte_of
+from pgnet.wire.answer import Answer, Followed, Timings, first_byte_of
 from pgnet.wire.guard import Guard
-from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.host import HostTable
+from pgnet.wire.limits import Limits
 from pgnet.wire.message import WireRequest, check_method, encode_headers
 from pgnet.wire.redirect import is_redirect, next_hop
 from pgnet.wire.resolve import Resolver
@@ -141,10 +142,6 @@ class Exchange:
             handle.cancel()
         self._transport.close()
 
-    def _connect_timeout(self, settings: HostSettings) -> float:
-        of_host = settings.connect_timeout
-        return of_host if of_host is not None else self._limits.connect_timeout
-
 
 class Handle:
     """A request on its way through an Exchange, hop by hop."""
@@ -210,13 +207,13 @@ class Handle:
         started = time.monotonic()
         exchange, request = self._exchange, self._request
         limits, transport = exchange._limits, exchange._transport
-        method, body = request.method, request.body
+        method, url, body = request.method, request.url, request.body
         check_method(method)
         if method == "HEAD" and body is not None:
             raise WireError("a HEAD request has no body")
-        url = request.url
         if "#" in url:
             url = url.partition("#")[0]
+            request = WireRequest(method, url, request.fields, body)
         route = transport.route(url, at_most_once=self._at_most_once, body=body)
         settings = route.settings
         most = settings.max_redirects
@@ -224,17 +221,12 @@ class Handle:
             most = limits.max_redirects
         self._max_redirects = most if max_redirects is None else min(most, max_redirects)
         self._transfer = transfer = Transfer(
-            method,
-            url,
+            request,
             route,
             _header_lines(request, route),
-            body,
+            limits,
             started=started,
             timeout=timeout,
-            connect_timeout=exchange._connect_timeout(settings),
-            max_response_bytes=limits.max_response_bytes,
-            max_wire_bytes=limits.max_wire_bytes,
-            max_header_bytes=limits.max_header_bytes,
             done=self._hop_ended,
         )
         transport.start(transfer)
@@ -242,13 +234,14 @@ class Handle:
     def _hop_ended(self, transfer: Transfer) -> None:
         """A server has answered, or it has not: follow its redirect, or finish."""
         error = transfer.error
-        self._connect += transfer.connect
-        self._tls += max(transfer.appconnect - transfer.connect, 0.0)
-        if error is None and is_redirect(transfer.head.status):
+        attempts, head = transfer.attempts, transfer.received.head
+        self._connect += attempts.connect
+        self._tls += max(attempts.appconnect - attempts.connect, 0.0)
+        if error is None and is_redirect(head.status):
             try:
                 following = next_hop(
                     self._request,
-                    transfer.head,
+                    head,
                     self._redirects,
                     self._max_redirects,
                     self._bound,
@@ -270,21 +263,17 @@ class Handle:
 
     def _follow(self, request: WireRequest, transfer: Transfer) -> None:
         """Start the next hop. Raises WireError."""
-        transport = self._exchange._transport
+        exchange = self._exchange
+        transport = exchange._transport
         self._request = request
         route = transport.route(request.url, at_most_once=self._at_most_once, body=request.body)
+        lines = _header_lines(request, route)
         self._redirects += 1
         self._redirect = Followed(transfer)
         # RFC 9110, section 15.4.4: the server has done what was asked, and says where to see it.
-        self._answered = self._answered or request.method != transfer.method
-        transfer.again(
-            request.method,
-            request.url,
-            route,
-            _header_lines(request, route),
-            request.body,
-            self._exchange._connect_timeout(route.settings),
-            self._hop_ended,
+        self._answered = self._answered or request.method != transfer.request.method
+        self._transfer = transfer = transfer.following(
+            request, route, lines, exchange._limits, self._hop_ended
         )
         if transfer.deadline <= time.monotonic():
             raise transport.timeout_error(transfer, True)
@@ -299,8 +288,8 @@ class Handle:
         transfer, redirect = self._transfer, self._redirect
         if transfer is not None:
             if error is None:
-                error = transfer.note
-            elif self._redirects or transfer.head.status:
+                error = transfer.received.note
+            elif self._redirects or transfer.received.head.status:
                 error.possibly_sent = True
         answer = Answer(transfer, self._request, error, self._timings(), self._redirects)
         if answer.status_code is None and redirect is not None and error is not None:
@@ -322,7 +311,7 @@ class Handle:
         if transfer is None:
             return _NO_TIME
         first_byte = 0.0
-        if transfer.head.status:
+        if transfer.received.head.status:
             first_byte = first_byte_of(transfer)
         elif self._redirect is not None:
             first_byte = self._redirect.first_byte

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from requests.utils import select_proxy
 
 from pgnet.wire.guard import EgressRefused, EgressRules, Guard
 from pgnet.wire.host import HostSettings
-from pgnet.wire.message import build_response, check_method, encode_headers
+from pgnet.wire.limits import Limits
+from pgnet.wire.message import WireRequest, build_response, check_method, encode_headers
 from pgnet.wire.transport import Transfer, Transport
 from pgnet.wire.wire_error import CERTIFICATE_CODES, Code, WireError
 
@@ -47,8 +49,7 @@ class CurlAdapter(BaseAdapter):
         if transport is None:
             transport = Transport(guard if guard is not None else Guard(EgressRules()))
         self._transport = transport
-        self._max_response_bytes = max_response_bytes
-        self._max_header_bytes = max_header_bytes
+        self._limits = Limits(max_response_bytes, max_response_bytes, max_header_bytes)
 
     def send(
         self,
@@ -83,17 +84,12 @@ class CurlAdapter(BaseAdapter):
             check_method(request.method or "")
             settings = _settings(verify, cert, select_proxy(url, dict(proxies or {})))
             transfer = Transfer(
-                request.method or "",
-                url,
+                WireRequest(request.method or "", url, fields, body),
                 self._transport.route(url, settings, body=body),
                 encode_headers(fields),
-                body,
+                replace(self._limits, connect_timeout=_DAY if connect is None else connect),
                 started=started,
                 timeout=_DAY if total is None else total,
-                connect_timeout=_DAY if connect is None else connect,
-                max_response_bytes=self._max_response_bytes,
-                max_wire_bytes=self._max_response_bytes,
-                max_header_bytes=self._max_header_bytes,
                 done=ended.set,
             )
         except WireError as error:
@@ -104,11 +100,12 @@ class CurlAdapter(BaseAdapter):
         except BaseException:
             transfer.cancel()
             raise
-        fault = transfer.error or transfer.note
+        received = transfer.received
+        fault = transfer.error or received.note
         if fault is not None:
             raise _requests_error(fault, request) from fault
         seconds = time.monotonic() - started
-        return build_response(request, url, transfer.head, transfer.content, seconds)
+        return build_response(request, url, received.head, received.content, seconds)
 
     def close(self) -> None:
         """Release the connections."""

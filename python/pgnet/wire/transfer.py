@@ -1,4 +1,8 @@
-"""One request to one server, and what came of it: what Transport and libcurl's handles share."""
+"""One request to one server, and what came of it: what Transport and libcurl's handles share.
+
+A `Transfer` has what is asked, and two parts: `Attempts`, which Transport changes, and `Received`,
+which libcurl's handles fill.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pgnet.wire.message import Head
+from pgnet.wire.limits import Limits
+from pgnet.wire.message import Head, WireRequest
 from pgnet.wire.route import Route
 from pgnet.wire.wire_error import When, WireError
 
@@ -15,101 +20,25 @@ _NO_HEAD = Head("", 0, "", [])
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
-class Transfer:
-    """One request to one server: what is asked, and then what came of it.
+class Received:
+    """What has come of an answer.
 
-    The caller gives `method`, `url`, `route`, `headers` (lines as encode_headers makes them),
-    `body` and the limits; `done(transfer)` is called once, from the loop, and must not block.
-
-    error: why there is no answer, or none that is whole. note: what is wrong with the body of an
-    answer that came whole. as_it_came: whether the body still has a coding.
-    repeated: whether it was sent again because a kept connection ended. fresh: whether libcurl is
-    to make a new connection for it. refusals: how often its server refused it.
-    sent: whether a server may have seen an attempt that failed.
-    address: what it is connected to. addresses: those that are left to try.
-    name_seconds, connect, appconnect, first_byte: seconds for the look-up; and, from the start of
-    the last attempt, until the connection was made, until TLS was agreed on, until the first byte.
-    stop: ends what is done for it just now, the look-up of its name or libcurl's work.
+    head: its header section; the status is 0 before it has come.
+    note: what is wrong with the body of an answer that came whole.
+    as_it_came: whether the body still has a coding.
     """
 
-    __slots__ = (
-        "_body",
-        "address",
-        "addresses",
-        "appconnect",
-        "as_it_came",
-        "body",
-        "connect",
-        "connect_timeout",
-        "deadline",
-        "done",
-        "error",
-        "first_byte",
-        "fresh",
-        "head",
-        "headers",
-        "hop_started",
-        "max_header_bytes",
-        "max_response_bytes",
-        "max_wire_bytes",
-        "method",
-        "name_seconds",
-        "note",
-        "refusals",
-        "repeated",
-        "route",
-        "sent",
-        "started",
-        "stop",
-        "timeout",
-        "url",
-    )
+    __slots__ = ("_body", "as_it_came", "head", "note")
 
-    def __init__(
-        self,
-        method: str,
-        url: str,
-        route: Route,
-        headers: list[bytes],
-        body: bytes | None,
-        *,
-        started: float,
-        timeout: float,
-        connect_timeout: float,
-        max_response_bytes: int,
-        max_wire_bytes: int,
-        max_header_bytes: int,
-        done: Callable[[Transfer], None],
-    ) -> None:
-        self.method = method
-        self.url = url
-        self.route = route
-        self.headers = headers
-        self.body = body
-        self.started = self.hop_started = started
-        self.timeout = timeout
-        self.deadline = started + timeout
-        self.connect_timeout = connect_timeout
-        self.max_response_bytes = max_response_bytes
-        self.max_wire_bytes = max_wire_bytes
-        self.max_header_bytes = max_header_bytes
-        self.done: Callable[[Transfer], None] | None = done
+    def __init__(self) -> None:
         self.head = _NO_HEAD
-        self.error: WireError | None = None
         self.note: WireError | None = None
         self.as_it_came = False
-        self.address: str | None = None
-        self.name_seconds = self.connect = self.appconnect = self.first_byte = 0.0
         self._body: bytes | bytearray = b""
-        self.repeated = self.fresh = False
-        self.refusals = 0
-        self.sent = False
-        self.addresses: tuple[str, ...] = ()
-        self.stop: Callable[[], None] | None = None
 
     @property
     def content(self) -> bytes:
-        """The body that came, decoded."""
+        """The body, decoded."""
         if not isinstance(self._body, bytes):
             self._body = bytes(self._body)
         return self._body
@@ -134,44 +63,128 @@ class Transfer:
             self._body = bytearray(self._body)
             self._body += piece
 
-    def again(
-        self,
-        method: str,
-        url: str,
-        route: Route,
-        headers: list[bytes],
-        body: bytes | None,
-        connect_timeout: float,
-        done: Callable[[Transfer], None],
-    ) -> None:
-        """Make it the request of the next hop: start and deadline stay."""
-        self.method, self.url, self.route = method, url, route
-        self.headers, self.body, self.connect_timeout = headers, body, connect_timeout
-        self.hop_started = time.monotonic()
-        self.forget_answer()
-        self.error = None
+
+class Attempts:
+    """The attempts of a transfer: the present or last one, and what is left to try.
+
+    address: what it is connected to. addresses: those that are left to try.
+    connect, appconnect, first_byte: seconds from the start of the last attempt until the connection
+    was made, until TLS was agreed on, until the first byte came.
+    repeated: whether the request was sent again because a kept connection ended.
+    fresh: whether libcurl is to make a new connection for it.
+    refusals: how often its server refused it.
+    sent: whether a server may have seen an attempt that failed.
+    """
+
+    __slots__ = (
+        "address",
+        "addresses",
+        "appconnect",
+        "connect",
+        "first_byte",
+        "fresh",
+        "refusals",
+        "repeated",
+        "sent",
+    )
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self.addresses: tuple[str, ...] = ()
         self.connect = self.appconnect = self.first_byte = 0.0
-        self.addresses = ()
         self.repeated = self.fresh = self.sent = False
         self.refusals = 0
-        self.done = done
+
+
+class Transfer:
+    """One request to one server: what is asked, and what came of it.
+
+    The caller gives `request`, its URL without a fragment, `route`, `headers` (lines as
+    encode_headers makes them) and `limits`; `started` by time.monotonic and `timeout` in seconds.
+    `done(transfer)` is called once, from the loop, and must not block.
+
+    error: why there is no answer, or none that is whole.
+    hop_started: when this server's turn began; `started` is the first hop's.
+    name_seconds: how long names were looked up, for all hops.
+    stop: ends what is done for it just now, the look-up of its name or libcurl's work.
+    """
+
+    __slots__ = (
+        "attempts",
+        "connect_timeout",
+        "deadline",
+        "done",
+        "error",
+        "headers",
+        "hop_started",
+        "limits",
+        "name_seconds",
+        "received",
+        "request",
+        "route",
+        "started",
+        "stop",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        request: WireRequest,
+        route: Route,
+        headers: list[bytes],
+        limits: Limits,
+        *,
+        started: float,
+        timeout: float,
+        done: Callable[[Transfer], None],
+    ) -> None:
+        self.request = request
+        self.route = route
+        self.headers = headers
+        self.limits = limits
+        of_host = route.settings.connect_timeout
+        self.connect_timeout = limits.connect_timeout if of_host is None else of_host
+        self.started = self.hop_started = started
+        self.timeout = timeout
+        self.deadline = started + timeout
+        self.done: Callable[[Transfer], None] | None = done
+        self.stop: Callable[[], None] | None = None
+        self.attempts = Attempts()
+        self.received = Received()
+        self.error: WireError | None = None
+        self.name_seconds = 0.0
+
+    def following(
+        self,
+        request: WireRequest,
+        route: Route,
+        headers: list[bytes],
+        limits: Limits,
+        done: Callable[[Transfer], None],
+    ) -> Transfer:
+        """The transfer of the next hop: start and deadline are those of the first."""
+        made = Transfer(
+            request, route, headers, limits, started=self.started, timeout=self.timeout, done=done
+        )
+        made.hop_started = time.monotonic()
+        made.name_seconds = self.name_seconds
+        # The address that is shown where the next hop does not come as far as an address.
+        made.attempts.address = self.attempts.address
+        return made
 
     def forget_answer(self) -> None:
         """Forget what has come of an answer: another attempt will bring another one."""
-        self.head = _NO_HEAD
-        self.note = None
-        self.as_it_came = False
-        self._body = b""
+        self.received = Received()
 
     def fail(self, error: WireError) -> None:
         """End with an error, unless it has ended.
 
         What has come of an answer stays: its status says what the server has done.
         """
-        error.possibly_sent = error.possibly_sent or self.sent
+        error.possibly_sent = error.possibly_sent or self.attempts.sent
         self.error = error
-        if not self.head.status:
-            self._body = b""
+        if not self.received.head.status:
+            self.received.drop_body()
         self.finish()
 
     def cancel(self) -> None:

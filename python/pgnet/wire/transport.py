@@ -110,7 +110,7 @@ class Transport:
         route = transfer.route
         try:
             if route.until > time.monotonic():
-                transfer.addresses = route.addresses
+                transfer.attempts.addresses = route.addresses
                 self._connect(transfer)
             else:
                 self._find(transfer)
@@ -219,20 +219,21 @@ class Transport:
                 allowed.append(address)
         if not allowed:
             raise refusal or EgressRefused(f"{route.peer} has no address")
-        transfer.addresses = route.addresses = tuple(allowed)
+        transfer.attempts.addresses = route.addresses = tuple(allowed)
         route.until = self._resolver.good_until(route.peer)
         self._connect(transfer)
 
     def _connect(self, transfer: Transfer) -> None:
-        addresses = transfer.addresses
-        transfer.address = addresses[0]
-        transfer.addresses = addresses[1:]
-        self._add(transfer, addresses[0])
+        attempts = transfer.attempts
+        addresses = attempts.addresses
+        attempts.address = address = addresses[0]
+        attempts.addresses = addresses[1:]
+        self._add(transfer, address)
 
     def _connect_to(self, transfer: Transfer, address: str | None) -> None:
         """Begin a transfer anew, after an attempt that failed."""
         transfer.forget_answer()
-        transfer.address = address
+        transfer.attempts.address = address
         try:
             self._add(transfer, address or "")
         except Exception as error:
@@ -248,11 +249,12 @@ class Transport:
             if self._multi_of_http_1 is None:
                 self._multi_of_http_1 = self._new_multi()
             multi = self._multi_of_http_1
-        multi.add(transfer, address, len(transfer.addresses))
+        multi.add(transfer, address)
 
     def _on_failed(self, transfer: Transfer, failure: Failure) -> None:
         """A transfer has no answer: try again, or say why."""
-        transfer.sent = transfer.sent or failure.sent
+        attempts = transfer.attempts
+        attempts.sent = attempts.sent or failure.sent
         if failure.refused and self._send_again(transfer):
             return
         if failure.fault is not None:
@@ -265,7 +267,7 @@ class Transport:
             return
         code, kind = settle(failure.code, failure.text, failure.times)
         # An attempt before this one may have come further.
-        sent = transfer.sent
+        sent = attempts.sent
         transfer.fail(
             WireError(words(code), kind=kind, possibly_sent=sent, code=code, detail=failure.text)
         )
@@ -279,38 +281,41 @@ class Transport:
         code = failure.code
         died = code == Code.SEND_ERROR and "Connection died" in failure.text
         ended = died or (failure.is_silent and code in _ENDS_OF_KEPT)
-        may_repeat = transfer.method in IDEMPOTENT and not transfer.route.at_most_once
-        if not ended or not may_repeat or transfer.repeated:
+        may_repeat = transfer.request.method in IDEMPOTENT and not transfer.route.at_most_once
+        attempts = transfer.attempts
+        if not ended or not may_repeat or attempts.repeated:
             return False
-        transfer.repeated = transfer.fresh = True
-        self._connect_to(transfer, transfer.address)
+        attempts.repeated = attempts.fresh = True
+        self._connect_to(transfer, attempts.address)
         return True
 
     def _try_next_address(self, transfer: Transfer, failure: Failure) -> bool:
         """Try the next address where no connection was made to this one; whether there is one."""
+        attempts = transfer.attempts
         timed_out = failure.code == Code.OPERATION_TIMEDOUT
-        connecting = not failure.sent and transfer.appconnect == 0
+        connecting = not failure.sent and attempts.appconnect == 0
         if not (failure.code == Code.COULDNT_CONNECT or (timed_out and connecting)):
             return False
-        if not transfer.addresses or (transfer.sent and transfer.route.at_most_once):
+        if not attempts.addresses or (attempts.sent and transfer.route.at_most_once):
             return False
         if transfer.deadline - time.monotonic() <= 0.001:
             return False
-        if transfer.address is not None:
-            transfer.route.avoid(transfer.address)
-        address, *left = transfer.addresses
-        transfer.addresses = tuple(left)
+        if attempts.address is not None:
+            transfer.route.avoid(attempts.address)
+        address, *left = attempts.addresses
+        attempts.addresses = tuple(left)
         self._connect_to(transfer, address)
         return True
 
     def _send_again(self, transfer: Transfer) -> bool:
         """Send a request again that its server refused, whatever its method; whether it is."""
-        transfer.refusals += 1
+        attempts = transfer.attempts
+        attempts.refusals += 1
         left = transfer.deadline - time.monotonic()
-        if transfer.refusals > _MOST_REFUSALS or left < 0.001:
+        if attempts.refusals > _MOST_REFUSALS or left < 0.001:
             return False
-        transfer.fresh = transfer.refusals > _SHARED_REFUSALS
-        self._connect_to(transfer, transfer.address)
+        attempts.fresh = attempts.refusals > _SHARED_REFUSALS
+        self._connect_to(transfer, attempts.address)
         return True
 
     def _failure(self, error: Exception) -> WireError:
@@ -329,7 +334,7 @@ class Transport:
         """The error of a deadline that was reached; its message says where the time went."""
         total = time.monotonic() - transfer.started
         name = transfer.name_seconds
-        handshake = max(transfer.connect, transfer.appconnect)
+        handshake = max(transfer.attempts.connect, transfer.attempts.appconnect)
         if not sent and handshake == 0:
             handshake = total - name
         limit, what = transfer.timeout, "Timeout"

@@ -8,7 +8,7 @@ from pgnet.wire.curl.easy import Easy
 from pgnet.wire.curl.states import ANSWERED, PROXY, Fate
 from pgnet.wire.decoding import Decoder
 from pgnet.wire.message import parse_fields, parse_head
-from pgnet.wire.transfer import Failure, Transfer
+from pgnet.wire.transfer import Failure, Received, Transfer
 from pgnet.wire.wire_error import Code, When, WireError, settle, words
 
 _BY_PROXY: tuple[When, ...] = ("proxy",)
@@ -22,56 +22,57 @@ def collect(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure | N
     code, text: libcurl's code and words for it; 0 where it has nothing to complain of.
     """
     info = easy.curl.getinfo
+    attempts, received = transfer.attempts, transfer.received
     if easy.opened:
-        transfer.connect = info(pycurl.CONNECT_TIME)
+        attempts.connect = info(pycurl.CONNECT_TIME)
         if transfer.route.origin.scheme == "https":
-            transfer.appconnect = info(pycurl.APPCONNECT_TIME)
+            attempts.appconnect = info(pycurl.APPCONNECT_TIME)
         if easy.phase is ANSWERED:
-            transfer.route.version = transfer.head.version
+            transfer.route.version = received.head.version
     if code and code == Code.HTTP2_STREAM and easy.phase is ANSWERED:
         # An answer that is whole is not to be discarded (RFC 9113, section 8.1).
         code = 0 if easy.watch.fate is Fate.CLOSED else code
     if code == 0:
-        code = _check_whole(easy, transfer)
+        code = _check_whole(easy, received)
         if not code:
-            transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+            attempts.first_byte = info(pycurl.STARTTRANSFER_TIME)
             return None
         text = ""
     if easy.section:
         _keep_broken_head(easy, transfer)
-    if transfer.head.status:
-        transfer.first_byte = info(pycurl.STARTTRANSFER_TIME)
+    if received.head.status:
+        attempts.first_byte = info(pycurl.STARTTRANSFER_TIME)
         if easy.decoder is not None:
-            transfer.as_it_came = easy.decoder.as_it_came
+            received.as_it_came = easy.decoder.as_it_came
     return _failure(easy, transfer, code, text)
 
 
-def _check_whole(easy: Easy, transfer: Transfer) -> int:
+def _check_whole(easy: Easy, received: Received) -> int:
     """0 where all of an answer has come, otherwise the code that libcurl should have given."""
     if easy.phase is not ANSWERED:
         return Code.PARTIAL_FILE
     if easy.length is not None and easy.length != easy.wire_bytes:
         return Code.PARTIAL_FILE
     if easy.decoder is not None:
-        _note_coding(transfer, easy.decoder)
+        _note_coding(received, easy.decoder)
     if easy.section:
-        transfer.head.fields.extend(parse_fields(bytes(easy.section)))
+        received.head.fields.extend(parse_fields(bytes(easy.section)))
     return 0
 
 
-def _note_coding(transfer: Transfer, decoder: Decoder) -> None:
+def _note_coding(received: Received, decoder: Decoder) -> None:
     """Say of a whole body what could not be decoded of it."""
     body = decoder.finish()
     if decoder.fault is None:
         return
     if body is not None:
-        transfer.drop_body()
-        transfer.take(body)
-    transfer.as_it_came = decoder.as_it_came
+        received.drop_body()
+        received.take(body)
+    received.as_it_came = decoder.as_it_came
     code = Code.BAD_CONTENT_ENCODING
     kept = "as it came" if decoder.as_it_came else "up to the fault"
     message = f"{code.words}: the body is kept {kept}"
-    transfer.note = WireError(message, possibly_sent=True, code=code, detail=decoder.fault)
+    received.note = WireError(message, possibly_sent=True, code=code, detail=decoder.fault)
 
 
 def _keep_broken_head(easy: Easy, transfer: Transfer) -> None:
@@ -79,15 +80,15 @@ def _keep_broken_head(easy: Easy, transfer: Transfer) -> None:
 
     RFC 9112, section 8: such a status may mean less than it says, but it is all that will come.
     """
-    if transfer.head.status or easy.phase is PROXY:
+    if transfer.received.head.status or easy.phase is PROXY:
         return
-    lines = bytes(easy.section[: transfer.max_header_bytes])
+    lines = bytes(easy.section[: transfer.limits.max_header_bytes])
     try:
         head = parse_head(lines[: lines.rfind(b"\n") + 1])
     except WireError:
         return
     if head.status >= 200:
-        transfer.head = head
+        transfer.received.head = head
 
 
 def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
@@ -109,7 +110,7 @@ def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
         fault = _fault_of_proxy(easy, code, text, sent, secure)
     elif code in (Code.OUT_OF_MEMORY, Code.TOO_LARGE) or "Out of memory in chunk" in text:
         # A line of a header is longer than libcurl takes.
-        limit = min(transfer.max_header_bytes, LONGEST_LINE)
+        limit = min(transfer.limits.max_header_bytes, LONGEST_LINE)
         message = f"response headers exceed {limit} bytes"
         fault = WireError(message, kind="response", possibly_sent=sent)
     # Some libcurls have these codes for a stream that was refused.
@@ -120,7 +121,7 @@ def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
     times: list[When] = []
     if secure:
         times.append("tls")
-        if easy.opened and not sent and not transfer.appconnect:
+        if easy.opened and not sent and not transfer.attempts.appconnect:
             times.append("handshake")
     if sent:
         times.append("sent")

@@ -51,6 +51,7 @@ from pgnet.wire.curl.repeats import Repeats, RepeatWatch
 from pgnet.wire.curl.states import ALLOWED, ANSWERED, BEGUN, IDLE, OPENED, PROXY, changed
 from pgnet.wire.decoding import BodyTooLarge, Decoder
 from pgnet.wire.guard import EgressRefused
+from pgnet.wire.limits import Limits
 from pgnet.wire.message import framing, parse_head
 from pgnet.wire.route import Route
 from pgnet.wire.transfer import Transfer
@@ -149,18 +150,18 @@ class Easy:
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._on_open)
         curl.setopt(pycurl.SOCKOPTFUNCTION, self._on_opened)
 
-    def prepare(self, transfer: Transfer, address: str, more: int, forbidden: bool) -> None:
-        """Set the handle up for a transfer to `address`, with `more` addresses left to try.
+    def prepare(self, transfer: Transfer, address: str, forbidden: bool) -> None:
+        """Set the handle up for a transfer to `address`.
 
         forbidden: whether libcurl must not send the request twice.
         """
         self.phase = changed(self.phase, BEGUN)
         self.transfer = transfer
         self.header_bytes = self.wire_bytes = 0
-        self.most_header_bytes = transfer.max_header_bytes
+        self.most_header_bytes = transfer.limits.max_header_bytes
         self.opened = False
         options = self.options
-        options.set(transfer, address, more)
+        options.set(transfer, address)
         self.watch.begin(forbidden, options.shares, options.peer)
         transfer.stop = self.stop
 
@@ -173,9 +174,9 @@ class Easy:
             self.section = bytearray()
         if transfer is not None:
             transfer.stop = None
-            if self.watch.state is not ALLOWED or transfer.fresh:
+            if self.watch.state is not ALLOWED or transfer.attempts.fresh:
                 self.watch.end()
-            if transfer.body is not None:
+            if transfer.request.body is not None:
                 self.options.release(transfer)
 
     def close(self) -> None:
@@ -234,8 +235,8 @@ class Easy:
         transfer = self.transfer
         if transfer is None:
             return 0
-        if total > transfer.max_header_bytes:
-            return self._abort(f"response headers exceed {transfer.max_header_bytes} bytes")
+        if total > self.most_header_bytes:
+            return self._abort(f"response headers exceed {self.most_header_bytes} bytes")
         if line in (b"\r\n", b"\n") and self.phase is not ANSWERED:
             self.section = bytearray()
             try:
@@ -262,14 +263,14 @@ class Easy:
         if head.status < 200:
             return
         # Before anything is made of it: a status that came is never lost.
-        transfer.head = head
+        transfer.received.head = head
         body = framing(head.fields)
         self.phase = changed(self.phase, ANSWERED)
-        if transfer.method == "HEAD" or head.status in (204, 304):
+        if transfer.request.method == "HEAD" or head.status in (204, 304):
             return
         self.length = body.length
         if body.codings:
-            self.decoder = Decoder(body.codings, transfer.max_response_bytes)
+            self.decoder = Decoder(body.codings, transfer.limits.max_response_bytes)
 
     def _on_body(self, chunk: bytes) -> int | None:
         """CURLOPT_WRITEFUNCTION: a piece of the body, without the framing of chunks."""
@@ -277,35 +278,37 @@ class Easy:
         if transfer is None:
             return 0
         size = len(chunk)
-        room = min(transfer.max_response_bytes, transfer.max_wire_bytes) - self.wire_bytes
+        limits, received = transfer.limits, transfer.received
+        room = min(limits.max_response_bytes, limits.max_wire_bytes) - self.wire_bytes
         self.wire_bytes += size
         try:
             if self.decoder is not None:
                 return self._decode(transfer, self.decoder, chunk)
             if size <= room:
-                transfer.take(chunk)
+                received.take(chunk)
                 return None
             if room > 0:
-                transfer.take(chunk[:room])
+                received.take(chunk[:room])
         except MemoryError:
-            transfer.drop_body()
+            received.drop_body()
             return self._abort("there is no memory for the response body")
-        if self.wire_bytes > transfer.max_response_bytes:
-            return self._abort(_too_long(transfer))
-        return self._abort(too_long_on_the_wire(transfer))
+        if self.wire_bytes > limits.max_response_bytes:
+            return self._abort(_too_long(limits))
+        return self._abort(too_long_on_the_wire(limits))
 
     def _decode(self, transfer: Transfer, decoder: Decoder, chunk: bytes) -> int | None:
         """Take an encoded piece of the body, as far as it does not exceed the limits."""
-        over = self.wire_bytes - transfer.max_wire_bytes
+        limits, received = transfer.limits, transfer.received
+        over = self.wire_bytes - limits.max_wire_bytes
         try:
             for piece in decoder.decode(chunk[:-over] if over > 0 else chunk):
                 if piece is None:
-                    transfer.drop_body()
+                    received.drop_body()
                 else:
-                    transfer.take(piece)
+                    received.take(piece)
         except BodyTooLarge:
-            return self._abort(_too_long(transfer))
-        return self._abort(too_long_on_the_wire(transfer)) if over > 0 else None
+            return self._abort(_too_long(limits))
+        return self._abort(too_long_on_the_wire(limits)) if over > 0 else None
 
     def _abort(self, message: str) -> int:
         """Have libcurl break off the transfer, and close the connection or reset the stream."""
@@ -313,16 +316,16 @@ class Easy:
         sent = self.phase is not PROXY
         self.fault = WireError(message, kind="response", possibly_sent=sent)
         if transfer is not None and self.decoder is not None:
-            transfer.as_it_came = self.decoder.as_it_came
+            transfer.received.as_it_came = self.decoder.as_it_came
         # Until libcurl hands the transfer back, the decoder would hold its buffers.
         self.decoder = None
         return 0
 
 
-def _too_long(transfer: Transfer) -> str:
-    return f"response body exceeds {transfer.max_response_bytes} bytes"
+def _too_long(limits: Limits) -> str:
+    return f"response body exceeds {limits.max_response_bytes} bytes"
 
 
-def too_long_on_the_wire(transfer: Transfer) -> str:
+def too_long_on_the_wire(limits: Limits) -> str:
     """The message of an answer that has more bytes on the wire than it may have."""
-    return f"response body exceeds {transfer.max_wire_bytes} bytes on the wire"
+    return f"response body exceeds {limits.max_wire_bytes} bytes on the wire"

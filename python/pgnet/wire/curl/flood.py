@@ -108,7 +108,9 @@ class FloodGuard:
                     self._accounts[fd] = Account(transfers, unseen)
                     return []
                 account.seconds = 0.0
-                allowed = sum(t.max_wire_bytes + t.max_header_bytes for t in transfers)
+                allowed = sum(
+                    t.limits.max_wire_bytes + t.limits.max_header_bytes for t in transfers
+                )
                 if unseen - account.unseen <= allowed:
                     return []
                 connection.shutdown(socket.SHUT_RDWR)
@@ -145,7 +147,7 @@ def _uses(easy: Easy, fd: int, ends: Ends) -> bool:
 
 def _fault(easy: Easy, transfer: Transfer) -> WireError:
     if easy.curl.getinfo(pycurl.REQUEST_SIZE) > 0:
-        return WireError(too_long_on_the_wire(transfer), possibly_sent=True)
+        return WireError(too_long_on_the_wire(transfer.limits), possibly_sent=True)
     # Before a request is sent there is only the handshake.
     code = Code.SSL_CONNECT_ERROR
     return WireError(code.words, code=code)

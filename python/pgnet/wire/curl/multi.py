@@ -127,8 +127,8 @@ class Multi:
         self._owing: set[Ends] = set()
         self._retired = self._closed = False
 
-    def add(self, transfer: Transfer, address: str, more: int) -> None:
-        """Begin a transfer to `address`, with `more` addresses left to try after it."""
+    def add(self, transfer: Transfer, address: str) -> None:
+        """Begin a transfer to `address`."""
         connection = transfer.route.connection
         pool = self._idle.get(connection)
         if pool is None:
@@ -138,9 +138,13 @@ class Multi:
             self._idle_count -= 1
         else:
             easy = self._new_handle(connection, pool)
-        forbidden = not self._reuse or transfer.repeated or transfer.method not in IDEMPOTENT
+        forbidden = (
+            not self._reuse
+            or transfer.attempts.repeated
+            or transfer.request.method not in IDEMPOTENT
+        )
         try:
-            easy.prepare(transfer, address, more, forbidden)
+            easy.prepare(transfer, address, forbidden)
         except BaseException:
             transfer.stop = None
             easy.close()
@@ -328,13 +332,13 @@ class Multi:
                 MIXES_UP
                 and transfer.route.origin.scheme == "https"
                 and easy.connection.http_version == "2"
-                and transfer.head.version[:1] == "1"
+                and transfer.received.head.version[:1] == "1"
             ):
                 transfer.route.shun_http_2()
                 if self._end_mixed_up(easy):
                     return
             failure = collect(easy, transfer, code, text)
-            if easy.opened and transfer.head.version == "2":
+            if easy.opened and transfer.received.head.version == "2":
                 self._sockets.framed.add(easy.socket)
             self._multi.remove_handle(curl)
             if failure is not None:

@@ -66,13 +66,13 @@ class Options:
         set_option(pycurl.TCP_NODELAY, 1)
         connection.apply(curl)
 
-    def set(self, transfer: Transfer, address: str, more: int) -> None:
-        """Set all of a request to `address`, with `more` addresses left to try after it."""
+    def set(self, transfer: Transfer, address: str) -> None:
+        """Set all of a request to `address`."""
         set_option = self._curl.setopt
-        route = transfer.route
-        if transfer.fresh:
+        request, route = transfer.request, transfer.route
+        if transfer.attempts.fresh:
             set_option(pycurl.FRESH_CONNECT, 1)
-        url = transfer.url if route.asked_for is None else route.url_for(transfer.url)
+        url = request.url if route.asked_for is None else route.url_for(request.url)
         if url != self._url:
             set_option(pycurl.URL, url)
             if REQUEST_TARGET is not None:
@@ -88,7 +88,7 @@ class Options:
             set_option(pycurl.HTTPHEADER, headers)
             self._headers = headers
 
-        method, body = transfer.method, transfer.body
+        method, body = request.method, request.body
         if body is None and method in ("POST", "PUT", "PATCH"):
             # RFC 9110, section 8.6: these say that their content is empty.
             body = b""
@@ -100,11 +100,12 @@ class Options:
 
         if route.shares != self.shares:
             self.wait_for_shared(not self.shares)
-        self.limit_time(transfer, more)
+        self.limit_time(transfer)
 
     def release(self, transfer: Transfer) -> None:
         """Let go of a large body."""
-        if transfer.body is not None and len(transfer.body) > _LARGE_BODY:
+        body = transfer.request.body
+        if body is not None and len(body) > _LARGE_BODY:
             self._curl.setopt(pycurl.POSTFIELDS, b"")
 
     def wait_for_shared(self, wanted: bool) -> None:
@@ -112,10 +113,11 @@ class Options:
         self._curl.setopt(pycurl.PIPEWAIT, 1 if wanted else 0)
         self.shares = wanted
 
-    def limit_time(self, transfer: Transfer, more: int) -> None:
-        """Set what is left until the deadline, with `more` addresses left to try."""
+    def limit_time(self, transfer: Transfer) -> None:
+        """Set what is left until the deadline."""
         left = transfer.deadline - time.monotonic()
         # A request with other addresses left must not spend all of its time on this one.
+        more = len(transfer.attempts.addresses)
         connect = min(transfer.connect_timeout, left / (more + 1))
         # Rounded up: a timeout never comes before its time.
         timeouts = (max(1, math.ceil(left * 1000)), max(1, math.ceil(connect * 1000)))

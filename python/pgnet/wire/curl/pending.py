@@ -87,7 +87,7 @@ class Pending:
                 # libcurl asks for a connection anew only where the handle is added anew.
                 self._multi.remove_handle(easy.curl)
                 easy.options.wait_for_shared(False)
-                easy.options.limit_time(transfer, len(transfer.addresses))
+                easy.options.limit_time(transfer)
                 self._multi.add_handle(easy.curl)
         if self._waiting:
             self._wake_at(min(each.until for each in self._waiting))
