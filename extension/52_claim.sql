@@ -222,11 +222,11 @@ begin
             set due = case when q.due > present then q.due end, waits_since = case when q.due > present then q.waits_since end,
                 not_before = case when q.not_before > present then q.not_before end
             where q.id = any (array(
-                (select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                order by w.due limit 1000 for update skip locked)
-                union all
-                (select w.id from net.http_request_queue w where w.not_before <= present
-                order by w.not_before limit 1000 for update skip locked)))
+                    select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                    order by w.due limit 1000 for update skip locked)
+                || array(
+                    select w.id from net.http_request_queue w where w.not_before <= present and w.origin is null
+                    order by w.not_before limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
         return 0.02;
