@@ -83,6 +83,11 @@ chaos: ## faults at random, and a check of what came of it: make chaos SECONDS=6
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-chaos
 
+model: ## the queue against a model of it, in any order: make model SECONDS=600 SEED=1
+	@tools/deps run demo test
+	@$(MAKE) --no-print-directory installed-here
+	@$(MAKE) --no-print-directory run-model
+
 mutants: ## break the product on purpose, and see that the tests notice: make mutants NAMES=no-fence; needs root
 	@tools/deps run demo test
 	@$(MAKE) --no-print-directory $(VENV)/stamp
@@ -124,8 +129,8 @@ dist: verify ## pack a release from the last commit
 
 clean: clean-here ## remove what was built
 
-.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos mutants wheels lint verify bench script format dist clean \
-	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-chaos run-bench
+.PHONY: help deps install uninstall demo psql test installcheck fuzz chaos model mutants wheels lint verify bench script format dist clean \
+	install-package uninstall-package installed-here run-demo run-psql run-test run-regress run-isolation isolation-specs run-fuzz run-chaos run-model run-bench
 
 # ---- what stands behind them
 
@@ -219,6 +224,9 @@ run-fuzz: $(VENV)/stamp
 SECONDS ?= 600
 run-chaos: $(VENV)/stamp
 	@PYTHONPATH=tests $(VENV)/bin/python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+run-model: $(VENV)/stamp
+	@MODEL_SECONDS=$(SECONDS) $(if $(SEED),MODEL_SEED=$(SEED)) $(VENV)/bin/python -m pytest -q -s --timeout=0 tests/database/flow/test_state_machine.py
 
 run-bench: $(VENV)/stamp
 	@for part in $(sort $(wildcard bench/*.py)); do $(VENV)/bin/python $$part || exit 1; done
