@@ -1739,11 +1739,7 @@ create table net.http_request_queue (
     due timestamptz,
     waits_since timestamptz,
     origin text,
-    not_before timestamptz,
-    not_after timestamptz,
-    ordering_key text,
-    unique_key text,
-    gate pgnet.gate,
+    held boolean,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
@@ -1756,9 +1752,7 @@ alter table net.http_request_queue
     alter headers set statistics 0,
     alter body set statistics 0,
     alter context set statistics 0,
-    alter options set statistics 0,
-    alter ordering_key set statistics 0,
-    alter unique_key set statistics 0;
+    alter options set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
     'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
@@ -1794,29 +1788,15 @@ comment on column net.http_request_queue.waits_since is
 comment on column net.http_request_queue.origin is
     'The subscription that brought the row from another server, which sends it; NULL: it is this '
     'server''s own.';
-comment on column net.http_request_queue.not_before is
-    'The request is not sent before this time; NULL: no such time is given, or it has come.';
-comment on column net.http_request_queue.not_after is
-    'A request that is not sent by this time ends as expired; NULL: it never expires.';
-comment on column net.http_request_queue.ordering_key is
-    'Of the requests of one role with the same key one is in flight at a time, in the order of '
-    'their ids; NULL: the request has no key.';
-comment on column net.http_request_queue.unique_key is
-    'While a request with this key waits for its first attempt, its role queues no second one; '
-    'NULL: the request has no such key, or a worker has taken it.';
-comment on column net.http_request_queue.gate is
-    'Which other requests it waits for; NULL: none. Workers open the gate.';
+comment on column net.http_request_queue.held is
+    'Whether the request waits for a time or for other requests, which pgnet.flow names; false: '
+    'it no longer does, and has a row there; NULL: it has none.';
 -- The claim steps over this index from host to host, and at each host from role to role. A request
 -- that waits for a time is not in it, and so never stands in front of one that is ready.
 create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
-    where due is null and not_before is null and gate is null and origin is null;
+    where due is null and held is not true and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
-create index http_request_queue_not_before on net.http_request_queue (not_before) where not_before is not null;
-create index http_request_queue_not_after on net.http_request_queue (not_after) where not_after is not null;
-create index http_request_queue_new on net.http_request_queue (id) where gate operator(pg_catalog.=) 'new';
-create index http_request_queue_key on net.http_request_queue (requested_by, (ordering_key collate "C"), id) where ordering_key is not null;
-create unique index http_request_queue_unique on net.http_request_queue (requested_by, unique_key) where unique_key is not null;
 
 -- net.http_get and its kin insert into this view. It shows nothing, and takes what describes a
 -- request and nothing else, whatever a role is granted: the requester, the time and the number are
@@ -1824,8 +1804,7 @@ create unique index http_request_queue_unique on net.http_request_queue (request
 -- policies, whose checks each call would pay for, do not apply. The id is an expression, so that it
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options,
-        q.not_before, q.not_after, q.ordering_key, q.gate
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.held
     from net.http_request_queue q
     where false;
 comment on view net._new_request is
@@ -1854,7 +1833,7 @@ create policy delete_own_requests on net.http_request_queue for delete
 
 create view pgnet.ready_request with (security_invoker) as
     select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
-        q.timeout_milliseconds, q.ordering_key, q.unique_key,
+        q.timeout_milliseconds, q.held,
         coalesce(pg_catalog.octet_length(q.body), 0)::bigint operator(pg_catalog.+) pg_catalog.octet_length(q.url)
             operator(pg_catalog.+) pgnet.json_size(q.context) as size,
         coalesce(pg_catalog.pg_column_size(q.headers), 0) operator(pg_catalog.+) coalesce(pg_catalog.pg_column_size(q.options), 0)
@@ -1862,11 +1841,61 @@ create view pgnet.ready_request with (security_invoker) as
         case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
             else pgnet.json_size(q.headers) operator(pg_catalog.+) pgnet.json_size(q.options) end as odd_size
     from net.http_request_queue q
-    where q.due is null and q.not_before is null and q.gate is null and q.origin is null;
+    where q.due is null and q.held is not true and q.origin is null;
 comment on view pgnet.ready_request is
     'The requests that are ready, as a claim chooses them: by the host and the role that the index '
     'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
     'and options that are longer as text than plain_size says; NULL: they are not.';
+
+-- What few requests ask for stands in a table of its own, so that no other call pays for its
+-- indexes. The key has the role, and what workers do asks for both: a caller may insert any id, and
+-- a row with the id of another role's request says nothing.
+create table pgnet.flow (
+    request_id bigint not null,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    not_before timestamptz,
+    not_after timestamptz,
+    ordering_key text,
+    unique_key text,
+    gate pgnet.gate,
+    primary key (request_id, requested_by)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+alter table pgnet.flow
+    alter ordering_key set statistics 0,
+    alter unique_key set statistics 0;
+comment on table pgnet.flow is
+    'What a request waits for, and how it stands to others: times, ordering keys, unique keys. '
+    'Most requests have no row here. The row goes with the request.';
+comment on column pgnet.flow.not_before is
+    'The request is not sent before this time; NULL: no such time is given, or it has come.';
+comment on column pgnet.flow.not_after is
+    'A request that is not sent by this time ends as expired; NULL: it never expires.';
+comment on column pgnet.flow.ordering_key is
+    'Of the requests of one role with the same key one is in flight at a time, in the order of '
+    'their ids; NULL: the request has no key.';
+comment on column pgnet.flow.unique_key is
+    'While a request with this key waits for its first attempt, its role queues no second one; '
+    'NULL: the request has no such key, or a worker has taken it.';
+comment on column pgnet.flow.gate is
+    'Which other requests it waits for; NULL: none. Workers open the gate.';
+create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
+create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
+create index flow_new on pgnet.flow (request_id) where gate operator(pg_catalog.=) 'new';
+create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), request_id) where ordering_key is not null;
+create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
+create policy own_flow on pgnet.flow for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+-- As net._new_request: it shows nothing, and the role is never the caller's to choose.
+create view net._new_flow as
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.gate
+    from pgnet.flow f
+    where false;
+comment on view net._new_flow is
+    'What a new request waits for is inserted here by net.http_request. The view has no rows to '
+    'show.';
 
 create table pgnet.worker (
     id bigint generated always as identity primary key,
@@ -2847,6 +2876,29 @@ comment on function pgnet.encode_form(jsonb) is
     'An object as application/x-www-form-urlencoded. Raises 22023 for a value that cannot be a '
     'form.';
 
+-- The options by which a request stands in pgnet.flow.
+create function pgnet.has_flow(options jsonb)
+    returns boolean language sql immutable parallel safe cost 1
+as $$
+    select options operator(pg_catalog.?|) '{not_before,not_after,ordering_key,after,unique_key}'::pg_catalog.text[]
+$$;
+comment on function pgnet.has_flow(jsonb) is
+    'Whether options of a request ask for what pgnet.flow has columns for.';
+
+create function pgnet.add_flow(request_id bigint, options jsonb)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
+    values (request_id, (options ->> 'not_before')::timestamptz, (options ->> 'not_after')::timestamptz, options ->> 'ordering_key',
+        case when options ?| '{ordering_key,after}' then 'new'::pgnet.gate end);
+end
+$$;
+comment on function pgnet.add_flow(bigint, jsonb) is
+    'Notes what a new request waits for, with the caller''s rights.';
+
 create function net.http_request(
     -- any method but CONNECT and TRACE
     method text,
@@ -2895,6 +2947,7 @@ declare
     others pg_catalog.jsonb;
     target pg_catalog.text;
     request_id bigint;
+    has_flow boolean := false;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
@@ -2950,11 +3003,18 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
+        has_flow := pgnet.has_flow(others);
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
+        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end,
+        case when has_flow then others operator(pg_catalog.?|) '{not_before,ordering_key,after}'::pg_catalog.text[] end)
     returning id into request_id;
+    if has_flow then
+        perform pgnet.add_flow(request_id, others);
+    end if;
     return request_id;
 end
 $$;
@@ -3409,7 +3469,7 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.host_budget, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.host_state
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause
                 in access share mode nowait;
@@ -3423,7 +3483,7 @@ begin
         foreach relation in array array[
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
-            'pgnet.mark', 'pgnet.pause', 'pgnet.host_budget', 'pgnet.host_state']
+            'pgnet.mark', 'pgnet.pause', 'pgnet.flow', 'pgnet.host_budget', 'pgnet.host_state']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -3695,7 +3755,7 @@ comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
 
-create function pgnet.flow_of_claim(request_id bigint, not_after timestamptz)
+create function pgnet.flow_of_claim(id bigint, role regrole)
     returns text
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -3707,11 +3767,13 @@ as $$
         'limited', c.limited,
         'send_within', case when c.limited then pgnet.send_within(c.host) end,
         'probe', c.probe,
-        'expires_in', case when isfinite(not_after) then extract(epoch from not_after - clock_timestamp())::double precision
-            when not_after < 'infinity' then 0 end)), '{}')::text
-    from pgnet.claim c where c.id = request_id
+        'expires_in', case when isfinite(f.not_after) then extract(epoch from f.not_after - clock_timestamp())::double precision
+            when f.not_after < 'infinity' then 0 end)), '{}')::text
+    from pgnet.claim c
+    left join pgnet.flow f on f.request_id = c.id and f.requested_by = flow_of_claim.role
+    where c.id = flow_of_claim.id
 $$;
-comment on function pgnet.flow_of_claim(bigint, timestamptz) is
+comment on function pgnet.flow_of_claim(bigint, regrole) is
     'What a worker is to heed of a claim: limited; send_within, in seconds since the claim; probe; '
     'expires_in, in seconds; NULL where there is nothing.';
 
@@ -3767,7 +3829,7 @@ begin
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
-        case when special or q.not_after is not null then pgnet.flow_of_claim(q.id, q.not_after) end,
+        case when special then pgnet.flow_of_claim(q.id, q.requested_by) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -3839,6 +3901,50 @@ $$;
 comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
+-- Requests whose time not_before has come. One that waits for other requests, too, stays held. A
+-- row without a request is somebody's mistake, and must not stand in front of others.
+create function pgnet.wake_held_requests(present timestamptz)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    path text;
+begin
+    with ripe as materialized (
+        select f.request_id, f.gate, q.id is not null as locked, v.seen
+        from pgnet.flow f
+        left join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by
+            for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by offset 0
+        ) v on true
+        where f.not_before <= present and (q.id is not null or v.seen is null)
+        order by f.not_before
+        limit 1000
+        for update of f skip locked
+    ), passed as (
+        update pgnet.flow f set not_before = null
+        where f.request_id = any (array(select r.request_id from ripe r where r.locked)) and f.not_before <= present
+    ), orphans as (
+        delete from pgnet.flow f
+        where f.request_id = any (array(select r.request_id from ripe r where r.seen is null))
+            and not exists (
+                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+    ), released as (
+        update net.http_request_queue q set held = false
+        where q.id = any (array(select r.request_id from ripe r where r.locked and r.gate is null))
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.wake_held_requests(timestamptz) is
+    'Lets 1,000 requests at most go on whose time not_before has come.';
+
 create function pgnet.wake_due_requests()
     -- seconds until the next one is due; NULL where no request waits for a time
     returns double precision
@@ -3847,27 +3953,26 @@ create function pgnet.wake_due_requests()
 as $$
 declare
     present timestamptz := clock_timestamp();
-    next_due timestamptz := least(
-        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
-        (select q.not_before from net.http_request_queue q where q.not_before < 'infinity' order by q.not_before limit 1));
+    next_due timestamptz := (
+        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
+    next_start timestamptz := (
+        select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1);
     path text;
 begin
     if next_due <= present then
         with woken as (
-            update net.http_request_queue q
-            set due = case when q.due > present then q.due end, waits_since = case when q.due > present then q.waits_since end,
-                not_before = case when q.not_before > present then q.not_before end
+            update net.http_request_queue q set due = null, waits_since = null
             where q.id = any (array(
-                    select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                    order by w.due limit 1000 for update skip locked)
-                || array(
-                    select w.id from net.http_request_queue w where w.not_before <= present and w.origin is null
-                    order by w.not_before limit 1000 for update skip locked))
+                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
-        return 0.02;
     end if;
-    return extract(epoch from next_due - present);
+    if next_start <= present then
+        perform pgnet.wake_held_requests(present);
+    end if;
+    -- There may be more of them.
+    return greatest(extract(epoch from least(next_due, next_start) - present), 0.02);
 end
 $$;
 comment on function pgnet.wake_due_requests() is
@@ -3976,7 +4081,7 @@ create function pgnet.take_requests(
     out ids bigint[], out attempts integer[],
     -- whether pgnet.is_plain_json is true of headers and options of all
     out plain boolean,
-    -- whether pgnet.account_claims is to be called: a limit, a probe or a unique key is among them
+    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among them
     out special boolean,
     -- hosts that were passed over since their limit leaves no room
     out denied text[],
@@ -4014,14 +4119,23 @@ begin
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.ordering_key, q.unique_key
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.held, f.ordering_key, f.unique_key
                 from pgnet.ready_request q
+                -- Few requests have a row there. A caller that has locked it is about to change the
+                -- request.
+                left join lateral (
+                    select f.request_id, f.ordering_key, f.unique_key from pgnet.flow f
+                    where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
+                    for update of f skip locked
+                ) f on true
                 where q.host = p.host and q.role = p.role
                     and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
                     and ((select not exists (select from pgnet.mark)) or not exists (
                         select from pgnet.mark m
                         where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
+                    and (q.held is null or f.request_id is not null or not exists (
+                        select from pgnet.flow v where v.request_id = q.id and v.requested_by = q.requested_by offset 0))
                 order by q.priority, q.id
                 limit p.room
                 for update of q skip locked
@@ -4030,12 +4144,16 @@ begin
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
+            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.ordering_key, q.unique_key, null, null
+            q.held, f.ordering_key, f.unique_key, null, null
         from net.http_request_queue q
+        left join lateral (
+            select f.ordering_key, f.unique_key from pgnet.flow f
+            where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
+        ) f on true
         where q.id = any (suspects)
     ), bounded as (
         select e.*,
@@ -4078,7 +4196,7 @@ begin
     into ids, attempts, plain, special, denied, more, host, role
     from (
         select bool_and(b.plain) as plain,
-            bool_or(b.host_room is not null or b.probe or b.unique_key is not null) as special
+            bool_or(b.held is not null or b.host_room is not null or b.probe) as special
         from chosen b
     ) x
     left join claimed c on true;
@@ -4096,17 +4214,11 @@ create function pgnet.account_claims(ids bigint[])
     set enable_bitmapscan = off
     set jit = off
 as $$
-declare
-    path text;
 begin
     perform pgnet.spend_tokens(ids);
     perform pgnet.begin_probes(ids);
-    -- From now on a request with the same key is a new one.
-    with taken as (
-        update net.http_request_queue q set unique_key = null
-        where q.id = any (array(select t.id from net.http_request_queue t where t.id = any (ids) and t.unique_key is not null))
-    )
-    select pgnet.use_owners_path() into path;
+    -- From now on a request with the same key is a new one. The claim has locked these rows.
+    update pgnet.flow f set unique_key = null where f.request_id = any (ids) and f.unique_key is not null;
 end
 $$;
 comment on function pgnet.account_claims(bigint[]) is
@@ -7289,8 +7401,9 @@ to public;
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, not_before, not_after, ordering_key, gate),
-    select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
+grant insert (request_id, not_before, not_after, ordering_key, gate) on net._new_flow to public;
+grant select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -7315,7 +7428,7 @@ grant execute on function
     -- the caller
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     -- a request, and what it is made of
-    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
+    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.add_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
     pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,

@@ -30,11 +30,7 @@ create table net.http_request_queue (
     due timestamptz,
     waits_since timestamptz,
     origin text,
-    not_before timestamptz,
-    not_after timestamptz,
-    ordering_key text,
-    unique_key text,
-    gate pgnet.gate,
+    held boolean,
     constraint http_request_queue_pkey primary key (id)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000,
@@ -47,9 +43,7 @@ alter table net.http_request_queue
     alter headers set statistics 0,
     alter body set statistics 0,
     alter context set statistics 0,
-    alter options set statistics 0,
-    alter ordering_key set statistics 0,
-    alter unique_key set statistics 0;
+    alter options set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
     'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
@@ -85,29 +79,15 @@ comment on column net.http_request_queue.waits_since is
 comment on column net.http_request_queue.origin is
     'The subscription that brought the row from another server, which sends it; NULL: it is this '
     'server''s own.';
-comment on column net.http_request_queue.not_before is
-    'The request is not sent before this time; NULL: no such time is given, or it has come.';
-comment on column net.http_request_queue.not_after is
-    'A request that is not sent by this time ends as expired; NULL: it never expires.';
-comment on column net.http_request_queue.ordering_key is
-    'Of the requests of one role with the same key one is in flight at a time, in the order of '
-    'their ids; NULL: the request has no key.';
-comment on column net.http_request_queue.unique_key is
-    'While a request with this key waits for its first attempt, its role queues no second one; '
-    'NULL: the request has no such key, or a worker has taken it.';
-comment on column net.http_request_queue.gate is
-    'Which other requests it waits for; NULL: none. Workers open the gate.';
+comment on column net.http_request_queue.held is
+    'Whether the request waits for a time or for other requests, which pgnet.flow names; false: '
+    'it no longer does, and has a row there; NULL: it has none.';
 -- The claim steps over this index from host to host, and at each host from role to role. A request
 -- that waits for a time is not in it, and so never stands in front of one that is ready.
 create index http_request_queue_turn on net.http_request_queue ((pgnet.host_of_url(url) collate "C"), requested_by, priority, id)
-    where due is null and not_before is null and gate is null and origin is null;
+    where due is null and held is not true and origin is null;
 create index http_request_queue_due on net.http_request_queue (due) where due is not null;
 create index http_request_queue_waits on net.http_request_queue (waits_since) where due is not null;
-create index http_request_queue_not_before on net.http_request_queue (not_before) where not_before is not null;
-create index http_request_queue_not_after on net.http_request_queue (not_after) where not_after is not null;
-create index http_request_queue_new on net.http_request_queue (id) where gate operator(pg_catalog.=) 'new';
-create index http_request_queue_key on net.http_request_queue (requested_by, (ordering_key collate "C"), id) where ordering_key is not null;
-create unique index http_request_queue_unique on net.http_request_queue (requested_by, unique_key) where unique_key is not null;
 
 -- net.http_get and its kin insert into this view. It shows nothing, and takes what describes a
 -- request and nothing else, whatever a role is granted: the requester, the time and the number are
@@ -115,8 +95,7 @@ create unique index http_request_queue_unique on net.http_request_queue (request
 -- policies, whose checks each call would pay for, do not apply. The id is an expression, so that it
 -- can be returned and cannot be given.
 create view net._new_request as
-    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options,
-        q.not_before, q.not_after, q.ordering_key, q.gate
+    select coalesce(q.id) as id, q.method, q.url, q.headers, q.body, q.timeout_milliseconds, q.priority, q.context, q.options, q.held
     from net.http_request_queue q
     where false;
 comment on view net._new_request is
@@ -145,7 +124,7 @@ create policy delete_own_requests on net.http_request_queue for delete
 
 create view pgnet.ready_request with (security_invoker) as
     select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
-        q.timeout_milliseconds, q.ordering_key, q.unique_key,
+        q.timeout_milliseconds, q.held,
         coalesce(pg_catalog.octet_length(q.body), 0)::bigint operator(pg_catalog.+) pg_catalog.octet_length(q.url)
             operator(pg_catalog.+) pgnet.json_size(q.context) as size,
         coalesce(pg_catalog.pg_column_size(q.headers), 0) operator(pg_catalog.+) coalesce(pg_catalog.pg_column_size(q.options), 0)
@@ -153,11 +132,61 @@ create view pgnet.ready_request with (security_invoker) as
         case when pgnet.is_plain_json(q.headers) is not false and pgnet.is_plain_json(q.options) is not false then null
             else pgnet.json_size(q.headers) operator(pg_catalog.+) pgnet.json_size(q.options) end as odd_size
     from net.http_request_queue q
-    where q.due is null and q.not_before is null and q.gate is null and q.origin is null;
+    where q.due is null and q.held is not true and q.origin is null;
 comment on view pgnet.ready_request is
     'The requests that are ready, as a claim chooses them: by the host and the role that the index '
     'http_request_queue_turn begins with, and by lengths as they are stored. odd_size: of headers '
     'and options that are longer as text than plain_size says; NULL: they are not.';
+
+-- What few requests ask for stands in a table of its own, so that no other call pays for its
+-- indexes. The key has the role, and what workers do asks for both: a caller may insert any id, and
+-- a row with the id of another role's request says nothing.
+create table pgnet.flow (
+    request_id bigint not null,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    not_before timestamptz,
+    not_after timestamptz,
+    ordering_key text,
+    unique_key text,
+    gate pgnet.gate,
+    primary key (request_id, requested_by)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+alter table pgnet.flow
+    alter ordering_key set statistics 0,
+    alter unique_key set statistics 0;
+comment on table pgnet.flow is
+    'What a request waits for, and how it stands to others: times, ordering keys, unique keys. '
+    'Most requests have no row here. The row goes with the request.';
+comment on column pgnet.flow.not_before is
+    'The request is not sent before this time; NULL: no such time is given, or it has come.';
+comment on column pgnet.flow.not_after is
+    'A request that is not sent by this time ends as expired; NULL: it never expires.';
+comment on column pgnet.flow.ordering_key is
+    'Of the requests of one role with the same key one is in flight at a time, in the order of '
+    'their ids; NULL: the request has no key.';
+comment on column pgnet.flow.unique_key is
+    'While a request with this key waits for its first attempt, its role queues no second one; '
+    'NULL: the request has no such key, or a worker has taken it.';
+comment on column pgnet.flow.gate is
+    'Which other requests it waits for; NULL: none. Workers open the gate.';
+create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
+create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
+create index flow_new on pgnet.flow (request_id) where gate operator(pg_catalog.=) 'new';
+create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), request_id) where ordering_key is not null;
+create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
+create policy own_flow on pgnet.flow for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+-- As net._new_request: it shows nothing, and the role is never the caller's to choose.
+create view net._new_flow as
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.gate
+    from pgnet.flow f
+    where false;
+comment on view net._new_flow is
+    'What a new request waits for is inserted here by net.http_request. The view has no rows to '
+    'show.';
 
 create table pgnet.worker (
     id bigint generated always as identity primary key,

@@ -281,6 +281,29 @@ comment on function pgnet.encode_form(jsonb) is
     'An object as application/x-www-form-urlencoded. Raises 22023 for a value that cannot be a '
     'form.';
 
+-- The options by which a request stands in pgnet.flow.
+create function pgnet.has_flow(options jsonb)
+    returns boolean language sql immutable parallel safe cost 1
+as $$
+    select options operator(pg_catalog.?|) '{not_before,not_after,ordering_key,after,unique_key}'::pg_catalog.text[]
+$$;
+comment on function pgnet.has_flow(jsonb) is
+    'Whether options of a request ask for what pgnet.flow has columns for.';
+
+create function pgnet.add_flow(request_id bigint, options jsonb)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
+    values (request_id, (options ->> 'not_before')::timestamptz, (options ->> 'not_after')::timestamptz, options ->> 'ordering_key',
+        case when options ?| '{ordering_key,after}' then 'new'::pgnet.gate end);
+end
+$$;
+comment on function pgnet.add_flow(bigint, jsonb) is
+    'Notes what a new request waits for, with the caller''s rights.';
+
 create function net.http_request(
     -- any method but CONNECT and TRACE
     method text,
@@ -329,6 +352,7 @@ declare
     others pg_catalog.jsonb;
     target pg_catalog.text;
     request_id bigint;
+    has_flow boolean := false;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
@@ -384,11 +408,18 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
+    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
+        has_flow := pgnet.has_flow(others);
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
+        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end,
+        case when has_flow then others operator(pg_catalog.?|) '{not_before,ordering_key,after}'::pg_catalog.text[] end)
     returning id into request_id;
+    if has_flow then
+        perform pgnet.add_flow(request_id, others);
+    end if;
     return request_id;
 end
 $$;

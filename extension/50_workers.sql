@@ -70,7 +70,7 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.host_budget, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.host_state
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause
                 in access share mode nowait;
@@ -84,7 +84,7 @@ begin
         foreach relation in array array[
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
-            'pgnet.mark', 'pgnet.pause', 'pgnet.host_budget', 'pgnet.host_state']
+            'pgnet.mark', 'pgnet.pause', 'pgnet.flow', 'pgnet.host_budget', 'pgnet.host_state']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);

@@ -59,7 +59,7 @@ comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
 
-create function pgnet.flow_of_claim(request_id bigint, not_after timestamptz)
+create function pgnet.flow_of_claim(id bigint, role regrole)
     returns text
     language sql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -71,11 +71,13 @@ as $$
         'limited', c.limited,
         'send_within', case when c.limited then pgnet.send_within(c.host) end,
         'probe', c.probe,
-        'expires_in', case when isfinite(not_after) then extract(epoch from not_after - clock_timestamp())::double precision
-            when not_after < 'infinity' then 0 end)), '{}')::text
-    from pgnet.claim c where c.id = request_id
+        'expires_in', case when isfinite(f.not_after) then extract(epoch from f.not_after - clock_timestamp())::double precision
+            when f.not_after < 'infinity' then 0 end)), '{}')::text
+    from pgnet.claim c
+    left join pgnet.flow f on f.request_id = c.id and f.requested_by = flow_of_claim.role
+    where c.id = flow_of_claim.id
 $$;
-comment on function pgnet.flow_of_claim(bigint, timestamptz) is
+comment on function pgnet.flow_of_claim(bigint, regrole) is
     'What a worker is to heed of a claim: limited; send_within, in seconds since the claim; probe; '
     'expires_in, in seconds; NULL where there is nothing.';
 
@@ -131,7 +133,7 @@ begin
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
-        case when special or q.not_after is not null then pgnet.flow_of_claim(q.id, q.not_after) end,
+        case when special then pgnet.flow_of_claim(q.id, q.requested_by) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -203,6 +205,50 @@ $$;
 comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
+-- Requests whose time not_before has come. One that waits for other requests, too, stays held. A
+-- row without a request is somebody's mistake, and must not stand in front of others.
+create function pgnet.wake_held_requests(present timestamptz)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    path text;
+begin
+    with ripe as materialized (
+        select f.request_id, f.gate, q.id is not null as locked, v.seen
+        from pgnet.flow f
+        left join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by
+            for update of q skip locked
+        ) q on true
+        left join lateral (
+            select true as seen from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by offset 0
+        ) v on true
+        where f.not_before <= present and (q.id is not null or v.seen is null)
+        order by f.not_before
+        limit 1000
+        for update of f skip locked
+    ), passed as (
+        update pgnet.flow f set not_before = null
+        where f.request_id = any (array(select r.request_id from ripe r where r.locked)) and f.not_before <= present
+    ), orphans as (
+        delete from pgnet.flow f
+        where f.request_id = any (array(select r.request_id from ripe r where r.seen is null))
+            and not exists (
+                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+    ), released as (
+        update net.http_request_queue q set held = false
+        where q.id = any (array(select r.request_id from ripe r where r.locked and r.gate is null))
+    )
+    select pgnet.use_owners_path() into path;
+end
+$$;
+comment on function pgnet.wake_held_requests(timestamptz) is
+    'Lets 1,000 requests at most go on whose time not_before has come.';
+
 create function pgnet.wake_due_requests()
     -- seconds until the next one is due; NULL where no request waits for a time
     returns double precision
@@ -211,27 +257,26 @@ create function pgnet.wake_due_requests()
 as $$
 declare
     present timestamptz := clock_timestamp();
-    next_due timestamptz := least(
-        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
-        (select q.not_before from net.http_request_queue q where q.not_before < 'infinity' order by q.not_before limit 1));
+    next_due timestamptz := (
+        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
+    next_start timestamptz := (
+        select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1);
     path text;
 begin
     if next_due <= present then
         with woken as (
-            update net.http_request_queue q
-            set due = case when q.due > present then q.due end, waits_since = case when q.due > present then q.waits_since end,
-                not_before = case when q.not_before > present then q.not_before end
+            update net.http_request_queue q set due = null, waits_since = null
             where q.id = any (array(
-                    select w.id from net.http_request_queue w where w.due <= present and w.origin is null
-                    order by w.due limit 1000 for update skip locked)
-                || array(
-                    select w.id from net.http_request_queue w where w.not_before <= present and w.origin is null
-                    order by w.not_before limit 1000 for update skip locked))
+                select w.id from net.http_request_queue w where w.due <= present and w.origin is null
+                order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
-        return 0.02;
     end if;
-    return extract(epoch from next_due - present);
+    if next_start <= present then
+        perform pgnet.wake_held_requests(present);
+    end if;
+    -- There may be more of them.
+    return greatest(extract(epoch from least(next_due, next_start) - present), 0.02);
 end
 $$;
 comment on function pgnet.wake_due_requests() is
@@ -340,7 +385,7 @@ create function pgnet.take_requests(
     out ids bigint[], out attempts integer[],
     -- whether pgnet.is_plain_json is true of headers and options of all
     out plain boolean,
-    -- whether pgnet.account_claims is to be called: a limit, a probe or a unique key is among them
+    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among them
     out special boolean,
     -- hosts that were passed over since their limit leaves no room
     out denied text[],
@@ -378,14 +423,23 @@ begin
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.ordering_key, q.unique_key
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.held, f.ordering_key, f.unique_key
                 from pgnet.ready_request q
+                -- Few requests have a row there. A caller that has locked it is about to change the
+                -- request.
+                left join lateral (
+                    select f.request_id, f.ordering_key, f.unique_key from pgnet.flow f
+                    where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
+                    for update of f skip locked
+                ) f on true
                 where q.host = p.host and q.role = p.role
                     and not exists (select from pgnet.claim c where c.id = q.id offset 0)
                     -- Asked once for all rows: mostly there is no mark at all.
                     and ((select not exists (select from pgnet.mark)) or not exists (
                         select from pgnet.mark m
                         where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0))
+                    and (q.held is null or f.request_id is not null or not exists (
+                        select from pgnet.flow v where v.request_id = q.id and v.requested_by = q.requested_by offset 0))
                 order by q.priority, q.id
                 limit p.room
                 for update of q skip locked
@@ -394,12 +448,16 @@ begin
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
+            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.ordering_key, q.unique_key, null, null
+            q.held, f.ordering_key, f.unique_key, null, null
         from net.http_request_queue q
+        left join lateral (
+            select f.ordering_key, f.unique_key from pgnet.flow f
+            where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
+        ) f on true
         where q.id = any (suspects)
     ), bounded as (
         select e.*,
@@ -442,7 +500,7 @@ begin
     into ids, attempts, plain, special, denied, more, host, role
     from (
         select bool_and(b.plain) as plain,
-            bool_or(b.host_room is not null or b.probe or b.unique_key is not null) as special
+            bool_or(b.held is not null or b.host_room is not null or b.probe) as special
         from chosen b
     ) x
     left join claimed c on true;
@@ -460,17 +518,11 @@ create function pgnet.account_claims(ids bigint[])
     set enable_bitmapscan = off
     set jit = off
 as $$
-declare
-    path text;
 begin
     perform pgnet.spend_tokens(ids);
     perform pgnet.begin_probes(ids);
-    -- From now on a request with the same key is a new one.
-    with taken as (
-        update net.http_request_queue q set unique_key = null
-        where q.id = any (array(select t.id from net.http_request_queue t where t.id = any (ids) and t.unique_key is not null))
-    )
-    select pgnet.use_owners_path() into path;
+    -- From now on a request with the same key is a new one. The claim has locked these rows.
+    update pgnet.flow f set unique_key = null where f.request_id = any (ids) and f.unique_key is not null;
 end
 $$;
 comment on function pgnet.account_claims(bigint[]) is

@@ -85,8 +85,9 @@ to public;
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, not_before, not_after, ordering_key, gate),
-    select (id) on net._new_request to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
+grant insert (request_id, not_before, not_after, ordering_key, gate) on net._new_flow to public;
+grant select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -111,7 +112,7 @@ grant execute on function
     -- the caller
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     -- a request, and what it is made of
-    pgnet.check_request, pgnet.inspect_request, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
+    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.add_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
     pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,

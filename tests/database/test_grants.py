@@ -99,6 +99,8 @@ def populate(database: Database) -> None:
         " values ('expire', now(), 1, %(canary)s)",
         "insert into pgnet.unrecorded (id, token, outcome)"
         " values (1000, gen_random_uuid(), to_json(%(canary)s::text))",
+        "insert into pgnet.flow (request_id, requested_by, ordering_key)"
+        " values (1000, %(victim)s, %(canary)s)",
         "insert into pgnet.pause (host) values (%(canary)s)",
         "insert into pgnet.host_budget (host) values (%(canary)s)",
         "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
@@ -149,10 +151,12 @@ def relations(database: Database, kinds: str) -> list[str]:
 
 
 def contents(database: Database) -> dict[str, Any]:
-    """The contents of every table."""
+    """The contents of every table, but for what a role may say of requests of its own."""
+    own = f"where requested_by <> '{VISITOR}'::regrole"
     return {
         name: database.value(
             f"select md5(coalesce(string_agg(t::text, '|' order by t::text), '')) from {name} t"
+            f" {own if name == 'pgnet.flow' else ''}"
         )
         for name in relations(database, "r")
     }
@@ -206,6 +210,10 @@ def test_writing(granted: Database, visitor: psycopg.Connection[Any]) -> None:
         for statement in statements:
             arguments = [Jsonb(row)] if "%s" in statement else []
             done = attempt(visitor, statement, *arguments)
+            if statement.startswith("insert into net._new_flow "):
+                # A row of the visitor's own, of which nobody takes notice without its request.
+                assert done == 1
+                continue
             assert isinstance(done, psycopg.Error) or done in (0, []), (statement, done)
             assert CANARY not in str(done), statement
     assert contents(granted) == before

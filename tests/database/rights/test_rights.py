@@ -82,6 +82,8 @@ ROUTINES = {
     "pgnet.warn_without_worker": "everyone",
     "pgnet.inspect_form": "everyone",
     "pgnet.inspect_multipart": "everyone",
+    "pgnet.add_flow": "everyone",
+    "pgnet.has_flow": "everyone",
     "pgnet.inspect_request": "everyone",
     "pgnet.json_or_null": "everyone",
     "pgnet.json_text": "everyone",
@@ -142,6 +144,7 @@ ROUTINES = {
     "pgnet.configured_host_pattern": "owner",
     "pgnet.copy_fault": "owner",
     "pgnet.crowded_roles": "owner",
+    "pgnet.wake_held_requests": "owner",
     "pgnet.delete_expired_rows": "owner",
     "pgnet.delete_or_pass_over": "owner",
     "pgnet.derived_idempotency_key": "owner",
@@ -247,11 +250,16 @@ RELATIONS = {
         "INSERT(priority)",
         "INSERT(context)",
         "INSERT(options)",
+        "INSERT(held)",
+    },
+    "net._new_flow": {
+        "INSERT(request_id)",
         "INSERT(not_before)",
         "INSERT(not_after)",
         "INSERT(ordering_key)",
         "INSERT(gate)",
     },
+    "pgnet.flow": {"SELECT"},
     "pgnet.pause": set(),
     "pgnet.host_budget": set(),
     "pgnet.host_state": set(),
@@ -378,6 +386,7 @@ def test_net_is_the_public_surface() -> None:
     assert {name for name in RELATIONS if name.startswith("net._")} == {
         "net._http_response",
         "net._new_request",
+        "net._new_flow",
     }
     assert [name for name in (*ROUTINES, *RELATIONS) if name.startswith("pgnet._")] == []
 
