@@ -276,7 +276,7 @@ begin
         perform pgnet.wake_held_requests(present);
     end if;
     -- There may be more of them.
-    return greatest(extract(epoch from least(next_due, next_start) - present), 0.02);
+    return (select greatest(extract(epoch from t.at - present), 0.02) from (select least(next_due, next_start) as at) t where t.at is not null);
 end
 $$;
 comment on function pgnet.wake_due_requests() is
