@@ -81,12 +81,14 @@ class NameServer:
 
     `answers` maps a name to its IPv4 addresses; a name that maps to None is never answered, and
     others do not exist. `asked` is every question (name, type). Records may be kept for `seconds`.
+    Each answer takes `delay` seconds.
     """
 
     def __init__(self) -> None:
         self.answers: dict[str, list[str] | None] = {}
         self.asked: list[tuple[str, int]] = []
         self.seconds = 60
+        self.delay = 0.0
         self.socket = gevent.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
         self.port: int = self.socket.getsockname()[1]
@@ -97,6 +99,7 @@ class NameServer:
             query, peer = self.socket.recvfrom(4096)
             answer = self.answer(query)
             if answer is not None:
+                gevent.sleep(self.delay)
                 self.socket.sendto(answer, peer)
 
     def answer(self, query: bytes) -> bytes | None:

@@ -136,9 +136,23 @@ def test_the_next_address_is_tried_within_the_deadline(
     with httpd.running("127.0.0.3", port) as running:
         name_server.answers["two.example"] = ["127.0.0.1", "127.0.0.3"]
         client = make_client(resolver=name_server.resolver())
-        for _ in range(2):
-            assert client(f"http://two.example:{port}/x", timeout=1.0).address == "127.0.0.3"
+        first, second = (client(f"http://two.example:{port}/x", timeout=1.0) for _ in range(2))
+        assert (first.address, second.address) == ("127.0.0.3", "127.0.0.3")
+        # The first request has given half of its time to the other address.
+        assert second.timings.first_byte < 0.4 < first.timings.first_byte < first.timings.total
         assert len(running.record()) == 2
+
+
+def test_the_first_byte_comes_after_the_name(
+    make_client: MakeClient, name_server: NameServer, server: httpd.Running
+) -> None:
+    name_server.answers["slow.example"] = ["127.0.0.1"]
+    name_server.delay = 0.1
+    client = make_client(resolver=name_server.resolver())
+    timings = client(f"http://slow.example:{server.port}/x").timings
+    assert 0.1 <= timings.name <= timings.first_byte <= timings.total
+    timings = client(f"http://slow.example:{server.port}/x").timings
+    assert timings.name == 0 < timings.first_byte < 0.1
 
 
 def test_localhost_has_two_families(make_client: MakeClient, server: httpd.Running) -> None:

@@ -132,6 +132,8 @@ def test_https_goes_by_a_tunnel_that_learns_nothing(
     assert answer.header("X-Proxy") is None
     assert answer.timings.connect > 0
     assert answer.timings.tls > 0
+    # The first byte is the server's, not that of the proxy's answer to CONNECT.
+    assert answer.timings.connect + answer.timings.tls <= answer.timings.first_byte
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import requests
 
@@ -11,28 +10,14 @@ from pgnet.secret.mask import MASK
 from pgnet.wire.limits import Limits
 from pgnet.wire.message import Head, WireRequest, WireResponse, build_response
 from pgnet.wire.redirect import locations_in, resolve
+from pgnet.wire.timings import Timings
 from pgnet.wire.transfer import Received, Transfer
 from pgnet.wire.wire_error import WireError
 
-__all__ = ["Answer", "Followed", "Limits", "Timings", "first_byte_of"]
+__all__ = ["Answer", "Followed", "Limits"]
 
 # The longest body of a redirect that is kept while the redirect is followed, in bytes.
 _REDIRECT_BODY = 65536
-
-
-class Timings(NamedTuple):
-    """Where the time went, in seconds.
-
-    name, connect, tls: summed over all hops; zero where a connection was used again.
-    first_byte: from the start to the first byte of the last answer.
-    total: from the start to the end.
-    """
-
-    name: float
-    connect: float
-    tls: float
-    first_byte: float
-    total: float
 
 
 class Answer:
@@ -77,11 +62,10 @@ class Answer:
         transfer: Transfer | None,
         request: WireRequest,
         error: WireError | None,
-        timings: Timings,
         redirects: int,
     ) -> None:
         self.error = error
-        self.timings = timings
+        self.timings = Timings() if transfer is None else transfer.timings
         self.redirects = redirects
         self.header_list: list[tuple[str, str]] = []
         self.http_version = ""
@@ -116,6 +100,7 @@ class Answer:
         was_followed: whether anything was sent to the URL that it points to.
         """
         self._take(redirect.received)
+        self.timings.first_byte = redirect.first_byte
         self.is_final = is_final
         if not was_followed:
             self.url, self.address = redirect.url, redirect.address
@@ -183,13 +168,8 @@ class Followed:
     def __init__(self, transfer: Transfer) -> None:
         self.url = transfer.request.url
         self.address = transfer.attempts.address
-        self.first_byte = first_byte_of(transfer)
+        self.first_byte = transfer.timings.first_byte
         self.received = transfer.received
         # The body waits beside the answer that is to come, which may take all the room there is.
         if self.received.size > _REDIRECT_BODY:
             self.received.drop_body()
-
-
-def first_byte_of(transfer: Transfer) -> float:
-    """Seconds from the start of the request to the first byte of this hop's answer."""
-    return transfer.hop_started - transfer.started + transfer.attempts.first_byte

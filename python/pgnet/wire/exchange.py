@@ -40,7 +40,7 @@ from typing import Any
 
 import gevent
 
-from pgnet.wire.answer import Answer, Followed, Timings, first_byte_of
+from pgnet.wire.answer import Answer, Followed
 from pgnet.wire.guard import Guard
 from pgnet.wire.host import HostTable
 from pgnet.wire.limits import Limits
@@ -53,7 +53,6 @@ from pgnet.wire.wire_error import WireError
 Done = Callable[[Answer], None]
 
 _NOTHING_BOUND: Mapping[str, str] = MappingProxyType({})
-_NO_TIME = Timings(0.0, 0.0, 0.0, 0.0, 0.0)
 # The least that a request gets, in seconds.
 _SHORTEST_TIMEOUT = 0.001
 
@@ -150,7 +149,6 @@ class Handle:
         "_answered",
         "_at_most_once",
         "_bound",
-        "_connect",
         "_done",
         "_exchange",
         "_max_redirects",
@@ -158,7 +156,6 @@ class Handle:
         "_redirect",
         "_redirects",
         "_request",
-        "_tls",
         "_transfer",
     )
 
@@ -184,8 +181,6 @@ class Handle:
         # that the hops behind it only fetch what it points to.
         self._redirect: Followed | None = None
         self._answered = False
-        # Seconds of the hops before, summed up.
-        self._connect = self._tls = 0.0
         # None before the first hop, and after the end.
         self._transfer: Transfer | None = None
 
@@ -234,9 +229,7 @@ class Handle:
     def _hop_ended(self, transfer: Transfer) -> None:
         """A server has answered, or it has not: follow its redirect, or finish."""
         error = transfer.error
-        attempts, head = transfer.attempts, transfer.received.head
-        self._connect += attempts.connect
-        self._tls += max(attempts.appconnect - attempts.connect, 0.0)
+        head = transfer.received.head
         if error is None and is_redirect(head.status):
             try:
                 following = next_hop(
@@ -287,11 +280,12 @@ class Handle:
         exchange._handles.discard(self)
         transfer, redirect = self._transfer, self._redirect
         if transfer is not None:
+            transfer.timings.total = time.monotonic() - transfer.started
             if error is None:
                 error = transfer.received.note
             elif self._redirects or transfer.received.head.status:
                 error.possibly_sent = True
-        answer = Answer(transfer, self._request, error, self._timings(), self._redirects)
+        answer = Answer(transfer, self._request, error, self._redirects)
         if answer.status_code is None and redirect is not None and error is not None:
             refused = error.kind == "request"
             answer.fall_back(redirect, self._answered or refused, was_followed=not refused)
@@ -305,18 +299,6 @@ class Handle:
         except Exception as failure:
             # The request whose callback fails has its answer; the loop goes on for all others.
             exchange._hub.handle_error(self, type(failure), failure, failure.__traceback__)
-
-    def _timings(self) -> Timings:
-        transfer = self._transfer
-        if transfer is None:
-            return _NO_TIME
-        first_byte = 0.0
-        if transfer.received.head.status:
-            first_byte = first_byte_of(transfer)
-        elif self._redirect is not None:
-            first_byte = self._redirect.first_byte
-        total = time.monotonic() - transfer.started
-        return Timings(transfer.name_seconds, self._connect, self._tls, first_byte, total)
 
 
 def _header_lines(request: WireRequest, route: Route) -> list[bytes]:

@@ -6,13 +6,13 @@ which libcurl's handles fill.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgnet.wire.limits import Limits
 from pgnet.wire.message import Head, WireRequest
 from pgnet.wire.route import Route
+from pgnet.wire.timings import Timings
 from pgnet.wire.wire_error import When, WireError
 
 _NO_HEAD = Head("", 0, "", [])
@@ -68,8 +68,7 @@ class Attempts:
     """The attempts of a transfer: the present or last one, and what is left to try.
 
     address: what it is connected to. addresses: those that are left to try.
-    connect, appconnect, first_byte: seconds from the start of the last attempt until the connection
-    was made, until TLS was agreed on, until the first byte came.
+    handshake: seconds that the last connection took, TLS included; zero where none was made.
     repeated: whether the request was sent again because a kept connection ended.
     fresh: whether libcurl is to make a new connection for it.
     refusals: how often its server refused it.
@@ -79,10 +78,8 @@ class Attempts:
     __slots__ = (
         "address",
         "addresses",
-        "appconnect",
-        "connect",
-        "first_byte",
         "fresh",
+        "handshake",
         "refusals",
         "repeated",
         "sent",
@@ -91,7 +88,7 @@ class Attempts:
     def __init__(self) -> None:
         self.address: str | None = None
         self.addresses: tuple[str, ...] = ()
-        self.connect = self.appconnect = self.first_byte = 0.0
+        self.handshake = 0.0
         self.repeated = self.fresh = self.sent = False
         self.refusals = 0
 
@@ -104,8 +101,7 @@ class Transfer:
     `done(transfer)` is called once, from the loop, and must not block.
 
     error: why there is no answer, or none that is whole.
-    hop_started: when this server's turn began; `started` is the first hop's.
-    name_seconds: how long names were looked up, for all hops.
+    timings: of all hops up to this one.
     stop: ends what is done for it just now, the look-up of its name or libcurl's work.
     """
 
@@ -116,15 +112,14 @@ class Transfer:
         "done",
         "error",
         "headers",
-        "hop_started",
         "limits",
-        "name_seconds",
         "received",
         "request",
         "route",
         "started",
         "stop",
         "timeout",
+        "timings",
     )
 
     def __init__(
@@ -144,7 +139,7 @@ class Transfer:
         self.limits = limits
         of_host = route.settings.connect_timeout
         self.connect_timeout = limits.connect_timeout if of_host is None else of_host
-        self.started = self.hop_started = started
+        self.started = started
         self.timeout = timeout
         self.deadline = started + timeout
         self.done: Callable[[Transfer], None] | None = done
@@ -152,7 +147,7 @@ class Transfer:
         self.attempts = Attempts()
         self.received = Received()
         self.error: WireError | None = None
-        self.name_seconds = 0.0
+        self.timings = Timings()
 
     def following(
         self,
@@ -162,12 +157,11 @@ class Transfer:
         limits: Limits,
         done: Callable[[Transfer], None],
     ) -> Transfer:
-        """The transfer of the next hop: start and deadline are those of the first."""
+        """The transfer of the next hop: start and deadline are those of the first, and timings."""
         made = Transfer(
             request, route, headers, limits, started=self.started, timeout=self.timeout, done=done
         )
-        made.hop_started = time.monotonic()
-        made.name_seconds = self.name_seconds
+        made.timings = self.timings
         # The address that is shown where the next hop does not come as far as an address.
         made.attempts.address = self.attempts.address
         return made
@@ -175,6 +169,7 @@ class Transfer:
     def forget_answer(self) -> None:
         """Forget what has come of an answer: another attempt will bring another one."""
         self.received = Received()
+        self.timings.first_byte = 0.0
 
     def fail(self, error: WireError) -> None:
         """End with an error, unless it has ended.

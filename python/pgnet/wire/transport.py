@@ -191,7 +191,7 @@ class Transport:
 
         def found(addresses: tuple[str, ...], error: ResolveError | None) -> None:
             transfer.stop = None
-            transfer.name_seconds += time.monotonic() - asked
+            transfer.timings.name += time.monotonic() - asked
             if error is not None:
                 transfer.fail(self._unresolved(transfer, error))
                 return
@@ -293,7 +293,7 @@ class Transport:
         """Try the next address where no connection was made to this one; whether there is one."""
         attempts = transfer.attempts
         timed_out = failure.code == Code.OPERATION_TIMEDOUT
-        connecting = not failure.sent and attempts.appconnect == 0
+        connecting = not failure.sent and attempts.handshake == 0
         if not (failure.code == Code.COULDNT_CONNECT or (timed_out and connecting)):
             return False
         if not attempts.addresses or (attempts.sent and transfer.route.at_most_once):
@@ -333,8 +333,8 @@ class Transport:
     def timeout_error(self, transfer: Transfer, sent: bool) -> WireError:
         """The error of a deadline that was reached; its message says where the time went."""
         total = time.monotonic() - transfer.started
-        name = transfer.name_seconds
-        handshake = max(transfer.attempts.connect, transfer.attempts.appconnect)
+        name = transfer.timings.name
+        handshake = transfer.attempts.handshake
         if not sent and handshake == 0:
             handshake = total - name
         limit, what = transfer.timeout, "Timeout"
@@ -362,7 +362,7 @@ class Transport:
         if error.timed_out:
             total = time.monotonic() - transfer.started
             return WireError(
-                _timeout_words("Timeout", transfer.timeout, total, transfer.name_seconds, 0.0),
+                _timeout_words("Timeout", transfer.timeout, total, transfer.timings.name, 0.0),
                 timed_out=True,
                 code=Code.OPERATION_TIMEDOUT,
             )

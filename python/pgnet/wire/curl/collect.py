@@ -22,11 +22,14 @@ def collect(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure | N
     code, text: libcurl's code and words for it; 0 where it has nothing to complain of.
     """
     info = easy.curl.getinfo
-    attempts, received = transfer.attempts, transfer.received
+    timings, received = transfer.timings, transfer.received
     if easy.opened:
-        attempts.connect = info(pycurl.CONNECT_TIME)
+        connect = handshake = info(pycurl.CONNECT_TIME)
+        timings.connect += connect
         if transfer.route.origin.scheme == "https":
-            attempts.appconnect = info(pycurl.APPCONNECT_TIME)
+            handshake = info(pycurl.APPCONNECT_TIME)
+            timings.tls += max(handshake - connect, 0.0)
+        transfer.attempts.handshake = handshake
         if easy.phase is ANSWERED:
             transfer.route.version = received.head.version
     if code and code == Code.HTTP2_STREAM and easy.phase is ANSWERED:
@@ -35,13 +38,13 @@ def collect(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure | N
     if code == 0:
         code = _check_whole(easy, received)
         if not code:
-            attempts.first_byte = info(pycurl.STARTTRANSFER_TIME)
+            timings.first_byte = easy.first_byte - transfer.started
             return None
         text = ""
     if easy.section:
         _keep_broken_head(easy, transfer)
     if received.head.status:
-        attempts.first_byte = info(pycurl.STARTTRANSFER_TIME)
+        timings.first_byte = easy.first_byte - transfer.started
         if easy.decoder is not None:
             received.as_it_came = easy.decoder.as_it_came
     return _failure(easy, transfer, code, text)
@@ -121,7 +124,7 @@ def _failure(easy: Easy, transfer: Transfer, code: int, text: str) -> Failure:
     times: list[When] = []
     if secure:
         times.append("tls")
-        if easy.opened and not sent and not transfer.attempts.appconnect:
+        if easy.opened and not sent and not transfer.attempts.handshake:
             times.append("handshake")
     if sent:
         times.append("sent")

@@ -40,6 +40,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,9 @@ class Easy:
     opened: whether a socket was opened for the transfer; it goes over a kept connection otherwise.
     socket: the last socket that was opened.
     section: the lines of the header section that is being read; trailers after the answer's.
-    length: of the body, as the answer says. header_bytes, wire_bytes: what has come so far.
+    first_byte: when the first line of an answer came, by time.monotonic; zero before that.
+    header_room: how many bytes of headers may still come. wire_bytes: of the body that have come.
+    length: of the body, as the answer says.
     """
 
     __slots__ = (
@@ -102,9 +105,9 @@ class Easy:
         "curl",
         "decoder",
         "fault",
-        "header_bytes",
+        "first_byte",
+        "header_room",
         "length",
-        "most_header_bytes",
         "opened",
         "options",
         "phase",
@@ -144,7 +147,8 @@ class Easy:
         self.section = bytearray()
         self.length: int | None = None
         self.decoder: Decoder | None = None
-        self.header_bytes = self.wire_bytes = self.most_header_bytes = 0
+        self.header_room = self.wire_bytes = 0
+        self.first_byte = 0.0
         curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
         curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._on_open)
@@ -157,8 +161,9 @@ class Easy:
         """
         self.phase = changed(self.phase, BEGUN)
         self.transfer = transfer
-        self.header_bytes = self.wire_bytes = 0
-        self.most_header_bytes = transfer.limits.max_header_bytes
+        self.header_room = transfer.limits.max_header_bytes
+        self.wire_bytes = 0
+        self.first_byte = 0.0
         self.opened = False
         options = self.options
         options.set(transfer, address)
@@ -184,6 +189,12 @@ class Easy:
         # pycurl lets go of the callbacks, which refer to this object; so does `stop`.
         self.curl.close()
         self.transfer = self.stop = None
+
+    @property
+    def header_bytes(self) -> int:
+        """How many bytes of headers have come, those of proxies and interim answers included."""
+        transfer = self.transfer
+        return 0 if transfer is None else transfer.limits.max_header_bytes - self.header_room
 
     @property
     def is_pending(self) -> bool:
@@ -229,14 +240,16 @@ class Easy:
         section = self.section
         section += line
         size = len(line)
-        self.header_bytes = total = self.header_bytes + size
-        if size > 2 and total <= self.most_header_bytes:
+        self.header_room = room = self.header_room - size
+        if not self.first_byte:
+            self.first_byte = time.monotonic()
+        if size > 2 and room >= 0:
             return None
         transfer = self.transfer
         if transfer is None:
             return 0
-        if total > self.most_header_bytes:
-            return self._abort(f"response headers exceed {self.most_header_bytes} bytes")
+        if room < 0:
+            return self._abort(f"response headers exceed {transfer.limits.max_header_bytes} bytes")
         if line in (b"\r\n", b"\n") and self.phase is not ANSWERED:
             self.section = bytearray()
             try:
@@ -254,6 +267,7 @@ class Easy:
         if self.phase is PROXY:
             if _is_success(section):
                 self.phase = changed(self.phase, OPENED)
+                self.first_byte = 0.0
             # libcurl itself reports a proxy that refuses the tunnel.
             return
         head = parse_head(section)
