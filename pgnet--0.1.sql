@@ -443,7 +443,6 @@ select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
-    has_limits boolean not null default false,
     single boolean primary key default true check (single)
 );
 comment on table pgnet.configuration is
@@ -1192,7 +1191,8 @@ comment on function pgnet.claimed_secrets(bigint[], uuid[], text[]) is
 
 -- ======== extension/28_hosts.sql ========
 
--- Settings of single hosts: how to connect to them, whom to trust, what to show.
+-- Settings of single hosts: how to connect to them, whom to trust, what to show, and how many
+-- requests they get. net.hosts shows them: see 61_hosts.sql.
 
 -- The one list of settings of a host: name, kind, bounds, meaning.
 create function pgnet.known_host_settings()
@@ -1211,10 +1211,50 @@ as $$
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
-        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
+        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.'),
+        ('concurrency', 'limit', 1, 100000, 'How many requests are in flight at once at each host that the pattern matches; false: no limit.'),
+        ('rate', 'rate', null, null, 'How many requests each host that the pattern matches gets in a time, such as 500/minute; false: no limit.'),
+        ('burst', 'integer', 1, 1000000, 'How many requests more than its rate a host may get at once.')
 $$;
 comment on function pgnet.known_host_settings() is
     'The settings that net.configure_host takes.';
+
+create function pgnet.rate_per_second(rate text)
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select nullif(m[1]::double precision, 0) / case m[2] when 'second' then 1 when 'minute' then 60 when 'hour' then 3600 else 86400 end
+    from regexp_match(rate, '^ *([0-9]{1,7}(?:[.][0-9]{1,6})?) */ *(second|minute|hour|day) *$') m
+$$;
+comment on function pgnet.rate_per_second(text) is
+    'A rate such as 500/minute in requests per second; NULL for what is no rate.';
+
+create function pgnet.limit_fault(
+    -- limit: a number; rate: a number in a time
+    setting_kind text, maximum numeric, given jsonb
+)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if given = 'false' then
+        return null;
+    elsif setting_kind = 'rate' then
+        if jsonb_typeof(given) <> 'string' or pgnet.rate_per_second(given #>> '{}') is null then
+            return 'must be such as "10/second", "500/minute", "1000/hour" or "5000/day", or false for no limit';
+        end if;
+    elsif given = '0' then
+        return 'must be at least 1; net.pause(host) has all requests of a host wait';
+    elsif given::text !~ '^[1-9][0-9]{0,9}$' or given::numeric > maximum then
+        return format('must be an integer between 1 and %s, or false for no limit', maximum);
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.limit_fault(text, numeric, jsonb) is
+    'What is wrong with a limit of a host; NULL for one that can be set. false stands for no limit.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
@@ -1241,6 +1281,8 @@ begin
                 or given::numeric not between minimum and maximum then
                 return format('must be an integer between %s and %s', minimum, maximum);
             end if;
+        when 'limit', 'rate' then
+            return pgnet.limit_fault(setting_kind, maximum, given);
         when 'boolean' then
             if jsonb_typeof(given) <> 'boolean' then
                 return 'must be true or false';
@@ -1292,37 +1334,48 @@ comment on table pgnet.host is
     'The settings of hosts, by net.configure_host; secrets by their names. net.hosts shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
-create view net.hosts as
-    select h.pattern, h.settings from pgnet.host h
-    offset 0; -- or else a role with that right could write through the view, as its owner
-comment on view net.hosts is
-    'The settings of single hosts. Of all patterns that match a host, the most specific one that '
-    'has a setting counts.';
+-- Each claim asks whether there is any limit.
+create index host_limited on pgnet.host ((true)) where settings operator(pg_catalog.?|) '{concurrency,rate}';
 
--- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
+-- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all;
+-- each may have a port. An IPv6 address has brackets only where a port follows.
 create function pgnet.configured_host_pattern(host text)
     returns text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    parts text[] := regexp_match(trim(host), '^([^:]*|[[].*[]]):([1-9][0-9]{0,4})$');
+    name text := coalesce(parts[1], trim(host));
+    port text := ':' || parts[2];
 begin
-    if trim(host) = '*' then
-        return '*';
+    if parts[2] in ('80', '443') then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern "%s"', host),
+            hint = 'A URL has no port where it is the usual one, 80 or 443. Give the name without a port, which stands for all ports.';
+    end if;
+    if name = '*' and parts[2]::integer <= 65535 is not false then
+        return '*' || coalesce(port, '');
     end if;
     begin
-        if trim(host) !~ '/' then
-            return pg_catalog.host(trim(trim(host), '[]')::inet);
+        if name !~ '/' and parts[2]::integer <= 65535 is not false then
+            name := pg_catalog.host(trim(name, '[]')::inet);
+            return case when port is null then name when name ~ ':' then format('[%s]%s', name, port) else name || port end;
         end if;
     exception when data_exception then
         null; -- a name
     end;
     begin
-        return pgnet.host_pattern(host);
+        if parts[2]::integer > 65535 then
+            raise invalid_parameter_value;
+        end if;
+        return pgnet.host_pattern(name) || coalesce(port, '');
     exception when invalid_parameter_value then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('invalid host pattern %s', coalesce('"' || host || '"', 'NULL')),
-            hint = 'Give a host name without scheme and port, *.example.com for every name below it, an address in its usual form, or * for every host.';
+            hint = 'Give a host name without scheme, *.example.com for every name below it, an address in its usual form, or * for every host; each may end in a port, such as api.example.com:8443.';
     end;
 end
 $$;
@@ -1330,8 +1383,50 @@ comment on function pgnet.configured_host_pattern(text) is
     'The pattern of net.configure_host in its stored form. Raises 22023 for a text that is not a '
     'host.';
 
+create function pgnet.patterns_of(host text)
+    returns text[]
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parts text[] := regexp_match(host, '^(.*?)(:[0-9]{1,5})?$');
+    name text := rtrim(lower(parts[1] collate "C"), '.');
+    patterns text[] := array[name];
+begin
+    if length(host) > 300 then
+        return '{*}'; -- it is no host
+    elsif name like '[%' then
+        begin
+            patterns := array[pg_catalog.host(trim(name, '[]')::inet)];
+        exception when data_exception then
+            null;
+        end;
+    elsif name !~ '^[0-9.]+$' then
+        while position('.' in name) > 0 loop
+            name := substr(name, position('.' in name) + 1);
+            patterns := patterns || ('*.' || name);
+        end loop;
+    end if;
+    patterns := patterns || '*'::text;
+    if parts[2] is not null then
+        patterns := array(
+            select p.pattern
+            from unnest(patterns) with ordinality u (name, place)
+            cross join lateral (values
+                (1, case when u.name ~ ':' then format('[%s]', u.name) else u.name end || parts[2]), (2, u.name)
+            ) p (rank, pattern)
+            order by u.place, p.rank);
+    end if;
+    return patterns;
+end
+$$;
+comment on function pgnet.patterns_of(text) is
+    'The patterns of net.configure_host that match a host, the authority of a URL; the most '
+    'specific first.';
+
 create function net.configure_host(
-    -- a host name, an address, *.example.com for every name below it, or * for every host
+    -- a host name, an address, *.example.com for every name below it, or * for every host; each may
+    -- end in a port
     host text,
     -- merged into the settings that the host has; a null resets what it names, NULL resets all
     settings jsonb
@@ -1357,6 +1452,11 @@ begin
         raise exception using errcode = 'invalid_parameter_value',
             message = format('client_certificate and client_key of host "%s" go together', host_pattern),
             hint = 'Give both, or null for both.';
+    end if;
+    if merged ? 'burst' and coalesce(merged -> 'rate', 'false') = 'false' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('burst of host "%s" needs a rate', host_pattern),
+            hint = 'Give both, such as {"rate": "500/minute", "burst": 20}, or null for burst.';
     end if;
     if merged ? 'host_header' and host_pattern like '*%' then
         raise exception using errcode = 'invalid_parameter_value',
@@ -1387,27 +1487,33 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Sets how to connect to a host: net.hosts and the documentation have the settings. They are '
-    'merged into those that the host has; null resets one. Raises 22023 for a text that is not a '
-    'host, an unknown setting or a value that cannot be set. Workers follow at the commit. Owner '
-    'only.';
+    'Sets how to connect to a host, and how many requests it gets: net.hosts and the documentation '
+    'have the settings. They are merged into those that the host has; null resets one. Raises '
+    '22023 for a text that is not a host, an unknown setting or a value that cannot be set. '
+    'Workers follow at the commit. Owner only.';
 
 -- For workers: the settings of hosts, with the values of secrets that are stored in the database;
--- for a secret that the workers store, {"secret": name} stays.
+-- for a secret that the workers store, {"secret": name} stays. Limits are the claim's to keep; the
+-- worker is told only that there is one.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(jsonb_object_agg(h.pattern, (
+    select coalesce(jsonb_object_agg(h.pattern, coalesce((
         select jsonb_object_agg(s.key, coalesce(
             (select to_jsonb(v.value) from pgnet.secret v
              where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
-        from jsonb_each(h.settings) s)), '{}')
+        from jsonb_each(h.settings) s
+        where s.key not in ('concurrency', 'rate', 'burst')), '{}')
+        || case when h.settings ?| '{concurrency,rate}' then jsonb_build_object('limited',
+                coalesce(h.settings -> 'concurrency', 'false') <> 'false' or coalesce(h.settings -> 'rate', 'false') <> 'false')
+            else '{}' end), '{}')
     from pgnet.host h
 $$;
 comment on function pgnet.host_settings() is
-    'The settings of hosts by pattern, for workers: with the values of secrets.';
+    'The settings of hosts by pattern, for workers: with the values of secrets, and limited for '
+    'hosts that have a limit.';
 
 -- ======== extension/29_retry.sql ========
 
@@ -3277,33 +3383,319 @@ comment on table pgnet.pause is
 -- ======== extension/47_limits.sql ========
 
 -- Limits of hosts: how many requests may be in flight at once, and how many may begin in a time.
+--
+-- Theory of operation
+--
+-- A host is the authority of a URL, "api.example" or "api.example:8443". Its limits are looked up
+-- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until the configuration
+-- changes. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
+-- the lock until it commits. So one claim at a time decides what a host may have. It sees whatever
+-- the ones before it have taken, and waits for nobody: a claim that finds the row locked passes
+-- over the host, and looks again in a moment.
+--
+-- Concurrency is the number of claims of the host that are marked as limited. A limit that is
+-- lowered needs nothing more: there is no room until enough of them have ended. A claim of a
+-- limited host must live as long as its connection may: 55_marks.sql, 56_rescue.sql and
+-- 58_heartbeat.sql see to it.
+--
+-- The rate is a token bucket: a request takes a token when it is claimed, and a token comes back
+-- each 1/rate seconds, up to a capacity. What a killed worker has taken is lost, which errs on the
+-- side of the limit. A claim takes its tokens in one UPDATE, and while they are scarce it waits
+-- until there is a tenth of a second's worth of them. The promise is about the server: in any time
+-- t it gets at most burst + rate * t requests. Between the claim and the server lies a delay, so
+-- that more requests may arrive in t than were claimed in it:
+--
+-- * With a limit of concurrency c, these are at most c: what is claimed and has not arrived is in
+--   flight. The bucket then holds c fewer than burst, and a request may take any time to arrive.
+-- * Otherwise a request is sent within a time d after its claim, or not at all (send_within). So
+--   what arrives in t was claimed in t + d, and the bucket holds rate * d fewer.
+-- * Where less than one token would be left, the bucket holds one, and tokens come back so slowly
+--   that the promise holds: either 1/rate + d after each other, so that n requests arrive in no
+--   less than (n - 1) / rate; or so that burst - 1 of them come in d.
+--
+-- A limit that is new has to know the claims from before it. The first claim that sees another
+-- revision of the configuration notes the time. When no worker's transaction is left that began
+-- before it, all claims are marked as limited. Until then a host without a limit so far stays
+-- closed, for some 20 ms. Claims that began before the change still go by the limits before it.
 
 create table pgnet.host_budget (
-    host text primary key
-);
+    host text collate "C" primary key,
+    revision bigint not null,
+    -- what is configured
+    concurrency integer,
+    rate text,
+    burst integer,
+    -- what follows from it: tokens that come back in a second, and how many there may be
+    refill double precision,
+    capacity double precision,
+    send_within double precision,
+    tokens double precision not null default 0,
+    tokens_at timestamptz not null default pg_catalog.clock_timestamp(),
+    met timestamptz not null default pg_catalog.clock_timestamp()
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 comment on table pgnet.host_budget is
     'The limits of a host, and what is left of its rate. A claim locks the row, so that the limits '
-    'hold for all workers together.';
+    'hold for all workers together. A row is made when a worker first meets the host, and removed '
+    'when nothing waits or is in flight for it.';
+comment on column pgnet.host_budget.revision is
+    'Of the configuration that the limits were looked up in.';
+comment on column pgnet.host_budget.send_within is
+    'Seconds after its claim within which a request is handed to the wire; NULL: any time.';
+comment on column pgnet.host_budget.tokens is 'How many requests might have begun at tokens_at.';
+comment on column pgnet.host_budget.met is
+    'When it was last found that the host is in use, or when the row was made.';
+create index host_budget_met on pgnet.host_budget (met);
+
+create table pgnet.limit_change (
+    revision bigint not null,
+    seen timestamptz not null,
+    settled boolean not null,
+    single boolean primary key default true check (single)
+);
+comment on table pgnet.limit_change is
+    'When a claim has first seen this revision of the configuration; settled: all claims that were '
+    'made under an earlier one count for the limits of their hosts. Whoever makes a row of '
+    'pgnet.host_budget locks this one.';
+insert into pgnet.limit_change (revision, seen, settled) values (0, '-infinity', true);
+
+-- From what is configured: refill, capacity, send_within.
+create function pgnet.bucket(
+    per_second double precision, burst integer, concurrency integer,
+    out refill double precision, out capacity double precision, out send_within double precision
+)
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Half of the burst pays for the delay. But a connection must have time to be made.
+    delay double precision := least(greatest(burst / per_second / 2, 0.05), 5);
+begin
+    if concurrency <= burst - 1 and (concurrency <= delay * per_second or delay * per_second > burst - 1) then
+        refill := per_second;
+        capacity := burst - concurrency;
+    elsif delay * per_second <= burst - 1 then
+        refill := per_second;
+        capacity := burst - delay * per_second;
+        send_within := delay;
+    elsif per_second is not null then
+        delay := least(0.5, greatest(0.05, 0.25 / per_second));
+        refill := greatest(1 / (1 / per_second + delay), least(per_second, (burst - 1) / delay));
+        capacity := 1;
+        send_within := delay;
+    end if;
+end
+$$;
+comment on function pgnet.bucket(double precision, integer, integer) is
+    'The token bucket of a rate: what comes back in a second, what it holds, and within how many '
+    'seconds after its claim a request is to be sent, so that a server gets at most burst + '
+    'rate * t requests in any time t. NULL where the host has no rate.';
+
+create function pgnet.look_up_limits(
+    host text,
+    out concurrency integer, out rate text, out burst integer
+)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found record;
+begin
+    for found in
+        select h.settings
+        from unnest(pgnet.patterns_of(look_up_limits.host)) with ordinality p
+        cross join lateral (select h.settings from pgnet.host h where h.pattern = p.p offset 0) h
+        order by p.ordinality desc
+    loop
+        -- The most specific pattern comes last.
+        if found.settings ? 'concurrency' then
+            concurrency := case when found.settings -> 'concurrency' <> 'false' then (found.settings -> 'concurrency')::integer end;
+        end if;
+        if found.settings ? 'rate' then
+            rate := nullif(found.settings ->> 'rate', 'false');
+            burst := case when rate is not null then coalesce((found.settings -> 'burst')::integer,
+                1 + ceil(pgnet.rate_per_second(rate))::integer) end;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgnet.look_up_limits(text) is
+    'The limits that are configured for a host, the authority of a URL; NULL where it has none. A '
+    'rate without a burst has one of a second''s worth and one more.';
+
+-- Whoever makes a row of pgnet.host_budget holds the lock of pgnet.limit_change: so no two do at
+-- once, and none waits for the other.
+create function pgnet.settle_limits(revision bigint, out locked boolean, out settled boolean)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = on
+as $$
+declare
+    change pgnet.limit_change;
+begin
+    select c.* into change from pgnet.limit_change c for update skip locked;
+    locked := found;
+    settled := found and change.settled and change.revision = settle_limits.revision;
+    if not locked or settled then
+        return;
+    end if;
+    if change.revision <> settle_limits.revision then
+        update pgnet.limit_change c set revision = settle_limits.revision, seen = clock_timestamp(), settled = false;
+        return;
+    end if;
+    perform from pgnet.worker w
+    cross join lateral pg_stat_get_activity(w.pid) a
+    where w.ended is null and w.pid <> pg_backend_pid() and a.backend_start = w.backend_start and a.xact_start <= change.seen;
+    if found then
+        return;
+    end if;
+    update pgnet.claim c set limited = true
+    where c.id = any (array(select o.id from pgnet.claim o where o.limited is null and o.worker is not null for update skip locked));
+    settled := not exists (select from pgnet.claim c where c.limited is null and c.worker is not null);
+    if settled then
+        update pgnet.limit_change c set settled = true;
+    end if;
+end
+$$;
+comment on function pgnet.settle_limits(bigint) is
+    'Whether all claims from before a change of the configuration count for the limits of their '
+    'hosts; has them count, once no claim from before is on its way any more. locked: whether the '
+    'caller may make rows of pgnet.host_budget.';
+
+-- Brings the budget of a host up to date with the configuration.
+create function pgnet.renew_budget(
+    host text, revision bigint,
+    -- whether it has a limit
+    out limited boolean,
+    -- whether the budget can be used now
+    out usable boolean
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    former pgnet.host_budget;
+    limits record := pgnet.look_up_limits(host);
+    bucket record := pgnet.bucket(pgnet.rate_per_second(limits.rate), limits.burst, limits.concurrency);
+    lock record;
+    present timestamptz := clock_timestamp();
+begin
+    limited := limits.concurrency is not null or limits.rate is not null;
+    usable := false;
+    select b.* into former from pgnet.host_budget b where b.host = renew_budget.host for update skip locked;
+    if former.concurrency is null and former.rate is null and not (found and not limited) then
+        -- The row is new, or the host had no limit so far.
+        lock := pgnet.settle_limits(revision);
+        if not lock.locked or (limited and not lock.settled) then
+            return;
+        end if;
+    end if;
+    if former.host is null then
+        insert into pgnet.host_budget as b (host, revision, concurrency, rate, burst, refill, capacity, send_within, tokens, tokens_at)
+        values (renew_budget.host, renew_budget.revision, limits.concurrency, limits.rate, limits.burst,
+            bucket.refill, bucket.capacity, bucket.send_within, coalesce(bucket.capacity, 0), present)
+        on conflict on constraint host_budget_pkey do nothing;
+        usable := found;
+        return;
+    end if;
+    update pgnet.host_budget b
+    set revision = renew_budget.revision, concurrency = limits.concurrency, rate = limits.rate, burst = limits.burst,
+        refill = bucket.refill, capacity = bucket.capacity, send_within = bucket.send_within,
+        -- What is left of a former rate; a host that had no rate begins with all of it.
+        tokens = case when bucket.refill is null then 0 when former.refill is null then bucket.capacity
+            else least(bucket.capacity, pgnet.tokens_now(former, present)) end,
+        tokens_at = present, met = present
+    where b.host = renew_budget.host;
+    usable := true;
+end
+$$;
+comment on function pgnet.renew_budget(text, bigint) is
+    'Makes or renews the budget of a host by the limits that are configured now, and locks it.';
+
+create function pgnet.tokens_now(budget pgnet.host_budget, present timestamptz)
+    returns double precision
+    language sql immutable parallel safe
+as $$
+    -- A clock that was put back makes no tokens, and takes none.
+    select least(budget.capacity,
+        budget.tokens operator(pg_catalog.+) budget.refill operator(pg_catalog.*) greatest(0,
+            pg_catalog.date_part('epoch', present operator(pg_catalog.-) budget.tokens_at)))
+$$;
+comment on function pgnet.tokens_now(pgnet.host_budget, timestamptz) is
+    'How many tokens a budget has at a time.';
+
+-- While tokens are scarce they are taken in blocks: a claim for each of them would cost a
+-- transaction each.
+create function pgnet.token_block(budget pgnet.host_budget)
+    returns double precision
+    language sql immutable parallel safe
+as $$
+    select greatest(1, least(pg_catalog.floor(budget.refill operator(pg_catalog./) 10), pg_catalog.floor(budget.capacity operator(pg_catalog./) 2)))
+$$;
+comment on function pgnet.token_block(pgnet.host_budget) is
+    'How many tokens a budget must have before a claim takes any: a tenth of a second''s worth, at '
+    'least one, and at most half of what it holds.';
 
 create function pgnet.host_room(host text)
     -- NULL: the host has no limit
     returns integer
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select null::integer
+declare
+    budget pgnet.host_budget;
+    configured bigint := (select f.revision from pgnet.configuration f);
+    renewed record;
+    present timestamptz;
+    tokens double precision;
+    room integer;
+begin
+    select b.* into budget from pgnet.host_budget b where b.host = host_room.host;
+    if budget.revision is distinct from configured then
+        renewed := pgnet.renew_budget(host, configured);
+        if not renewed.limited then
+            return null;
+        elsif not renewed.usable then
+            return 0;
+        end if;
+    elsif budget.concurrency is null and budget.rate is null then
+        return null;
+    end if;
+    -- Each statement has a snapshot of its own: behind this one, the next ones see what the last
+    -- owner of the lock has claimed.
+    select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
+    if not found or budget.revision is distinct from configured then
+        return 0;
+    end if;
+    if budget.concurrency is not null then
+        room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
+    end if;
+    if budget.rate is not null and (room is null or room > 0) then
+        present := clock_timestamp();
+        if present < budget.tokens_at then
+            -- The clock was put back: from here on tokens come again.
+            update pgnet.host_budget b set tokens_at = present where b.host = host_room.host;
+        end if;
+        tokens := pgnet.tokens_now(budget, present) + 1e-9;
+        room := least(room, case when tokens < pgnet.token_block(budget) then 0 else floor(tokens)::integer end);
+    end if;
+    return greatest(0, room);
+end
 $$;
 comment on function pgnet.host_room(text) is
     'How many requests a claim may take for a host, whose budget is locked then. 0 where another '
     'worker has locked the budget.';
 
 create function pgnet.send_within(host text)
-    -- seconds; NULL: the host has no rate
+    -- seconds; NULL: at any time
     returns double precision
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    select null::double precision
+    select b.send_within from pgnet.host_budget b where b.host = send_within.host
 $$;
 comment on function pgnet.send_within(text) is
     'How long after its claim a request may be handed to the wire, so that the rate of its host '
@@ -3313,9 +3705,26 @@ create function pgnet.spend_tokens(ids bigint[])
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
+declare
+    present timestamptz := clock_timestamp();
+    spent jsonb;
 begin
-    null;
+    select jsonb_object_agg(s.host, s.number) into spent
+    from (
+        select c.host, count(*) as number
+        from pgnet.claim c where c.id = any (ids) and c.limited
+        group by c.host
+    ) s;
+    update pgnet.host_budget b
+    set tokens = pgnet.tokens_now(b, present) - (spent ->> b.host)::integer, tokens_at = present
+    where b.host = any (array(select jsonb_object_keys(spent))) and b.rate is not null;
 end
 $$;
 comment on function pgnet.spend_tokens(bigint[]) is
@@ -3324,13 +3733,106 @@ comment on function pgnet.spend_tokens(bigint[]) is
 create function pgnet.room_in(hosts text[])
     -- seconds; NULL where no host has to wait for a time
     returns double precision
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select null::double precision
+declare
+    present timestamptz := clock_timestamp();
+    configured bigint := (select f.revision from pgnet.configuration f);
+begin
+    return (
+        select min(case
+            -- It is not settled yet, or another worker is making the row.
+            when (b.budget).revision is distinct from configured then 0.02
+            when (b.budget).rate is not null and b.missing > 0 then greatest(b.missing / (b.budget).refill, 0.005)
+            -- Whoever frees a slot claims the next request.
+            when (b.budget).concurrency <= (
+                select count(*) from pgnet.claim c where c.host = h.host and c.limited) then null
+            -- Another worker has locked it.
+            else 0.01 end)
+        from unnest(hosts) h (host)
+        left join lateral (
+            select b as budget, pgnet.token_block(b) - pgnet.tokens_now(b, present) as missing
+            from pgnet.host_budget b where b.host = h.host offset 0
+        ) b on true);
+end
 $$;
 comment on function pgnet.room_in(text[]) is
     'After how many seconds one of these hosts, which had no room, has some again.';
+
+create function pgnet.limits_of_host(
+    host text,
+    out concurrency integer, out in_flight integer, out rate text, out burst integer,
+    -- when the next request may begin by the rate; NULL: now
+    out next_token timestamptz
+)
+    language plpgsql stable parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    limits record;
+    budget pgnet.host_budget;
+    present timestamptz := clock_timestamp();
+    missing double precision;
+begin
+    limits := pgnet.look_up_limits(host);
+    concurrency := limits.concurrency;
+    rate := limits.rate;
+    burst := limits.burst;
+    in_flight := (select count(*) from pgnet.claim c where c.host = limits_of_host.host and c.limited);
+    select b.* into budget from pgnet.host_budget b where b.host = limits_of_host.host;
+    missing := pgnet.token_block(budget) - pgnet.tokens_now(budget, present);
+    if rate is not null and missing > 0 then
+        next_token := present + make_interval(secs => missing / budget.refill);
+    end if;
+end
+$$;
+comment on function pgnet.limits_of_host(text) is
+    'The limits of a host, the authority of a URL, and how it stands to them now.';
+
+create function pgnet.forget_budgets()
+    -- seconds until more is to be done
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    before timestamptz := present - interval '10 minutes';
+    examined text[];
+begin
+    lock table net.http_request_queue, pgnet.claim, pgnet.host_budget in row exclusive mode nowait;
+    examined := array(
+        select b.host from pgnet.host_budget b
+        where b.met < before or b.met > present
+        order by b.met limit 1000 for update skip locked);
+    delete from pgnet.host_budget b
+    where b.host = any (examined)
+        and (b.rate is null or pgnet.tokens_now(b, present) >= b.capacity)
+        and not exists (select from pgnet.claim c where c.host = b.host and c.limited offset 0)
+        and (select q.id from pgnet.ready_request q where q.host = b.host collate "C" order by q.host, q.role limit 1) is null;
+    update pgnet.host_budget b set met = present where b.host = any (examined);
+    return case when cardinality(examined) = 1000 then 1 end;
+end
+$$;
+comment on function pgnet.forget_budgets() is
+    'Removes the budgets of hosts for which nothing waits or is in flight, 1,000 at a time. Gives '
+    'the seconds until more is to be done; NULL where nothing is urgent.';
 
 -- ======== extension/48_breaker.sql ========
 
@@ -3469,9 +3971,9 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.flow, pgnet.host_budget, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state
                 in row exclusive mode nowait;
-            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
                 in access share mode nowait;
             -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
@@ -3483,7 +3985,8 @@ begin
         foreach relation in array array[
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
-            'pgnet.mark', 'pgnet.pause', 'pgnet.flow', 'pgnet.host_budget', 'pgnet.host_state']
+            'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
+            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -4148,7 +4651,8 @@ begin
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.held, f.ordering_key, f.unique_key, null, null
+            q.held, f.ordering_key, f.unique_key, null,
+            case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end
         from net.http_request_queue q
         left join lateral (
             select f.ordering_key, f.unique_key from pgnet.flow f
@@ -4159,11 +4663,14 @@ begin
         select e.*,
             sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
             -- The roles of one host share what it may have: a request of each in turn.
-            row_number() over (partition by e.host order by e.turn, random()) as number
+            -- Where there is a limit, those that a role has in flight count as its turns.
+            row_number() over (partition by e.host order by e.turn + case when e.host_room > 0 then (
+                select count(*) from pgnet.claim c where c.host = e.host and c.limited and c.role = e.role) else 0 end, random()) as number
         from either e
     ), chosen as (
         select b.* from bounded b
-        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= least(quota, b.host_room)
+        where (suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= quota)
+            and (b.number > b.host_room) is not true
     ), claimed as (
         insert into pgnet.claim as c (id, host, worker, token, attempt, deadline, role, ordering_key, limited, probe)
         select b.id, b.host, worker_id, claim_token,
@@ -4303,6 +4810,7 @@ declare
     last_host text := coalesce(until_host, after_host);
     last_role oid := case when until_host is null then after_role else until_role end;
     look_in double precision;
+    has_limits boolean;
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
@@ -4311,9 +4819,10 @@ begin
         when (select q.host from pgnet.ready_request q order by q.host limit 1)
             = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
         else host_quota end;
+    has_limits := (select true from pgnet.host h where h.settings ?| '{concurrency,rate}' limit 1) is not null;
     select * into taken
     from pgnet.take_requests(worker_id, claim_token, case when quarantined_only then pgnet.lock_suspects() end,
-        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, rooms, (select f.has_limits from pgnet.configuration f), after_host, after_role, last_host, last_role, wraps, look_at);
+        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, rooms, has_limits, after_host, after_role, last_host, last_role, wraps, look_at);
     if taken.ids is not null then
         if taken.special then
             perform pgnet.account_claims(taken.ids);
@@ -4619,7 +5128,8 @@ begin
         return not exists (
             select from pgnet.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
     end if;
-    update pgnet.claim c set worker = null where c.id = claimed.id;
+    -- The attempt has ended: it does not count for the limits of its host.
+    update pgnet.claim c set worker = null, limited = null where c.id = claimed.id;
     insert into pgnet.unrecorded as u (id, token, outcome, message, hint)
     values (claimed.id, claimed.token, outcome, message, hint)
     on conflict on constraint unrecorded_pkey do update
@@ -4738,7 +5248,7 @@ declare
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight,
+            c.attempt as in_flight, c.limited,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -4759,7 +5269,7 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt from pgnet.claim c where c.id = q.id for update of c skip locked
+            select c.attempt, c.limited from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
             select true as seen from pgnet.claim c where c.id = q.id offset 0
@@ -4786,8 +5296,11 @@ begin
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
+        -- Where the host has a limit, the claim counts until the worker has closed the connection:
+        -- then it does not name the request any more, and pgnet.renew_claims deletes it.
         delete from pgnet.claim c
-        where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
+        where c.id = any (array(
+            select m.request_id from marked m where m.free and m.in_flight is not null and m.limited is not true))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
@@ -5183,9 +5696,8 @@ begin
         -- These rows are locked: a worker that comes back at this moment keeps its claims, or finds
         -- them gone, and never both.
         with gone as materialized (
-            select w.id from pgnet.worker w
-            -- A worker that was a backend died with its session; a process may still come back over
-            -- a new connection.
+            select w.id, w.gone_since < clock_timestamp() - rescue_after as for_long from pgnet.worker w
+            -- A backend died with its session; a process may come back over a new connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -5193,7 +5705,8 @@ begin
             for update skip locked
         )
         select c.id from pgnet.claim c
-        where c.worker in (select g.id from gone g)
+        -- A claim counts for the limits of its host until its server has surely noticed.
+        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true))
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
             -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
@@ -5565,6 +6078,7 @@ begin
             when 'rescuing requests' then pgnet.rescue_requests()
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'forgetting workers' then pgnet.forget_workers()
+            when 'forgetting budgets' then pgnet.forget_budgets()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -5610,10 +6124,11 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of the request.', 'lost');
-        -- Claims whose requests were deleted meanwhile.
+        -- Claims whose requests were deleted meanwhile. One of a host with a limit stays until the
+        -- worker has closed the connection, and does not name the request any more.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.id = any (owned) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
@@ -5705,7 +6220,7 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
+        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
@@ -6379,6 +6894,38 @@ $$;
 comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint, integer, text, text) is
     'For use in psql: queues a request, commits, waits and shows the answer. Not inside a '
     'transaction block. Raises as net.http_request does; a body is sent as JSON.';
+
+-- ======== extension/61_hosts.sql ========
+
+-- net.hosts: hosts that have settings, and how it stands with them.
+
+create view net.hosts as
+    select u.host, h.settings, l.concurrency, l.in_flight, l.rate, l.burst, l.next_token
+    from (
+        select h.pattern as host from pgnet.host h
+        union
+        -- Names of hosts are known to the roles that send requests to them, and to the owner.
+        select b.host from pgnet.host_budget b
+        where (b.concurrency is not null or b.rate is not null) and pgnet.caller_is_owner()
+    ) u
+    left join pgnet.host h on h.pattern operator(pg_catalog.=) u.host
+    cross join lateral pgnet.limits_of_host(u.host) l
+    offset 0; -- or else a role with that right could write through the view, as its owner
+comment on view net.hosts is
+    'Hosts with settings, by net.configure_host, and for the owner those with limits that have '
+    'requests; one row for each pattern or host. Of all patterns that match a host, the most '
+    'specific one that has a setting counts.';
+comment on column net.hosts.host is
+    'A pattern of net.configure_host, or a host as in a URL, with its port where it has one.';
+comment on column net.hosts.settings is 'What is configured for just this pattern; NULL: nothing.';
+comment on column net.hosts.concurrency is
+    'How many requests may be in flight at once, by all patterns that match; NULL: any number.';
+comment on column net.hosts.in_flight is
+    'How many requests with a limit are in flight at the host of just this name.';
+comment on column net.hosts.rate is 'How many requests may begin in a time; NULL: any number.';
+comment on column net.hosts.burst is 'How many more than the rate may begin at once.';
+comment on column net.hosts.next_token is
+    'When the next request may begin by the rate; NULL: now.';
 
 -- ======== extension/70_worker.sql ========
 
@@ -7437,7 +7984,7 @@ grant execute on function
     pgnet.json_or_null, pgnet.mark_request,
     -- workers and settings
     pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
-    pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries
+    pgnet.limits_of_host, pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries
 to public;
 
 do $$

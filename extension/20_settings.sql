@@ -126,7 +126,6 @@ select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
-    has_limits boolean not null default false,
     single boolean primary key default true check (single)
 );
 comment on table pgnet.configuration is

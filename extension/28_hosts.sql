@@ -1,4 +1,5 @@
--- Settings of single hosts: how to connect to them, whom to trust, what to show.
+-- Settings of single hosts: how to connect to them, whom to trust, what to show, and how many
+-- requests they get. net.hosts shows them: see 61_hosts.sql.
 
 -- The one list of settings of a host: name, kind, bounds, meaning.
 create function pgnet.known_host_settings()
@@ -17,10 +18,50 @@ as $$
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
-        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.')
+        ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.'),
+        ('concurrency', 'limit', 1, 100000, 'How many requests are in flight at once at each host that the pattern matches; false: no limit.'),
+        ('rate', 'rate', null, null, 'How many requests each host that the pattern matches gets in a time, such as 500/minute; false: no limit.'),
+        ('burst', 'integer', 1, 1000000, 'How many requests more than its rate a host may get at once.')
 $$;
 comment on function pgnet.known_host_settings() is
     'The settings that net.configure_host takes.';
+
+create function pgnet.rate_per_second(rate text)
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select nullif(m[1]::double precision, 0) / case m[2] when 'second' then 1 when 'minute' then 60 when 'hour' then 3600 else 86400 end
+    from regexp_match(rate, '^ *([0-9]{1,7}(?:[.][0-9]{1,6})?) */ *(second|minute|hour|day) *$') m
+$$;
+comment on function pgnet.rate_per_second(text) is
+    'A rate such as 500/minute in requests per second; NULL for what is no rate.';
+
+create function pgnet.limit_fault(
+    -- limit: a number; rate: a number in a time
+    setting_kind text, maximum numeric, given jsonb
+)
+    returns text
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if given = 'false' then
+        return null;
+    elsif setting_kind = 'rate' then
+        if jsonb_typeof(given) <> 'string' or pgnet.rate_per_second(given #>> '{}') is null then
+            return 'must be such as "10/second", "500/minute", "1000/hour" or "5000/day", or false for no limit';
+        end if;
+    elsif given = '0' then
+        return 'must be at least 1; net.pause(host) has all requests of a host wait';
+    elsif given::text !~ '^[1-9][0-9]{0,9}$' or given::numeric > maximum then
+        return format('must be an integer between 1 and %s, or false for no limit', maximum);
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.limit_fault(text, numeric, jsonb) is
+    'What is wrong with a limit of a host; NULL for one that can be set. false stands for no limit.';
 
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
@@ -47,6 +88,8 @@ begin
                 or given::numeric not between minimum and maximum then
                 return format('must be an integer between %s and %s', minimum, maximum);
             end if;
+        when 'limit', 'rate' then
+            return pgnet.limit_fault(setting_kind, maximum, given);
         when 'boolean' then
             if jsonb_typeof(given) <> 'boolean' then
                 return 'must be true or false';
@@ -98,37 +141,48 @@ comment on table pgnet.host is
     'The settings of hosts, by net.configure_host; secrets by their names. net.hosts shows them.';
 select pg_catalog.pg_extension_config_dump('pgnet.host', '');
 
-create view net.hosts as
-    select h.pattern, h.settings from pgnet.host h
-    offset 0; -- or else a role with that right could write through the view, as its owner
-comment on view net.hosts is
-    'The settings of single hosts. Of all patterns that match a host, the most specific one that '
-    'has a setting counts.';
+-- Each claim asks whether there is any limit.
+create index host_limited on pgnet.host ((true)) where settings operator(pg_catalog.?|) '{concurrency,rate}';
 
--- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all.
+-- A pattern as a host is looked up by: an address in its usual form, a name, *.name, or * for all;
+-- each may have a port. An IPv6 address has brackets only where a port follows.
 create function pgnet.configured_host_pattern(host text)
     returns text
     language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
+declare
+    parts text[] := regexp_match(trim(host), '^([^:]*|[[].*[]]):([1-9][0-9]{0,4})$');
+    name text := coalesce(parts[1], trim(host));
+    port text := ':' || parts[2];
 begin
-    if trim(host) = '*' then
-        return '*';
+    if parts[2] in ('80', '443') then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host pattern "%s"', host),
+            hint = 'A URL has no port where it is the usual one, 80 or 443. Give the name without a port, which stands for all ports.';
+    end if;
+    if name = '*' and parts[2]::integer <= 65535 is not false then
+        return '*' || coalesce(port, '');
     end if;
     begin
-        if trim(host) !~ '/' then
-            return pg_catalog.host(trim(trim(host), '[]')::inet);
+        if name !~ '/' and parts[2]::integer <= 65535 is not false then
+            name := pg_catalog.host(trim(name, '[]')::inet);
+            return case when port is null then name when name ~ ':' then format('[%s]%s', name, port) else name || port end;
         end if;
     exception when data_exception then
         null; -- a name
     end;
     begin
-        return pgnet.host_pattern(host);
+        if parts[2]::integer > 65535 then
+            raise invalid_parameter_value;
+        end if;
+        return pgnet.host_pattern(name) || coalesce(port, '');
     exception when invalid_parameter_value then
         raise exception using
             errcode = 'invalid_parameter_value',
             message = format('invalid host pattern %s', coalesce('"' || host || '"', 'NULL')),
-            hint = 'Give a host name without scheme and port, *.example.com for every name below it, an address in its usual form, or * for every host.';
+            hint = 'Give a host name without scheme, *.example.com for every name below it, an address in its usual form, or * for every host; each may end in a port, such as api.example.com:8443.';
     end;
 end
 $$;
@@ -136,8 +190,50 @@ comment on function pgnet.configured_host_pattern(text) is
     'The pattern of net.configure_host in its stored form. Raises 22023 for a text that is not a '
     'host.';
 
+create function pgnet.patterns_of(host text)
+    returns text[]
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    parts text[] := regexp_match(host, '^(.*?)(:[0-9]{1,5})?$');
+    name text := rtrim(lower(parts[1] collate "C"), '.');
+    patterns text[] := array[name];
+begin
+    if length(host) > 300 then
+        return '{*}'; -- it is no host
+    elsif name like '[%' then
+        begin
+            patterns := array[pg_catalog.host(trim(name, '[]')::inet)];
+        exception when data_exception then
+            null;
+        end;
+    elsif name !~ '^[0-9.]+$' then
+        while position('.' in name) > 0 loop
+            name := substr(name, position('.' in name) + 1);
+            patterns := patterns || ('*.' || name);
+        end loop;
+    end if;
+    patterns := patterns || '*'::text;
+    if parts[2] is not null then
+        patterns := array(
+            select p.pattern
+            from unnest(patterns) with ordinality u (name, place)
+            cross join lateral (values
+                (1, case when u.name ~ ':' then format('[%s]', u.name) else u.name end || parts[2]), (2, u.name)
+            ) p (rank, pattern)
+            order by u.place, p.rank);
+    end if;
+    return patterns;
+end
+$$;
+comment on function pgnet.patterns_of(text) is
+    'The patterns of net.configure_host that match a host, the authority of a URL; the most '
+    'specific first.';
+
 create function net.configure_host(
-    -- a host name, an address, *.example.com for every name below it, or * for every host
+    -- a host name, an address, *.example.com for every name below it, or * for every host; each may
+    -- end in a port
     host text,
     -- merged into the settings that the host has; a null resets what it names, NULL resets all
     settings jsonb
@@ -163,6 +259,11 @@ begin
         raise exception using errcode = 'invalid_parameter_value',
             message = format('client_certificate and client_key of host "%s" go together', host_pattern),
             hint = 'Give both, or null for both.';
+    end if;
+    if merged ? 'burst' and coalesce(merged -> 'rate', 'false') = 'false' then
+        raise exception using errcode = 'invalid_parameter_value',
+            message = format('burst of host "%s" needs a rate', host_pattern),
+            hint = 'Give both, such as {"rate": "500/minute", "burst": 20}, or null for burst.';
     end if;
     if merged ? 'host_header' and host_pattern like '*%' then
         raise exception using errcode = 'invalid_parameter_value',
@@ -193,24 +294,30 @@ begin
 end
 $$;
 comment on function net.configure_host(text, jsonb) is
-    'Sets how to connect to a host: net.hosts and the documentation have the settings. They are '
-    'merged into those that the host has; null resets one. Raises 22023 for a text that is not a '
-    'host, an unknown setting or a value that cannot be set. Workers follow at the commit. Owner '
-    'only.';
+    'Sets how to connect to a host, and how many requests it gets: net.hosts and the documentation '
+    'have the settings. They are merged into those that the host has; null resets one. Raises '
+    '22023 for a text that is not a host, an unknown setting or a value that cannot be set. '
+    'Workers follow at the commit. Owner only.';
 
 -- For workers: the settings of hosts, with the values of secrets that are stored in the database;
--- for a secret that the workers store, {"secret": name} stays.
+-- for a secret that the workers store, {"secret": name} stays. Limits are the claim's to keep; the
+-- worker is told only that there is one.
 create function pgnet.host_settings()
     returns jsonb
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(jsonb_object_agg(h.pattern, (
+    select coalesce(jsonb_object_agg(h.pattern, coalesce((
         select jsonb_object_agg(s.key, coalesce(
             (select to_jsonb(v.value) from pgnet.secret v
              where jsonb_typeof(s.value) = 'object' and v.name = s.value ->> 'secret' and v.value is not null), s.value))
-        from jsonb_each(h.settings) s)), '{}')
+        from jsonb_each(h.settings) s
+        where s.key not in ('concurrency', 'rate', 'burst')), '{}')
+        || case when h.settings ?| '{concurrency,rate}' then jsonb_build_object('limited',
+                coalesce(h.settings -> 'concurrency', 'false') <> 'false' or coalesce(h.settings -> 'rate', 'false') <> 'false')
+            else '{}' end), '{}')
     from pgnet.host h
 $$;
 comment on function pgnet.host_settings() is
-    'The settings of hosts by pattern, for workers: with the values of secrets.';
+    'The settings of hosts by pattern, for workers: with the values of secrets, and limited for '
+    'hosts that have a limit.';

@@ -1,31 +1,317 @@
 -- Limits of hosts: how many requests may be in flight at once, and how many may begin in a time.
+--
+-- Theory of operation
+--
+-- A host is the authority of a URL, "api.example" or "api.example:8443". Its limits are looked up
+-- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until the configuration
+-- changes. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
+-- the lock until it commits. So one claim at a time decides what a host may have. It sees whatever
+-- the ones before it have taken, and waits for nobody: a claim that finds the row locked passes
+-- over the host, and looks again in a moment.
+--
+-- Concurrency is the number of claims of the host that are marked as limited. A limit that is
+-- lowered needs nothing more: there is no room until enough of them have ended. A claim of a
+-- limited host must live as long as its connection may: 55_marks.sql, 56_rescue.sql and
+-- 58_heartbeat.sql see to it.
+--
+-- The rate is a token bucket: a request takes a token when it is claimed, and a token comes back
+-- each 1/rate seconds, up to a capacity. What a killed worker has taken is lost, which errs on the
+-- side of the limit. A claim takes its tokens in one UPDATE, and while they are scarce it waits
+-- until there is a tenth of a second's worth of them. The promise is about the server: in any time
+-- t it gets at most burst + rate * t requests. Between the claim and the server lies a delay, so
+-- that more requests may arrive in t than were claimed in it:
+--
+-- * With a limit of concurrency c, these are at most c: what is claimed and has not arrived is in
+--   flight. The bucket then holds c fewer than burst, and a request may take any time to arrive.
+-- * Otherwise a request is sent within a time d after its claim, or not at all (send_within). So
+--   what arrives in t was claimed in t + d, and the bucket holds rate * d fewer.
+-- * Where less than one token would be left, the bucket holds one, and tokens come back so slowly
+--   that the promise holds: either 1/rate + d after each other, so that n requests arrive in no
+--   less than (n - 1) / rate; or so that burst - 1 of them come in d.
+--
+-- A limit that is new has to know the claims from before it. The first claim that sees another
+-- revision of the configuration notes the time. When no worker's transaction is left that began
+-- before it, all claims are marked as limited. Until then a host without a limit so far stays
+-- closed, for some 20 ms. Claims that began before the change still go by the limits before it.
 
 create table pgnet.host_budget (
-    host text primary key
-);
+    host text collate "C" primary key,
+    revision bigint not null,
+    -- what is configured
+    concurrency integer,
+    rate text,
+    burst integer,
+    -- what follows from it: tokens that come back in a second, and how many there may be
+    refill double precision,
+    capacity double precision,
+    send_within double precision,
+    tokens double precision not null default 0,
+    tokens_at timestamptz not null default pg_catalog.clock_timestamp(),
+    met timestamptz not null default pg_catalog.clock_timestamp()
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 comment on table pgnet.host_budget is
     'The limits of a host, and what is left of its rate. A claim locks the row, so that the limits '
-    'hold for all workers together.';
+    'hold for all workers together. A row is made when a worker first meets the host, and removed '
+    'when nothing waits or is in flight for it.';
+comment on column pgnet.host_budget.revision is
+    'Of the configuration that the limits were looked up in.';
+comment on column pgnet.host_budget.send_within is
+    'Seconds after its claim within which a request is handed to the wire; NULL: any time.';
+comment on column pgnet.host_budget.tokens is 'How many requests might have begun at tokens_at.';
+comment on column pgnet.host_budget.met is
+    'When it was last found that the host is in use, or when the row was made.';
+create index host_budget_met on pgnet.host_budget (met);
+
+create table pgnet.limit_change (
+    revision bigint not null,
+    seen timestamptz not null,
+    settled boolean not null,
+    single boolean primary key default true check (single)
+);
+comment on table pgnet.limit_change is
+    'When a claim has first seen this revision of the configuration; settled: all claims that were '
+    'made under an earlier one count for the limits of their hosts. Whoever makes a row of '
+    'pgnet.host_budget locks this one.';
+insert into pgnet.limit_change (revision, seen, settled) values (0, '-infinity', true);
+
+-- From what is configured: refill, capacity, send_within.
+create function pgnet.bucket(
+    per_second double precision, burst integer, concurrency integer,
+    out refill double precision, out capacity double precision, out send_within double precision
+)
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- Half of the burst pays for the delay. But a connection must have time to be made.
+    delay double precision := least(greatest(burst / per_second / 2, 0.05), 5);
+begin
+    if concurrency <= burst - 1 and (concurrency <= delay * per_second or delay * per_second > burst - 1) then
+        refill := per_second;
+        capacity := burst - concurrency;
+    elsif delay * per_second <= burst - 1 then
+        refill := per_second;
+        capacity := burst - delay * per_second;
+        send_within := delay;
+    elsif per_second is not null then
+        delay := least(0.5, greatest(0.05, 0.25 / per_second));
+        refill := greatest(1 / (1 / per_second + delay), least(per_second, (burst - 1) / delay));
+        capacity := 1;
+        send_within := delay;
+    end if;
+end
+$$;
+comment on function pgnet.bucket(double precision, integer, integer) is
+    'The token bucket of a rate: what comes back in a second, what it holds, and within how many '
+    'seconds after its claim a request is to be sent, so that a server gets at most burst + '
+    'rate * t requests in any time t. NULL where the host has no rate.';
+
+create function pgnet.look_up_limits(
+    host text,
+    out concurrency integer, out rate text, out burst integer
+)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found record;
+begin
+    for found in
+        select h.settings
+        from unnest(pgnet.patterns_of(look_up_limits.host)) with ordinality p
+        cross join lateral (select h.settings from pgnet.host h where h.pattern = p.p offset 0) h
+        order by p.ordinality desc
+    loop
+        -- The most specific pattern comes last.
+        if found.settings ? 'concurrency' then
+            concurrency := case when found.settings -> 'concurrency' <> 'false' then (found.settings -> 'concurrency')::integer end;
+        end if;
+        if found.settings ? 'rate' then
+            rate := nullif(found.settings ->> 'rate', 'false');
+            burst := case when rate is not null then coalesce((found.settings -> 'burst')::integer,
+                1 + ceil(pgnet.rate_per_second(rate))::integer) end;
+        end if;
+    end loop;
+end
+$$;
+comment on function pgnet.look_up_limits(text) is
+    'The limits that are configured for a host, the authority of a URL; NULL where it has none. A '
+    'rate without a burst has one of a second''s worth and one more.';
+
+-- Whoever makes a row of pgnet.host_budget holds the lock of pgnet.limit_change: so no two do at
+-- once, and none waits for the other.
+create function pgnet.settle_limits(revision bigint, out locked boolean, out settled boolean)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = on
+as $$
+declare
+    change pgnet.limit_change;
+begin
+    select c.* into change from pgnet.limit_change c for update skip locked;
+    locked := found;
+    settled := found and change.settled and change.revision = settle_limits.revision;
+    if not locked or settled then
+        return;
+    end if;
+    if change.revision <> settle_limits.revision then
+        update pgnet.limit_change c set revision = settle_limits.revision, seen = clock_timestamp(), settled = false;
+        return;
+    end if;
+    perform from pgnet.worker w
+    cross join lateral pg_stat_get_activity(w.pid) a
+    where w.ended is null and w.pid <> pg_backend_pid() and a.backend_start = w.backend_start and a.xact_start <= change.seen;
+    if found then
+        return;
+    end if;
+    update pgnet.claim c set limited = true
+    where c.id = any (array(select o.id from pgnet.claim o where o.limited is null and o.worker is not null for update skip locked));
+    settled := not exists (select from pgnet.claim c where c.limited is null and c.worker is not null);
+    if settled then
+        update pgnet.limit_change c set settled = true;
+    end if;
+end
+$$;
+comment on function pgnet.settle_limits(bigint) is
+    'Whether all claims from before a change of the configuration count for the limits of their '
+    'hosts; has them count, once no claim from before is on its way any more. locked: whether the '
+    'caller may make rows of pgnet.host_budget.';
+
+-- Brings the budget of a host up to date with the configuration.
+create function pgnet.renew_budget(
+    host text, revision bigint,
+    -- whether it has a limit
+    out limited boolean,
+    -- whether the budget can be used now
+    out usable boolean
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    former pgnet.host_budget;
+    limits record := pgnet.look_up_limits(host);
+    bucket record := pgnet.bucket(pgnet.rate_per_second(limits.rate), limits.burst, limits.concurrency);
+    lock record;
+    present timestamptz := clock_timestamp();
+begin
+    limited := limits.concurrency is not null or limits.rate is not null;
+    usable := false;
+    select b.* into former from pgnet.host_budget b where b.host = renew_budget.host for update skip locked;
+    if former.concurrency is null and former.rate is null and not (found and not limited) then
+        -- The row is new, or the host had no limit so far.
+        lock := pgnet.settle_limits(revision);
+        if not lock.locked or (limited and not lock.settled) then
+            return;
+        end if;
+    end if;
+    if former.host is null then
+        insert into pgnet.host_budget as b (host, revision, concurrency, rate, burst, refill, capacity, send_within, tokens, tokens_at)
+        values (renew_budget.host, renew_budget.revision, limits.concurrency, limits.rate, limits.burst,
+            bucket.refill, bucket.capacity, bucket.send_within, coalesce(bucket.capacity, 0), present)
+        on conflict on constraint host_budget_pkey do nothing;
+        usable := found;
+        return;
+    end if;
+    update pgnet.host_budget b
+    set revision = renew_budget.revision, concurrency = limits.concurrency, rate = limits.rate, burst = limits.burst,
+        refill = bucket.refill, capacity = bucket.capacity, send_within = bucket.send_within,
+        -- What is left of a former rate; a host that had no rate begins with all of it.
+        tokens = case when bucket.refill is null then 0 when former.refill is null then bucket.capacity
+            else least(bucket.capacity, pgnet.tokens_now(former, present)) end,
+        tokens_at = present, met = present
+    where b.host = renew_budget.host;
+    usable := true;
+end
+$$;
+comment on function pgnet.renew_budget(text, bigint) is
+    'Makes or renews the budget of a host by the limits that are configured now, and locks it.';
+
+create function pgnet.tokens_now(budget pgnet.host_budget, present timestamptz)
+    returns double precision
+    language sql immutable parallel safe
+as $$
+    -- A clock that was put back makes no tokens, and takes none.
+    select least(budget.capacity,
+        budget.tokens operator(pg_catalog.+) budget.refill operator(pg_catalog.*) greatest(0,
+            pg_catalog.date_part('epoch', present operator(pg_catalog.-) budget.tokens_at)))
+$$;
+comment on function pgnet.tokens_now(pgnet.host_budget, timestamptz) is
+    'How many tokens a budget has at a time.';
+
+-- While tokens are scarce they are taken in blocks: a claim for each of them would cost a
+-- transaction each.
+create function pgnet.token_block(budget pgnet.host_budget)
+    returns double precision
+    language sql immutable parallel safe
+as $$
+    select greatest(1, least(pg_catalog.floor(budget.refill operator(pg_catalog./) 10), pg_catalog.floor(budget.capacity operator(pg_catalog./) 2)))
+$$;
+comment on function pgnet.token_block(pgnet.host_budget) is
+    'How many tokens a budget must have before a claim takes any: a tenth of a second''s worth, at '
+    'least one, and at most half of what it holds.';
 
 create function pgnet.host_room(host text)
     -- NULL: the host has no limit
     returns integer
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select null::integer
+declare
+    budget pgnet.host_budget;
+    configured bigint := (select f.revision from pgnet.configuration f);
+    renewed record;
+    present timestamptz;
+    tokens double precision;
+    room integer;
+begin
+    select b.* into budget from pgnet.host_budget b where b.host = host_room.host;
+    if budget.revision is distinct from configured then
+        renewed := pgnet.renew_budget(host, configured);
+        if not renewed.limited then
+            return null;
+        elsif not renewed.usable then
+            return 0;
+        end if;
+    elsif budget.concurrency is null and budget.rate is null then
+        return null;
+    end if;
+    -- Each statement has a snapshot of its own: behind this one, the next ones see what the last
+    -- owner of the lock has claimed.
+    select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
+    if not found or budget.revision is distinct from configured then
+        return 0;
+    end if;
+    if budget.concurrency is not null then
+        room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
+    end if;
+    if budget.rate is not null and (room is null or room > 0) then
+        present := clock_timestamp();
+        if present < budget.tokens_at then
+            -- The clock was put back: from here on tokens come again.
+            update pgnet.host_budget b set tokens_at = present where b.host = host_room.host;
+        end if;
+        tokens := pgnet.tokens_now(budget, present) + 1e-9;
+        room := least(room, case when tokens < pgnet.token_block(budget) then 0 else floor(tokens)::integer end);
+    end if;
+    return greatest(0, room);
+end
 $$;
 comment on function pgnet.host_room(text) is
     'How many requests a claim may take for a host, whose budget is locked then. 0 where another '
     'worker has locked the budget.';
 
 create function pgnet.send_within(host text)
-    -- seconds; NULL: the host has no rate
+    -- seconds; NULL: at any time
     returns double precision
     language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    select null::double precision
+    select b.send_within from pgnet.host_budget b where b.host = send_within.host
 $$;
 comment on function pgnet.send_within(text) is
     'How long after its claim a request may be handed to the wire, so that the rate of its host '
@@ -35,9 +321,26 @@ create function pgnet.spend_tokens(ids bigint[])
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
+declare
+    present timestamptz := clock_timestamp();
+    spent jsonb;
 begin
-    null;
+    select jsonb_object_agg(s.host, s.number) into spent
+    from (
+        select c.host, count(*) as number
+        from pgnet.claim c where c.id = any (ids) and c.limited
+        group by c.host
+    ) s;
+    update pgnet.host_budget b
+    set tokens = pgnet.tokens_now(b, present) - (spent ->> b.host)::integer, tokens_at = present
+    where b.host = any (array(select jsonb_object_keys(spent))) and b.rate is not null;
 end
 $$;
 comment on function pgnet.spend_tokens(bigint[]) is
@@ -46,10 +349,103 @@ comment on function pgnet.spend_tokens(bigint[]) is
 create function pgnet.room_in(hosts text[])
     -- seconds; NULL where no host has to wait for a time
     returns double precision
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select null::double precision
+declare
+    present timestamptz := clock_timestamp();
+    configured bigint := (select f.revision from pgnet.configuration f);
+begin
+    return (
+        select min(case
+            -- It is not settled yet, or another worker is making the row.
+            when (b.budget).revision is distinct from configured then 0.02
+            when (b.budget).rate is not null and b.missing > 0 then greatest(b.missing / (b.budget).refill, 0.005)
+            -- Whoever frees a slot claims the next request.
+            when (b.budget).concurrency <= (
+                select count(*) from pgnet.claim c where c.host = h.host and c.limited) then null
+            -- Another worker has locked it.
+            else 0.01 end)
+        from unnest(hosts) h (host)
+        left join lateral (
+            select b as budget, pgnet.token_block(b) - pgnet.tokens_now(b, present) as missing
+            from pgnet.host_budget b where b.host = h.host offset 0
+        ) b on true);
+end
 $$;
 comment on function pgnet.room_in(text[]) is
     'After how many seconds one of these hosts, which had no room, has some again.';
+
+create function pgnet.limits_of_host(
+    host text,
+    out concurrency integer, out in_flight integer, out rate text, out burst integer,
+    -- when the next request may begin by the rate; NULL: now
+    out next_token timestamptz
+)
+    language plpgsql stable parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    limits record;
+    budget pgnet.host_budget;
+    present timestamptz := clock_timestamp();
+    missing double precision;
+begin
+    limits := pgnet.look_up_limits(host);
+    concurrency := limits.concurrency;
+    rate := limits.rate;
+    burst := limits.burst;
+    in_flight := (select count(*) from pgnet.claim c where c.host = limits_of_host.host and c.limited);
+    select b.* into budget from pgnet.host_budget b where b.host = limits_of_host.host;
+    missing := pgnet.token_block(budget) - pgnet.tokens_now(budget, present);
+    if rate is not null and missing > 0 then
+        next_token := present + make_interval(secs => missing / budget.refill);
+    end if;
+end
+$$;
+comment on function pgnet.limits_of_host(text) is
+    'The limits of a host, the authority of a URL, and how it stands to them now.';
+
+create function pgnet.forget_budgets()
+    -- seconds until more is to be done
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    before timestamptz := present - interval '10 minutes';
+    examined text[];
+begin
+    lock table net.http_request_queue, pgnet.claim, pgnet.host_budget in row exclusive mode nowait;
+    examined := array(
+        select b.host from pgnet.host_budget b
+        where b.met < before or b.met > present
+        order by b.met limit 1000 for update skip locked);
+    delete from pgnet.host_budget b
+    where b.host = any (examined)
+        and (b.rate is null or pgnet.tokens_now(b, present) >= b.capacity)
+        and not exists (select from pgnet.claim c where c.host = b.host and c.limited offset 0)
+        and (select q.id from pgnet.ready_request q where q.host = b.host collate "C" order by q.host, q.role limit 1) is null;
+    update pgnet.host_budget b set met = present where b.host = any (examined);
+    return case when cardinality(examined) = 1000 then 1 end;
+end
+$$;
+comment on function pgnet.forget_budgets() is
+    'Removes the budgets of hosts for which nothing waits or is in flight, 1,000 at a time. Gives '
+    'the seconds until more is to be done; NULL where nothing is urgent.';

@@ -70,9 +70,9 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.flow, pgnet.host_budget, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state
                 in row exclusive mode nowait;
-            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
                 in access share mode nowait;
             -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
@@ -84,7 +84,8 @@ begin
         foreach relation in array array[
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
-            'pgnet.mark', 'pgnet.pause', 'pgnet.flow', 'pgnet.host_budget', 'pgnet.host_state']
+            'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
+            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);

@@ -452,7 +452,8 @@ begin
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.held, f.ordering_key, f.unique_key, null, null
+            q.held, f.ordering_key, f.unique_key, null,
+            case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end
         from net.http_request_queue q
         left join lateral (
             select f.ordering_key, f.unique_key from pgnet.flow f
@@ -463,11 +464,14 @@ begin
         select e.*,
             sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
             -- The roles of one host share what it may have: a request of each in turn.
-            row_number() over (partition by e.host order by e.turn, random()) as number
+            -- Where there is a limit, those that a role has in flight count as its turns.
+            row_number() over (partition by e.host order by e.turn + case when e.host_room > 0 then (
+                select count(*) from pgnet.claim c where c.host = e.host and c.limited and c.role = e.role) else 0 end, random()) as number
         from either e
     ), chosen as (
         select b.* from bounded b
-        where suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= least(quota, b.host_room)
+        where (suspects is not null or coalesce(b.size_before, 0) < max_bytes and b.number <= quota)
+            and (b.number > b.host_room) is not true
     ), claimed as (
         insert into pgnet.claim as c (id, host, worker, token, attempt, deadline, role, ordering_key, limited, probe)
         select b.id, b.host, worker_id, claim_token,
@@ -607,6 +611,7 @@ declare
     last_host text := coalesce(until_host, after_host);
     last_role oid := case when until_host is null then after_role else until_role end;
     look_in double precision;
+    has_limits boolean;
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
@@ -615,9 +620,10 @@ begin
         when (select q.host from pgnet.ready_request q order by q.host limit 1)
             = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
         else host_quota end;
+    has_limits := (select true from pgnet.host h where h.settings ?| '{concurrency,rate}' limit 1) is not null;
     select * into taken
     from pgnet.take_requests(worker_id, claim_token, case when quarantined_only then pgnet.lock_suspects() end,
-        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, rooms, (select f.has_limits from pgnet.configuration f), after_host, after_role, last_host, last_role, wraps, look_at);
+        slots, quota, full_hosts, pgnet.crowded_roles(), max_bytes, rooms, has_limits, after_host, after_role, last_host, last_role, wraps, look_at);
     if taken.ids is not null then
         if taken.special then
             perform pgnet.account_claims(taken.ids);

@@ -270,7 +270,8 @@ begin
         return not exists (
             select from pgnet.claim c where c.id = (outcome ->> 'id')::bigint and c.token = (outcome ->> 'token')::uuid);
     end if;
-    update pgnet.claim c set worker = null where c.id = claimed.id;
+    -- The attempt has ended: it does not count for the limits of its host.
+    update pgnet.claim c set worker = null, limited = null where c.id = claimed.id;
     insert into pgnet.unrecorded as u (id, token, outcome, message, hint)
     values (claimed.id, claimed.token, outcome, message, hint)
     on conflict on constraint unrecorded_pkey do update

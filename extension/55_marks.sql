@@ -38,7 +38,7 @@ declare
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight,
+            c.attempt as in_flight, c.limited,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -59,7 +59,7 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt from pgnet.claim c where c.id = q.id for update of c skip locked
+            select c.attempt, c.limited from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
             select true as seen from pgnet.claim c where c.id = q.id offset 0
@@ -86,8 +86,11 @@ begin
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
+        -- Where the host has a limit, the claim counts until the worker has closed the connection:
+        -- then it does not name the request any more, and pgnet.renew_claims deletes it.
         delete from pgnet.claim c
-        where c.id = any (array(select m.request_id from marked m where m.free and m.in_flight is not null))
+        where c.id = any (array(
+            select m.request_id from marked m where m.free and m.in_flight is not null and m.limited is not true))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of

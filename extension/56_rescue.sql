@@ -225,9 +225,8 @@ begin
         -- These rows are locked: a worker that comes back at this moment keeps its claims, or finds
         -- them gone, and never both.
         with gone as materialized (
-            select w.id from pgnet.worker w
-            -- A worker that was a backend died with its session; a process may still come back over
-            -- a new connection.
+            select w.id, w.gone_since < clock_timestamp() - rescue_after as for_long from pgnet.worker w
+            -- A backend died with its session; a process may come back over a new connection.
             where w.gone_since < clock_timestamp() - case w.kind when 'backend' then interval '0' else rescue_after end
             for update skip locked
         ), stalled as materialized (
@@ -235,7 +234,8 @@ begin
             for update skip locked
         )
         select c.id from pgnet.claim c
-        where c.worker in (select g.id from gone g)
+        -- A claim counts for the limits of its host until its server has surely noticed.
+        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true))
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
             -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),

@@ -26,6 +26,7 @@ begin
             when 'rescuing requests' then pgnet.rescue_requests()
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'forgetting workers' then pgnet.forget_workers()
+            when 'forgetting budgets' then pgnet.forget_budgets()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -71,10 +72,11 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of the request.', 'lost');
-        -- Claims whose requests were deleted meanwhile.
+        -- Claims whose requests were deleted meanwhile. One of a host with a limit stays until the
+        -- worker has closed the connection, and does not name the request any more.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.id = any (owned) and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
@@ -166,7 +168,7 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers']
+        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;

@@ -121,7 +121,7 @@ grant execute on function
     pgnet.json_or_null, pgnet.mark_request,
     -- workers and settings
     pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
-    pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries
+    pgnet.limits_of_host, pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries
 to public;
 
 do $$

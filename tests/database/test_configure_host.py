@@ -48,7 +48,7 @@ def configure(database: Database, host: str | None, settings: Any) -> None:
 
 
 def configured(database: Database) -> dict[str, Any]:
-    return dict(database.rows("select pattern, settings from net.hosts"))
+    return dict(database.rows("select host, settings from net.hosts"))
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_certificates(ready: Database, url: str, etc: Path) -> None:
     run_commands(ready, DOCS / "certificates.md", etc)
     printed = run_page(ready, DOCS / "certificates.md", url, etc)
     assert 'the certificate of "testbed.internal.example" is not checked any more' in printed
-    configured = dict(ready.rows("select pattern, settings from net.hosts"))
+    configured = dict(ready.rows("select host, settings from net.hosts"))
     assert configured["*.internal.example"] == {"ca": authority.cert_pem.bytes().decode()}
     assert configured["api.partner.example"] == {
         "client_certificate": client.cert_chain_pems[0].bytes().decode(),
@@ -236,7 +236,7 @@ def test_proxies(ready: Database, url: str, etc: Path) -> None:
     (etc / "office-proxy").chmod(0o644)
     run_commands(ready, DOCS / "proxies.md", etc)
     run_page(ready, DOCS / "proxies.md", url, etc)
-    configured = dict(ready.rows("select pattern, settings from net.hosts"))
+    configured = dict(ready.rows("select host, settings from net.hosts"))
     assert configured["*"]["proxy"] == {"secret": "office-proxy"}
     assert configured["*.internal.example"] == {"proxy": "direct"}
 

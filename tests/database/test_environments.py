@@ -408,7 +408,7 @@ def speaks_as_elsewhere(database: Database, nginx: Any) -> None:
         "api.internal.example",
         "10.0.0.0/8",
     }
-    assert database.value("select pattern from net.hosts") == "*.internal.example"
+    assert database.value("select host from net.hosts") == "*.internal.example"
     ids = [
         database.value(query, f"{nginx.url}/echo".replace("http://", "HTTP://"))
         for query in (

@@ -100,6 +100,7 @@ class Exchange:
         max_redirects: int | None = None,
         may_follow: Callable[[str], bool] | None = None,
         at_most_once: bool = False,
+        send_by: float | None = None,
     ) -> Handle:
         """Begin a request. Never blocks, and never raises for what is wrong with the request.
 
@@ -114,11 +115,13 @@ class Exchange:
         at_most_once: whether the bytes of each hop go out at most once, whatever the method: over a
         connection of their own, by HTTP/1.1, to another address only where nothing can have been
         sent. What a proxy does with them is up to the proxy.
+        send_by: when the first hop must have its connection, by the monotonic clock; without one by
+        then it is not sent. None: at any time.
         """
         handle = Handle(self, request, done, bound, may_follow, at_most_once)
         self._handles.add(handle)
         try:
-            handle._begin(max(timeout, _SHORTEST_TIMEOUT), max_redirects)
+            handle._begin(max(timeout, _SHORTEST_TIMEOUT), max_redirects, send_by)
         except WireError as error:
             self._hub.loop.run_callback(handle._finish, error)
         return handle
@@ -151,6 +154,7 @@ class Handle:
         "_bound",
         "_done",
         "_exchange",
+        "_first",
         "_max_redirects",
         "_may_follow",
         "_redirect",
@@ -175,6 +179,8 @@ class Handle:
         self._bound = bound
         self._may_follow = may_follow
         self._at_most_once = at_most_once
+        # The authority of the first hop.
+        self._first = ""
         self._max_redirects = 0
         self._redirects = 0
         # The redirect that is being followed; and whether a redirect has answered the request, so
@@ -197,7 +203,7 @@ class Handle:
         error = WireError("Request was cancelled", kind="request", possibly_sent=True)
         exchange._hub.loop.run_callback(self._finish, error)
 
-    def _begin(self, timeout: float, max_redirects: int | None) -> None:
+    def _begin(self, timeout: float, max_redirects: int | None, send_by: float | None) -> None:
         """Start the first hop. Raises WireError."""
         started = time.monotonic()
         exchange, request = self._exchange, self._request
@@ -224,6 +230,8 @@ class Handle:
             timeout=timeout,
             done=self._hop_ended,
         )
+        transfer.attempts.send_by = send_by
+        self._first = _authority(url)
         transport.start(transfer)
 
     def _hop_ended(self, transfer: Transfer) -> None:
@@ -261,6 +269,14 @@ class Handle:
         self._request = request
         route = transport.route(request.url, at_most_once=self._at_most_once, body=request.body)
         lines = _header_lines(request, route)
+        has_limit = transport.hosts.has_own_limit(route.origin.host, route.origin.port)
+        if has_limit and _authority(request.url) != self._first:
+            # The limit counts requests by the host of their own URL.
+            raise WireError(
+                "redirect to a host that has a limit is not followed: give its URL to the request",
+                kind="request",
+                possibly_sent=True,
+            )
         self._redirects += 1
         self._redirect = Followed(transfer)
         # RFC 9110, section 15.4.4: the server has done what was asked, and says where to see it.
@@ -304,3 +320,7 @@ class Handle:
 def _header_lines(request: WireRequest, route: Route) -> list[bytes]:
     fields = request.fields
     return encode_headers(fields, route.settings.user_agent) if fields else route.headers
+
+
+def _authority(url: str) -> str:
+    return url.partition("://")[2].partition("/")[0].partition("?")[0]

@@ -5,6 +5,7 @@ This module imports the standard library only, so that a check of settings does 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -28,6 +29,8 @@ class HostSettings:
     client_certificate, client_key: how this side identifies itself, as PEM.
     verify: False checks neither the server's certificate nor its name.
     retry: the name of the retry policy of requests that give none.
+    limited: whether it has a limit of concurrency or rate, which the database keeps; False: it has
+    none, whatever a wider pattern says.
     fault: why no request may be sent to this host; it becomes the error of each.
     """
 
@@ -43,6 +46,7 @@ class HostSettings:
     client_key: str | None = field(default=None, repr=False)
     verify: bool | None = None
     retry: str | None = None
+    limited: bool | None = None
     fault: str | None = None
 
 
@@ -54,17 +58,19 @@ class HostTable:
     """Settings by pattern: a name, an address, `*.suffix` for all names below, `*` for all hosts.
 
     All patterns that match a host count, key by key. The host's own setting comes first, then that
-    of the longest suffix, and that of `*` last.
+    of the longest suffix, and that of `*` last. A pattern may end in a port, and then comes before
+    the same one without.
 
-    entries: settings by pattern; an IPv6 address stands without brackets.
+    entries: settings by pattern; an IPv6 address has brackets only where a port follows.
     """
 
     def __init__(self, entries: Mapping[str, HostSettings] | None = None) -> None:
         self.entries = {
-            literal_address(pattern) or plain_host(pattern): settings
-            for pattern, settings in (entries or {}).items()
+            _usual_pattern(pattern): settings for pattern, settings in (entries or {}).items()
         }
-        self._cache: dict[str, HostSettings] = {}
+        self._cache: dict[tuple[str, int | None], HostSettings] = {}
+        self._has_ports = any(split_port(pattern)[1] for pattern in self.entries)
+        self.has_limits = any(settings.limited for settings in self.entries.values())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HostTable) and self.entries == other.entries
@@ -72,24 +78,39 @@ class HostTable:
     def __hash__(self) -> int:
         return hash(frozenset(self.entries))
 
-    def settings_for(self, host: str) -> HostSettings:
+    def settings_for(self, host: str, port: int | None = None) -> HostSettings:
         """Return the settings of a host, merged from all patterns that match it.
 
-        host: of a URL; an IPv6 address with or without its brackets.
+        host: of a URL; an IPv6 address with or without its brackets. port: of the same URL; None
+        where it has none, or where the port does not matter.
         """
         if not self.entries:
             return GENERAL
-        known = self._cache.get(host)
+        key = host, port if self._has_ports else None
+        known = self._cache.get(key)
         if known is None:
             if len(self._cache) >= _CACHED_HOSTS:
                 self._cache.clear()
-            known = self._cache[host] = self._merge(host)
+            known = self._cache[key] = self._merge(*key)
         return known
 
-    def _merge(self, host: str) -> HostSettings:
+    def has_own_limit(self, host: str, port: int | None) -> bool:
+        """Whether a host has a limit by another pattern than `*`."""
+        if not self.has_limits:
+            return False
+        found = (self.entries.get(pattern) for pattern in self._patterns(host, port)[:-1])
+        return next((s.limited for s in found if s is not None and s.limited is not None), False)
+
+    def _patterns(self, host: str, port: int | None) -> list[str]:
+        """The patterns that match a host, the most specific first, and `*` last."""
         address = literal_address(host)
-        patterns = [address] if address is not None else patterns_of(plain_host(host))
-        found = [self.entries[p] for p in (*patterns, "*") if p in self.entries]
+        names = [address] if address is not None else patterns_of(plain_host(host))
+        if not self._has_ports or port is None:
+            return [*names, "*"]
+        return [p for name in (*names, "*") for p in (_with_port(name, port), name)]
+
+    def _merge(self, host: str, port: int | None) -> HostSettings:
+        found = [self.entries[p] for p in self._patterns(host, port) if p in self.entries]
         if len(found) == 1:
             return found[0]
         merged = {}
@@ -97,6 +118,36 @@ class HostTable:
             values = (getattr(settings, name) for settings in found)
             merged[name] = next((value for value in values if value is not None), None)
         return HostSettings(**merged)
+
+
+def split_port(pattern: str) -> tuple[str, int | None]:
+    """The two parts of a host and port; the port is None where there is none."""
+    match = re.fullmatch(r"([^:]*|\[.*\]):([0-9]{1,5})", pattern)
+    return (match[1], int(match[2])) if match is not None else (pattern, None)
+
+
+def _with_port(name: str, port: int) -> str:
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def _usual_pattern(pattern: str) -> str:
+    name, port = split_port(pattern)
+    usual = literal_address(name) or plain_host(name)
+    return usual if port is None else _with_port(usual, port)
+
+
+def usual_authority(authority: str) -> str:
+    """Return the authority of a canonical URL with its host as limits know it.
+
+    An address has its usual form, and a name does not have the root's dot.
+    """
+    name, port = split_port(authority)
+    address = literal_address(name)
+    if address is None:
+        address = plain_host(name)
+    elif ":" in address:
+        address = f"[{address}]"
+    return address if port is None else f"{address}:{port}"
 
 
 def plain_host(host: str) -> str:

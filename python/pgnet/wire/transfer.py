@@ -73,6 +73,7 @@ class Attempts:
     fresh: whether libcurl is to make a new connection for it.
     refusals: how often its server refused it.
     sent: whether a server may have seen an attempt that failed.
+    send_by: when the request must have its connection, by time.monotonic; None: at any time.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Attempts:
         "handshake",
         "refusals",
         "repeated",
+        "send_by",
         "sent",
     )
 
@@ -90,6 +92,7 @@ class Attempts:
         self.addresses: tuple[str, ...] = ()
         self.handshake = 0.0
         self.repeated = self.fresh = self.sent = False
+        self.send_by: float | None = None
         self.refusals = 0
 
 

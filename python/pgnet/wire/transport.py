@@ -93,7 +93,9 @@ class Transport:
             if known is not None and is_plain(url):
                 return known
         origin = Origin.parse(url)
-        special = settings if settings is not None else self.hosts.settings_for(origin.host)
+        special = (
+            settings if settings is not None else self.hosts.settings_for(origin.host, origin.port)
+        )
         if special.fault is not None:
             raise WireError(special.fault)
         route = Route(origin, special, self.hosts, at_most_once, with_body)
@@ -241,6 +243,8 @@ class Transport:
 
     def _add(self, transfer: Transfer, address: str) -> None:
         multi, route = self._multi, transfer.route
+        if transfer.attempts.send_by is not None and time.monotonic() >= transfer.attempts.send_by:
+            raise self.timeout_error(transfer, False)
         if route.at_most_once:
             if self._multi_without_reuse is None:
                 self._multi_without_reuse = self._new_multi(reuse=False)
@@ -341,6 +345,8 @@ class Transport:
         kind: Kind = "timeout"
         if time.monotonic() < transfer.deadline - 0.05:
             limit, what, kind = transfer.connect_timeout, "Connect timeout", "connect"
+            if transfer.attempts.send_by is not None:
+                limit = min(limit, transfer.attempts.send_by - transfer.started)
         error = WireError(
             _timeout_words(what, limit, total, name, handshake),
             kind=kind,
@@ -348,7 +354,12 @@ class Transport:
             possibly_sent=sent,
             code=Code.OPERATION_TIMEDOUT,
         )
-        if kind == "connect":
+        if kind == "connect" and transfer.attempts.send_by is not None:
+            error.explain(
+                "The rate of the host leaves no more time to connect: with a larger burst it does, "
+                "or with a limit of concurrency below the burst. net.configure_host sets them"
+            )
+        elif kind == "connect":
             of_host = transfer.route.settings.connect_timeout is not None
             error.explain(
                 "It is the connect_timeout_milliseconds of the host: net.configure_host sets it"

@@ -11,7 +11,7 @@ from pgnet.outbox import Claim, Outcome
 from pgnet.request.options import AT_MOST_ONCE
 from pgnet.request.row import Row
 from pgnet.wire.answer import Answer
-from pgnet.wire.host import HostTable
+from pgnet.wire.host import HostTable, split_port
 from pgnet.worker.retry import IDEMPOTENT_METHODS, NONE, Policy, choose, delay_after
 
 _KEY_HEADER, _KEY_FIELD = "Idempotency-Key", "idempotency-key"
@@ -84,7 +84,7 @@ def delivery_of(
     claim: Claim, row: Row, policies: Mapping[str, Policy], hosts: HostTable
 ) -> Delivery:
     """The promises for a claimed request, by its options and the settings of its host."""
-    by_host = hosts.settings_for(_host_of(claim.host)).retry if hosts.entries else None
+    by_host = hosts.settings_for(*split_port(claim.host)).retry if hosts.entries else None
     if claim.options is None and by_host is None:
         return PLAIN
     options = row.options
@@ -104,9 +104,3 @@ def delivery_of(
     return Delivery(
         policy, at_most_once, asked or own_header, key_header, options.get("max_redirects")
     )
-
-
-def _host_of(authority: str) -> str:
-    """The host of an authority, which is what stands between `//` and the path of a URL."""
-    host, colon, port = authority.rpartition(":")
-    return host if colon and port.isdigit() else authority

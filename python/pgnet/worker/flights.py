@@ -32,6 +32,8 @@ from pgnet.worker.window import Window
 _CLAIM_BYTES = 64 << 20
 # The part of all slots that one host may have.
 _HOST_SHARE = 0.75
+# So many requests that were late are remembered.
+_LATE = 10_000
 # A request counts for the window for so many seconds.
 _RECENT = 0.25
 
@@ -40,11 +42,13 @@ _RECENT = 0.25
 class Flight:
     """A request in flight: its claim, when its attempt began, and what it became on the way.
 
-    began: by the monotonic clock. handle: stops it; None before it is sent and after its end.
+    began: by the monotonic clock. send_by: when the request must have its connection, by that clock;
+    None: at any time. handle: stops it; None before it is sent and after its end.
     """
 
     claim: Claim
     began: float
+    send_by: float | None = None
     delivery: Delivery = PLAIN
     handle: Handle | None = None
     assembled: Assembled | None = None
@@ -66,6 +70,8 @@ class Flights:
         self._by_host: Counter[str] = Counter()
         # The hosts that were full at the last claim.
         self._passed_over: list[str] = []
+        # Requests that had no connection in time, and were given back for that.
+        self._late: dict[int, None] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -104,6 +110,19 @@ class Flights:
         if not self._by_host[host]:
             del self._by_host[host]
         return host in self._passed_over
+
+    def is_late(self, flight: Flight, now: float) -> bool:
+        """Whether a request that was not sent had no connection in time, for the first time here.
+
+        Names are remembered and a second attempt is faster. Where it is not, the host is too slow.
+        """
+        id, late = flight.claim.id, self._late
+        if flight.send_by is None or now < flight.send_by or id in late:
+            return False
+        late[id] = None
+        if len(late) > _LATE:
+            del late[next(iter(late))]
+        return True
 
     def room(self, now: float) -> int:
         """How many more requests may be in flight now; not above zero where none may."""

@@ -308,6 +308,7 @@ class Worker:
         self._give_up(overdue, "The worker lost track of the request.")
         state = self._outbox.heartbeat(self._owned() + [claim.id for claim in claims])
         dropped = frozenset(state.dropped)
+        limited = any(f.claim.flow.limited for f in self._flights if f.claim.id in dropped)
         self._drop(dropped)
         self._configuration = self._configuration.updated(state)
         self._flights.window.most = self._configuration.concurrency
@@ -317,6 +318,9 @@ class Worker:
             self._quarantine.wanted(began)
         polls = self._outbox.wake_up_fault is not None
         next_in = min(state.next_poll, _POLL_INTERVAL if polls else _LONGEST_SLEEP)
+        if limited:
+            # Their hosts have room again when this worker says that it does not own them any more.
+            next_in = 0.0
         self._heartbeat.done(began, time.monotonic(), next_in)
         self._claim_wanted = True
         return dropped
@@ -447,16 +451,16 @@ class Worker:
                 secrets = self._secrets(rows)
                 for claim, row in rows:
                     within = claim.flow.send_within
-                    if within is not None and time.monotonic() > claimed_at + within:
+                    send_by = claimed_at + within if within is not None else None
+                    if send_by is not None and time.monotonic() > send_by:
                         # Too late for its place in the rate of its host.
-                        self._given_up.append((claim, None))
-                        self._heartbeat.due_at = 0.0
+                        self._give_back_unsent(claim)
                         continue
                     former = self._flights.get(claim.id)
                     if former is not None:
                         # Past its deadline the claim was free again, and this worker has taken it.
                         self._stop(former)
-                    flight = Flight(claim, time.monotonic())
+                    flight = Flight(claim, time.monotonic(), send_by)
                     self._flights.add(flight)
                     self._performer.begin(flight, row, secrets.get(claim.id) or {})
                 return claims
@@ -466,6 +470,11 @@ class Worker:
         # The heartbeat gives them back, and tries again where that fails.
         self._heartbeat.due_at = 0.0
         return ()
+
+    def _give_back_unsent(self, claim: Claim) -> None:
+        """Have the next heartbeat, which comes at once, give back a request that was not sent."""
+        self._given_up.append((claim, None))
+        self._heartbeat.due_at = 0.0
 
     def _secrets(self, rows: Iterable[tuple[Claim, Row]]) -> dict[int, dict[str, Secret]]:
         """The secrets that rows name, by the id of the claim and the name. Few rows name any."""
@@ -483,6 +492,11 @@ class Worker:
             return
         self._stop(flight)
         error = answer.error if isinstance(answer, Answer) else None
+        unsent = error is not None and not error.possibly_sent
+        if unsent and self._flights.is_late(flight, time.monotonic()):
+            self._give_back_unsent(claim)
+            self._signals.end_sleep()
+            return
         if error is not None and error.timed_out and error.kind == "timeout":
             error.explain(self._configuration.origin_of_timeout(claim.timeout_milliseconds))
         self._recorder.add(flight, answer)

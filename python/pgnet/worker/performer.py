@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 
 import requests
 
-from pgnet.outbox import Outcome, Secret
+from pgnet.outbox import Claim, Outcome, Secret
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.row import Row
 from pgnet.wire.answer import Answer
 from pgnet.wire.exchange import Exchange
 from pgnet.wire.guard import EgressRules, Guard
+from pgnet.wire.host import HostTable, split_port, usual_authority
 from pgnet.worker.assemble import assemble
 from pgnet.worker.configuration import Configuration
 from pgnet.worker.delivery import delivery_of
@@ -89,6 +90,8 @@ class Performer:
                 configuration.masks,
                 delivery.key_header,
             )
+            if configuration.hosts.has_limits:
+                _check_host(claim, assembled.request.url, configuration.hosts)
             if configuration.mode == "record":
                 self._on_ended(flight, NotSent("Not sent: the mode is record.", "cancelled"))
                 return
@@ -100,6 +103,7 @@ class Performer:
                 max_redirects=delivery.max_redirects,
                 may_follow=assembled.may_follow,
                 at_most_once=delivery.at_most_once,
+                send_by=flight.send_by,
             )
         except InvalidRequest as error:
             self._on_ended(flight, NotSent(error.message))
@@ -139,3 +143,14 @@ class Performer:
 
 def _internal(error: Exception) -> str:
     return f"internal error of the worker ({type(error).__name__})"
+
+
+def _check_host(claim: Claim, url: str, hosts: HostTable) -> None:
+    """Refuse a request whose host was taken for another one by the limits. Raises InvalidRequest.
+
+    The claim counts requests by the host as it stands in the row. So there is one way to write it.
+    """
+    authority = url.partition("://")[2].partition("/")[0]
+    usual = usual_authority(authority)
+    if not usual == authority == claim.host and hosts.settings_for(*split_port(usual)).limited:
+        raise InvalidRequest(f"requests to this host are limited, and its name is to be {usual}")

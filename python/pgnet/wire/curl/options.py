@@ -119,6 +119,8 @@ class Options:
         # A request with other addresses left must not spend all of its time on this one.
         more = len(transfer.attempts.addresses)
         connect = min(transfer.connect_timeout, left / (more + 1))
+        if transfer.attempts.send_by is not None:
+            connect = min(connect, transfer.attempts.send_by - time.monotonic())
         # Rounded up: a timeout never comes before its time.
         timeouts = (max(1, math.ceil(left * 1000)), max(1, math.ceil(connect * 1000)))
         if timeouts != self._timeouts:
