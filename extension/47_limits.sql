@@ -146,7 +146,7 @@ create function pgnet.settle_limits(revision bigint, out locked boolean, out set
     set enable_seqscan = on
 as $$
 declare
-    change pgnet.limit_change;
+    change record;
 begin
     select c.* into change from pgnet.limit_change c for update skip locked;
     locked := found;
@@ -177,6 +177,33 @@ comment on function pgnet.settle_limits(bigint) is
     'hosts; has them count, once no claim from before is on its way any more. locked: whether the '
     'caller may make rows of pgnet.host_budget.';
 
+create function pgnet.tokens_now(
+    refill double precision, capacity double precision, tokens double precision, tokens_at timestamptz,
+    present timestamptz
+)
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- A clock that was put back makes no tokens, and takes none.
+    select least(capacity, tokens + refill * greatest(0, date_part('epoch', present - tokens_at)))
+$$;
+comment on function pgnet.tokens_now(double precision, double precision, double precision, timestamptz, timestamptz) is
+    'How many tokens a budget has at a time.';
+
+-- While tokens are scarce they are taken in blocks: a claim for each of them would cost a
+-- transaction each.
+create function pgnet.token_block(refill double precision, capacity double precision)
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select greatest(1, least(floor(refill / 10), floor(capacity / 2)))
+$$;
+comment on function pgnet.token_block(double precision, double precision) is
+    'How many tokens a budget must have before a claim takes any: a tenth of a second''s worth, at '
+    'least one, and at most half of what it holds.';
+
 -- Brings the budget of a host up to date with the configuration.
 create function pgnet.renew_budget(
     host text, revision bigint,
@@ -189,7 +216,7 @@ create function pgnet.renew_budget(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    former pgnet.host_budget;
+    former record;
     limits record := pgnet.look_up_limits(host);
     bucket record := pgnet.bucket(pgnet.rate_per_second(limits.rate), limits.burst, limits.concurrency);
     lock record;
@@ -218,7 +245,7 @@ begin
         refill = bucket.refill, capacity = bucket.capacity, send_within = bucket.send_within,
         -- What is left of a former rate; a host that had no rate begins with all of it.
         tokens = case when bucket.refill is null then 0 when former.refill is null then bucket.capacity
-            else least(bucket.capacity, pgnet.tokens_now(former, present)) end,
+            else least(bucket.capacity, pgnet.tokens_now(former.refill, former.capacity, former.tokens, former.tokens_at, present)) end,
         tokens_at = present, met = present
     where b.host = renew_budget.host;
     usable := true;
@@ -226,30 +253,6 @@ end
 $$;
 comment on function pgnet.renew_budget(text, bigint) is
     'Makes or renews the budget of a host by the limits that are configured now, and locks it.';
-
-create function pgnet.tokens_now(budget pgnet.host_budget, present timestamptz)
-    returns double precision
-    language sql immutable parallel safe
-as $$
-    -- A clock that was put back makes no tokens, and takes none.
-    select least(budget.capacity,
-        budget.tokens operator(pg_catalog.+) budget.refill operator(pg_catalog.*) greatest(0,
-            pg_catalog.date_part('epoch', present operator(pg_catalog.-) budget.tokens_at)))
-$$;
-comment on function pgnet.tokens_now(pgnet.host_budget, timestamptz) is
-    'How many tokens a budget has at a time.';
-
--- While tokens are scarce they are taken in blocks: a claim for each of them would cost a
--- transaction each.
-create function pgnet.token_block(budget pgnet.host_budget)
-    returns double precision
-    language sql immutable parallel safe
-as $$
-    select greatest(1, least(pg_catalog.floor(budget.refill operator(pg_catalog./) 10), pg_catalog.floor(budget.capacity operator(pg_catalog./) 2)))
-$$;
-comment on function pgnet.token_block(pgnet.host_budget) is
-    'How many tokens a budget must have before a claim takes any: a tenth of a second''s worth, at '
-    'least one, and at most half of what it holds.';
 
 create function pgnet.host_room(host text)
     -- NULL: the host has no limit
@@ -262,7 +265,7 @@ create function pgnet.host_room(host text)
     set jit = off
 as $$
 declare
-    budget pgnet.host_budget;
+    budget record;
     configured bigint := (select f.revision from pgnet.configuration f);
     renewed record;
     present timestamptz;
@@ -295,8 +298,8 @@ begin
             -- The clock was put back: from here on tokens come again.
             update pgnet.host_budget b set tokens_at = present where b.host = host_room.host;
         end if;
-        tokens := pgnet.tokens_now(budget, present) + 1e-9;
-        room := least(room, case when tokens < pgnet.token_block(budget) then 0 else floor(tokens)::integer end);
+        tokens := pgnet.tokens_now(budget.refill, budget.capacity, budget.tokens, budget.tokens_at, present) + 1e-9;
+        room := least(room, case when tokens < pgnet.token_block(budget.refill, budget.capacity) then 0 else floor(tokens)::integer end);
     end if;
     return greatest(0, room);
 end
@@ -339,7 +342,7 @@ begin
         group by c.host
     ) s;
     update pgnet.host_budget b
-    set tokens = pgnet.tokens_now(b, present) - (spent ->> b.host)::integer, tokens_at = present
+    set tokens = pgnet.tokens_now(b.refill, b.capacity, b.tokens, b.tokens_at, present) - (spent ->> b.host)::integer, tokens_at = present
     where b.host = any (array(select jsonb_object_keys(spent))) and b.rate is not null;
 end
 $$;
@@ -365,16 +368,17 @@ begin
     return (
         select min(case
             -- It is not settled yet, or another worker is making the row.
-            when (b.budget).revision is distinct from configured then 0.02
-            when (b.budget).rate is not null and b.missing > 0 then greatest(b.missing / (b.budget).refill, 0.005)
+            when b.revision is distinct from configured then 0.02
+            when b.rate is not null and b.missing > 0 then greatest(b.missing / b.refill, 0.005)
             -- Whoever frees a slot claims the next request.
-            when (b.budget).concurrency <= (
+            when b.concurrency <= (
                 select count(*) from pgnet.claim c where c.host = h.host and c.limited) then null
             -- Another worker has locked it.
             else 0.01 end)
         from unnest(hosts) h (host)
         left join lateral (
-            select b as budget, pgnet.token_block(b) - pgnet.tokens_now(b, present) as missing
+            select b.revision, b.rate, b.refill, b.concurrency, pgnet.token_block(b.refill, b.capacity)
+                - pgnet.tokens_now(b.refill, b.capacity, b.tokens, b.tokens_at, present) as missing
             from pgnet.host_budget b where b.host = h.host offset 0
         ) b on true);
 end
@@ -396,7 +400,7 @@ create function pgnet.limits_of_host(
 as $$
 declare
     limits record;
-    budget pgnet.host_budget;
+    budget record;
     present timestamptz := clock_timestamp();
     missing double precision;
 begin
@@ -406,7 +410,8 @@ begin
     burst := limits.burst;
     in_flight := (select count(*) from pgnet.claim c where c.host = limits_of_host.host and c.limited);
     select b.* into budget from pgnet.host_budget b where b.host = limits_of_host.host;
-    missing := pgnet.token_block(budget) - pgnet.tokens_now(budget, present);
+    missing := pgnet.token_block(budget.refill, budget.capacity)
+        - pgnet.tokens_now(budget.refill, budget.capacity, budget.tokens, budget.tokens_at, present);
     if rate is not null and missing > 0 then
         next_token := present + make_interval(secs => missing / budget.refill);
     end if;
@@ -439,7 +444,7 @@ begin
         order by b.met limit 1000 for update skip locked);
     delete from pgnet.host_budget b
     where b.host = any (examined)
-        and (b.rate is null or pgnet.tokens_now(b, present) >= b.capacity)
+        and (b.rate is null or pgnet.tokens_now(b.refill, b.capacity, b.tokens, b.tokens_at, present) >= b.capacity)
         and not exists (select from pgnet.claim c where c.host = b.host and c.limited offset 0)
         and (select q.id from pgnet.ready_request q where q.host = b.host collate "C" order by q.host, q.role limit 1) is null;
     update pgnet.host_budget b set met = present where b.host = any (examined);

@@ -74,7 +74,7 @@ def test_a_rate_holds_across_workers(
     assert excess(found, rate, most) <= 0
     # It is made use of.
     took = found[-1].came - found[0].came
-    assert took < (count - most / 2) / rate * 2 + 1, took
+    assert took < (count - most / 2) / rate * 1.6 + 1, took
 
 
 def test_a_bucket_never_lets_more_arrive_than_it_says(database: Database) -> None:
@@ -86,7 +86,7 @@ def test_a_bucket_never_lets_more_arrive_than_it_says(database: Database) -> Non
                     "select * from pgnet.bucket(%s, %s, %s)", rate, burst, concurrency
                 )[0]
                 assert capacity >= 1
-                before = concurrency if delay is None else 0
+                before = concurrency or 0 if delay is None else 0
                 for n in (1, 2, 3, burst, burst + 1, burst + 10, 10 * burst):
                     # The time in which n can be claimed is the least in which n - before arrive.
                     claimed_in = max(0.0, (n - capacity) / refill)
@@ -256,7 +256,7 @@ def test_a_request_is_spared_a_slow_connection_once(database: Database) -> None:
         with database.worker():
             wait_for_states(database, {"failed": 1})
         message = database.value("select error_msg from net.responses")
-        assert re.match("Connect timeout of (29[0-9]|300) ms reached", message), message
+        assert re.match("Connect timeout of (2[0-9][0-9]|300) ms reached", message), message
         assert "larger burst" in message
         assert len(accepted) == 2
         silent.shutdown(socket.SHUT_RDWR)

@@ -99,7 +99,10 @@ class Gauge(Recording):
 
     def requests(self) -> list[Request]:
         """All requests in the order of arrival."""
-        found = [Request(t, came, over or math.inf) for t, came, over in self.record()]
+        found = [
+            Request(target, came, math.inf if over is None else over)
+            for target, came, over in json.loads(self.ask("/_record"))
+        ]
         return sorted(found, key=lambda request: request.came)
 
 

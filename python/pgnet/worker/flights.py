@@ -42,8 +42,8 @@ _RECENT = 0.25
 class Flight:
     """A request in flight: its claim, when its attempt began, and what it became on the way.
 
-    began: by the monotonic clock. send_by: when the request must have its connection, by that clock;
-    None: at any time. handle: stops it; None before it is sent and after its end.
+    began: by the monotonic clock. send_by: when the request must have its connection, by the same
+    clock; None: at any time. handle: stops it; None before it is sent and after its end.
     """
 
     claim: Claim

@@ -273,6 +273,7 @@ RELATIONS = {
     "pgnet.flow": {"SELECT"},
     "pgnet.pause": set(),
     "pgnet.host_budget": set(),
+    "pgnet.limit_change": set(),
     "pgnet.host_state": set(),
     "net._http_response": {"SELECT"},
     "pgnet.failed": {"SELECT"},
