@@ -259,6 +259,8 @@ def test_a_request_is_spared_a_slow_connection_once(database: Database) -> None:
         assert re.match("Connect timeout of (2[0-9][0-9]|300) ms reached", message), message
         assert "larger burst" in message
         assert len(accepted) == 2
+        for connection in accepted:
+            connection.close()
         silent.shutdown(socket.SHUT_RDWR)
 
 
