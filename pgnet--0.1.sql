@@ -2607,25 +2607,6 @@ $$;
 comment on function pgnet.keep_own_row() is
     'Drops what replication brings of workers, claims and settings.';
 
-do $$
-declare
-    relation record;
-begin
-    for relation in
-        select c.oid::pg_catalog.regclass as name,
-            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
-                then 'take_replicated_row' else 'keep_own_row' end as procedure
-        from pg_catalog.pg_class c
-        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
-    loop
-        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
-            relation.name, relation.procedure);
-        -- The trigger fires for replicated rows only, so that no other insert pays for it.
-        execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
-    end loop;
-end
-$$;
-
 -- ---- adoption
 
 create function net.adopt_database()
@@ -4589,7 +4570,8 @@ create function pgnet.take_requests(
     out ids bigint[], out attempts integer[],
     -- whether pgnet.is_plain_json is true of headers and options of all
     out plain boolean,
-    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among them
+    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among
+    -- them
     out special boolean,
     -- hosts that were passed over since their limit leaves no room
     out denied text[],
@@ -8013,6 +7995,26 @@ create event trigger pgnet_refuse_attachment on ddl_command_end
 comment on event trigger pgnet_refuse_attachment is
     'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in '
     'the sessions of all who send requests.';
+
+-- What replication brings: 35_copies.sql says what becomes of it. Every table has the trigger.
+do $$
+declare
+    relation record;
+begin
+    for relation in
+        select c.oid::pg_catalog.regclass as name,
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+                then 'take_replicated_row' else 'keep_own_row' end as procedure
+        from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
+            relation.name, relation.procedure);
+        -- The trigger fires for replicated rows only, so that no other insert pays for it.
+        execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
+    end loop;
+end
+$$;
 
 -- ======== extension/90_notice.sql ========
 

@@ -385,7 +385,8 @@ create function pgnet.take_requests(
     out ids bigint[], out attempts integer[],
     -- whether pgnet.is_plain_json is true of headers and options of all
     out plain boolean,
-    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among them
+    -- whether pgnet.account_claims is to be called: limits, probes or rows of pgnet.flow are among
+    -- them
     out special boolean,
     -- hosts that were passed over since their limit leaves no room
     out denied text[],

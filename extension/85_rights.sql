@@ -145,3 +145,23 @@ create event trigger pgnet_refuse_attachment on ddl_command_end
 comment on event trigger pgnet_refuse_attachment is
     'Keeps triggers and foreign keys of others from the tables of pgnet: they would run code in '
     'the sessions of all who send requests.';
+
+-- What replication brings: 35_copies.sql says what becomes of it. Every table has the trigger.
+do $$
+declare
+    relation record;
+begin
+    for relation in
+        select c.oid::pg_catalog.regclass as name,
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+                then 'take_replicated_row' else 'keep_own_row' end as procedure
+        from pg_catalog.pg_class c
+        where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'
+    loop
+        execute pg_catalog.format('create trigger replicated before insert or update or delete on %s for each row execute function pgnet.%I()',
+            relation.name, relation.procedure);
+        -- The trigger fires for replicated rows only, so that no other insert pays for it.
+        execute pg_catalog.format('alter table %s enable replica trigger replicated', relation.name);
+    end loop;
+end
+$$;
