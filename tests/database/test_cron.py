@@ -116,34 +116,31 @@ def test_what_is_missing_is_said(scheduled: list[Scheduled], cluster: Cluster) -
     assert "create extension pg_cron" in str(caught.value.diag.message_hint)
 
 
-@pytest.mark.timeout(300)
-def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: Running) -> None:
-    for one in scheduled:
-        for database in (one.home, one.second, one.drained):
-            database.execute("select net.http_get(%s)", f"{witness.url}/body/first")
-        one.home.execute("create extension pg_cron")
+def schedule_all(one: Scheduled) -> None:
+    """Schedule a worker for two databases, and drains for the first and the third."""
+    one.home.execute("create extension pg_cron")
+    job = one.home.value("select net.schedule_worker()")
+    assert one.home.rows(
+        "select schedule, command, database from cron.job where jobid = %s", job
+    ) == [("* * * * *", "call net.work()", "home")]
+    # said twice it is one job
+    assert one.home.value("select net.schedule_worker()") == job
 
-        job = one.home.value("select net.schedule_worker()")
-        assert one.home.rows(
-            "select schedule, command, database from cron.job where jobid = %s", job
-        ) == [("* * * * *", "call net.work()", "home")]
-        # said twice it is one job
-        assert one.home.value("select net.schedule_worker()") == job
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
+        one.second.execute("select net.schedule_worker()")
+    hint = str(caught.value.diag.message_hint)
+    assert "home" in str(caught.value.diag.message_primary)
+    line = hint[hint.index("select cron.schedule_in_database(") :]
+    one.home.execute(line)
 
-        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
-            one.second.execute("select net.schedule_worker()")
-        hint = str(caught.value.diag.message_hint)
-        assert "home" in str(caught.value.diag.message_primary)
-        line = hint[hint.index("select cron.schedule_in_database(") :]
-        one.home.execute(line)
+    one.home.execute("select cron.schedule('* * * * *', 'call net.drain()')")
+    one.home.execute(
+        "select cron.schedule_in_database('drain', '* * * * *', 'call net.drain()', 'drained')"
+    )
 
-        one.home.execute("select cron.schedule('* * * * *', 'call net.drain()')")
-        one.home.execute(
-            "select cron.schedule_in_database('drain', '* * * * *', 'call net.drain()', 'drained')"
-        )
 
-    # ---- the first minute
-
+def wait_for_workers(scheduled: list[Scheduled], outcomes: list[str]) -> None:
+    """Wait until workers run in the first two databases, and all three have these outcomes."""
     wait_for_all(
         scheduled,
         "workers run in both databases",
@@ -155,33 +152,47 @@ def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: R
         scheduled,
         "what was queued before is answered, by the drain too",
         lambda one: [outcome(database) for database in (one.home, one.second, one.drained)],
-        ["first"].__mul__(3).__eq__,
+        outcomes.__eq__,
         10,
     )
-    for one in scheduled:
-        for database in (one.home, one.second):
-            assert (
-                database.value(
-                    "select count(*) from pg_stat_activity"
-                    " where datname = current_database() and application_name like 'pgnet%'"
-                )
-                == 1
+
+
+def is_well(one: Scheduled, url: str) -> None:
+    """Each database has one worker, which a commit wakes; the drains end, and the doctor agrees."""
+    for database in (one.home, one.second):
+        assert (
+            database.value(
+                "select count(*) from pg_stat_activity"
+                " where datname = current_database() and application_name like 'pgnet%'"
             )
-            # woken by the commit, not by the next minute
-            database.execute("select net.http_get(%s)", f"{witness.url}/body/second")
-            database.wait_for("select count(*) = 2 from net._http_response", timeout=2)
-            assert outcome(database) == "first,second"
-        one.home.wait_for(
-            "select count(*) = 2 from cron.job_run_details"
-            " where status = 'succeeded' and command = 'call net.drain()'"
+            == 1
         )
-        assert one.worker_pid(one.drained) is None
-        checked = {
-            item: (ok, detail)
-            for item, ok, detail in one.home.rows("select item, ok, detail from net.check()")
-        }
-        assert checked["worker"][0]
-        assert checked["pg_cron"][0], checked["pg_cron"]
+        # woken by the commit, not by the next minute
+        database.execute("select net.http_get(%s)", url)
+        database.wait_for("select count(*) = 2 from net._http_response", timeout=2)
+    one.home.wait_for(
+        "select count(*) = 2 from cron.job_run_details"
+        " where status = 'succeeded' and command = 'call net.drain()'"
+    )
+    assert one.worker_pid(one.drained) is None
+    checked = {
+        item: (ok, detail)
+        for item, ok, detail in one.home.rows("select item, ok, detail from net.check()")
+    }
+    assert checked["worker"][0]
+    assert checked["pg_cron"][0], checked["pg_cron"]
+
+
+@pytest.mark.timeout(300)
+def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: Running) -> None:
+    for one in scheduled:
+        for database in (one.home, one.second, one.drained):
+            database.execute("select net.http_get(%s)", f"{witness.url}/body/first")
+        schedule_all(one)
+    wait_for_workers(scheduled, ["first", "first", "first"])
+    for one in scheduled:
+        is_well(one, f"{witness.url}/body/second")
+        assert (outcome(one.home), outcome(one.second)) == ("first,second", "first,second")
 
     # ---- cancelled, they come back by themselves
 
@@ -192,21 +203,7 @@ def test_workers_and_drains_by_the_minute(scheduled: list[Scheduled], witness: R
             wait_for_another(one, database, pid)
             database.execute("select net.http_get(%s)", f"{witness.url}/body/third")
         one.drained.execute("select net.http_get(%s)", f"{witness.url}/body/second")
-
-    wait_for_all(
-        scheduled,
-        "workers run again",
-        lambda one: (one.worker_pid(one.home), one.worker_pid(one.second)),
-        all,
-        A_MINUTE,
-    )
-    wait_for_all(
-        scheduled,
-        "what was queued meanwhile is answered",
-        lambda one: [outcome(database) for database in (one.home, one.second, one.drained)],
-        ["first,second,third", "first,second,third", "first,second"].__eq__,
-        10,
-    )
+    wait_for_workers(scheduled, ["first,second,third", "first,second,third", "first,second"])
 
     # ---- unscheduled
 

@@ -260,6 +260,25 @@ class Restarted:
         self._thread.join(20)
 
 
+def has_ended_among_others(database: Database, poison: int, url: str) -> bool:
+    """Whether a request has an outcome; more innocent ones are made while it has none.
+
+    Those that a crash of the server refuses are made the next time.
+    """
+    with contextlib.suppress(psycopg.Error):
+        database.execute(
+            "insert into innocent select net.http_request("
+            "'GET', %s || n) from generate_series(1, 5) n",
+            f"{url}/innocent?{time.monotonic_ns()}-",
+        )
+        return bool(
+            database.value("select exists (select from net._http_response where id = %s)", poison)
+        )
+    database.close()
+    time.sleep(0.05)
+    return False
+
+
 @pytest.mark.parametrize("kind", ["process", "backend"])
 def test_a_request_that_kills_its_worker(
     stricken: Database, executioner: Executioner, kind: str
@@ -275,25 +294,12 @@ def test_a_request_that_kills_its_worker(
         poison = request(
             stricken, f"{executioner.url}/poison", method="GET", timeout_milliseconds=5000
         )
-
-        def settled() -> bool:
-            """Innocent requests come all the time; those that a crash refuses come later."""
-            with contextlib.suppress(psycopg.Error):
-                stricken.execute(
-                    "insert into innocent select net.http_request("
-                    "'GET', %s || n) from generate_series(1, 5) n",
-                    f"{executioner.url}/innocent?{time.monotonic_ns()}-",
-                )
-                return bool(
-                    stricken.value(
-                        "select exists (select from net._http_response where id = %s)", poison
-                    )
-                )
-            stricken.close()
-            time.sleep(0.05)
-            return False
-
-        wait_until(settled, description="the poison has ended", timeout=60, interval=0.05)
+        wait_until(
+            lambda: has_ended_among_others(stricken, poison, executioner.url),
+            description="the poison has ended",
+            timeout=60,
+            interval=0.05,
+        )
         # The last of them may have been lost with the last crash.
         stricken.close()
         wait_until(

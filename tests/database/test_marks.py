@@ -438,7 +438,7 @@ MODES = (
 )  # fmt: skip
 
 
-def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> None:
+def test_public_locks_no_relation_more_than_reading_and_inserting_need(own: Database) -> None:
     """Every relation of the extension, in every mode: what is taken, on it and on others."""
     alice = own.connect("marks_alice", autocommit=False)
     relations = own.rows(
@@ -469,9 +469,12 @@ def test_public_locks_no_more_than_reading_and_inserting_need(own: Database) -> 
             # PostgreSQL counts no column's right for LOCK: an INSERT takes ROW EXCLUSIVE itself.
             assert mode == "access share", (name, taken)
             assert {lock for _relation, lock in taken} == {"AccessShareLock"}, (name, taken)
-    # Nor rows: a role that may lock a row may delay its deletion.
+
+
+def test_public_locks_no_row(own: Database) -> None:
+    """A role that may lock a row may delay its deletion; some statements lock whole tables."""
+    alice = own.connect("marks_alice")
     number = get(alice, URL)
-    alice.commit()
     for statement in (
         *(f"select * from {table} for {strength}"
           for table in ("net.http_request_queue", "net._http_response", "pgnet.failed",

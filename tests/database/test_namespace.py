@@ -171,6 +171,26 @@ def test_by_sql_nothing_private_is_reached(internet: Internet, remote: Remote) -
         assert number_of(json.loads(found[2] or "")["local"]) == unwrapped(address)
 
 
+def advised(remote: Remote, error: str | None, url: str, source: str) -> str:
+    """The statement that lets a refused request through, as its error or the log says it."""
+    name = name_of(last_host(url))
+    ((told, final_url, _),) = remote.places(1)
+    assert told is None or not private(number_of(told)), told
+    if name is None:
+        advice = ADVICE.search(error or "")
+        assert advice, error
+        return advice.group()
+    refused = REFUSED_NAME.fullmatch(error or "")
+    assert refused, error
+    assert refused["host"] == name
+    assert written(OPENED[url]) not in final_url
+    logged = remote.logged(name)
+    if source == "log" or refused["network"] is None:
+        return logged["statement"]
+    assert among(number_of(logged["address"]), TELLS[refused["network"]])
+    return f"select net.allow_network('{refused['network']}')"
+
+
 @pytest.mark.parametrize(
     ("remote", "url", "source"),
     [("process", url, "error") for url in OPENED]
@@ -189,31 +209,12 @@ def test_by_sql_the_statement_opens_exactly_that(
     address = OPENED[url]
     name = name_of(last_host(url))
     statements: list[str] = []
-
-    def advised(error: str | None) -> str:
-        """The statement that lets it through."""
-        ((told, final_url, _),) = remote.places(1)
-        assert told is None or not private(number_of(told)), told
-        if name is None:
-            advice = ADVICE.search(error or "")
-            assert advice, error
-            return advice.group()
-        refused = REFUSED_NAME.fullmatch(error or "")
-        assert refused, error
-        assert refused["host"] == name
-        assert written(address) not in final_url
-        logged = remote.logged(name)
-        if source == "log" or refused["network"] is None:
-            return logged["statement"]
-        assert among(number_of(logged["address"]), TELLS[refused["network"]])
-        return f"select net.allow_network('{refused['network']}')"
-
     for _ in range(3):
         ((status, error, content),) = remote.get([url])
         if error is None:
             break
         internet.nothing_private()
-        statements.append(advised(error))
+        statements.append(advised(remote, error, url, source))
         remote.connection.execute(statements[-1])
     assert status == 200
     came = number_of(json.loads(content or "")["local"])
@@ -239,9 +240,9 @@ def test_by_sql_the_statement_opens_exactly_that(
     for statement in statements:
         remote.connection.execute(statement.replace("allow_", "forget_"))
     ((status, error, _),) = remote.get([url])
-    # Of a redirect, its own.
+    # A redirect keeps its own status.
     assert status == (302 if "/redirect/" in url else None)
-    assert advised(error)
+    assert advised(remote, error, url, source)
     internet.nothing_private()
 
 

@@ -1,4 +1,4 @@
-"""What the statements of workers and views read, whatever the statistics of the tables say.
+"""The rows that statements of workers and views read, whatever the statistics of the tables say.
 
 A healthy queue is empty each time autovacuum looks: statistics of empty tables are its normal
 state, and a plan that is kept was made while there was nothing.
@@ -136,6 +136,29 @@ class Session:
         assert self.query("select pgnet.record_outcomes(%s::json)", json.dumps(outcomes)) == [([],)]
 
 
+def claim_and_record(session: Session, read: dict[str, float]) -> list[tuple[int, str]]:
+    """Claim, record and give back; what each has read goes into `read`.
+
+    Returns two batches that are in flight then.
+    """
+    claims = [session.claim() for _ in range(4)]
+    assert [len(claimed) for claimed in claims] == [BATCH] * 4
+    # The last claim passes over 1,500 rows that are in flight.
+    read["a row of a claim"] = session.read / BATCH
+    session.record(claims[0], "succeeded", "failed")
+    read["a row of a recording"] = session.read / BATCH
+    session.record(claims[1], "retrying")
+    read["a row of a recording that puts back"] = session.read / BATCH
+    claims[0] = session.claim()
+    read["a row of a claim beside some that wait"] = session.read / BATCH
+    ids, tokens = zip(*claims[2], strict=True)
+    session.query(
+        "select pgnet.release_requests(%s, %s::uuid[], 'stopped')", list(ids), list(tokens)
+    )
+    read["a row given back"] = session.read / BATCH
+    return claims[0] + claims[3]
+
+
 @pytest.mark.parametrize("hosts", [1, 1000])
 @pytest.mark.parametrize("state", [never_seen, empty, full, emptied, bloated])
 def test_a_plan_reads_what_it_needs(
@@ -150,27 +173,12 @@ def test_a_plan_reads_what_it_needs(
         session.query("select pgnet.release_requests('{}', '{}', 'stopped')")
     fill(database, hosts)
     read: dict[str, float] = {}
-
-    claims = [session.claim() for _ in range(4)]
-    assert [len(claimed) for claimed in claims] == [BATCH] * 4
-    # It passes over 1,500 rows that are in flight.
-    read["a row of a claim"] = session.read / BATCH
-    session.record(claims[0], "succeeded", "failed")
-    read["a row of a recording"] = session.read / BATCH
-    session.record(claims[1], "retrying")
-    read["a row of a recording that puts back"] = session.read / BATCH
-    claims[0] = session.claim()
-    read["a row of a claim beside some that wait"] = session.read / BATCH
-    ids, tokens = zip(*claims[2], strict=True)
-    session.query(
-        "select pgnet.release_requests(%s, %s::uuid[], 'stopped')", list(ids), list(tokens)
-    )
-    read["a row given back"] = session.read / BATCH
-    in_flight = [id for id, _token in claims[0] + claims[3]]
+    claims = claim_and_record(session, read)
+    in_flight = [id for id, _token in claims]
     for _ in range(2):
         session.query("select pgnet.heartbeat(%s::bigint, %s)", session.worker, in_flight)
     read["a row in flight, for the heartbeat"] = session.read / len(in_flight)
-    ids, tokens = zip(*claims[3], strict=True)
+    ids, tokens = zip(*claims[BATCH:], strict=True)
     session.query(
         "select * from pgnet.claimed_secrets(%s, %s::uuid[], %s)",
         list(ids),

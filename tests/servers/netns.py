@@ -4,7 +4,7 @@ All of IPv4 and IPv6, public or not, is local there, so that a connection to any
 accepted and seen. Three programs run in it, each with a pipe of JSON lines for commands:
 
     world     HTTP on every address and some ports, DNS on 9.9.9.9; remembers each accept
-    client    Exchanges, which try what they are told
+    client    exchanges, which try what they are told (netns_client.py)
     cluster   a PostgreSQL cluster with a worker process; connect to its Unix socket from outside
 
 The name server says what a name says of itself, so that nothing has to be told beforehand. Labels
@@ -30,7 +30,6 @@ import contextlib
 import ctypes
 import itertools
 import json
-import logging
 import os
 import re
 import shutil
@@ -465,111 +464,6 @@ def tell(answer: Any) -> None:
     sys.stdout.flush()
 
 
-# ---- what runs inside: the client
-
-
-def client() -> None:
-    """Exchanges by name; the commands are `configure`, `run`, `begin`, `collect` and `logged`."""
-    from gevent.event import AsyncResult
-    from gevent.fileobject import FileObjectPosix
-
-    from pgnet.request.errors import InvalidRequest
-    from pgnet.request.url import canonical_url
-    from pgnet.wire import guard as guard_module
-    from pgnet.wire.exchange import Exchange
-    from pgnet.wire.guard import EgressRules, Guard
-    from pgnet.wire.host import HostSettings, HostTable
-    from pgnet.wire.limits import Limits
-    from pgnet.wire.message import WireRequest
-    from pgnet.wire.resolve import Resolver
-
-    exchanges: dict[str, Exchange] = {}
-    begun: list[AsyncResult] = []
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("pgnet.guard").addHandler(handler)
-    # A worker logs that many refused names at most; thousands are refused here.
-    guard_module._LOGGED_REFUSALS = sys.maxsize
-
-    def configure(
-        name: str,
-        rules: Mapping[str, Any],
-        hosts: Mapping[str, Mapping[str, Any]] | None = None,
-        max_age: float = 30.0,
-    ) -> None:
-        guard = Guard(EgressRules.from_json(rules))
-        table = HostTable({host: HostSettings(**has) for host, has in (hosts or {}).items()})
-        limits = Limits(max_redirects=8)
-        if name in exchanges:
-            exchanges[name].configure(guard, limits, table)
-        else:
-            resolver = Resolver(max_age=max_age)
-            exchanges[name] = Exchange(guard, limits, table, resolver=resolver)
-
-    def begin(
-        name: str, cases: list[dict[str, Any]], timeout: float = 10.0, stored: bool = True
-    ) -> None:
-        """Begin requests. stored: as the row of the queue has it; otherwise as it is written."""
-        for case in cases:
-            ended: AsyncResult = AsyncResult()
-            begun.append(ended)
-            try:
-                url = canonical_url(case["url"]) if stored else case["url"]
-            except InvalidRequest as error:
-                ended.set({"invalid": error.message})
-                continue
-            request = WireRequest(case.get("method", "GET"), url, case.get("headers", []), None)
-            exchanges[name].start(request, timeout, ended.set)
-
-    def collect() -> list[dict[str, Any]]:
-        """The outcomes of all requests begun since the last time."""
-        answers = [ended.get(timeout=60) for ended in begun]
-        begun.clear()
-        return [
-            answer
-            if isinstance(answer, dict)
-            else {
-                "status": answer.response.status_code,
-                "body": answer.response.text,
-                "redirects": answer.redirects,
-                "address": answer.address,
-            }
-            if answer.error is None
-            else {
-                "error": answer.error.message,
-                "detail": answer.error.detail,
-                "redirects": answer.redirects,
-                "address": answer.address,
-            }
-            for answer in answers
-        ]
-
-    def run(**arguments: Any) -> list[dict[str, Any]]:
-        begin(**arguments)
-        return collect()
-
-    def logged() -> list[str]:
-        """The lines that the guard has logged since the last call."""
-        found = lines.copy()
-        lines.clear()
-        return found
-
-    operations: dict[str, Any] = {
-        "logged": logged,
-        "configure": configure,
-        "begin": begin,
-        "collect": collect,
-        "run": run,
-    }
-    tell("ready")
-    for line in FileObjectPosix(sys.stdin.fileno(), "rb", closefd=False):
-        command = json.loads(line)
-        tell(operations[command.pop("op")](**command))
-    for exchange in exchanges.values():
-        exchange.close()
-
-
 # ---- what runs inside: a cluster
 
 
@@ -594,7 +488,9 @@ def main() -> None:
     if program == "world":
         asyncio.run(World().serve())
     elif program == "client":
-        client()
+        from servers import netns_client
+
+        netns_client.serve(tell)
     else:
         cluster()
 

@@ -365,6 +365,29 @@ def keys_sent(witness: Running) -> Counter[str]:
     return Counter(entry["target"].partition("?")[2] for entry in witness.record())
 
 
+def shop_with_a_standby(pair: Pair, options: dict[str, str]) -> None:
+    """Create the clients' database at the primary, and have the standby follow it."""
+    shop = pair.primary.create_database(name="shop")
+    shop.execute("select net.allow_network('loopback')")
+    shop.execute("create schema app create table sent (key text primary key)")
+    shop.close()
+    pair.follow()
+    for cluster in (pair.primary, pair.standby):
+        cluster.options.update(options)
+        cluster.restart()
+
+
+def promote(pair: Pair, how: str) -> None:
+    """Fail over to the standby, until both workers serve there."""
+    pair.fail_over(how)
+    # A commit that waits for a standby needs one.
+    pair.follow()
+    shop = Database(pair.primary, "shop")
+    serving = "select count(*) from net.workers where state = 'running'"
+    shop.wait_for(serving, predicate=lambda count: count == 2, timeout=20)
+    shop.close()
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("synchronous", "times"), [(False, 10), (True, 3)], ids=["asynchronous", "synchronous"]
@@ -385,14 +408,7 @@ def test_a_standby_is_promoted_under_load(
     )
     with contextlib.ExitStack() as stack:
         pair = stack.enter_context(Pair())
-        first = pair.primary.create_database(name="shop")
-        first.execute("select net.allow_network('loopback')")
-        first.execute("create schema app create table sent (key text primary key)")
-        first.close()
-        pair.follow()
-        for cluster in (pair.primary, pair.standby):
-            cluster.options.update(options)
-            cluster.restart()
+        shop_with_a_standby(pair, options)
         workers = [
             stack.enter_context(
                 pair.primary.worker("--dsn", pair.dsn, "--verbose", dbname="shop", seen=False)
@@ -403,13 +419,7 @@ def test_a_standby_is_promoted_under_load(
         stack.callback(load.stop)
         for _, how in zip(range(times), itertools.cycle(["kill", "immediate", "fast"])):
             load.more(60)
-            pair.fail_over(how)
-            # a commit that waits for a standby needs one
-            pair.follow()
-            shop = Database(pair.primary, "shop")
-            serving = "select count(*) from net.workers where state = 'running'"
-            shop.wait_for(serving, predicate=lambda count: count == 2, timeout=20)
-            shop.close()
+            promote(pair, how)
         load.more(60)
         load.stop()
 

@@ -107,6 +107,18 @@ def test_a_subscriber_sends_its_own_requests_only(
         assert subscriber.value("select count(*) from net.http_request_queue") == 0
 
 
+def end_all(publisher: Database, cancelled: int, deleted: int) -> None:
+    """End a publisher's requests, and its workers; the rest is sent by a worker."""
+    publisher.execute("select net.cancel(%s)", cancelled)
+    publisher.execute("select pgnet.act_on_marks()")
+    publisher.execute("delete from net.http_request_queue where id in (1, %s)", deleted)
+    publisher.execute("delete from pgnet.claim")
+    publisher.execute("update pgnet.worker set gone_since = now()")
+    publisher.execute("delete from pgnet.worker")
+    publisher.execute("select net.configure('ttl', null)")
+    publisher.execute("call net.drain()")
+
+
 def test_what_a_subscriber_takes_and_what_not(
     publisher: Database, subscriber: Database, witness: Running
 ) -> None:
@@ -136,15 +148,7 @@ def test_what_a_subscriber_takes_and_what_not(
             ("example.net",)
         ]
 
-        # ends: one by a worker, one cancelled, one that is deleted; changes and ends of its workers
-        publisher.execute("select net.cancel(%s)", ids[0])
-        publisher.execute("select pgnet.act_on_marks()")
-        publisher.execute("delete from net.http_request_queue where id in (1, %s)", ids[1])
-        publisher.execute("delete from pgnet.claim")
-        publisher.execute("update pgnet.worker set gone_since = now()")
-        publisher.execute("delete from pgnet.worker")
-        publisher.execute("select net.configure('ttl', null)")
-        publisher.execute("call net.drain()")
+        end_all(publisher, cancelled=ids[0], deleted=ids[1])
         caught_up()
         assert subscriber.rows(QUEUE) == expected
         assert subscriber.rows("select id, state from net.responses order by id") == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import psycopg
 import pytest
@@ -239,9 +240,8 @@ def test_set_role_books_to_the_current_role(own: Database) -> None:
 # ---- a token posted on behalf of somebody who must not see it
 
 
-def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
-    """The end user whose INSERT posts it reads neither the request nor its response."""
-    vault = own.connect("rights_vault")
+def post_token_by_trigger(vault: psycopg.Connection[Any], url: str) -> None:
+    """A table whose INSERT posts the vault's token with the vault's rights."""
     vault.execute("create table if not exists public.orders (id int)")
     vault.execute("grant insert, select on public.orders to rights_alice")
     vault.execute(
@@ -256,12 +256,39 @@ def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
                 return new;
             end $$
             """
-        ).format(nginx.url + "/echo")
+        ).format(url)
     )
     vault.execute(
         "create trigger post_token before insert on public.orders"
         " for each row execute function public.post_token()"
     )
+
+
+def knows_nothing_of(alice: psycopg.Connection[Any], ids: list[int]) -> None:
+    """No function tells a role anything of these requests, and no relation shows them."""
+    for request_id in ids:
+        assert value(alice, "select (net.http_get_result(%s)).message", request_id) == (
+            "request matching request_id not found"
+        )
+        for call in ("net.wait(%s)", "net.wait_all(array[%s::bigint])"):
+            with pytest.raises(errors.NoDataFound):
+                alice.execute(f"select {call}", (request_id,))
+        assert value(alice, "select net.cancel(%s)", request_id) is False
+    for relation in (
+        "net.http_request_queue",
+        "net._http_response",
+        "pgnet.failed",
+        "net.requests",
+        "net.responses",
+    ):
+        rows = alice.execute(f"select * from {relation} where id = any(%s)", (ids,)).fetchall()
+        assert rows == []
+
+
+def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
+    """The end user whose INSERT posts it reads neither the request nor its response."""
+    vault = own.connect("rights_vault")
+    post_token_by_trigger(vault, nginx.url + "/echo")
     alice = own.connect("rights_alice")
     transaction = own.connect("rights_alice", autocommit=False)
     transaction.execute("insert into public.orders values (1)")
@@ -286,23 +313,7 @@ def test_a_definer_triggers_token(own: Database, nginx: Nginx) -> None:
     assert len(ids) == 2
     for (status,) in own.rows("select status_code from net.wait_all(%s)", ids):
         assert status == 200
-    for request_id in ids:
-        assert value(alice, "select (net.http_get_result(%s)).message", request_id) == (
-            "request matching request_id not found"
-        )
-        for call in ("net.wait(%s)", "net.wait_all(array[%s::bigint])"):
-            with pytest.raises(errors.NoDataFound):
-                alice.execute(f"select {call}", (request_id,))
-        assert value(alice, "select net.cancel(%s)", request_id) is False
-    for relation in (
-        "net.http_request_queue",
-        "net._http_response",
-        "pgnet.failed",
-        "net.requests",
-        "net.responses",
-    ):
-        rows = alice.execute(f"select * from {relation} where id = any(%s)", (ids,)).fetchall()
-        assert rows == []
+    knows_nothing_of(alice, ids)
     # the vault's own role reads it
     content = value(vault, "select content from net.responses where id = %s", ids[0])
     assert "Authorization: Bearer hunter2" in content
