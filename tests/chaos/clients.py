@@ -1,7 +1,7 @@
 """Clients: sessions that make requests in transactions of every fate, and go on after a crash.
 
-What was committed nobody notes here: app.sent says it, which the same transaction writes. Noted is
-only what the server has told a client: such a commit must be there, and such a rollback must not.
+The table app.sent says which requests were committed: the same transaction writes it. A client
+notes only the server's word: a commit that it was told of must be there, such a rollback must not.
 """
 
 from __future__ import annotations

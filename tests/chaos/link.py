@@ -1,6 +1,6 @@
 """A network namespace with one cable to this machine, which can be pulled.
 
-It needs root. The namespace lives as long as a process of ours holds it; the cable goes with it.
+Root is needed. The namespace lives as long as a process of ours holds it; the cable goes with it.
 """
 
 from __future__ import annotations

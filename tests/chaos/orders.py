@@ -68,8 +68,8 @@ select %(key)s::text, net.http_request(
 returning id
 """
 
-# A few that have failed are sent again. What is to be sent once at most stays as it is: the
-# witness could not tell the two requests apart.
+# A few that have failed are sent again, but none that is to be sent at most once: the witness could
+# not tell the two requests apart.
 SEND_AGAIN = """
 insert into app.sent_again (id, former)
 select net.retry(f.id), f.id

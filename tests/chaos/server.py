@@ -257,7 +257,7 @@ class Server:
     def start(self) -> None:
         cluster = self.cluster
         if self.disk:
-            # Of this process alone, too: what a killed server leaves goes with it.
+            # Shared memory is this process's alone, too: the rest of a killed server goes with it.
             command = ["mount", "-t", "tmpfs", "-o", f"size={_SHARED_MB * 4}m", "none", "/dev/shm"]
             subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
         free = os.statvfs("/dev/shm")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The server that requests go to. It records each, misbehaves by a seed, and outlives all workers.
+"""The server that requests go to: records each, misbehaves by a seed, and outlives all workers.
 
     python3 tests/chaos/witness.py --record FILE --seed N [--host ADDRESS] [--sockets FILE ...]
 

@@ -258,7 +258,7 @@ def test_failed_posts_are_sent_again(ready: Database, httpd: str) -> None:
 # ---- the swap
 
 
-# What of pg_net matters for a swap: the extension's name, its schema, its members.
+# As much of pg_net as a swap meets: the extension's name, its schema, its members.
 PG_NET = """
 create schema net;
 create domain net.http_method as text;

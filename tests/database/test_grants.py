@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from servers.cluster import Cluster, Database
 
 VISITOR, VICTIM, WORKER = "grants_visitor", "grants_victim", "grants_worker"
-# Of the victim's requests and answers, of secrets and claims, and nowhere else.
+# The victim's requests and answers, the secrets and the claims contain it, and nothing else does.
 CANARY = "grants-hunter2-grants"
 
 AFTERWARDS = {

@@ -8,7 +8,7 @@ from psycopg import errors
 
 from servers.cluster import Database
 
-# What an example may find in a database without requests, workers, pg_cron and other roles.
+# Errors that an example may raise in a database without requests, workers, pg_cron, other roles.
 NOTHING_THERE = ("P0002", "55000", "42704", "57014")
 
 

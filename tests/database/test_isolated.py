@@ -40,7 +40,7 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
     )
 
 
-# It imports all that a worker imports, and refuses the DSN then.
+# This command imports all that a worker imports, and then refuses the DSN.
 WORKER = ["worker", "--dsn", "no=dsn"]
 
 

@@ -20,7 +20,7 @@ from servers.cluster import Cluster, Database
 PARALLEL = "sru"  # safe, restricted, unsafe: each may call those before it, and itself
 VOLATILITY = "isv"  # immutable, stable, volatile
 
-# What a body may do that is less than its label, and why.
+# Functions whose body may do less than their label says, and why.
 EXCUSED = {
     # The function raises the error of its arguments, or none: the same each time.
     "raise_error",

@@ -183,9 +183,9 @@ INTERVAL = 1.0
 # The peak beside as many silent requests, which have the same handles, connections and bodies to
 # send, may be so much lower. By their limits, twice, all of them might have 1.3 GB.
 ALLOWED = 64 * MIB
-# Of the fast requests' times, in milliseconds: the half of them, and the slowest percent, may be so
-# many times what they are beside the silent ones, or this at least. (Servers, database and worker
-# have the same few processors.)
+# How many times longer fast requests may take than beside the silent ones; and what the median and
+# the slowest percent may take in any case, in milliseconds. (Servers, database and worker have the
+# same few processors.)
 RATIO, FLOORS = 10, (30, 1000)
 
 
@@ -244,7 +244,7 @@ def test_all_ways_beside_good_requests(
         if form is as_process:
             beside("at once", [several(COPIES)])
         assert_all_left(servers)
-        # What is kept is for the next ones: some ways keep theirs, as the fast server does.
+        # Connections are kept for the next requests, in some ways too, as at the fast server.
         assert sockets(pid) <= opened + 200
 
 
@@ -285,7 +285,7 @@ def test_one_at_a_time(
     assert len(ways) > 30
     grown = {}
     with as_process(database) as pid:
-        # What is made once is made now, and by nobody who may take much.
+        # The worker now makes what it makes once, while no request may take much.
         limit(database, SMALL)
         ask(database, servers, ways)
         all_ended(database, 60)

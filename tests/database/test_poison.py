@@ -1,7 +1,7 @@
 """Rows that cannot be requests: each ends as failed, says why, and stops no other one.
 
-Anyone may insert a row, and a database may be in another encoding than UTF-8. What a row holds is
-first read by the claim, of which all workers live.
+Anyone may insert a row, and a database may be in another encoding than UTF-8. The claim is
+the first to read a row, and all workers live of it.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_callers_may_go_through_a_pooler(
 
 STOPS = int(os.environ.get("PGNET_STOPS", "6"))
 GRACE = 1.5
-# Of this one in so many are slower than the grace.
+# One request in so many is slower than the grace.
 SLOW_ONE_IN = 60
 
 

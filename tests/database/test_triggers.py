@@ -219,7 +219,7 @@ def test_nothing_fires_with_the_owners_rights_in_a_callers_session(
 
 
 def test_the_doctor_names_functions_without_a_fixed_path(audited: Database) -> None:
-    """It names those of triggers, rules, policies, defaults and constraints, and cures all."""
+    """Those of triggers, rules, policies, defaults and constraints; the hint cures all."""
 
     def doctor() -> tuple[bool, str, str | None]:
         row = audited.row("select ok, detail, hint from net.check() where item = 'triggers'")

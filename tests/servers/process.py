@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 def started(module: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run a module, such as servers.httpd, until the block ends; gives the process and its URL.
 
-    The module prints its URL when it listens. It is killed with this process, however that ends.
+    The module prints its URL when it listens. The process is killed when this one ends.
     """
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", module, *arguments],

@@ -2,9 +2,10 @@
 
     cd tests; python3 -m servers.proxyd [--host ADDRESS] [--port N] [--cert PEM] [--user NAME:WORD]
 
-It prints its URL when it listens. It passes requests on (RFC 9112, section 3.2.2) and opens tunnels
-(RFC 9110, section 9.3.6); names that end in `.example` are this host to it. With `--user` it wants
-Basic credentials. The name of the target may ask for trouble, to CONNECT and to other requests:
+The proxy prints its URL when it listens, passes requests on (RFC 9112, section 3.2.2) and opens
+tunnels (RFC 9110, section 9.3.6); names that end in `.example` are this host to it. With `--user`
+it wants Basic credentials. The name of the target may ask for trouble, to CONNECT and to other
+requests:
 
     status-N.example   an answer with status N        hang.example    nothing, ever
     close.example      closed without a byte          reset.example   a TCP reset

@@ -3,15 +3,16 @@
 
     python3 tests/servers/strict.py
 
-It runs in a process of its own (`running()`), reads by h11, and by itself once more: both must
-agree. What it takes is recorded, and answered with its number in `X-Serial`. Everything else is a
-fault: what h11 refuses, and besides a line break or a control character where none belongs, a
-folded line, Host not exactly once, Content-Length twice or beside Transfer-Encoding, white space
-before a colon, another version, bytes behind a request that nobody sent for, a request cut off.
+The server runs in a process of its own (`running()`), reads by h11, and by itself once more: both
+must agree. A request that it takes is recorded, and answered with its number in `X-Serial`.
+Everything else is a fault: what h11 refuses, and besides a line break or a control character where
+none belongs, a folded line, Host not exactly once, Content-Length twice or beside
+Transfer-Encoding, white space before a colon, another version, bytes behind a request that nobody
+sent for, a request cut off.
 
-It listens on a port of 127.0.0.1, of ::1 too where there is IPv6, and prints the addresses and the
-port. Commands come by the standard input, a line each: `take` hands out what was recorded, and
-forgets it; `settle` does so when all connections are closed. It ends with its input.
+The server listens on a port of 127.0.0.1, of ::1 too where there is IPv6, and prints the addresses
+and the port. Commands come by the standard input, a line each: `take` hands out what was recorded,
+and forgets it; `settle` does so when all connections are closed. The server ends with its input.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import h11
 MAX_HEAD = 64 << 20
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 TARGET = re.compile(rb"[\x21-\x7e]+")
-# Of a field's value: tab, and from the space on all but DEL; beyond ASCII is obs-text.
+# The value of a field: tab, and from the space on all but DEL; beyond ASCII is obs-text.
 VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 # How long `settle` waits for connections to close, in seconds.
 PATIENCE = 10.0

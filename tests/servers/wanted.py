@@ -136,7 +136,7 @@ def wanted_target(url: str, params: object) -> tuple[str, str]:
 
 
 def wanted_rest(text: str) -> str:
-    """What RFC 3986 allows in a path or query, and everything else percent-encoded."""
+    """A path or query with everything percent-encoded that RFC 3986 does not allow there."""
     parts = re.split("(%[0-9A-Fa-f]{2})", text)
     parts[::2] = [quote(part, safe="!$&'()*+,;=:@/?-._~") for part in parts[::2]]
     return "".join(parts)

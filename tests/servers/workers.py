@@ -84,7 +84,7 @@ def serving(
 
 @contextlib.contextmanager
 def as_process(database: Database) -> Iterator[int]:
-    """Run a worker process; gives its pid. It has to live to the end."""
+    """Run a worker process, which has to live to the end; gives its pid."""
     with database.worker() as worker:
         yield worker.pid
         assert worker.process.poll() is None
@@ -92,7 +92,7 @@ def as_process(database: Database) -> Iterator[int]:
 
 @contextlib.contextmanager
 def as_backend(database: Database) -> Iterator[int]:
-    """Run a worker in the database; gives the pid of its session. It has to live to the end."""
+    """Run a worker in the database, which has to live to the end; gives the pid of its session."""
     with serving(database) as session:
         yield session.pid
         assert session.running

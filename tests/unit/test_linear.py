@@ -1,7 +1,7 @@
 """No input costs more than its size: ten times as much takes about ten times as long.
 
-What a caller hands over is looked at in the caller's backend, and once more by a worker, which
-serves everybody; what a server answers is read by that worker. So each kind of input is measured at
+A caller's input is looked at in the caller's backend, and once more by a worker, which serves
+everybody; that worker also reads the answers of servers. So each kind of input is measured at
 two sizes. A ratio says whether the work is quadratic, on a slow machine and on a fast one.
 """
 

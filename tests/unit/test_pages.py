@@ -39,7 +39,7 @@ def megabytes(number: int) -> str:
 
 OPTIONS: dict[str, Any] = STORED_OPTIONS
 
-# Of each: the page, what stands there (with the number in a group), and what the code has.
+# For each number: the page, its sentence there (the number is a group), and the number in the code.
 NUMBERS: list[tuple[str, str, object]] = [
     ("errors-at-the-call.md", r"it is longer than (\d+) characters", MAX_URL_LENGTH),
     ("errors-at-the-call.md", r"`the headers are longer than (\d+) bytes`", MAX_HEADERS_LENGTH),
@@ -124,7 +124,7 @@ def literals() -> str:
     return "\n".join(messages)
 
 
-# What differs from one message to the next, where a page shows an example of it.
+# Parts that differ from one message to the next, where a page shows an example of them.
 EXAMPLES = (
     r"CONNECT|an object|client_key|(?:Connect t|T)imeout of|a private address|: select net\..*"
 )

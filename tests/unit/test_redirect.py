@@ -77,7 +77,7 @@ def test_several_locations() -> None:
         ("?r", "https://a.example/v1/x?r"),
         ("y", "https://a.example/v1/y"),
         ("../y", "https://a.example/y"),
-        # Of the base only, not of the request's fragment.
+        # The fragment of a Location is left out, and so is that of the base.
         ("#other", "https://a.example/v1/x?q=1"),
         ("//b.example", "https://b.example/"),
         ("HTTPS://B.example:443/ü ?a=[1]", "https://b.example/%C3%BC%20?a=%5B1%5D"),

@@ -1,7 +1,7 @@
 """The caller's check against the case file, and what the file cannot say.
 
 The case file holds calls of net.http_get, net.http_request and their kin with their row or error.
-Of an argument of type jsonb, a string in the file is the text of the jsonb, any other value its
+For an argument of type jsonb, a string in the file is the text of the jsonb, any other value its
 JSON. Cases marked as only for SQL need jsonb itself. ``hides`` are words that an error must not
 show.
 """

@@ -88,7 +88,7 @@ def attempt(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Inva
     try:
         return call(*args, **kwargs)
     except InvalidRequest as error:
-        # It becomes a PostgreSQL error: one line, in any encoding that could express the input.
+        # PostgreSQL raises the message: one line, in any encoding that could express the input.
         assert f"{error.message}{error.hint}".isprintable()  # noqa: PT017 (not about one error)
         return error
 

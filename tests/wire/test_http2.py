@@ -237,8 +237,9 @@ def test_a_server_that_says_goodbye(
 ) -> None:
     """GOAWAY after each few requests, or a stream refused where there are too many of them.
 
-    What it has not taken goes over another connection, whatever its method, and none is lost. Each
-    gets its own answer, also where requests with a body go over HTTP/1.1 beside the others.
+    A request that the server has not taken goes over another connection, whatever its method, and
+    none is lost. Each gets its own answer, also where requests with a body go over HTTP/1.1 beside
+    the others.
     """
     with Nginx(certificate=authority.certificate, requests=requests, streams=streams) as nginx:
         client = trusting(http_version=http_version)

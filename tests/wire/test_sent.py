@@ -1,7 +1,7 @@
 """For each way to fail: what kind it is, and whether the server may have seen the request.
 
-`possibly_sent` may be false only where no byte of the request can have come to the server. What it
-is true for is never sent again by who must not do a thing twice, so it should not be true for all.
+`possibly_sent` may be false only where no byte of the request can have come to the server. Callers
+that must not do a thing twice never send again where it is true, so it should not always be true.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command ``pgnet worker``: its options. What it does is in worker/process.py."""
+"""The command ``pgnet worker``: its options. The worker itself is in worker/process.py."""
 
 from __future__ import annotations
 

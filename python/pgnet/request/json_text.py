@@ -7,7 +7,8 @@ import json
 from pgnet.request.errors import InvalidRequest
 
 # How many characters params, headers and options may have as JSON text; judged before it is parsed.
-# What fits into a URL or into the headers is shorter, even with each of its characters escaped.
+# Params and headers that a request can have are shorter, even with each of their characters
+# escaped.
 MAX_JSON_LENGTH = 2_500_000
 
 

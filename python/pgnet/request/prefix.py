@@ -66,7 +66,7 @@ def within(prefix: str, url: str) -> bool:
 def covers(prefix: str | None, url: str) -> bool:
     """Whether a secret with this prefix may go into a request to a URL as it is stored.
 
-    Of a secret URL only the origin is known here. `expand_url` judges the rest in the worker.
+    Only the origin of a secret URL is known here. `expand_url` judges the rest in the worker.
     """
     if prefix is None:
         return False

@@ -6,8 +6,7 @@ Requests hold names of secrets only, in one of two forms:
   `Reference`;
 - a URL ``https://host/{secret:name}?query``, as net.secret_url gives it: a `SecretUrl`.
 
-What the values are and where they may go is in the folder ``secret``; a caller's check needs to
-know neither.
+The folder ``secret`` has the values and where they may go; a caller's check needs neither.
 """
 
 from __future__ import annotations

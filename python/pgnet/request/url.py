@@ -7,9 +7,9 @@ stored. Callers may give what browsers take (https://url.spec.whatwg.org):
 - scheme and host become lower case, an international host name its ASCII form (RFC 3490);
 - a port that is empty or the scheme's default is dropped (RFC 3986, 6.2.3), an empty path becomes
   ``/``;
-- path, query and fragment stay as they were written, dot segments and ``%7E`` included. What
-  RFC 3986 does not allow in them is percent-encoded as UTF-8: spaces, characters beyond ASCII,
-  ``[ ] { } | \\ " ^ ` < >``, and a percent sign without two hexadecimal digits behind it;
+- path, query and fragment stay as they were written, dot segments and ``%7E`` included. Characters
+  that RFC 3986 does not allow in them are percent-encoded as UTF-8: spaces, characters beyond
+  ASCII, ``[ ] { } | \\ " ^ ` < >``, and a percent sign without two hexadecimal digits behind it;
 - a host may be an address in any spelling (``127.1``); the egress rules judge the address that is
   connected to.
 """

@@ -5,8 +5,8 @@ Theory of operation
 
 A server may repeat the secrets that a request carried: in a header, in the body, in the URL of a
 redirect; as they are, or encoded in some way. A Mask gets the values (value.py: `sensitive`) and
-replaces each by ``***`` wherever it stands. It does so in three steps, from what costs little and
-finds most to what costs more and is seldom needed:
+replaces each by ``***`` wherever it stands. There are three steps; the first costs least and finds
+most, the last is seldom needed:
 
 1. **Whole forms** (forms.py: `whole_forms`): the value in base64, in hexadecimal, in UTF-16, each
    character percent-encoded or escaped. These are texts to search for.
@@ -20,7 +20,8 @@ finds most to what costs more and is seldom needed:
    Their places are then traced back to the text as it came. If a value still stands in the bare
    text of the result, the whole text is replaced.
 
-What a server turns into anything else (encrypted, compressed, reversed, in parts) is not found.
+A secret that a server has turned into anything else (encrypted, compressed, reversed, in parts) is
+not found.
 
 A server may send a text that is made to keep the search busy, and all requests of a worker share
 one loop. So each search has a bound on its steps (search.py), and a text that would need more is

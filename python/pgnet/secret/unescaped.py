@@ -122,7 +122,7 @@ def standing(forms: Iterable[str], bare: str) -> list[str]:
 def spans_of(text: str, forms: Iterable[str], quoted_printable: bool) -> list[tuple[int, int]]:
     """Return where the forms, which stand in the bare text, stand in the text.
 
-    It takes the steps of `unescape` again, and remembers in each where the characters come from.
+    The steps of `unescape` are taken again, and each remembers where the characters come from.
 
     Raises TooMuch.
     """

@@ -2,7 +2,7 @@
 
 Usable inside a PostgreSQL backend only. Nothing here runs SQL or allocates in PostgreSQL.
 
-What it relies on, in the C of PostgreSQL 15 to 18:
+This module relies on, in the C of PostgreSQL 15 to 18:
 
 | symbol | header | what is read |
 |---|---|---|

@@ -1,10 +1,10 @@
 """The commit callback: it wakes a worker when a transaction commits, and only then.
 
 This module runs in every caller's backend and imports the standard library only. A backend
-registers one callback, which stays for the life of the process. It sends one datagram for a
-transaction, however many requests the transaction made, and raises nothing.
+registers one callback, which stays for the life of the process. The callback sends one datagram for
+a transaction, however many requests the transaction made, and raises nothing.
 
-What it relies on in PostgreSQL's C: `CallXactCallbacks` (access/transam/xact.c) gives
+The callback relies on this in PostgreSQL's C: `CallXactCallbacks` (access/transam/xact.c) gives
 XACT_EVENT_COMMIT after others can see the commit, XACT_EVENT_ABORT after a rollback, and
 XACT_EVENT_PREPARE after PREPARE TRANSACTION; nothing for a savepoint, nor for COMMIT PREPARED.
 tests/database/test_wake_up.py checks it: test_only_a_commit_wakes, test_a_prepared_transaction.

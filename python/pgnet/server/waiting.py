@@ -1,10 +1,11 @@
 """Waiting in a backend: a signal, a cancel, a stop, the end of the postmaster or the client end it.
 
-What it relies on: PostgreSQL's handlers of SIGINT and SIGTERM set InterruptPending, and the kernel
-ends poll(2) with EINTR after any handler, also where it was installed with SA_RESTART, as the
-server's are. When the postmaster dies, its end of a pipe is closed, and ours becomes readable. When
-the client goes, its socket shows POLLRDHUP. tests/database/test_worker_backend.py checks it:
-test_cancel_and_terminate_take_effect_at_once, test_it_does_not_outlive_the_postmaster.
+This module relies on the following. PostgreSQL's handlers of SIGINT and SIGTERM set
+InterruptPending, and the kernel ends poll(2) with EINTR after any handler, also where it was
+installed with SA_RESTART, as the server's are. When the postmaster dies, its end of a pipe is
+closed, and ours becomes readable. When the client goes, its socket shows POLLRDHUP.
+tests/database/test_worker_backend.py checks it: test_cancel_and_terminate_take_effect_at_once,
+test_it_does_not_outlive_the_postmaster.
 """
 
 from __future__ import annotations
@@ -47,11 +48,10 @@ def wait(
 ) -> set[str]:
     """Wait for signals to workers, for at most ``timeout`` seconds; returns their names.
 
-    It also returns, perhaps with no name, when the server's ``interrupt`` flag is set, when the
+    The wait also ends, perhaps with no name, when the server's ``interrupt`` flag is set, when the
     postmaster has died, and when the client has gone: a session without a client would take the
-    wake-ups of others.
-    libc's poll is called directly. Python's own goes on after a signal (PEP 475), and a cancel
-    would have to wait for the timeout.
+    wake-ups of others. libc's poll is called directly. Python's own goes on after a signal (PEP
+    475), and a cancel would have to wait for the timeout.
     """
     poll = ctypes.CDLL(None).poll
     poll.argtypes = [ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.c_int]

@@ -3,7 +3,7 @@
 A worker's backend listens in one of a few numbered slots. A committing backend sends one datagram
 to the first slot that listens. A wake-up is a hint: a lost one costs time, never a request.
 
-What it relies on in PostgreSQL: the current directory of a backend is the data directory, which
+This module relies on PostgreSQL: the current directory of a backend is the data directory, which
 only the server's own user can enter. So the paths are relative, and the limit of 107 bytes for the
 path of a socket holds wherever that directory is. Base backups leave pg_stat_tmp out (the list
 excludeDirContents in backup/basebackup.c). tests/database/test_wake_up.py checks slots, files that

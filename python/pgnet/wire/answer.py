@@ -25,8 +25,9 @@ class Answer:
 
     error: what went wrong; None where a whole response came.
     status_code: of the last response whose status came; None where none came.
-    is_final: whether the status says what became of the request. It does not where there is none,
-    nor where a redirect was followed and the next server gave no answer: then the error says it.
+    is_final: whether the status says what became of the request. Without a status it is false, and
+    so it is where a redirect was followed and the next server gave no answer: then the error says
+    it.
     header_list: the response's fields in order, repeats kept; empty without a status.
     content: the decoded body, or as much of it as came; empty without a status.
     is_whole: whether all of the body came.
@@ -74,7 +75,7 @@ class Answer:
         self.url = request.url.partition("#")[0] if transfer is None else transfer.request.url
         self.is_final = self.as_it_came = False
         self.is_whole = error is None
-        # What holds the body.
+        # None where the body is forgotten.
         self._received: Received | None = None
         self._request = request
         self._response: WireResponse | None = None

@@ -98,8 +98,8 @@ def read_text(body: bytes, content_type: str | None, *, is_whole: bool = True) -
 
     JSON is UTF-8, whatever its label says (RFC 8259, section 8.1), or one of the encodings that
     older standards allowed, which its first bytes show. Any other text has the charset of its byte
-    order mark, or else that of its label, or else UTF-8. What a text says of itself, as in HTML's
-    <meta>, is not read.
+    order mark, or else that of its label, or else UTF-8. A charset within the text, as in
+    HTML's <meta>, is not read.
 
     is_whole: whether all of the body came. Where more should have come, the end may lie within a
     character, which is left out.

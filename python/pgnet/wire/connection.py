@@ -1,4 +1,4 @@
-"""What a connection depends on: where it leads, by which proxy, and how TLS is spoken on it.
+"""Properties of a connection: where it leads, by which proxy, and how TLS is spoken on it.
 
 Requests may share a connection only where all of this is equal. libcurl compares less: it may reuse
 a connection that was made with another certificate, if that stands in a file of the same name. So a

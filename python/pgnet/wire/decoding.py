@@ -4,8 +4,8 @@ libcurl could undo them, but it tells neither that an encoded body was cut short
 came before they were decoded. Nothing here makes more bytes at once than `_PIECE`, however few
 bytes they are made of.
 
-A body whose coding cannot be undone is not lost. It is kept as it came where its label is wrong,
-and up to the fault where the coding is broken.
+A body whose coding cannot be undone is kept: as it came where its label is wrong, up to the fault
+where the coding is broken.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ of the request from there is
   the deadline of the first.
 - **`finish`** makes the one Answer, and calls `done` with it.
 
-What holds, whatever happens:
+These hold, whatever happens:
 
 - `done` is called exactly once for each `start`, from the hub, and never before `start` returns. A
   fault of our own code becomes the error of an Answer, too.
@@ -27,8 +27,8 @@ What holds, whatever happens:
   beside the error. `Answer.is_final` says which of both became of the request: the redirect where
   it has answered the request and the next hop only fetches what it points to (the method became
   GET), or where the next hop was refused here; otherwise the error.
-- What a secret must not reach, no hop is told, and no answer shows: `bound` has the headers that
-  stay behind, `may_follow` judges the URLs.
+- No secret goes to a hop beyond its URL prefix, and no answer shows such a hop: `bound` has the
+  headers that stay behind, `may_follow` judges the URLs.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Exchange:
         URL prefix that the secret is bound to.
         at_most_once: whether the bytes of each hop go out at most once, whatever the method: over a
         connection of their own, by HTTP/1.1, to another address only where nothing can have been
-        sent. What a proxy does with them is up to the proxy.
+        sent. A proxy may still repeat them.
         send_by: when the first hop must have its connection, by the monotonic clock; without one by
         then it is not sent. None: at any time.
         """

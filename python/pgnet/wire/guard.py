@@ -1,12 +1,11 @@
 """Egress: where a request may go, by its host's name and port, and by the address it connects to.
 
 A name is judged before it is looked up, and each of its addresses before a connection is made to
-it, so that a name server cannot lead a request past the rules. Of an IPv6 address that leads to an
+it, so that a name server cannot lead a request past the rules. Where an IPv6 address leads to an
 IPv4 one (mapped, NAT64, 6to4, Teredo, ISATAP), both are judged.
 
-A refusal names the statement that allows what was refused. It does not tell the address of a name:
-a role that may send requests could map the inner network with it. The log has each such address
-once.
+A refusal names the statement that allows the request. The address of a name is not told: a role
+that may send requests could map the inner network with it. The log has each such address once.
 """
 
 from __future__ import annotations
@@ -111,8 +110,8 @@ _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 def embedded_addresses(address: Address) -> tuple[IPv4Address, ...]:
     """Return the IPv4 addresses to which an IPv6 address may lead; an empty tuple for most.
 
-    Mapped, compatible, translated, NAT64, 6to4, Teredo and ISATAP addresses lead to an IPv4 one. It
-    may depend on the translator to which (RFC 6052, section 2.2): all of them are returned then.
+    Mapped, compatible, translated, NAT64, 6to4, Teredo and ISATAP addresses lead to an IPv4 one.
+    Where that depends on the translator (RFC 6052, section 2.2), all of them are returned.
     """
     if not isinstance(address, IPv6Address):
         return ()

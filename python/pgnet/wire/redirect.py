@@ -12,7 +12,7 @@
    describes it (Content-…) stay behind then.
 7. Another origin gets no body, no method that changes anything, and no header of the caller but
    those of `HARMLESS`. A header that is bound to a URL prefix goes to no URL beyond it.
-8. What is left out once stays out, also where a later hop leads back.
+8. A header or body that was left out once stays out, also where a later hop leads back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LONG_URL = 4096
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Scheme and authority, each of which may be empty, and what follows them.
 _AUTHORITY = re.compile(r"(?s:((?:[A-Za-z][A-Za-z0-9+.-]*:)?(?://[^/?]*)?)(.*))")
-# What path and query may hold (RFC 3986, sections 3.3 and 3.4).
+# The characters of path and query (RFC 3986, sections 3.3 and 3.4).
 _PATH_SAFE = "%:/?@!$&'()*+,;=-._~"
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -123,7 +123,7 @@ def locations_in(fields: Iterable[tuple[str, str]]) -> set[str]:
 def resolve(base: str, location: str) -> str:
     """Return the URL that a Location means (RFC 3986, section 5), canonical, without a fragment.
 
-    What may not stand in a URL is percent-encoded where it stands, as browsers do.
+    A character that may not stand in a URL is percent-encoded where it stands, as browsers do.
 
     Raises ValueError for what is not an http or https URL.
     """

@@ -1,7 +1,7 @@
 """A transport adapter for requests.Session, over libcurl and gevent.
 
-The worker does not use it. It gives Python code the wire of this package (guard, name look-ups,
-limits) under the interface that code with requests has already.
+The worker does not use it. Python code gets the wire of this package (guard, name look-ups, limits)
+under the interface that code with requests has already.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Names to addresses by c-ares in the event loop: no thread, no blocking call.
 
-libcurl's own resolver is not used. It blocked the loop for 9.5 s, joining its thread, and signal
+libcurl's own resolver is not used: joining its thread, it blocked the loop for 9.5 s, and signal
 handlers of PostgreSQL may run on such threads. And the guard has to judge the very address that
 libcurl then connects to: a name may have another one at the next look-up.
 """

@@ -21,7 +21,7 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 
 
 class Received:
-    """What has come of an answer.
+    """The part of an answer that has come.
 
     head: its header section; the status is 0 before it has come.
     note: what is wrong with the body of an answer that came whole.
@@ -177,7 +177,7 @@ class Transfer:
     def fail(self, error: WireError) -> None:
         """End with an error, unless it has ended.
 
-        What has come of an answer stays: its status says what the server has done.
+        The part of an answer that has come stays: its status says what the server has done.
         """
         error.possibly_sent = error.possibly_sent or self.attempts.sent
         self.error = error

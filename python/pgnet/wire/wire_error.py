@@ -12,7 +12,7 @@ from typing import Literal
 
 import requests
 
-# What went wrong, as far as it matters for another attempt:
+# The kinds of errors, as far as they matter for another attempt:
 #   name        the name has no address, or no name server could say
 #   connect     no connection was made: refused, unreachable, not in time, or not by the proxy
 #   tls         the two sides could not agree on TLS, or one side did not trust the other

@@ -274,7 +274,7 @@ def test_labels_are_not_remembered(roomy: tuple[Database, int, str], server: Raw
             "select count(*) from net.http_request_queue", predicate=lambda n: n == 0, timeout=60
         )
 
-    # What is made once is made first. Few at a time, which take the room of those before them.
+    # The worker first makes what it makes once. Few at a time, which take the room of those before.
     for start in range(0, 100, 5):
         have_answered(urls[start : start + 5])
     before = size_of(pid, "VmRSS")

@@ -432,7 +432,7 @@ def test_the_callers_own_cookies(ask: Asker) -> None:
     assert ask("GET", "/cookies", headers=headers)["content_json"] == {
         "cookies": {"a": "b", "c": "d"}
     }
-    # What the server set meanwhile is nobody's; the caller's own go along on the same origin.
+    # Cookies that the server has set are not kept; the caller's own go along on the same origin.
     row = ask("GET", "/cookies/set/e/f", headers=headers)
     assert row["content_json"] == {"cookies": {"a": "b", "c": "d"}}
     assert ask("GET", "/cookies")["content_json"] == {"cookies": {}}

@@ -85,7 +85,7 @@ def test_no_attempt_begins_after_the_total_time(served: Database, server: Script
         " where r.id = %s and a.retry_in is not null",
         id,
     )
-    # What was planned lies within; between an answer and its recording a moment passes.
+    # The waits were planned within the bound; between an answer and its recording a moment passes.
     assert max(planned for (planned,) in attempts) <= 1.5 + 0.5
 
 

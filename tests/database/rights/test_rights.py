@@ -64,8 +64,8 @@ ROUTINES = {
     "net.schedule_worker": "owner",
     "net.unschedule_worker": "owner",
     "net.adopt_database": "owner",
-    # The inside. What everyone may execute are the functions that those above, the views and the
-    # policies call with the caller's rights.
+    # The inside. Everyone may execute the functions that those above, the views and the policies
+    # call with the caller's rights.
     "pgnet.append_to_query": "everyone",
     "pgnet.built_in_retry_policies": "everyone",
     "pgnet.caller_is_owner": "everyone",

@@ -79,7 +79,7 @@ def _note_coding(received: Received, decoder: Decoder) -> None:
 
 
 def _keep_broken_head(easy: Easy, transfer: Transfer) -> None:
-    """Of a header section that was broken off, keep the status and the fields that are whole.
+    """Keep the status and the whole fields of a header section that was broken off.
 
     RFC 9112, section 8: such a status may mean less than it says, but it is all that will come.
     """

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 
 A handle is made for connections of one kind (`ConnectionSettings`), and goes back into a pool after
-each request. What was set for one host so cannot stick to a request to another one.
+each request. So an option that was set for one host cannot stick to a request to another one.
 
 libcurl calls back while it works, and each callback belongs to one phase of the request
 (`states.py` has the table):
@@ -22,8 +22,8 @@ libcurl calls back while it works, and each callback belongs to one phase of the
   In PROXY a section is the proxy's; after ANSWERED lines are trailers.
 * CURLOPT_WRITEFUNCTION brings a piece of the body. libcurl does not undo codings here
   (CURLOPT_HTTP_CONTENT_DECODING is 0), because it would not say that an encoded body was cut short.
-* A callback that returns too little aborts the transfer, with CURLE_WRITE_ERROR. What was wrong
-  stands in `fault`, which goes before libcurl's code and words.
+* A callback that returns too little aborts the transfer, with CURLE_WRITE_ERROR. The reason stands
+  in `fault`, which goes before libcurl's code and words.
 
 A callback never raises: pycurl would print the exception to the server's log and go on. An illegal
 change of the phase fails the transfer, and is reported with its traceback.
@@ -185,7 +185,7 @@ class Easy:
                 self.options.release(transfer)
 
     def close(self) -> None:
-        """Close the handle. What it refers to, keys included, goes with it and waits for no gc."""
+        """Close the handle. All that it refers to, keys included, goes with it without the gc."""
         # pycurl lets go of the callbacks, which refer to this object; so does `stop`.
         self.curl.close()
         self.transfer = self.stop = None

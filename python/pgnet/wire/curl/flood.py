@@ -1,11 +1,11 @@
 """Servers that keep us busy with what is neither header nor body.
 
-libcurl hands out headers and bodies, which are counted there. It does not count framing: a server
-may send endless extensions of a chunk, or endless empty frames of HTTP/2. So a call of libcurl that
+libcurl hands out headers and bodies, which are counted there. Framing is not counted: a server may
+send endless extensions of a chunk, or endless empty frames of HTTP/2. So a call of libcurl that
 takes long is put to the account of its socket, and so is one call in many: newer libcurls read a
 little at a time. Where an account is large, the bytes that libcurl has read from the kernel are
-compared with those that it has handed out. A connection is ended where
-the difference exceeds all that its requests may receive.
+compared with those that it has handed out. A connection is ended where the difference exceeds all
+that its requests may receive.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class FloodGuard:
     def check_call(self, fd: int, seconds: float) -> list[Easy]:
         """Put a long call of libcurl to the accounts it is for; the handles to be ended for it.
 
-        fd: the socket that libcurl was called for, or pycurl.SOCKET_TIMEOUT. What libcurl does
-        without a socket, it mostly does for the sockets that were busy before.
+        fd: the socket that libcurl was called for, or pycurl.SOCKET_TIMEOUT. A call without a
+        socket is mostly for the sockets that were busy before.
         """
         wanted = self._sockets.wanted
         flooded = []
@@ -126,8 +126,8 @@ class FloodGuard:
 def _read_by_us(connection: socket.socket) -> int:
     """How many bytes of a connection libcurl has read.
 
-    What waits in the kernel was not read, and says nothing of the server: a worker that is behind
-    would otherwise break off answers it has not looked at.
+    Bytes that wait in the kernel were not read, and say nothing of the server: a worker that is
+    behind would otherwise break off answers that it has not looked at.
     """
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
     (received,) = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)

@@ -10,7 +10,7 @@ time, and afterwards takes what has ended from curl_multi_info_read. `collect.py
 answer or a failure.
 
 libcurl promises: no call blocks, as long as it has no names to look up; each request ends once,
-with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. What it does not promise is done here:
+with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. The rest is done here:
 
 * *Speed.* A watcher of gevent's for each socket takes 42 to 53 us of processor time a request. All
   sockets in one epoll set, which one watcher watches, take 27 to 32 us; libcurl alone 19 to 22 us.
@@ -26,8 +26,8 @@ with a CURLcode; none outlives its CURLOPT_TIMEOUT_MS. What it does not promise 
   (`flood.py`).
 * *That a broken connection of HTTP/2 ends for all.* One request gets CURLE_HTTP2 or its like, and
   libcurl hands another one what is left of a header section. So the connection is ended with all
-  requests that use it. What still comes of an answer that was broken off is read as long as others
-  use the connection; else the connection is ended too (`_break_off`).
+  requests that use it. The rest of an answer that was broken off is read as long as others use the
+  connection; else the connection is ended too (`_break_off`).
 * *That only HTTP/2 has several requests on a connection.* Where a host speaks HTTP/2 on one
   connection and HTTP/1.1 on another, libcurls before 8.14 send several requests at a time over that
   one too, and give each whatever answer comes first. All of them are ended (`_end_mixed_up`).
@@ -184,14 +184,14 @@ class Multi:
         return easy
 
     def _drop(self, easy: Easy) -> None:
-        """Stop a transfer. What still comes of its answer is not read, see `_break_off`."""
+        """Stop a transfer. The rest of its answer is not read, see `_break_off`."""
         if self._busy.pop(easy.curl, None) is not None:
             self._multi.remove_handle(easy.curl)
             self._break_off(easy)
             self._put_back(easy)
 
     def _break_off(self, easy: Easy, whole: bool = False) -> None:
-        """See to it that what still comes of an unwanted answer in HTTP/2 is not read.
+        """See to it that the rest of an unwanted answer in HTTP/2 is not read.
 
         Where other requests use the connection too, it has to be read, unless the connection cannot
         be used any more.
@@ -327,7 +327,7 @@ class Multi:
         if transfer is None:
             return
         try:
-            # What is most often false comes first: each request comes by here.
+            # The condition that is most often false comes first: each request comes by here.
             if (
                 MIXES_UP
                 and transfer.route.origin.scheme == "https"

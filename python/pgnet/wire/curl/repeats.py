@@ -1,7 +1,8 @@
-"""What libcurl must not send twice.
+"""Requests that libcurl must not send twice.
 
 libcurl sends a request once more, whatever its method, where a kept connection ends without a byte
-of an answer, and where a server of HTTP/2 refuses its stream. It has no option against the first.
+of an answer, and where a server of HTTP/2 refuses its stream. libcurl has no option against the
+first.
 The second is safe, and wanted: the server says that it has not processed the request (RFC 9113,
 section 8.7). libcurl does not report which of the two it does, nor that it does any.
 
@@ -30,10 +31,10 @@ import pycurl
 from pgnet.wire.curl.states import ALLOWED, FORBIDDEN, SEALED, STOPPED, Fate, changed
 from pgnet.wire.wire_error import Code, WireError
 
-# What libcurl says before it sends a request once more.
+# How the message begins that libcurl gives before it sends a request once more.
 _REPEATS = b"Connection died, "
-# What libcurl says of HTTP/2, from 7.88 to 8.23: the stream of a request; the last stream that the
-# server will process; that it has refused one; and why a stream or the connection has failed.
+# The messages of libcurl 7.88 to 8.23 about HTTP/2: the stream of a request; the last stream that
+# the server will process; that it has refused one; and why a stream or the connection has failed.
 _find_event = re.compile(
     rb"(?:Using Stream ID: |\[HTTP/2\] \[)(?P<stream>[0-9]+)(?: \(|\] OPENED )"
     rb"|rec\w*ved GOAWAY, error=[0-9]+, last_stream=(?P<goaway>[0-9]+)"

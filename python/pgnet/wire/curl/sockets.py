@@ -1,7 +1,7 @@
 """libcurl's sockets in one epoll set, and what is known of each.
 
 libcurl says which readiness of a socket it waits for, and when it waits for a socket no more
-(CURLMOPT_SOCKETFUNCTION). It does not say when it closes the socket of a kept connection. The
+(CURLMOPT_SOCKETFUNCTION). libcurl does not say when it closes the socket of a kept connection. The
 number may then be that of any other file of this process, in a backend even that of the client's
 connection. So each socket is remembered with its inode, and a number whose inode is another is left
 alone.

@@ -5,8 +5,8 @@ whether libcurl may send the request once more. Each change goes through `change
 where the table does not have it: a callback of libcurl that comes at the wrong time then ends its
 transfer, and is not taken for something else.
 
-`Fate` has no table. It is what is known of one stream of HTTP/2, from words of libcurl that come in
-any order: the strongest word counts.
+`Fate` has no table: libcurl's words about a stream of HTTP/2 come in any order, and the strongest
+counts.
 """
 
 from __future__ import annotations
