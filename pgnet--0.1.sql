@@ -345,6 +345,10 @@ as $$
          'How many workers a request may bring down, or be lost with, before it ends as failed; from the second on it is attempted alone.'),
         ('max_grace', 'interval', '00:00:30', 0, 86400, 'interval',
          'How long at most a worker that is told to stop waits for what is in flight; the rest is given back.'),
+        ('max_pending', 'integer', '0', 0, 2147483647, 'requests',
+         'How many requests may be pending in all; a call beyond it fails with 53400. 0: no limit.'),
+        ('max_pending_per_role', 'integer', '0', 0, 2147483647, 'requests',
+         'How many requests of one role may be pending, each role counted by itself; a call beyond it fails with 53400. 0: no limit.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
@@ -2829,6 +2833,9 @@ begin
     if target is null then
         target := pgnet.check_or_raise('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
+    end if;
     insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
     returning id into request_id;
@@ -2866,6 +2873,9 @@ begin
     if target is null then
         target := pgnet.check_or_raise('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
+    end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
@@ -2902,6 +2912,9 @@ declare
 begin
     if target is null then
         target := pgnet.check_or_raise('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -3093,6 +3106,9 @@ begin
     if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
         has_flow := pgnet.has_flow(others);
     end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
+    end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
@@ -3271,6 +3287,242 @@ comment on function net._encode_url_with_params_array(text, text[]) is
     'The URL with the encoded pairs appended to its query. NULL gives NULL; what is no URL raises '
     '22023.';
 
+-- ======== extension/41_backlog.sql ========
+
+-- Back-pressure: the settings max_pending and max_pending_per_role, beyond which calls are refused.
+--
+-- Nothing is counted in a call. How many requests there are in all, the server knows by its own
+-- statistics (n_live_tup), and the session adds what its transaction has queued. How many there are
+-- of each role, a duty of the heartbeat counts once a second, in pgnet.backlog.
+--
+-- A call must pay nothing while no limit is set. So the limits stand in the body of a function,
+-- which PostgreSQL inlines: what is left of it in a call is a constant. A trigger on pgnet.setting
+-- writes that body, so that a restored dump has the limits too.
+
+create function pgnet.pending_limits()
+    returns integer[]
+    language sql immutable parallel safe
+as $$ select null::pg_catalog.int4[] $$;
+comment on function pgnet.pending_limits() is
+    'The settings max_pending and max_pending_per_role in an array, NULL for one that is off; NULL '
+    'where both are off. pgnet.set_pending_limits writes it.';
+
+create function pgnet.set_pending_limits()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    limits integer[];
+begin
+    -- One session at a time: PostgreSQL refuses to replace a function that another one replaces.
+    perform from pgnet.configuration f for update;
+    limits := array[
+        nullif(pgnet.setting_value('max_pending')::integer, 0), nullif(pgnet.setting_value('max_pending_per_role')::integer, 0)];
+    if limits = array[null, null]::integer[] then
+        limits := null;
+    end if;
+    if limits is distinct from pgnet.pending_limits() then
+        execute format('create or replace function pgnet.pending_limits() returns integer[] language sql immutable parallel safe as %L',
+            format('select %L::pg_catalog.int4[]', limits));
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.set_pending_limits() is
+    'After each change of pgnet.setting: writes the limits into pgnet.pending_limits().';
+create trigger set_pending_limits after insert or update or delete or truncate on pgnet.setting
+    for each statement execute function pgnet.set_pending_limits();
+
+create table pgnet.backlog (
+    role regrole primary key,
+    pending bigint not null,
+    counted timestamptz not null default pg_catalog.clock_timestamp(),
+    inserted bigint
+);
+comment on table pgnet.backlog is
+    'How many requests of each role are pending, and in the row of role 0 how many in all, as the '
+    'heartbeat last counted them; empty while no limit is set. A role sees its own row and that of '
+    'all.';
+comment on column pgnet.backlog.counted is
+    'In the row of role 0: when a worker last counted.';
+comment on column pgnet.backlog.inserted is
+    'How many rows had been inserted into the queue when the count of all began, by the server''s '
+    'statistics.';
+create policy own_backlog on pgnet.backlog for select
+    using (role operator(pg_catalog.=) (select pgnet.caller_role()) or role operator(pg_catalog.=) 0::pg_catalog.oid);
+
+create table pgnet.backlog_count (
+    behind bigint not null default 0,
+    counts jsonb not null default '{}',
+    inserted bigint not null default 0,
+    next_at timestamptz not null default '-infinity',
+    single boolean primary key default true check (single)
+);
+comment on table pgnet.backlog_count is
+    'The count that is under way: the last id that it has seen, the requests of each role so far, '
+    'and how many rows had been inserted when it began.';
+insert into pgnet.backlog_count default values;
+
+-- A call runs in any search_path, so all names are qualified.
+create function pgnet.refuse_backlog(adding integer default 1)
+    returns void
+    language plpgsql volatile parallel unsafe cost 10
+as $$
+declare
+    limits integer[] := pgnet.pending_limits();
+    -- What this session has inserted and not reported yet, and how much of it before this
+    -- transaction: in a procedure that commits nothing is reported before its end. (Somebody may set
+    -- this to another value, as he may insert without these functions.)
+    unreported bigint := pg_catalog.pg_stat_get_xact_tuples_inserted('net.http_request_queue'::pg_catalog.regclass);
+    given pg_catalog.text := pg_catalog.current_setting('pgnet.inserted_before', true);
+    before bigint := case when given operator(pg_catalog.<>) '' then given::bigint end;
+    pending bigint;
+begin
+    if before is null then
+        before := unreported;
+        perform pg_catalog.set_config('pgnet.inserted_before', unreported::pg_catalog.text, true);
+        -- At its end the transaction reports what it has inserted. Otherwise a session reports once a
+        -- second, and one that is idle then after ten.
+        perform pg_catalog.pg_stat_force_next_flush();
+    end if;
+    if limits[1] is not null then
+        pending := pg_catalog.pg_stat_get_live_tuples('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.+) unreported;
+        if pending operator(pg_catalog.+) adding operator(pg_catalog.>) limits[1] then
+            -- A worker in the database, too, reports what it has taken from the queue when its CALL
+            -- ends. So while workers count, their count counts as well, with what was inserted since.
+            pending := least(pending, (
+                select b.pending operator(pg_catalog.+) unreported operator(pg_catalog.-) before operator(pg_catalog.+) greatest(0,
+                    pg_catalog.pg_stat_get_tuples_inserted('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.-) b.inserted)
+                from pgnet.backlog b
+                where b.role operator(pg_catalog.=) 0::pg_catalog.oid
+                    and b.counted operator(pg_catalog.>) (pg_catalog.clock_timestamp() operator(pg_catalog.-) '10 s'::pg_catalog.interval)));
+        end if;
+        if pending operator(pg_catalog.+) adding operator(pg_catalog.>) limits[1] then
+            perform pgnet.raise_backlog('max_pending', pending, limits[1]);
+        end if;
+    end if;
+    if limits[2] is not null then
+        pending := coalesce((select b.pending from pgnet.backlog b where b.role operator(pg_catalog.=) pgnet.caller_role()), 0)
+            operator(pg_catalog.+) unreported operator(pg_catalog.-) before;
+        if pending operator(pg_catalog.+) adding operator(pg_catalog.>) limits[2] then
+            perform pgnet.raise_backlog('max_pending_per_role', pending, limits[2]);
+        end if;
+    end if;
+end
+$$;
+comment on function pgnet.refuse_backlog(integer) is
+    'Raises 53400 where so many requests more would be beyond max_pending or max_pending_per_role.';
+
+create function pgnet.raise_backlog(setting text, pending bigint, most integer)
+    returns void
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using
+        errcode = 'configuration_limit_exceeded',
+        message = case setting
+            when 'max_pending' then format('too many requests are pending: about %s, and at most %s may be', pending, most)
+            else format('too many requests of role "%s" are pending: about %s, and at most %s may be', current_user, pending, most) end,
+        detail = format('The setting %s is %s.', setting, most),
+        hint = case when pgnet.worker_is_up() then 'Try again when workers have sent some of them. net.requests shows them.'
+            else 'No worker is running. ' || pgnet.how_to_start_a_worker() end
+            || format(' The owner of pgnet can raise the limit: select net.configure(%L, %L);', setting, (2::bigint * most)::text);
+end
+$$;
+comment on function pgnet.raise_backlog(text, bigint, integer) is 'Raises 53400 with what to do.';
+
+create function pgnet.forget_backlog()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if exists (select from pgnet.backlog) then
+        delete from pgnet.backlog;
+        update pgnet.backlog_count set behind = 0, counts = '{}', next_at = '-infinity';
+    end if;
+end
+$$;
+comment on function pgnet.forget_backlog() is 'Forgets what was counted, when the limits are off.';
+
+-- A duty of the heartbeat. It reads at most so many requests at a time, in the order of their ids,
+-- and goes on behind them the next time. It takes a twentieth of a worker's time at most.
+create function pgnet.count_backlog()
+    -- seconds until it is due again; NULL where nothing is to be counted
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    began timestamptz := clock_timestamp();
+    most integer := 50000;
+    pause interval;
+    walk record;
+    piece record;
+    is_whole boolean;
+begin
+    if pgnet.pending_limits() is null then
+        perform pgnet.forget_backlog();
+        return null;
+    end if;
+    lock table pgnet.backlog, pgnet.backlog_count in row exclusive mode nowait;
+    lock table net.http_request_queue in access share mode nowait;
+    select w.behind, w.counts,
+        case when w.behind = 0 then pg_stat_get_tuples_inserted('net.http_request_queue'::regclass) else w.inserted end as inserted
+    into walk
+    from pgnet.backlog_count w where w.next_at <= began for update skip locked;
+    if not found then
+        return 1; -- another worker counts, or has counted within this second
+    end if;
+    with piece as materialized (
+        select q.id, q.requested_by::oid as role, q.origin from net.http_request_queue q
+        where q.id > walk.behind order by q.id limit most
+    ), counted as (
+        select p.role, count(*) as number from piece p where p.origin is null group by p.role
+        union all
+        select 0::oid, count(*) from piece p where p.origin is null
+    )
+    select (select count(*) from piece) as seen, (select max(p.id) from piece p) as last_id,
+        (select jsonb_object_agg(s.role, s.number)
+        from (
+            select u.role, sum(u.number) as number
+            from (
+                select c.role, c.number from counted c
+                union all
+                select e.key::oid, e.value::bigint from jsonb_each_text(walk.counts) e
+            ) u
+            group by u.role
+        ) s) as counts
+    into piece;
+    is_whole := piece.seen < most;
+    -- A count that is not at its end says that there are at least so many.
+    insert into pgnet.backlog as b (role, pending, inserted)
+    select e.key::oid, e.value::bigint, case when e.key = '0' then walk.inserted end from jsonb_each_text(piece.counts) e
+    where is_whole or e.key <> '0'
+    on conflict (role) do update set pending = excluded.pending, inserted = excluded.inserted
+    where is_whole and (b.pending <> excluded.pending or b.inserted <> excluded.inserted) or b.pending < excluded.pending;
+    update pgnet.backlog b set counted = clock_timestamp() where b.role = 0::oid;
+    if is_whole then
+        delete from pgnet.backlog b where not piece.counts ? b.role::oid::text;
+    end if;
+    pause := greatest(interval '1 s', 20 * (clock_timestamp() - began));
+    update pgnet.backlog_count
+    set behind = case when is_whole then 0 else piece.last_id end, counts = case when is_whole then '{}' else piece.counts end,
+        inserted = walk.inserted, next_at = clock_timestamp() + pause - interval '0.1 s';
+    return extract(epoch from pause);
+end
+$$;
+comment on function pgnet.count_backlog() is
+    'Counts the pending requests in all and of each role while a limit is set, 50,000 at a time; '
+    'gives the seconds until it is due again.';
+
 -- ======== extension/45_wake_up.sql ========
 
 -- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the
@@ -3350,6 +3602,10 @@ comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
 -- ======== extension/46_pause.sql ========
 
 -- Pauses: hosts whose requests wait until somebody resumes them.
+--
+-- A pause is a state and no setting: it survives restarts, crashes and failovers, and is no part of
+-- a dump, as the requests that wait behind it are none. What a claim does about it stands in
+-- pgnet.take_requests: it passes over the host and reads none of its requests.
 
 create table pgnet.pause (
     host text primary key,
@@ -3360,6 +3616,137 @@ create table pgnet.pause (
 comment on table pgnet.pause is
     'Hosts whose requests wait, by net.pause until net.resume: an authority as in a URL, a name for '
     'all its ports, or * for all hosts.';
+
+create function pgnet.authority_of(host text)
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given text := trim(host);
+    hint text := 'Give a host as it stands in the URL: a name, such as api.example.com, for all its ports; name:port for one; or * for every host.';
+    complete_url text;
+begin
+    if given = '*' then
+        return given;
+    end if;
+    if given ~ '^[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*$' then
+        given := format('[%s]', given); -- an IPv6 address without its brackets
+    elsif given ~ ':0*(80|443)$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('host "%s" is given with a port that URLs leave out', given),
+            hint = format('The name alone stands for all its ports: ''%s''.', regexp_replace(given, ':[0-9]+$', ''));
+    end if;
+    if given is not null and given <> '' and given !~ '[/?#@]' then
+        select i.complete_url into complete_url from pgnet.inspect_request('GET', 'http://' || given || '/', null, null, null, null) i;
+    end if;
+    if complete_url is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid host %s', coalesce('"' || left(host, 300) || '"', 'NULL')),
+            hint = hint;
+    end if;
+    return pgnet.host_of_url(complete_url);
+end
+$$;
+comment on function pgnet.authority_of(text) is
+    'A host, or a host with a port, in the form that URLs are stored in; * stays. Raises 22023 for '
+    'a text that is none.';
+
+-- The pause that a host waits for. pgnet.take_requests asks the same.
+create function pgnet.pause_of(authority text)
+    returns pgnet.pause
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select p from pgnet.pause p
+    where p.host in (authority, regexp_replace(authority, ':[0-9]+$', ''), '*')
+    order by p.host <> authority, p.host = '*'
+    limit 1
+$$;
+comment on function pgnet.pause_of(text) is
+    'The pause that requests to this authority wait for: its own, that of its name, or that of all '
+    'hosts; NULL where it is not paused.';
+
+create function pgnet.is_paused(url text)
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select (pgnet.pause_of(pgnet.host_of_url(url))).host is not null $$;
+comment on function pgnet.is_paused(text) is 'Whether requests to this URL wait for net.resume.';
+
+create function net.pause(
+    -- a host as in URLs; without a port for all its ports; * for every host
+    host text default '*',
+    -- why, for people who look
+    reason text default null
+)
+    -- whether it was not paused before
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    authority text := pgnet.authority_of(host);
+    is_new boolean;
+begin
+    perform pgnet.require_owner();
+    if length(reason) > 1000 then
+        raise exception using errcode = 'invalid_parameter_value', message = 'the reason is longer than 1000 characters',
+            hint = 'Give a sentence, and a link to more.';
+    end if;
+    insert into pgnet.pause as p (host, reason) values (authority, pause.reason)
+    on conflict on constraint pause_pkey do update set paused_by = excluded.paused_by, reason = excluded.reason
+    returning xmax = 0 into is_new;
+    perform pgnet.signal_workers('reload');
+    raise notice using message = format('%s %s', case authority when '*' then 'every host' else format('host "%s"', authority) end,
+        case when is_new then 'is paused: what is in flight goes on, all else waits' else 'was paused already' end);
+    return is_new;
+end
+$$;
+comment on function net.pause(text, text) is
+    'From the commit on no request to this host begins, until net.resume; what is in flight goes '
+    'on, and waiting counts as no attempt. True where it was not paused before; else the reason is '
+    'replaced. Survives restarts, and is no part of a dump. Raises 22023 for a NULL or another '
+    'text that is no host. Owner only.';
+
+create function net.resume(
+    -- as it was given to net.pause
+    host text default '*'
+)
+    -- whether it was paused
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    authority text := pgnet.authority_of(host);
+    was_paused boolean;
+    others text;
+begin
+    perform pgnet.require_owner();
+    delete from pgnet.pause p where p.host = authority;
+    was_paused := found;
+    perform pgnet.signal_workers('reload');
+    select string_agg(o.host, ', ' order by o.host = '*' desc, o.host) into others
+    from (
+        select p.host from pgnet.pause p
+        where authority = '*' or p.host = '*' or authority = regexp_replace(p.host, ':[0-9]+$', '')
+            or p.host = regexp_replace(authority, ':[0-9]+$', '')
+        order by p.host limit 20
+    ) o;
+    raise notice using message = concat_ws('; ',
+        format('%s %s', case authority when '*' then 'the pause of every host' else format('the pause of host "%s"', authority) end,
+            case when was_paused then 'is over' else 'was not there' end),
+        'still paused: ' || others);
+    return was_paused;
+end
+$$;
+comment on function net.resume(text) is
+    'Ends the pause that net.pause was called for with the same host, and wakes the workers; other '
+    'pauses stay, and a notice names them. True where there was such a pause. Raises 22023 for a '
+    'NULL or another text that is no host. Owner only.';
 
 -- ======== extension/47_limits.sql ========
 
@@ -4482,6 +4869,7 @@ begin
         from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null
             and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not pgnet.is_paused(q.url)
         order by q.due
     )
     select array_agg(t.id) into suspects
@@ -4601,6 +4989,7 @@ begin
         cross join lateral (select case when has_limits then pgnet.host_room(p.host) end as room offset 0) h
         where p.host <> all (full_hosts) and p.role <> all (crowded)
             and (s.closed_until > present) is not true
+            -- As in pgnet.pause_of.
             and ((select not exists (select from pgnet.pause)) or not exists (
                 select from pgnet.pause t where t.host in ('*', p.host, regexp_replace(p.host, ':[0-9]+$', '')) offset 0))
     ), ready as materialized (
@@ -6066,6 +6455,7 @@ begin
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'forgetting workers' then pgnet.forget_workers()
             when 'forgetting budgets' then pgnet.forget_budgets()
+            when 'counting what is pending' then pgnet.count_backlog()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -6200,20 +6590,22 @@ declare
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
-        pgnet.worker_role, pgnet.mark in access share mode nowait;
+        pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets']
+        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
+        'counting what is pending']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
     quarantined := (
         select q.id from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not pgnet.is_paused(q.url)
         order by q.due limit 1) is not null;
     return jsonb_build_object(
         'next_poll', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),
@@ -6753,6 +7145,60 @@ comment on function net.forget(bigint) is
     'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
     'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
+-- The caller has marked the failures first: the policy of the queue asks for that.
+create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
+    -- the ids of the new requests
+    returns setof bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if pgnet.caller_is_owner() then
+        -- The right to say whose request it is the owner has alone.
+        return query
+        insert into net.http_request_queue as q (
+            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
+            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
+        from pgnet.failed f where f.id = any (ids)
+        returning q.id;
+    else
+        return query
+        insert into net.http_request_queue as q (
+            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
+        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
+            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
+        from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
+        returning q.id;
+    end if;
+end
+$$;
+comment on function pgnet.send_again(bigint[], boolean) is
+    'Makes new requests of failed ones that the caller has marked so; gives their ids.';
+
+create function pgnet.options_again(options jsonb, idempotency_key text, new_idempotency_key boolean)
+    returns jsonb
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select nullif(
+        -- A row that was inserted by hand may have options that are no object; it has failed for
+        -- that.
+        case when jsonb_typeof(options) = 'object' then options else '{}' end - 'idempotency_key'
+            || case when k.key is null then '{}' else jsonb_build_object('idempotency_key', k.key) end, '{}')
+    from (
+        select case when new_idempotency_key is true then case when options ? 'idempotency_key' then gen_random_uuid()::text end
+            else idempotency_key end as key
+    ) k
+$$;
+comment on function pgnet.options_again(jsonb, text, boolean) is
+    'The options of a request that is sent again: with the idempotency key of the first one, or '
+    'with a new one.';
+
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
     id bigint,
@@ -6774,10 +7220,6 @@ as $$
 declare
     requester regrole;
     found_state text;
-    request record;
-    marked boolean;
-    key text;
-    chosen jsonb;
     request_id bigint;
 begin
     if id is null then
@@ -6796,35 +7238,17 @@ begin
     end if;
     -- Of several sessions that retry the request, the one whose mark comes first does so. The
     -- request is read after that: it may be gone.
-    marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
-    select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
-    if request.id is null then
+    if requester is not null and pgnet.mark_request(id, requester, 'retry') then
+        if pgnet.pending_limits() is not null then
+            perform pgnet.refuse_backlog();
+        end if;
+        request_id := pgnet.send_again(array[id], new_idempotency_key);
+    end if;
+    if request_id is null then
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
-    end if;
-    key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
-        else request.idempotency_key end;
-    chosen := nullif(
-        -- A row that was inserted by hand may have options that are no object; it has failed for
-        -- that.
-        case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
-            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    if requester = pgnet.caller_role() then
-        insert into net.http_request_queue (
-            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
-        values (
-            request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
-            request.priority, request.context, chosen, request.id)
-        returning http_request_queue.id into request_id;
-    else
-        insert into net.http_request_queue (
-            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-        values (
-            request.method, request.url, request.headers, request.body, request.timeout_milliseconds, requester,
-            request.priority, request.context, chosen, request.id)
-        returning http_request_queue.id into request_id;
     end if;
     perform net.wake();
     return request_id;
@@ -6887,21 +7311,30 @@ comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint,
 -- net.hosts: hosts that have settings, and how it stands with them.
 
 create view net.hosts as
-    select u.host, h.settings, l.concurrency, l.in_flight, l.rate, l.burst, l.next_token
+    select u.host, h.settings, l.concurrency, l.in_flight, l.rate, l.burst, l.next_token,
+        p.since as paused_since, p.reason as pause_reason
     from (
         select h.pattern as host from pgnet.host h
         union
         -- Names of hosts are known to the roles that send requests to them, and to the owner.
         select b.host from pgnet.host_budget b
         where (b.concurrency is not null or b.rate is not null) and pgnet.caller_is_owner()
+        union
+        select p.host from pgnet.pause p where p.host operator(pg_catalog.=) '*' or pgnet.caller_is_owner()
     ) u
     left join pgnet.host h on h.pattern operator(pg_catalog.=) u.host
     cross join lateral pgnet.limits_of_host(u.host) l
+    -- As in pgnet.pause_of.
+    left join lateral (
+        select t.since, t.reason from pgnet.pause t
+        where t.host operator(pg_catalog.=) any (array['*', u.host, pg_catalog.regexp_replace(u.host, ':[0-9]+$', '')])
+        order by t.host operator(pg_catalog.<>) u.host, t.host operator(pg_catalog.=) '*' limit 1
+    ) p on true
     offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.hosts is
     'Hosts with settings, by net.configure_host, and for the owner those with limits that have '
-    'requests; one row for each pattern or host. Of all patterns that match a host, the most '
-    'specific one that has a setting counts.';
+    'requests, and those that are paused; one row for each pattern or host. Of all patterns that '
+    'match a host, the most specific one that has a setting counts.';
 comment on column net.hosts.host is
     'A pattern of net.configure_host, or a host as in a URL, with its port where it has one.';
 comment on column net.hosts.settings is 'What is configured for just this pattern; NULL: nothing.';
@@ -6913,6 +7346,469 @@ comment on column net.hosts.rate is 'How many requests may begin in a time; NULL
 comment on column net.hosts.burst is 'How many more than the rate may begin at once.';
 comment on column net.hosts.next_token is
     'When the next request may begin by the rate; NULL: now.';
+comment on column net.hosts.paused_since is
+    'Since when the requests to this host wait for net.resume; NULL: they do not.';
+comment on column net.hosts.pause_reason is 'The reason that net.pause was given.';
+
+-- ======== extension/63_steer.sql ========
+
+-- Steering many requests at once: net.cancel_where and net.retry_where.
+--
+-- Both run with the caller's rights, as net.cancel and net.retry do: they insert marks, and workers
+-- act on these later. A role finds its own requests only, and the owner finds those of all roles.
+--
+-- What a filter costs. Requests that are ready are found by the index http_request_queue_turn: the
+-- search steps from host to host and from role to role, and reads the rows of those places only
+-- that the filter names. Requests that wait for something else are in other indexes, which do not
+-- begin with a host: of these all are read until enough of them match. The other keys are compared
+-- row by row. A search ends as soon as it has found at_most requests.
+--
+-- Row security alone would keep a caller from the index: PostgreSQL compares hosts only after it
+-- has seen whose the row is, since the function of the index is not leakproof. So these views have
+-- their owner's rights and show each caller its own rows; of a condition on their columns
+-- PostgreSQL makes a condition on the index. They begin with WITH, so that nobody can write
+-- through them.
+
+create view pgnet.own_queued with (security_barrier) as
+    with caller as (
+        select pgnet.caller_role() as role, pgnet.caller_is_owner() as is_owner
+    )
+    select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.requested_by, q.priority,
+        q.url, q.created, q.context, q.due, q.held, q.origin
+    from net.http_request_queue q
+    where q.requested_by operator(pg_catalog.=) (select c.role from caller c) or (select c.is_owner from caller c);
+comment on view pgnet.own_queued is
+    'The queued requests of the caller, or of all roles for the owner, as net.cancel_where searches '
+    'them.';
+
+create view pgnet.own_place with (security_barrier) as
+    with recursive caller as (
+        select pgnet.caller_role()::pg_catalog.oid as role, pgnet.caller_is_owner() as is_owner
+    ), place (host, role) as (
+        (select pgnet.host_of_url(q.url) collate "C", q.requested_by::pg_catalog.oid from net.http_request_queue q
+         where q.due is null and q.held is not true and q.origin is null
+         order by pgnet.host_of_url(q.url) collate "C", q.requested_by::pg_catalog.oid limit 1)
+        union all
+        select n.host, n.role
+        from place p
+        cross join lateral (
+            select pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role from net.http_request_queue q
+            where q.due is null and q.held is not true and q.origin is null
+                and (pgnet.host_of_url(q.url) collate "C", q.requested_by::pg_catalog.oid) operator(pg_catalog.>) (p.host, p.role)
+            order by pgnet.host_of_url(q.url) collate "C", q.requested_by::pg_catalog.oid limit 1
+        ) n
+    )
+    select p.host, p.role from place p
+    where p.role operator(pg_catalog.=) (select c.role from caller c) or (select c.is_owner from caller c);
+comment on view pgnet.own_place is
+    'The hosts at which requests of the caller are ready, or of all roles for the owner, with the '
+    'role.';
+
+create type pgnet.request_filter as (
+    -- authorities, and names for all their ports; NULL here and below: any
+    hosts text[],
+    roles oid[],
+    states net.request_state[],
+    kinds text[],
+    -- made or failed before, and after
+    before timestamptz,
+    after timestamptz,
+    url_like text,
+    context jsonb
+);
+comment on type pgnet.request_filter is
+    'What net.cancel_where and net.retry_where search for: their argument, read.';
+
+create function pgnet.filter_fault(problem text, remedy text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    raise exception using errcode = 'invalid_parameter_value', message = problem, hint = remedy;
+end
+$$;
+comment on function pgnet.filter_fault(text, text) is 'Raises 22023: something is wrong with a filter.';
+
+-- A value may be one text, or an array of texts.
+create function pgnet.filter_texts(filter jsonb, key text)
+    returns text[]
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given jsonb := filter -> key;
+begin
+    if given is null then
+        return null;
+    end if;
+    if jsonb_typeof(given) <> 'array' then
+        given := jsonb_build_array(given);
+    end if;
+    if given = '[]' or exists (select from jsonb_array_elements(given) g where jsonb_typeof(g) <> 'string') then
+        perform pgnet.filter_fault(format('"%s" of a filter must be a string or an array of strings', key),
+            format('Such as {"%s": "..."}. A key that is left out matches every request.', key));
+    end if;
+    return array(select jsonb_array_elements_text(given));
+end
+$$;
+comment on function pgnet.filter_texts(jsonb, text) is
+    'The value of a key that may be a string or an array of strings; NULL without the key.';
+
+-- An age, or a time.
+create function pgnet.filter_time(filter jsonb, key text)
+    returns timestamptz
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given text := case when jsonb_typeof(filter -> key) = 'string' then filter ->> key end;
+    age interval;
+    point timestamptz;
+begin
+    if not filter ? key then
+        return null;
+    end if;
+    begin
+        if given ~ '^ *[0-9]{4}-' then
+            point := given::timestamptz;
+        elsif given ~ '[a-zA-Z:]' then
+            age := given::interval;
+        end if;
+    exception when data_exception then
+        null;
+    end;
+    if point is null and (age is null or age < interval '0') then
+        perform pgnet.filter_fault(format('"%s" of a filter must be an age or a time', key),
+            format('Such as {"%1$s": "10 minutes"} or {"%1$s": "2030-01-31 12:00+00"}.', key));
+    end if;
+    return coalesce(point, now() - age);
+end
+$$;
+comment on function pgnet.filter_time(jsonb, text) is
+    'The time that a key says, as a time or as an age; NULL without the key.';
+
+create function pgnet.read_filter(
+    filter jsonb,
+    at_most integer,
+    -- the states that can be asked for
+    possible_states net.request_state[]
+)
+    returns pgnet.request_filter
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known text[] := array['host', 'role', 'state', 'kind', 'older_than', 'newer_than', 'url_like', 'context'];
+    found pgnet.request_filter;
+    unknown text;
+begin
+    if jsonb_typeof(filter) is distinct from 'object' or filter = '{}' then
+        perform pgnet.filter_fault('a filter is a JSON object with at least one key',
+            'Such as {"host": "api.example.com", "older_than": "1 hour"}. All requests of a role: {"role": "..."}.');
+    end if;
+    unknown := (select k from jsonb_object_keys(filter) k where k <> all (known) limit 1);
+    if unknown is not null then
+        perform pgnet.filter_fault(format('a filter has no key "%s"', left(unknown, 60)), 'known: ' || array_to_string(known, ', '));
+    end if;
+    found.hosts := (select array_agg(pgnet.authority_of(h)) from unnest(pgnet.filter_texts(filter, 'host')) h);
+    if '*' = any (found.hosts) then
+        found.hosts := null;
+    end if;
+    found.roles := (select array_agg(pgnet.role_named(r)::oid) from unnest(pgnet.filter_texts(filter, 'role')) r);
+    unknown := (select s from unnest(pgnet.filter_texts(filter, 'state')) s where s <> all (possible_states::text[]) limit 1);
+    if unknown is not null then
+        perform pgnet.filter_fault(format('there is nothing to do with requests in the state "%s"', left(unknown, 60)),
+            'states that can be asked for: ' || array_to_string(possible_states, ', '));
+    end if;
+    found.states := pgnet.filter_texts(filter, 'state');
+    unknown := (
+        select k from unnest(pgnet.filter_texts(filter, 'kind')) k where k !~ '^(timeout|no_answer|status|[1-5]xx|[1-5][0-9][0-9])$' limit 1);
+    if unknown is not null then
+        perform pgnet.filter_fault(format('there is no kind of error "%s"', left(unknown, 60)),
+            'known: timeout, no_answer (any other error without an answer), status (an answer whose status is not accepted), 4xx and the like, and statuses such as 503');
+    end if;
+    found.kinds := pgnet.filter_texts(filter, 'kind');
+    found.before := pgnet.filter_time(filter, 'older_than');
+    found.after := pgnet.filter_time(filter, 'newer_than');
+    if filter ? 'url_like' and jsonb_typeof(filter -> 'url_like') <> 'string' then
+        perform pgnet.filter_fault('"url_like" of a filter must be a string', 'A pattern of LIKE, such as {"url_like": "%/orders/%"}.');
+    end if;
+    found.url_like := filter ->> 'url_like';
+    found.context := filter -> 'context';
+    if at_most < 1 then
+        perform pgnet.filter_fault('at_most must be 1 or more', 'NULL means all that match.');
+    end if;
+    return found;
+end
+$$;
+comment on function pgnet.read_filter(jsonb, integer, net.request_state[]) is
+    'Reads a filter of net.cancel_where or net.retry_where. Raises 22023 with the keys and values '
+    'that there are, 42704 for a role that does not exist.';
+
+-- What can be told of an error from what is stored of it.
+create function pgnet.is_error_of(kinds text[], status_code integer, error_msg text)
+    returns boolean
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when status_code is not null then array['status', left(status_code::text, 1) || 'xx', status_code::text] && kinds
+        when error_msg is null then false
+        when error_msg ~* '(timeout of .* reached|timed out)' then 'timeout' = any (kinds)
+        else 'no_answer' = any (kinds) end
+$$;
+comment on function pgnet.is_error_of(text[], integer, text) is
+    'Whether an attempt that ended so is of one of these kinds: timeout, no_answer, status, 4xx, '
+    '503 and the like.';
+
+create function pgnet.matching_queued(wanted pgnet.request_filter, at_most integer)
+    returns table (id bigint, requested_by regrole)
+    language plpgsql stable parallel safe rows 1000
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set enable_material = off
+    -- The filter's values are constants then: what it does not ask for costs nothing.
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    f_hosts text[] := wanted.hosts;
+    f_names text[] := array(select h from unnest(wanted.hosts) h where h !~ ':[0-9]+$');
+    f_roles oid[] := case when pgnet.caller_is_owner() then wanted.roles else array[pgnet.caller_role()::oid] end;
+    f_states net.request_state[] := wanted.states;
+    only_in_flight boolean := coalesce(wanted.states <@ '{in_flight}', false);
+    f_kinds text[] := wanted.kinds;
+    f_before timestamptz := wanted.before;
+    f_after timestamptz := wanted.after;
+    f_url text := wanted.url_like;
+    f_context jsonb := wanted.context;
+begin
+    if not pgnet.caller_is_owner() and wanted.roles is not null and pgnet.caller_role()::oid <> all (wanted.roles) then
+        return; -- other roles' requests are not seen
+    end if;
+    return query
+    select q.id, q.requested_by
+    from (
+        select i.*
+        from pgnet.claim c
+        cross join lateral (
+            select v.* from pgnet.own_queued v where v.id = c.id and v.origin is null offset 0
+        ) i
+        where only_in_flight
+        union all
+        select r.*
+        from pgnet.own_place p
+        cross join lateral (
+            select v.* from pgnet.own_queued v
+            where v.host = p.host and v.role = p.role
+                and v.due is null and v.held is not true and v.origin is null
+            offset 0
+        ) r
+        where not only_in_flight
+            and (f_hosts is null or p.host = any (f_hosts) or regexp_replace(p.host, ':[0-9]+$', '') = any (f_names))
+            and (f_roles is null or p.role = any (f_roles))
+        union all
+        select v.* from pgnet.own_queued v where not only_in_flight and v.due is not null and v.origin is null
+        union all
+        select h.*
+        from pgnet.flow f
+        cross join lateral (
+            select v.* from pgnet.own_queued v
+            where v.id = f.request_id and v.requested_by = f.requested_by and v.held and v.due is null and v.origin is null offset 0
+        ) h
+        where not only_in_flight
+    ) q
+    where (f_hosts is null or q.host = any (f_hosts) or regexp_replace(q.host, ':[0-9]+$', '') = any (f_names))
+        and (f_roles is null or q.role = any (f_roles))
+        and (f_before is null or q.created < f_before)
+        and (f_after is null or q.created >= f_after)
+        and (f_url is null or q.url like f_url)
+        and (f_context is null or q.context @> f_context)
+        and (f_states is null and f_kinds is null or exists (
+            select from net.requests r
+            where r.id = q.id and (f_states is null or r.state = any (f_states))
+                and (f_kinds is null or pgnet.is_error_of(f_kinds, r.status_code, r.error_msg)) offset 0))
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+    limit at_most;
+end
+$$;
+comment on function pgnet.matching_queued(pgnet.request_filter, integer) is
+    'The queued requests that a filter finds, at most so many (NULL: all); not those that are '
+    'cancelled or forgotten already.';
+
+-- As with the states of requests, what is not said is not read: retries look at pgnet.failed by the
+-- time at which they failed, from the oldest on.
+create function pgnet.matching_failed(wanted pgnet.request_filter, at_most integer)
+    returns table (id bigint, requested_by regrole)
+    language plpgsql stable parallel safe rows 1000
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set plan_cache_mode = force_custom_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    f_hosts text[] := wanted.hosts;
+    f_names text[] := array(select h from unnest(wanted.hosts) h where h !~ ':[0-9]+$');
+    f_roles oid[] := wanted.roles;
+    f_states net.request_state[] := wanted.states;
+    f_kinds text[] := wanted.kinds;
+    f_before timestamptz := coalesce(wanted.before, 'infinity');
+    f_after timestamptz := coalesce(wanted.after, '-infinity');
+    f_url text := wanted.url_like;
+    f_context jsonb := wanted.context;
+begin
+    return query
+    select f.id, f.requested_by
+    from pgnet.failed f
+    where f.failed < f_before and f.failed >= f_after
+        and (pgnet.caller_is_owner() or f.requested_by = pgnet.caller_role())
+        and f.state = any (f_states)
+        and (f_roles is null or f.requested_by = any (f_roles))
+        and (f_hosts is null or pgnet.host_of_url(f.url) = any (f_hosts)
+            or regexp_replace(pgnet.host_of_url(f.url), ':[0-9]+$', '') = any (f_names))
+        and (f_kinds is null or pgnet.is_error_of(f_kinds, f.status_code, f.error_msg))
+        and (f_url is null or f.url like f_url)
+        and (f_context is null or f.context @> f_context)
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel' offset 0)
+    order by f.failed
+    limit at_most;
+end
+$$;
+comment on function pgnet.matching_failed(pgnet.request_filter, integer) is
+    'The requests of pgnet.failed that a filter finds, at most so many (NULL: all), the oldest '
+    'failures first; not those that are sent again or forgotten already.';
+
+create function pgnet.mark_requests(ids bigint[], requesters regrole[], action text)
+    -- those that were not marked so before
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    marked bigint[];
+begin
+    -- In the order of ids: of two sessions that mark the same requests one waits for the other, and
+    -- never both.
+    if pgnet.caller_is_owner() then
+        with mark as (
+            insert into pgnet.mark (request_id, requested_by, action)
+            select r.id, r.requester, mark_requests.action from unnest(ids, requesters) r (id, requester) order by r.id
+            on conflict do nothing
+            returning request_id
+        )
+        select array_agg(m.request_id) into marked from mark m;
+    else
+        with mark as (
+            insert into pgnet.mark (request_id, action)
+            select r.id, mark_requests.action from unnest(ids) r (id) order by r.id
+            on conflict do nothing
+            returning request_id
+        )
+        select array_agg(m.request_id) into marked from mark m;
+    end if;
+    return coalesce(marked, '{}');
+end
+$$;
+comment on function pgnet.mark_requests(bigint[], regrole[], text) is
+    'Marks requests of the caller, or of any role where the caller is the owner; gives those that '
+    'were not marked so before.';
+
+create function net.cancel_where(
+    -- which requests: keys host, role, state, kind, older_than, newer_than, url_like, context
+    filter jsonb,
+    -- at most so many; NULL: all that match
+    at_most integer default 1000,
+    -- true: count, and cancel none
+    dry_run boolean default false
+)
+    -- how many were cancelled, or would be
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    wanted pgnet.request_filter := pgnet.read_filter(filter, at_most, '{scheduled,ready,in_flight,retrying}');
+    ids bigint[];
+    requesters regrole[];
+begin
+    select array_agg(m.id), array_agg(m.requested_by) into ids, requesters from pgnet.matching_queued(wanted, at_most) m;
+    if ids is null or dry_run is not false then
+        return coalesce(cardinality(ids), 0);
+    end if;
+    ids := pgnet.mark_requests(ids, requesters, 'cancel');
+    perform pgnet.reload_workers();
+    return cardinality(ids);
+end
+$$;
+comment on function net.cancel_where(jsonb, integer, boolean) is
+    'Cancels the queued requests that a filter finds, as net.cancel does, and gives how many; with '
+    'dry_run, how many it would cancel. A role''s own requests only; for the owner, those of all '
+    'roles. NULL as at_most means all, as dry_run true. Raises 22023 for a filter that is NULL, '
+    'empty or has an unknown key or value, 42704 for a role that does not exist.';
+
+create function net.retry_where(
+    -- which failed requests: keys host, role, state, kind, older_than, newer_than, url_like,
+    -- context
+    filter jsonb,
+    -- at most so many; NULL: all that match
+    at_most integer default 1000,
+    -- true: count, and send none
+    dry_run boolean default false
+)
+    -- how many were sent again, or would be
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    wanted pgnet.request_filter := pgnet.read_filter(filter, at_most, '{failed,unknown,cancelled}');
+    ids bigint[];
+    requesters regrole[];
+    number bigint;
+begin
+    -- What may have been received, or was cancelled, is sent again only where the filter says so.
+    wanted.states := coalesce(wanted.states, '{failed}');
+    select array_agg(m.id), array_agg(m.requested_by) into ids, requesters from pgnet.matching_failed(wanted, at_most) m;
+    if ids is null or dry_run is not false then
+        return coalesce(cardinality(ids), 0);
+    end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog(cardinality(ids));
+    end if;
+    -- As in net.retry: of several sessions that retry a request, the one whose mark comes first does
+    -- so.
+    number := (select count(*) from pgnet.send_again(pgnet.mark_requests(ids, requesters, 'retry'), false));
+    perform net.wake();
+    return number;
+end
+$$;
+comment on function net.retry_where(jsonb, integer, boolean) is
+    'Sends the failed requests again that a filter finds, as net.retry does, and gives how many; '
+    'with dry_run, how many it would send. Those in the state unknown or cancelled only where the '
+    'filter names the state. A role''s own requests only; for the owner, those of all roles. NULL '
+    'as at_most means all, as dry_run true. Raises 22023 for a filter that is NULL, empty or has '
+    'an unknown key or value, 42704 for a role that does not exist.';
 
 -- ======== extension/70_worker.sql ========
 
@@ -7244,6 +8140,7 @@ as $$
         ('requests', 'requests', 'select id, state, url, error_msg from net.requests order by id desc limit 10;'),
         ('requests', 'attempts', 'select * from net.attempts where request_id = 1;'),
         ('requests', 'cancel', 'select net.cancel(1);'),
+        ('requests', 'cancel_where', 'select net.cancel_where(''{"host": "api.example.com", "older_than": "1 hour"}'', dry_run => true);'),
         ('requests', 'forget', 'select net.forget(1);'),
         ('requests', 'wake', 'select net.wake();'),
         ('responses', 'responses', 'select id, status_code, content_json, took from net.responses order by id desc limit 10;'),
@@ -7254,6 +8151,7 @@ as $$
         ('responses', 'http_collect_response', 'select (net.http_collect_response(1)).message;'),
         ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
         ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
+        ('failures', 'retry_where', 'select net.retry_where(''{"host": "api.example.com", "newer_than": "1 hour"}'', dry_run => true);'),
         ('failures', 'retry_policies', 'select * from net.retry_policies;'),
         ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
         ('workers', 'work', 'call net.work();'),
@@ -7275,6 +8173,8 @@ as $$
         ('egress', 'forget_host', 'select net.forget_host(''*.example.com'');'),
         ('hosts', 'hosts', 'select * from net.hosts;'),
         ('hosts', 'configure_host', 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'');'),
+        ('hosts', 'pause', 'select net.pause(''api.example.com'', ''maintenance until noon'');'),
+        ('hosts', 'resume', 'select net.resume(''api.example.com'');'),
         ('secrets', 'secrets', 'select * from net.secrets;'),
         ('secrets', 'set_secret', 'select net.set_secret(''key'', ''the secret value'', ''https://example.com/api/'');'),
         ('secrets', 'grant_secret', 'select net.grant_secret(''key'', ''app_role'');'),
@@ -7607,6 +8507,7 @@ declare
     oldest interval;
     waiting bigint;
     workers bigint;
+    uncounted boolean;
 begin
     if pg_is_in_recovery() then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
@@ -7618,15 +8519,45 @@ begin
 
     select count(*), max(now() - q.created) into waiting, oldest
     from (select q.created from net.http_request_queue q order by q.id limit 10000) q;
-    return query select 'queue', coalesce(oldest, interval '0') < interval '5 minutes',
-        format('%s waiting%s', case when waiting = 10000 then '10000 or more' else waiting::text end,
-            coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), '')),
-        case when oldest >= interval '5 minutes' then
+    -- n_live_tup is not kept then.
+    uncounted := (pgnet.pending_limits())[1] is not null and not current_setting('track_counts')::boolean;
+    return query select 'queue', coalesce(oldest, interval '0') < interval '5 minutes' and not uncounted,
+        format('%s waiting%s%s', case when waiting = 10000 then '10000 or more' else waiting::text end,
+            coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), ''),
+            case when uncounted then '; max_pending limits nothing, since the server counts no rows' else '' end),
+        case when uncounted then 'Set track_counts = on.'
+            when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 end
 $$;
 comment on function pgnet.check_work() is
     'The rows of net.check() about workers and the queue.';
+
+create function pgnet.check_pauses()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    number bigint;
+    listed text;
+    cures text;
+begin
+    select count(*), string_agg(format('%s since %s by %s%s', case p.host when '*' then 'every host' else p.host end,
+            date_trunc('second', p.since), p.paused_by, ': ' || p.reason), '; ' order by p.place) filter (where p.place <= 5),
+        string_agg(format('select net.resume(%L);', p.host), ' ' order by p.place) filter (where p.place <= 5)
+    into number, listed, cures
+    from (
+        select p.*, row_number() over (order by p.host <> '*', p.since) as place from pgnet.pause p
+    ) p;
+    return query select 'pauses', number = 0,
+        case when number = 0 then 'no host is paused'
+            else format('%s%s', listed, case when number > 5 then format('; and %s more in net.hosts', number - 5) end) end,
+        cures;
+end
+$$;
+comment on function pgnet.check_pauses() is
+    'The row of net.check() about hosts whose requests wait for net.resume.';
 
 create function pgnet.check_heartbeat()
     returns setof pgnet.finding
@@ -7834,6 +8765,7 @@ begin
     return query select * from pgnet.check_package();
     return query select * from pgnet.check_database();
     return query select * from pgnet.check_work();
+    return query select * from pgnet.check_pauses();
     return query select * from pgnet.check_heartbeat();
     return query select * from pgnet.check_rights();
     return query select * from pgnet.check_definers();
@@ -7942,6 +8874,7 @@ grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
+grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.workers,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
@@ -7952,7 +8885,7 @@ grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry,
+    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -7968,7 +8901,12 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
-    pgnet.json_or_null, pgnet.mark_request,
+    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
+    -- many at once
+    pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
+    pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
+    -- back-pressure
+    pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- workers and settings
     pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
     pgnet.limits_of_host, pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries

@@ -147,6 +147,9 @@ begin
     if target is null then
         target := pgnet.check_or_raise('GET', http_get.url, http_get.params, http_get.headers, http_get.timeout_milliseconds);
     end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
+    end if;
     insert into net._new_request (method, url, headers, timeout_milliseconds)
     values ('GET', target, http_get.headers, http_get.timeout_milliseconds)
     returning id into request_id;
@@ -184,6 +187,9 @@ begin
     if target is null then
         target := pgnet.check_or_raise('POST', http_post.url, http_post.params, typed_headers, http_post.timeout_milliseconds);
     end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
+    end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('POST', target, typed_headers, pg_catalog.convert_to(http_post.body::pg_catalog.text, 'UTF8'), http_post.timeout_milliseconds)
     returning id into request_id;
@@ -220,6 +226,9 @@ declare
 begin
     if target is null then
         target := pgnet.check_or_raise('DELETE', http_delete.url, http_delete.params, typed_headers, http_delete.timeout_milliseconds);
+    end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds)
     values ('DELETE', target, typed_headers, pg_catalog.convert_to(http_delete.body::pg_catalog.text, 'UTF8'), http_delete.timeout_milliseconds)
@@ -410,6 +419,9 @@ begin
     end if;
     if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
         has_flow := pgnet.has_flow(others);
+    end if;
+    if pgnet.pending_limits() is not null then
+        perform pgnet.refuse_backlog();
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
     values (token, target, typed_headers, content, total,

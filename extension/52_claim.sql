@@ -297,6 +297,7 @@ begin
         from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null
             and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not pgnet.is_paused(q.url)
         order by q.due
     )
     select array_agg(t.id) into suspects
@@ -416,6 +417,7 @@ begin
         cross join lateral (select case when has_limits then pgnet.host_room(p.host) end as room offset 0) h
         where p.host <> all (full_hosts) and p.role <> all (crowded)
             and (s.closed_until > present) is not true
+            -- As in pgnet.pause_of.
             and ((select not exists (select from pgnet.pause)) or not exists (
                 select from pgnet.pause t where t.host in ('*', p.host, regexp_replace(p.host, ':[0-9]+$', '')) offset 0))
     ), ready as materialized (

@@ -27,6 +27,7 @@ begin
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'forgetting workers' then pgnet.forget_workers()
             when 'forgetting budgets' then pgnet.forget_budgets()
+            when 'counting what is pending' then pgnet.count_backlog()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -161,20 +162,22 @@ declare
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
-        pgnet.worker_role, pgnet.mark in access share mode nowait;
+        pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
     lock table pgnet.fault in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets']
+        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
+        'counting what is pending']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
     quarantined := (
         select q.id from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+            and not pgnet.is_paused(q.url)
         order by q.due limit 1) is not null;
     return jsonb_build_object(
         'next_poll', least(next_duty, pgnet.next_poll(worker_id, owned, quarantined)),

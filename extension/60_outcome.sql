@@ -514,6 +514,60 @@ comment on function net.forget(bigint) is
     'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
     'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
+-- The caller has marked the failures first: the policy of the queue asks for that.
+create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
+    -- the ids of the new requests
+    returns setof bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if pgnet.caller_is_owner() then
+        -- The right to say whose request it is the owner has alone.
+        return query
+        insert into net.http_request_queue as q (
+            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
+        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
+            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
+        from pgnet.failed f where f.id = any (ids)
+        returning q.id;
+    else
+        return query
+        insert into net.http_request_queue as q (
+            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
+        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
+            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
+        from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
+        returning q.id;
+    end if;
+end
+$$;
+comment on function pgnet.send_again(bigint[], boolean) is
+    'Makes new requests of failed ones that the caller has marked so; gives their ids.';
+
+create function pgnet.options_again(options jsonb, idempotency_key text, new_idempotency_key boolean)
+    returns jsonb
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select nullif(
+        -- A row that was inserted by hand may have options that are no object; it has failed for
+        -- that.
+        case when jsonb_typeof(options) = 'object' then options else '{}' end - 'idempotency_key'
+            || case when k.key is null then '{}' else jsonb_build_object('idempotency_key', k.key) end, '{}')
+    from (
+        select case when new_idempotency_key is true then case when options ? 'idempotency_key' then gen_random_uuid()::text end
+            else idempotency_key end as key
+    ) k
+$$;
+comment on function pgnet.options_again(jsonb, text, boolean) is
+    'The options of a request that is sent again: with the idempotency key of the first one, or '
+    'with a new one.';
+
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
     id bigint,
@@ -535,10 +589,6 @@ as $$
 declare
     requester regrole;
     found_state text;
-    request record;
-    marked boolean;
-    key text;
-    chosen jsonb;
     request_id bigint;
 begin
     if id is null then
@@ -557,35 +607,17 @@ begin
     end if;
     -- Of several sessions that retry the request, the one whose mark comes first does so. The
     -- request is read after that: it may be gone.
-    marked := requester is not null and pgnet.mark_request(id, requester, 'retry');
-    select * into request from pgnet.failed f where marked and f.id = retry.id and f.requested_by = requester;
-    if request.id is null then
+    if requester is not null and pgnet.mark_request(id, requester, 'retry') then
+        if pgnet.pending_limits() is not null then
+            perform pgnet.refuse_backlog();
+        end if;
+        request_id := pgnet.send_again(array[id], new_idempotency_key);
+    end if;
+    if request_id is null then
         raise exception using
             errcode = 'no_data_found',
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
-    end if;
-    key := case when new_idempotency_key then case when request.options ? 'idempotency_key' then gen_random_uuid()::text end
-        else request.idempotency_key end;
-    chosen := nullif(
-        -- A row that was inserted by hand may have options that are no object; it has failed for
-        -- that.
-        case when jsonb_typeof(request.options) = 'object' then request.options else '{}' end - 'idempotency_key'
-            || case when key is null then '{}' else jsonb_build_object('idempotency_key', key) end, '{}');
-    if requester = pgnet.caller_role() then
-        insert into net.http_request_queue (
-            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
-        values (
-            request.method, request.url, request.headers, request.body, request.timeout_milliseconds,
-            request.priority, request.context, chosen, request.id)
-        returning http_request_queue.id into request_id;
-    else
-        insert into net.http_request_queue (
-            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-        values (
-            request.method, request.url, request.headers, request.body, request.timeout_milliseconds, requester,
-            request.priority, request.context, chosen, request.id)
-        returning http_request_queue.id into request_id;
     end if;
     perform net.wake();
     return request_id;

@@ -269,6 +269,7 @@ declare
     oldest interval;
     waiting bigint;
     workers bigint;
+    uncounted boolean;
 begin
     if pg_is_in_recovery() then
         return query select 'worker', true, 'this is a standby: workers serve the primary', null::text;
@@ -280,15 +281,45 @@ begin
 
     select count(*), max(now() - q.created) into waiting, oldest
     from (select q.created from net.http_request_queue q order by q.id limit 10000) q;
-    return query select 'queue', coalesce(oldest, interval '0') < interval '5 minutes',
-        format('%s waiting%s', case when waiting = 10000 then '10000 or more' else waiting::text end,
-            coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), '')),
-        case when oldest >= interval '5 minutes' then
+    -- n_live_tup is not kept then.
+    uncounted := (pgnet.pending_limits())[1] is not null and not current_setting('track_counts')::boolean;
+    return query select 'queue', coalesce(oldest, interval '0') < interval '5 minutes' and not uncounted,
+        format('%s waiting%s%s', case when waiting = 10000 then '10000 or more' else waiting::text end,
+            coalesce(', the oldest for ' || justify_interval(date_trunc('second', oldest)), ''),
+            case when uncounted then '; max_pending limits nothing, since the server counts no rows' else '' end),
+        case when uncounted then 'Set track_counts = on.'
+            when oldest >= interval '5 minutes' then
             'Is a worker running? Are its slots taken by slow hosts (select url, age from net.requests where state = ''in_flight'')?' end;
 end
 $$;
 comment on function pgnet.check_work() is
     'The rows of net.check() about workers and the queue.';
+
+create function pgnet.check_pauses()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    number bigint;
+    listed text;
+    cures text;
+begin
+    select count(*), string_agg(format('%s since %s by %s%s', case p.host when '*' then 'every host' else p.host end,
+            date_trunc('second', p.since), p.paused_by, ': ' || p.reason), '; ' order by p.place) filter (where p.place <= 5),
+        string_agg(format('select net.resume(%L);', p.host), ' ' order by p.place) filter (where p.place <= 5)
+    into number, listed, cures
+    from (
+        select p.*, row_number() over (order by p.host <> '*', p.since) as place from pgnet.pause p
+    ) p;
+    return query select 'pauses', number = 0,
+        case when number = 0 then 'no host is paused'
+            else format('%s%s', listed, case when number > 5 then format('; and %s more in net.hosts', number - 5) end) end,
+        cures;
+end
+$$;
+comment on function pgnet.check_pauses() is
+    'The row of net.check() about hosts whose requests wait for net.resume.';
 
 create function pgnet.check_heartbeat()
     returns setof pgnet.finding
@@ -496,6 +527,7 @@ begin
     return query select * from pgnet.check_package();
     return query select * from pgnet.check_database();
     return query select * from pgnet.check_work();
+    return query select * from pgnet.check_pauses();
     return query select * from pgnet.check_heartbeat();
     return query select * from pgnet.check_rights();
     return query select * from pgnet.check_definers();

@@ -22,6 +22,7 @@ ITEMS = [
     "mode",
     "worker",
     "queue",
+    "pauses",
     "heartbeat",
     "recording",
     "rights",

@@ -102,6 +102,7 @@ def populate(database: Database) -> None:
         "insert into pgnet.flow (request_id, requested_by, ordering_key)"
         " values (1000, %(victim)s, %(canary)s)",
         "insert into pgnet.pause (host) values (%(canary)s)",
+        "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
         "insert into pgnet.host_budget (host) values (%(canary)s)",
         "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
         "insert into pgnet.worker (kind, pid, backend_start, host)"
