@@ -47,6 +47,7 @@ from pgnet.wire.limits import Limits
 from pgnet.wire.message import WireRequest, check_method, encode_headers
 from pgnet.wire.redirect import is_redirect, next_hop
 from pgnet.wire.resolve import Resolver
+from pgnet.wire.transfer import Progress
 from pgnet.wire.transport import Route, Transfer, Transport
 from pgnet.wire.wire_error import WireError
 
@@ -189,6 +190,17 @@ class Handle:
         self._answered = False
         # None before the first hop, and after the end.
         self._transfer: Transfer | None = None
+
+    @property
+    def progress(self) -> str:
+        """What it waits for, in words."""
+        transfer = self._transfer
+        if transfer is None:
+            words = Progress.ANSWER.value
+        else:
+            ask = transfer.progress
+            words = (Progress.NAME if ask is None else ask()).value
+        return f"{words}, behind {self._redirects} redirect(s)" if self._redirects else words
 
     def cancel(self) -> None:
         """Stop it; `done` is still called, with an error. No effect after its end."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from pgnet.wire.limits import Limits
 from pgnet.wire.message import Head, WireRequest
@@ -18,6 +19,19 @@ from pgnet.wire.wire_error import When, WireError
 _NO_HEAD = Head("", 0, "", [])
 # Methods that may be done twice (RFC 9110, section 9.2.2).
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+
+
+class Progress(Enum):
+    """What a request in flight waits for, in words that are shown to its requester."""
+
+    NAME = "looking up the name"
+    PENDING = "waiting for the connection of another request"
+    CONNECTING = "connecting"
+    TUNNEL = "waiting for the tunnel of the proxy"
+    TLS = "agreeing on TLS"
+    SENDING = "sending the request"
+    FIRST_BYTE = "waiting for the first byte of the answer"
+    ANSWER = "reading the answer"
 
 
 class Received:
@@ -106,6 +120,7 @@ class Transfer:
     error: why there is no answer, or none that is whole.
     timings: of all hops up to this one.
     stop: ends what is done for it just now, the look-up of its name or libcurl's work.
+    progress: says how far libcurl is with it; None where libcurl does not have it.
     """
 
     __slots__ = (
@@ -116,6 +131,7 @@ class Transfer:
         "error",
         "headers",
         "limits",
+        "progress",
         "received",
         "request",
         "route",
@@ -147,6 +163,7 @@ class Transfer:
         self.deadline = started + timeout
         self.done: Callable[[Transfer], None] | None = done
         self.stop: Callable[[], None] | None = None
+        self.progress: Callable[[], Progress] | None = None
         self.attempts = Attempts()
         self.received = Received()
         self.error: WireError | None = None

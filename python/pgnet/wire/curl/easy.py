@@ -55,7 +55,7 @@ from pgnet.wire.guard import EgressRefused
 from pgnet.wire.limits import Limits
 from pgnet.wire.message import framing, parse_head
 from pgnet.wire.route import Route
-from pgnet.wire.transfer import Transfer
+from pgnet.wire.transfer import Progress, Transfer
 from pgnet.wire.wire_error import Code, WireError, refused
 
 if TYPE_CHECKING:
@@ -77,6 +77,16 @@ class _Descriptor:
 
     def __del__(self) -> None:
         os.close(self._fd)
+
+
+def _is_connected(fd: int) -> bool:
+    """Whether a socket of libcurl's has its connection."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as own:
+            own.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 class Easy:
@@ -169,6 +179,7 @@ class Easy:
         options.set(transfer, address)
         self.watch.begin(forbidden, options.shares, options.peer)
         transfer.stop = self.stop
+        transfer.progress = self.progress
 
     def release(self) -> None:
         """Let go of what belonged to the transfer."""
@@ -178,7 +189,7 @@ class Easy:
         if self.section:
             self.section = bytearray()
         if transfer is not None:
-            transfer.stop = None
+            transfer.stop = transfer.progress = None
             if self.watch.state is not ALLOWED or transfer.attempts.fresh:
                 self.watch.end()
             if transfer.request.body is not None:
@@ -200,6 +211,25 @@ class Easy:
     def is_pending(self) -> bool:
         """Whether the request has no connection yet, and makes none."""
         return not self.opened and self.curl.getinfo(pycurl.REQUEST_SIZE) == 0
+
+    def progress(self) -> Progress:
+        """What the request waits for. Not to be called from a callback of libcurl."""
+        transfer, info = self.transfer, self.curl.getinfo
+        if transfer is None or self.phase is ANSWERED:
+            return Progress.ANSWER
+        if self.phase is PROXY:
+            return Progress.TUNNEL if _is_connected(self.socket) else Progress.CONNECTING
+        # A tunnel has its own request before that.
+        if info(pycurl.PRETRANSFER_TIME) and info(pycurl.REQUEST_SIZE):
+            # STARTTRANSFER_TIME would not do: in libcurl 7.88 it is set when the body is sent.
+            if self.section:
+                return Progress.ANSWER
+            unsent = len(transfer.request.body or b"") - info(pycurl.SIZE_UPLOAD)
+            return Progress.SENDING if unsent > 0 else Progress.FIRST_BYTE
+        if not self.opened:
+            return Progress.PENDING
+        # Nor CONNECT_TIME: until TLS is agreed on, it is 0.
+        return Progress.TLS if _is_connected(self.socket) else Progress.CONNECTING
 
     def _on_open(self, _purpose: int, where: SocketAddress) -> _Descriptor | int:
         """CURLOPT_OPENSOCKETFUNCTION: make the socket, if its address may be connected to."""
