@@ -2019,12 +2019,18 @@ create table pgnet.worker (
     gone_since timestamptz,
     stalled_since timestamptz,
     ended timestamptz,
-    cut_off integer not null default 0
+    cut_off integer not null default 0,
+    mode text,
+    slots integer
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can '
     'forge. The secret lets a worker whose connection broke come back as itself. net.workers shows '
     'them.';
+
+comment on column pgnet.worker.mode is
+    'The mode that the worker found at its last heartbeat.';
+comment on column pgnet.worker.slots is 'How many requests it may have in flight at once.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not
 -- take another's for its own.
@@ -2046,7 +2052,8 @@ create table pgnet.claim (
     role oid not null,
     ordering_key text,
     limited boolean,
-    probe boolean
+    probe boolean,
+    progress text
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
@@ -2066,6 +2073,9 @@ comment on column pgnet.claim.limited is
     'The host has a limit of concurrency or rate, for which the claim counts; NULL: it has none.';
 comment on column pgnet.claim.probe is
     'The attempt finds out whether a broken host works again; NULL: it is an attempt as any other.';
+comment on column pgnet.claim.progress is
+    'What the request waits for, in words, where it has been in flight for more than a second; NULL: '
+    'its worker has not said so.';
 create unique index claim_ordering_key on pgnet.claim (role, (ordering_key collate "C")) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
 create policy own_claims on pgnet.claim for select
@@ -6449,6 +6459,7 @@ begin
     begin
         next_time := case duty
             when 'saying what is in flight' then pgnet.renew_claims(worker_id, owned)
+            when 'saying the mode' then pgnet.note_mode(worker_id)
             when 'mending clocks' then pgnet.mend_clocks()
             when 'acting on marks' then pgnet.act_on_marks()
             when 'rescuing requests' then pgnet.rescue_requests()
@@ -6459,6 +6470,7 @@ begin
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
+            when 'deleting statistics' then pgnet.forget_minutes()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -6514,6 +6526,20 @@ $$;
 comment on function pgnet.renew_claims(bigint, bigint[]) is
     'Renews the claims of requests that a worker says it owns. Claims of the worker that it does '
     'not name are returned, and claims of deleted requests are removed.';
+
+create function pgnet.note_mode(worker_id bigint)
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table pgnet.worker in row exclusive mode nowait;
+    update pgnet.worker w set mode = pgnet.mode_in_force() where w.id = worker_id;
+    return null;
+end
+$$;
+comment on function pgnet.note_mode(bigint) is
+    'Keeps the mode that a worker finds, which depends on its session, for net.explain.';
 
 create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined boolean)
     -- seconds
@@ -6587,6 +6613,7 @@ declare
     duty text;
     next_duty double precision;
     quarantined boolean;
+    mode text := pgnet.mode_in_force();
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
@@ -6598,10 +6625,13 @@ begin
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
-        'counting what is pending']
+        'counting what is pending', 'deleting statistics']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
+    if mode is distinct from (select w.mode from pgnet.worker w where w.id = worker_id) then
+        perform pgnet.do_duty('saying the mode', worker_id, owned);
+    end if;
     quarantined := (
         select q.id from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
@@ -6615,7 +6645,7 @@ begin
         'egress', pgnet.egress_in_force(),
         'hosts', pgnet.host_settings(),
         'policies', pgnet.retry_policy_settings(),
-        'mode', pgnet.mode_in_force(),
+        'mode', mode,
         'quarantined', quarantined,
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
         'faults', pgnet.fault_messages());
@@ -6626,6 +6656,406 @@ comment on function pgnet.heartbeat(bigint, bigint[]) is
     'marks, expires. It gets the requests that are no longer its own, the settings, the egress '
     'rules, and when to call again. Raises 08003 for a worker that is not registered, 55000 where '
     'its session has changed.';
+
+-- ======== extension/59_statistics.sql ========
+
+-- Statistics: what came of requests, by host and minute; and net.stats, which shows the last minute
+-- and what waits now.
+--
+-- Workers count, and report once a second: pgnet.report_work. So no row is changed once a request.
+-- Each worker has rows of its own, which no other one changes: no worker waits for another's lock.
+-- A row holds the whole count of its minute, and is overwritten by the next report. Times are
+-- counted in buckets, whose bounds grow by the fourth root of 2: p50 and p99 are right to 10 %.
+--
+-- What waits is never counted by reading the queue. A count ends at 10,000; where many hosts have
+-- long queues, it ends earlier for each of them.
+
+create table pgnet.host_minute (
+    minute timestamptz not null,
+    host text collate "C" not null,
+    role oid not null,
+    worker bigint not null,
+    made integer not null,
+    attempts integer not null,
+    failed integer not null,
+    ended integer not null,
+    first_byte_buckets smallint[] not null,
+    first_byte_counts integer[] not null,
+    total_buckets smallint[] not null,
+    total_counts integer[] not null,
+    primary key (minute, host, role, worker)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+comment on table pgnet.host_minute is
+    'What each worker has done within a minute for the requests of a role to a host; the host * '
+    'stands for all. Kept for six hours. net.stats shows the last minute.';
+comment on column pgnet.host_minute.minute is 'When the minute began.';
+comment on column pgnet.host_minute.host is 'Host and port as in the URL; * for all hosts.';
+comment on column pgnet.host_minute.role is 'The oid of the role that made the requests.';
+comment on column pgnet.host_minute.worker is 'The worker that has counted.';
+comment on column pgnet.host_minute.made is
+    'Requests at their first attempt that had been made less than a minute before.';
+comment on column pgnet.host_minute.attempts is 'Attempts that have ended.';
+comment on column pgnet.host_minute.failed is 'How many of these have failed.';
+comment on column pgnet.host_minute.ended is 'Requests that have ended.';
+comment on column pgnet.host_minute.first_byte_buckets is
+    'Buckets of milliseconds to the first byte of the answer; see pgnet.bucket_middle.';
+comment on column pgnet.host_minute.first_byte_counts is 'How many attempts each bucket has.';
+comment on column pgnet.host_minute.total_buckets is 'Buckets of milliseconds to the end of the attempt.';
+comment on column pgnet.host_minute.total_counts is 'How many attempts each bucket has.';
+create policy own_minutes on pgnet.host_minute for select
+    using (role operator(pg_catalog.=) (select pgnet.caller_role())::pg_catalog.oid);
+
+create function pgnet.bucket_middle(bucket integer)
+    -- milliseconds
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select round((0.1 * 2 ^ ((bucket - 0.5) / 4))::numeric, 2)::double precision $$;
+comment on function pgnet.bucket_middle(integer) is
+    'The middle of a bucket of times in milliseconds: bucket n ends at 0.1 * 2 ^ (n / 4), and the '
+    'one before it begins there.';
+
+create function pgnet.report_work(
+    worker_id bigint,
+    -- slots: how many requests the worker may have in flight; minute: the one that it has counted,
+    -- in minutes since the epoch, NULL: the present one; places: columns of pgnet.host_minute;
+    -- progress: [id, what it waits for] of requests in flight, where that has changed
+    report json
+)
+    -- the database's clock, in seconds since the epoch
+    returns double precision
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    present double precision := extract(epoch from clock_timestamp());
+    -- A minute that is not near is a worker's whose clock is wrong.
+    counted bigint := case when abs((report ->> 'minute')::bigint - present / 60) < 5 then (report ->> 'minute')::bigint
+        else floor(present / 60) end;
+    all_slots integer := (report ->> 'slots')::integer;
+    news jsonb := report -> 'progress';
+begin
+    -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
+    lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
+    perform pgnet.require_worker(worker_id);
+    lock table pgnet.host_minute, pgnet.claim, pgnet.worker in row exclusive mode nowait;
+    insert into pgnet.host_minute as m (
+        minute, host, role, worker, made, attempts, failed, ended, first_byte_buckets, first_byte_counts, total_buckets, total_counts)
+    select to_timestamp(counted * 60), p.host, p.role, worker_id, p.made, p.attempts, p.failed, p.ended,
+        p.first_byte_buckets, p.first_byte_counts, p.total_buckets, p.total_counts
+    from json_populate_recordset(null::pgnet.host_minute, report -> 'places') p
+    on conflict on constraint host_minute_pkey do update
+    set made = excluded.made, attempts = excluded.attempts, failed = excluded.failed, ended = excluded.ended,
+        first_byte_buckets = excluded.first_byte_buckets, first_byte_counts = excluded.first_byte_counts,
+        total_buckets = excluded.total_buckets, total_counts = excluded.total_counts;
+    update pgnet.worker w set slots = all_slots where w.id = worker_id and w.slots is distinct from all_slots;
+    if news <> '{}' then
+        update pgnet.claim c set progress = news ->> c.id::text
+        where c.id = any (array(
+            select o.id from jsonb_object_keys(news) k (id)
+            cross join lateral (
+                select o.id from pgnet.claim o where o.id = k.id::bigint and o.worker = worker_id for update skip locked
+            ) o));
+    end if;
+    return present;
+end
+$$;
+comment on function pgnet.report_work(bigint, json) is
+    'Takes what a worker has counted within a minute, and what its requests in flight wait for. '
+    'Raises 08003 for a worker that is not registered.';
+
+create function pgnet.forget_minutes()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    before timestamptz := clock_timestamp() - interval '6 hours';
+begin
+    lock table pgnet.host_minute in row exclusive mode nowait;
+    delete from pgnet.host_minute m
+    where m.ctid = any (array(
+        select o.ctid from pgnet.host_minute o where o.minute < before order by o.minute limit 1000 for update skip locked));
+    return case when found then 1 end;
+end
+$$;
+comment on function pgnet.forget_minutes() is
+    'Deletes statistics of more than six hours ago, 1,000 rows at a time.';
+
+-- ---- what people see
+
+create function pgnet.caller_watches()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pgnet.caller_is_owner() or pg_has_role(current_user, 'pg_monitor', 'usage')
+        or coalesce((select r.rolbypassrls from pg_roles r where r.rolname = current_user), false)
+$$;
+comment on function pgnet.caller_watches() is
+    'Whether the current role may see statistics of every role: the owner, members of pg_monitor, '
+    'and roles with BYPASSRLS.';
+
+-- These views have the owner's rights, and show what the caller may see. OFFSET 0: no condition of
+-- a caller's is asked for another row, and nobody writes through them.
+
+create view pgnet.recent_minute as
+    select m.*, case when m.minute operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) '1 min'::interval) then 1::double precision
+        -- So much of the minute before lies within the last 60 seconds.
+        else greatest(0, 2::double precision operator(pg_catalog.-) (
+            pg_catalog.date_part('epoch', pg_catalog.statement_timestamp() operator(pg_catalog.-) m.minute)
+            operator(pg_catalog./) 60::double precision)) end as weight
+    from pgnet.host_minute m
+    where m.minute operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) '2 min'::interval)
+        and (m.role operator(pg_catalog.=) (select pgnet.caller_role()::pg_catalog.oid) or (select pgnet.caller_watches()))
+    offset 0;
+comment on view pgnet.recent_minute is
+    'What workers have done within the present minute and the one before. A role sees its own.';
+
+-- Requests that were made within the last minute and had no attempt yet: of the 2,000 last ones.
+create view pgnet.newest_request as
+    select pgnet.host_of_url(n.url) collate "C" as host, pg_catalog.count(*) as made
+    from (select q.* from net.http_request_queue q order by q.id desc limit 2000) n
+    where n.created operator(pg_catalog.>) (pg_catalog.statement_timestamp() operator(pg_catalog.-) '1 min'::interval)
+        and n.due is null and n.origin is null
+        and (n.requested_by operator(pg_catalog.=) (select pgnet.caller_role()) or (select pgnet.caller_watches()))
+        and not exists (select from pgnet.claim c where c.id operator(pg_catalog.=) n.id offset 0)
+    group by 1
+    offset 0;
+comment on view pgnet.newest_request is
+    'Of the newest requests those of the last minute that no worker has taken yet, by host. A role '
+    'sees its own.';
+
+create view pgnet.claimed_place as
+    select c.host collate "C" as host, pg_catalog.count(*) as in_flight
+    from pgnet.claim c
+    where c.role operator(pg_catalog.=) (select pgnet.caller_role()::pg_catalog.oid) or (select pgnet.caller_watches())
+    group by 1
+    offset 0;
+comment on view pgnet.claimed_place is
+    'How many requests are in flight, by host. A role sees its own.';
+
+-- Where requests are ready: up to 1,000 places are walked over as by a claim (52_claim.sql), and
+-- 100 of those that the caller may see are counted. At each up to 20 requests are counted, and
+-- where there are more, up to 10,000 at one place and 12,000 in all. A thousand rows take about a
+-- third of a millisecond. Requests in flight are among them.
+create view pgnet.ready_count as
+    with recursive ready as not materialized (
+        select pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.id, q.created
+        from net.http_request_queue q
+        where q.due is null and q.held is not true and q.origin is null
+    ), walk (host, role, number) as (
+        (select r.host, r.role, 1 from ready r order by r.host, r.role limit 1)
+        union all
+        select n.host, n.role, w.number operator(pg_catalog.+) 1
+        from walk w
+        cross join lateral (
+            select r.host, r.role from ready r
+            where (r.host, r.role) operator(pg_catalog.>) (w.host, w.role) order by r.host, r.role limit 1
+        ) n
+        where w.number operator(pg_catalog.<) 1000
+    ), place as materialized (
+        select w.host, w.role
+        from walk w
+        where w.role operator(pg_catalog.=) (select pgnet.caller_role()::pg_catalog.oid) or (select pgnet.caller_watches())
+        limit 100
+    ), few as materialized (
+        select p.host, p.role, (
+            select pg_catalog.count(*) from (
+                select from ready r where r.host operator(pg_catalog.=) p.host and r.role operator(pg_catalog.=) p.role
+                order by r.priority, r.id limit 21
+            ) r) as counted
+        from place p
+    ), share as materialized (
+        select least(10000, 12000 operator(pg_catalog./) greatest(pg_catalog.count(*), 1)::integer) as most from few f where f.counted operator(pg_catalog.>) 20
+    )
+    select f.host, f.role, s.most, case when f.counted operator(pg_catalog.<=) 20 then f.counted else (
+            select pg_catalog.count(*) from (
+                select from ready r where r.host operator(pg_catalog.=) f.host and r.role operator(pg_catalog.=) f.role
+                order by r.priority, r.id limit s.most operator(pg_catalog.+) 1
+            ) r) end as counted,
+        (select r.created from ready r
+         where r.host operator(pg_catalog.=) f.host and r.role operator(pg_catalog.=) f.role
+            and not exists (select from pgnet.claim c where c.id operator(pg_catalog.=) r.id offset 0)
+         order by r.priority, r.id limit 1) as oldest
+    from few f
+    cross join share s
+    offset 0;
+comment on view pgnet.ready_count is
+    'How many requests are ready at each place, those in flight among them: counted up to most, and '
+    'one more. oldest: when the first one was made that no worker has. A role sees its own.';
+
+create type pgnet.stats_row as (
+    host text,
+    waiting text,
+    waiting_at_least bigint,
+    in_flight bigint,
+    oldest interval,
+    in_per_minute bigint,
+    out_per_minute bigint,
+    attempts_per_minute bigint,
+    failed_percent numeric,
+    first_byte_p50_ms double precision,
+    first_byte_p99_ms double precision,
+    total_p50_ms double precision,
+    total_p99_ms double precision
+);
+comment on type pgnet.stats_row is 'A row of net.stats.';
+
+create function pgnet.percentiles(
+    -- * stands for all of them
+    hosts text[],
+    out host text, out first_byte_p50 double precision, out first_byte_p99 double precision,
+    out total_p50 double precision, out total_p99 double precision
+)
+    returns setof record
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with histogram as (
+        select m.host, k.is_total, b.bucket, sum(b.number) as number
+        from pgnet.recent_minute m
+        cross join lateral (
+            values (false, m.first_byte_buckets, m.first_byte_counts), (true, m.total_buckets, m.total_counts)
+        ) k (is_total, buckets, counts)
+        cross join lateral unnest(k.buckets, k.counts) b (bucket, number)
+        where m.weight > 0 and m.host = any (hosts)
+        group by m.host, k.is_total, b.bucket
+    ), counted as (
+        select h.host, h.is_total, h.bucket,
+            sum(h.number) over (partition by h.host, h.is_total order by h.bucket) / sum(h.number) over (partition by h.host, h.is_total) as part
+        from histogram h
+    )
+    select c.host,
+        pgnet.bucket_middle(min(c.bucket) filter (where not c.is_total and c.part >= 0.5)),
+        pgnet.bucket_middle(min(c.bucket) filter (where not c.is_total and c.part >= 0.99)),
+        pgnet.bucket_middle(min(c.bucket) filter (where c.is_total and c.part >= 0.5)),
+        pgnet.bucket_middle(min(c.bucket) filter (where c.is_total and c.part >= 0.99))
+    from counted c
+    group by c.host;
+end
+$$;
+comment on function pgnet.percentiles(text[]) is
+    'Half of all attempts at a host within the last two minutes took no longer than p50, and 99 % no '
+    'longer than p99: milliseconds to the first byte and to the end.';
+
+create function pgnet.host_stats()
+    -- a row for each host; waiting is NULL where not all is counted
+    returns setof pgnet.stats_row
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with ready as materialized (
+        select r.host, sum(r.counted)::bigint as counted, bool_or(r.counted > r.most) as is_more, min(r.oldest) as oldest
+        from pgnet.ready_count r group by r.host
+    ), load as materialized (
+        select l.* from pgnet.claimed_place l
+    ), newest as materialized (
+        select n.* from pgnet.newest_request n
+    ), rate as materialized (
+        select m.host, sum(m.made * m.weight) as made, sum(m.ended * m.weight) as ended, sum(m.attempts * m.weight) as attempts,
+            sum(m.failed * m.weight) as failed
+        from pgnet.recent_minute m where m.host <> '*' group by m.host
+    ), named as (
+        select r.host from ready r union select l.host from load l union select n.host from newest n union select t.host from rate t
+    )
+    select h.host, case when w.is_more is not true then greatest(0, coalesce(w.counted, 0) - coalesce(l.in_flight, 0))::text end,
+        greatest(0, coalesce(w.counted, 0) - case when w.is_more then 1 else coalesce(l.in_flight, 0) end),
+        coalesce(l.in_flight, 0), statement_timestamp() - w.oldest,
+        round(coalesce(t.made, 0) + coalesce(n.made, 0))::bigint, round(coalesce(t.ended, 0))::bigint,
+        round(coalesce(t.attempts, 0))::bigint, round((100 * t.failed / nullif(t.attempts, 0))::numeric, 1),
+        null::double precision, null::double precision, null::double precision, null::double precision
+    from named h
+    left join ready w on w.host = h.host
+    left join load l on l.host = h.host
+    left join newest n on n.host = h.host
+    left join rate t on t.host = h.host;
+end
+$$;
+comment on function pgnet.host_stats() is
+    'net.stats by host, without p50 and p99.';
+
+create function pgnet.waiting_words(
+    counted bigint,
+    -- whether there are more
+    is_more boolean
+)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when counted >= 10000 then '10,000+' else ltrim(to_char(counted, '9,990')) || case when is_more then '+' else '' end end
+$$;
+comment on function pgnet.waiting_words(bigint, boolean) is
+    'How many requests wait, in words: exactly, or at least.';
+
+create function pgnet.current_stats()
+    returns setof pgnet.stats_row
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    return query
+    with host as materialized (
+        select s.* from pgnet.host_stats() s
+    ), top as materialized (
+        select h.* from host h order by h.attempts_per_minute desc, h.waiting_at_least desc, h.host limit 100
+    ), percentile as materialized (
+        select p.* from pgnet.percentiles(array(select t.host from top t) || '*'::text) p
+    ), waiting as (
+        select sum(h.waiting_at_least)::bigint as counted, bool_or(h.waiting is null) or count(*) >= 100 as is_more,
+            sum(h.in_flight)::bigint as in_flight, max(h.oldest) as oldest, sum(h.in_per_minute)::bigint as made
+        from host h
+    ), rate as (
+        -- Hosts beyond the first thousand of a minute are counted in all.
+        select sum(m.ended * m.weight) as ended, sum(m.attempts * m.weight) as attempts, sum(m.failed * m.weight) as failed
+        from pgnet.recent_minute m where m.host = '*'
+    )
+    select null::text, pgnet.waiting_words(coalesce(w.counted, 0), w.is_more), coalesce(w.counted, 0), coalesce(w.in_flight, 0), w.oldest,
+        coalesce(w.made, 0), round(coalesce(r.ended, 0))::bigint, round(coalesce(r.attempts, 0))::bigint,
+        round((100 * r.failed / nullif(r.attempts, 0))::numeric, 1), p.first_byte_p50, p.first_byte_p99, p.total_p50, p.total_p99
+    from waiting w
+    cross join rate r
+    left join percentile p on p.host = '*'
+    union all
+    (select t.host, pgnet.waiting_words(t.waiting_at_least, t.waiting is null), t.waiting_at_least, t.in_flight, t.oldest,
+        t.in_per_minute, t.out_per_minute, t.attempts_per_minute, t.failed_percent,
+        p.first_byte_p50, p.first_byte_p99, p.total_p50, p.total_p99
+    from top t
+    left join percentile p on p.host = t.host
+    order by t.attempts_per_minute desc, t.waiting_at_least desc, t.host);
+end
+$$;
+comment on function pgnet.current_stats() is 'The rows of net.stats.';
+
+create view net.stats as select s.* from pgnet.current_stats() s;
+comment on view net.stats is
+    'What goes on now, in all (host NULL) and for up to 100 hosts, those with the most attempts '
+    'first: requests that wait for a worker (counted up to 10,000), that are in flight, how long the '
+    'oldest has waited, how many were made and have ended within the last minute, attempts and the '
+    'share of those that failed, and milliseconds to the first byte and to the end, which half of '
+    'the attempts and 99 % of them did not exceed. A role sees its own requests; the owner, '
+    'pg_monitor and roles with BYPASSRLS see all.';
 
 -- ======== extension/60_outcome.sql ========
 
@@ -7350,6 +7780,471 @@ comment on column net.hosts.paused_since is
     'Since when the requests to this host wait for net.resume; NULL: they do not.';
 comment on column net.hosts.pause_reason is 'The reason that net.pause was given.';
 
+-- ======== extension/62_explain.sql ========
+
+-- Why a request waits, or how it ended: net.explain, in words.
+--
+-- The words are made of facts, and the facts are those that a claim looks at: the row of the queue,
+-- its claim, its mark, its attempts, the workers, and the tables of pauses, broken hosts, limits
+-- and gates. A caller may not read all of these. So views with the owner's rights give the facts of
+-- the caller's own requests, and of other roles' requests numbers only. They are security barriers:
+-- no condition of a caller's is asked for a row that the caller may not see.
+
+create function pgnet.caller_reads_all()
+    returns boolean
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pgnet.caller_is_owner() or coalesce((select r.rolbypassrls from pg_roles r where r.rolname = current_user), false)
+$$;
+comment on function pgnet.caller_reads_all() is
+    'Whether row security shows the current role the requests of every role.';
+
+create view pgnet.request_fact with (security_barrier) as
+    select q.id, pgnet.host_of_url(q.url) as host, q.requested_by, q.priority, q.created, q.due, q.held, q.origin,
+        h.not_before, h.not_after, h.ordering_key, h.gate, q.xmin as row_xmin, q.xmax as row_xmax, q.options, k.marked as cancelled,
+        coalesce(a.attempt, 0) as attempts, a.ending, a.status_code, a.error_msg, a.ended as attempt_ended,
+        c.id is not null as claimed, c.worker, c.attempt as claimed_attempt, c.claimed as claimed_at, c.progress,
+        c.claimed operator(pg_catalog.+) pg_catalog.make_interval(secs => least(
+            coalesce(q.timeout_milliseconds, (select pgnet.setting_value('timeout_milliseconds')::integer)),
+            (select pgnet.max_timeout_milliseconds())) operator(pg_catalog./) 1000.0::double precision) as deadline,
+        w.gone_since, w.stalled_since, w.ended as worker_ended,
+        p.host as paused_host, p.since as paused_since, p.reason as pause_reason,
+        s.closed_until, s.needs_probe
+    from net.http_request_queue q
+    -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 52_claim.sql.
+    left join lateral (
+        select c.* from pgnet.claim c where c.id operator(pg_catalog.=) q.id offset 0
+    ) c on true
+    left join lateral (
+        select h.* from pgnet.flow h
+        where q.held is not null and h.request_id operator(pg_catalog.=) q.id and h.requested_by operator(pg_catalog.=) q.requested_by offset 0
+    ) h on true
+    left join lateral (
+        select w.gone_since, w.stalled_since, w.ended from pgnet.worker w where w.id operator(pg_catalog.=) c.worker offset 0
+    ) w on true
+    left join lateral (
+        select t.* from pgnet.attempt t where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
+    ) a on true
+    left join lateral (
+        select k.marked from pgnet.mark k
+        where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
+            and k.action operator(pg_catalog.=) 'cancel' offset 0
+    ) k on true
+    left join lateral (
+        select t.* from pgnet.pause t
+        where t.host operator(pg_catalog.=) any (array[
+            '*', pgnet.host_of_url(q.url), pg_catalog.regexp_replace(pgnet.host_of_url(q.url), ':[0-9]+$', '')])
+        order by t.since limit 1
+    ) p on true
+    left join lateral (
+        select s.* from pgnet.host_state s
+        where s.host operator(pg_catalog.=) pgnet.host_of_url(q.url) and s.role operator(pg_catalog.=) q.requested_by::pg_catalog.oid offset 0
+    ) s on true
+    where (q.requested_by operator(pg_catalog.=) (select pgnet.caller_role()) or (select pgnet.caller_reads_all()))
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by operator(pg_catalog.=) q.requested_by and m.request_id operator(pg_catalog.=) q.id
+                and m.action operator(pg_catalog.=) 'forget' offset 0);
+comment on view pgnet.request_fact is
+    'What there is to say of each request that has not ended. A role sees its own.';
+
+create view pgnet.request_load with (security_barrier) as
+    select q.id, w.id as worker, w.mode, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
+    from net.http_request_queue q
+    cross join lateral (
+        select w.* from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start) offset 0
+    ) w
+    cross join lateral (
+        select pg_catalog.count(*) as in_flight,
+            pg_catalog.count(*) filter (where c.host operator(pg_catalog.=) pgnet.host_of_url(q.url)) as at_host
+        from pgnet.claim c where c.worker operator(pg_catalog.=) w.id
+    ) l
+    where q.requested_by operator(pg_catalog.=) (select pgnet.caller_role()) or (select pgnet.caller_reads_all());
+comment on view pgnet.request_load is
+    'For each request and each worker that runs: how many requests the worker may have in flight, '
+    'how many it has, and how many of these at the host of the request. A role sees its own '
+    'requests.';
+
+-- The hosts of other roles' requests are not named.
+create view pgnet.request_rival with (security_barrier) as
+    select q.id, r.host, r.in_flight
+    from net.http_request_queue q
+    cross join lateral (
+        select case when v.visible then c.host end as host, pg_catalog.count(*) as in_flight
+        from pgnet.claim c
+        cross join lateral (
+            select c.role operator(pg_catalog.=) (select pgnet.caller_role()::pg_catalog.oid) or (select pgnet.caller_reads_all()) as visible
+        ) v
+        where c.worker is not null
+        group by 1
+    ) r
+    where q.requested_by operator(pg_catalog.=) (select pgnet.caller_role()) or (select pgnet.caller_reads_all());
+comment on view pgnet.request_rival is
+    'For each request how many requests workers have in flight, by host; the host is NULL for those '
+    'of other roles. A role sees its own requests.';
+
+-- The requests of the same role for the same host whose turn comes before, up to 101 of them.
+create view pgnet.request_before with (security_barrier) as
+    select q.id, b.id as before
+    from net.http_request_queue q
+    cross join lateral (
+        select o.id from net.http_request_queue o
+        where o.due is null and o.held is not true and o.origin is null
+            and (pgnet.host_of_url(o.url) collate "C") operator(pg_catalog.=) pgnet.host_of_url(q.url) and o.requested_by operator(pg_catalog.=) q.requested_by
+            and (o.priority, o.id) operator(pg_catalog.<) (q.priority, q.id)
+            and not exists (select from pgnet.claim c where c.id operator(pg_catalog.=) o.id offset 0)
+        order by o.priority, o.id limit 101
+    ) b
+    where q.requested_by operator(pg_catalog.=) (select pgnet.caller_role()) or (select pgnet.caller_reads_all());
+comment on view pgnet.request_before is
+    'For each request those of its role for its host whose turn comes before, 101 at most. A role '
+    'sees its own.';
+
+create type pgnet.reason as (
+    -- a word or two, always the same for the same reason
+    reason text,
+    detail text,
+    -- when the reason ends by itself; NULL: that is not known
+    until timestamptz,
+    -- what to do about it
+    hint text
+);
+comment on type pgnet.reason is 'A row of net.explain().';
+
+create function pgnet.is_copy()
+    returns boolean
+    language sql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select pgnet.copy_fault() is not null $$;
+comment on function pgnet.is_copy() is
+    'Whether this database is a copy that was not adopted.';
+
+-- PostgreSQL keeps no list of locked rows. A row that a transaction has locked, or is about to
+-- change, has the number of that transaction as its xmax; or where several share it, a number of
+-- another kind, which is taken for an old transaction.
+create function pgnet.is_locked(row_xmax xid)
+    returns boolean
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(row_xmax::text <> '0' and (
+        -- The newest transaction with these 32 bits.
+        select pg_xact_status((n.next - ((n.next - row_xmax::text::bigint) & 4294967295))::text::xid8) = 'in progress'
+        from (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next) n
+        where n.next - ((n.next - row_xmax::text::bigint) & 4294967295) > 2
+    ), false) and row_xmax::text::bigint <> coalesce((pg_current_xact_id_if_assigned()::text::bigint & 4294967295), 0)
+$$;
+comment on function pgnet.is_locked(xid) is
+    'Whether another transaction holds a lock on the row with this xmax.';
+
+-- ---- the words
+
+-- A time in words, to the second.
+create function pgnet.time_words(at timestamptz)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select date_trunc('second', at)::text $$;
+comment on function pgnet.time_words(timestamptz) is 'A time for a message, to the second.';
+
+create function pgnet.attempt_words(attempts integer, ending text, status_code integer, error_msg text)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('Attempt %s ended with: %s', attempts,
+        coalesce(error_msg, 'status ' || status_code::text, ending))
+$$;
+comment on function pgnet.attempt_words(integer, text, integer, text) is
+    'How an attempt ended, after which another one follows.';
+
+create function pgnet.reasons_in_flight(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    select 'in flight',
+        format('Attempt %s has been in flight since %s', fact.claimed_attempt, pgnet.time_words(fact.claimed_at))
+            || coalesce(', ' || fact.progress, '') || '.',
+        fact.deadline, format('To give it up: select net.cancel(%s);', fact.id)
+    where fact.worker is not null
+    union all
+    select 'worker lost', case
+            when fact.worker_ended is not null then 'The worker that has it has ended: other workers take it over when they look.'
+            when fact.gone_since is not null then format('The worker that has it is gone since %s: other workers take it over.',
+                pgnet.time_words(fact.gone_since))
+            else format('The worker that has it has not looked since %s.', pgnet.time_words(fact.stalled_since)) end,
+        fact.gone_since + pgnet.setting_value('rescue_after')::interval,
+        case when not pgnet.worker_is_up() then pgnet.how_to_start_a_worker() end
+    where fact.worker is not null and (fact.worker_ended is not null or fact.gone_since is not null or fact.stalled_since is not null)
+    union all
+    select 'recording', 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.', null, null
+    where fact.worker is null
+    union all
+    select 'cancelled', 'It is being cancelled: its worker closes the connection.', null, null
+    where fact.cancelled is not null;
+end
+$$;
+comment on function pgnet.reasons_in_flight(pgnet.request_fact) is
+    'What net.explain says of a request that a worker has claimed.';
+
+create function pgnet.reasons_of_database(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    select 'copy', format('The database "%s" is a copy: no worker serves it before it is adopted.', current_database()), null::timestamptz,
+        'If its queue is to be sent from here too: select net.adopt_database();'
+    where pgnet.is_copy()
+    union all
+    select 'no worker', 'No worker is running.', null, pgnet.how_to_start_a_worker()
+    where not pgnet.worker_is_up()
+    union all
+    select 'mode ' || m.mode, case m.mode when 'off' then 'The mode is off: requests wait, and nothing is sent.'
+            else 'The mode is record: it will be recorded, and not sent.' end,
+        null, 'To the owner net.check() shows each place that sets the mode.'
+    from (
+        -- A worker's mode depends on its session, too.
+        select distinct coalesce(l.mode, pgnet.setting_value('mode')) as mode
+        from (select true) one
+        left join pgnet.request_load l on l.id = fact.id
+    ) m
+    where m.mode <> 'on';
+end
+$$;
+comment on function pgnet.reasons_of_database(pgnet.request_fact) is
+    'What net.explain says where nothing is sent from this database.';
+
+create function pgnet.reasons_of_request(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    select 'uncommitted', 'It is not sent before this transaction commits.', null::timestamptz, null::text
+    where pgnet.written_here(fact.row_xmin)
+    union all
+    select 'replicated', format('It has come by the subscription "%s", and the server that it comes from sends it.', fact.origin), null,
+        'Where this server takes the place of that one: drop the subscription, then select net.adopt_database();'
+    where fact.origin is not null
+    union all
+    select 'not before', format('It is not sent before %s.', pgnet.time_words(fact.not_before)), fact.not_before, null
+    where fact.not_before is not null
+    union all
+    select 'quarantine', format('It was lost with %s workers, so it is attempted apart from others, as soon as its turn comes.',
+            (select count(*) from pgnet.attempt a where a.request_id = fact.id and a.ending = 'lost')), null, null
+    where fact.due >= 'infinity'
+    union all
+    select 'next attempt', format('Attempt %s follows at %s. %s', fact.attempts + 1, pgnet.time_words(fact.due),
+            pgnet.attempt_words(fact.attempts, fact.ending, fact.status_code, fact.error_msg)), fact.due, null
+    where fact.due < 'infinity'
+    union all
+    select 'attempts', pgnet.attempt_words(fact.attempts, fact.ending, fact.status_code, fact.error_msg), null, null
+    where fact.due is null and fact.attempts > 0
+    union all
+    select 'marks', 'Workers first carry out more than 2000 calls of net.cancel and net.forget of this role.', null, null
+    where (select count(*) from (
+            select from pgnet.mark m
+            where m.requested_by = fact.requested_by and m.action <> 'retry' and m.retry_at is null limit 2001) m) > 2000
+    union all
+    select 'locked', 'Another transaction holds a lock on its row of net.http_request_queue.', null,
+        'Which one: select pid, query from pg_stat_activity where xact_start is not null and pid <> pg_backend_pid();'
+    where pgnet.is_locked(fact.row_xmax);
+end
+$$;
+comment on function pgnet.reasons_of_request(pgnet.request_fact) is
+    'What net.explain says of the request itself: its times, its attempts, its row.';
+
+create function pgnet.reasons_of_host(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    select 'paused', concat_ws(' ', format('%s paused since %s.',
+                case when fact.paused_host = '*' then 'All hosts are' else format('The host %s is', fact.paused_host) end,
+                pgnet.time_words(fact.paused_since)), fact.pause_reason), null::timestamptz,
+        format('Whoever may steer resumes it: select net.resume(%s);', case when fact.paused_host <> '*' then quote_literal(fact.paused_host) end)
+    where fact.paused_host is not null
+    union all
+    select 'closed', format('The host %s is not asked before %s.', fact.host, pgnet.time_words(fact.closed_until)), fact.closed_until, null
+    where fact.closed_until > clock_timestamp()
+    union all
+    select 'probe', format('The host %s is broken: one request at a time finds out whether it works again.', fact.host), null, null
+    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= clock_timestamp();
+end
+$$;
+comment on function pgnet.reasons_of_host(pgnet.request_fact) is
+    'What net.explain says of the host: whether its requests are sent now.';
+
+create function pgnet.reasons_of_workers(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with load as materialized (
+        select l.*, l.in_flight >= l.slots as is_full, l.at_host >= greatest(1, l.slots * 3 / 4) as host_is_full
+        from pgnet.request_load l where l.id = fact.id
+    )
+    select 'busy', format('All %s slots of the %s running are taken: %s.', (select sum(l.slots) from load l),
+            case (select count(*) from load) when 1 then 'worker' else 'workers' end,
+            (select string_agg(format('%s by %s', t.in_flight, coalesce(t.host, 'requests of other roles')), ', ' order by t.in_flight desc)
+            from (select r.* from pgnet.request_rival r where r.id = fact.id order by r.in_flight desc limit 10) t)), null::timestamptz, 'Another worker helps, or shorter timeouts: docs/capacity.md.'
+    where (select bool_and(l.is_full) from load l)
+    union all
+    select 'host busy', format('The host %s has all the slots that one host may have, three quarters of those of each worker: %s.', fact.host,
+            (select sum(l.at_host) from load l)), null, 'Another worker helps, or shorter timeouts: docs/capacity.md.'
+    where (select bool_and(l.is_full or l.host_is_full) and not bool_and(l.is_full) from load l);
+end
+$$;
+comment on function pgnet.reasons_of_workers(pgnet.request_fact) is
+    'What net.explain says where the workers have no room for the request.';
+
+-- What holds a waiting request back, in the order in which it is told. Where nothing does, its turn
+-- comes.
+create function pgnet.reasons_to_wait(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    reason pgnet.reason;
+    free boolean := true;
+begin
+    for reason in
+        select * from pgnet.reasons_of_database(fact)
+        union all
+        select * from pgnet.reasons_of_request(fact)
+        union all
+        select * from pgnet.reasons_of_host(fact)
+    loop
+        return next reason;
+        free := free and reason.reason in ('attempts', 'not after', 'mode record');
+    end loop;
+    if free then
+        for reason in select * from pgnet.reasons_of_workers(fact) loop
+            return next reason;
+            free := false;
+        end loop;
+    end if;
+    if free then
+        return query
+        select 'turn', format('Nothing holds it back: a worker takes it when its turn comes. Before it are %s of this role for this host.',
+                case t.before when 0 then 'no requests' when 1 then '1 request' when 101 then 'more than 100 requests'
+                    else format('%s requests', t.before) end),
+            null::timestamptz, null::text
+        from (select count(*) as before from pgnet.request_before b where b.id = fact.id) t;
+    end if;
+end
+$$;
+comment on function pgnet.reasons_to_wait(pgnet.request_fact) is
+    'What net.explain says of a request that waits.';
+
+create function pgnet.reason_of_end(request_id bigint)
+    returns setof pgnet.reason
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+begin
+    return query
+    select e.state::text,
+        format('It ended as %s at %s, after %s%s', e.state, pgnet.time_words(e.ended),
+            case e.attempts when 1 then '1 attempt' else format('%s attempts', e.attempts) end,
+            coalesce(', with status ' || e.status_code, '')) || coalesce(': ' || e.error_msg, '.'),
+        null::timestamptz,
+        case when k.marked then 'It was sent again: net.requests has the new one, with retry_of.'
+            when e.kept then format('To send it again: select net.retry(%s%s);', e.id, case e.state when 'unknown' then ', even_unknown => true' else '' end) end
+    from (
+        select r.id, r.requested_by, r.state, r.created as ended, r.attempts, r.status_code, r.error_msg,
+            exists (select from pgnet.failed f where f.id = r.id) as kept, 1 as place
+        from net._http_response r where r.id = request_id
+        union all
+        select f.id, f.requested_by, f.state, f.failed, f.attempts, f.status_code, f.error_msg, true, 2
+        from pgnet.failed f where f.id = request_id
+    ) e
+    cross join lateral (
+        select exists (
+            select from pgnet.mark m where m.requested_by = e.requested_by and m.request_id = e.id and m.action = 'retry') as marked
+    ) k
+    where not exists (select from pgnet.mark m where m.requested_by = e.requested_by and m.request_id = e.id and m.action = 'forget')
+    order by e.place
+    limit 1;
+end
+$$;
+comment on function pgnet.reason_of_end(bigint) is
+    'What net.explain says of a request that has ended; no row where there is no such request.';
+
+create function net.explain(
+    -- the request's id
+    id bigint
+)
+    returns table (
+        -- a word or two, always the same for the same reason
+        reason text,
+        -- the same in words
+        detail text,
+        -- when the reason ends by itself; NULL: that is not known
+        until timestamptz,
+        -- what to do about it
+        hint text
+    )
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    fact pgnet.request_fact;
+begin
+    select f.* into fact from pgnet.request_fact f where f.id = explain.id;
+    if fact.claimed then
+        return query select * from pgnet.reasons_in_flight(fact);
+    elsif fact.cancelled is not null then
+        return query select 'cancelled', pgnet.cancellation_message(false, fact.attempts), null::timestamptz,
+            case when not pgnet.worker_is_up() then 'A worker that looks stores the response. ' || pgnet.how_to_start_a_worker() end;
+    elsif fact.id is not null then
+        return query select * from pgnet.reasons_to_wait(fact);
+    else
+        return query select * from pgnet.reason_of_end(explain.id);
+        if not found then
+            return query select 'not there', case when explain.id is null then 'The id is NULL.'
+                    else format('There is no request %s of role "%s".', explain.id, current_user) end,
+                null::timestamptz,
+                'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
+        end if;
+    end if;
+end
+$$;
+comment on function net.explain(bigint) is
+    'Why a request waits, where it is, or how it ended: a row for each reason, in words, with the '
+    'time at which the reason ends by itself and what to do about it. For an id that is NULL or not '
+    'there a row says so. A role asks for its own requests; of those of others it learns numbers '
+    'only.';
+
+-- The first words of net.explain, for other views and functions.
+create function pgnet.explain_words(request_id bigint)
+    returns text
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select string_agg(concat_ws(' ', e.detail, e.hint), ' ')
+    from net.explain(request_id) e
+$$;
+comment on function pgnet.explain_words(bigint) is
+    'What net.explain says, as one text.';
+
 -- ======== extension/63_steer.sql ========
 
 -- Steering many requests at once: net.cancel_where and net.retry_where.
@@ -7903,7 +8798,7 @@ as $$
     where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
             'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'claimed_secrets', 'deregister_worker',
-            'heartbeat', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
+            'heartbeat', 'report_work', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')
 $$;
@@ -8138,6 +9033,7 @@ as $$
         ('requests', 'http_request', 'select net.http_request(''POST'', ''https://example.com/'', body_text => ''hello'', retry => ''safe'');'),
         ('requests', 'multipart', 'select m.* from net.multipart(''[{"name": "note", "value": "hello"}]'') m;'),
         ('requests', 'requests', 'select id, state, url, error_msg from net.requests order by id desc limit 10;'),
+        ('requests', 'explain', 'select * from net.explain(1);'),
         ('requests', 'attempts', 'select * from net.attempts where request_id = 1;'),
         ('requests', 'cancel', 'select net.cancel(1);'),
         ('requests', 'cancel_where', 'select net.cancel_where(''{"host": "api.example.com", "older_than": "1 hour"}'', dry_run => true);'),
@@ -8161,6 +9057,7 @@ as $$
         ('workers', 'grant_worker', 'select net.grant_worker(''worker_role'');'),
         ('workers', 'revoke_worker', 'select net.revoke_worker(''worker_role'');'),
         ('workers', 'workers', 'select * from net.workers;'),
+        ('workers', 'stats', 'select * from net.stats;'),
         ('workers', 'worker_restart', 'select net.worker_restart();'),
         ('workers', 'check_worker_is_up', 'select net.check_worker_is_up();'),
         ('workers', 'wait_until_running', 'select net.wait_until_running();'),
@@ -8875,8 +9772,10 @@ grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
+grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
+    pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.workers,
+    net.requests, net.responses, net.failures, net.attempts, net.workers, net.stats,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
@@ -8885,7 +9784,7 @@ grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
+    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -8907,6 +9806,12 @@ grant execute on function
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
+    -- why it waits
+    pgnet.caller_reads_all, pgnet.max_timeout_milliseconds, pgnet.is_copy, pgnet.is_locked, pgnet.time_words, pgnet.attempt_words,
+    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_workers,
+    pgnet.reasons_to_wait, pgnet.reason_of_end, pgnet.explain_words,
+    -- statistics
+    pgnet.caller_watches, pgnet.bucket_middle, pgnet.percentiles, pgnet.host_stats, pgnet.waiting_words, pgnet.current_stats,
     -- workers and settings
     pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
     pgnet.limits_of_host, pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries

@@ -200,12 +200,18 @@ create table pgnet.worker (
     gone_since timestamptz,
     stalled_since timestamptz,
     ended timestamptz,
-    cut_off integer not null default 0
+    cut_off integer not null default 0,
+    mode text,
+    slots integer
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can '
     'forge. The secret lets a worker whose connection broke come back as itself. net.workers shows '
     'them.';
+
+comment on column pgnet.worker.mode is
+    'The mode that the worker found at its last heartbeat.';
+comment on column pgnet.worker.slots is 'How many requests it may have in flight at once.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not
 -- take another's for its own.
@@ -227,7 +233,8 @@ create table pgnet.claim (
     role oid not null,
     ordering_key text,
     limited boolean,
-    probe boolean
+    probe boolean,
+    progress text
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
 );
@@ -247,6 +254,9 @@ comment on column pgnet.claim.limited is
     'The host has a limit of concurrency or rate, for which the claim counts; NULL: it has none.';
 comment on column pgnet.claim.probe is
     'The attempt finds out whether a broken host works again; NULL: it is an attempt as any other.';
+comment on column pgnet.claim.progress is
+    'What the request waits for, in words, where it has been in flight for more than a second; NULL: '
+    'its worker has not said so.';
 create unique index claim_ordering_key on pgnet.claim (role, (ordering_key collate "C")) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
 create policy own_claims on pgnet.claim for select

@@ -21,6 +21,7 @@ begin
     begin
         next_time := case duty
             when 'saying what is in flight' then pgnet.renew_claims(worker_id, owned)
+            when 'saying the mode' then pgnet.note_mode(worker_id)
             when 'mending clocks' then pgnet.mend_clocks()
             when 'acting on marks' then pgnet.act_on_marks()
             when 'rescuing requests' then pgnet.rescue_requests()
@@ -31,6 +32,7 @@ begin
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
+            when 'deleting statistics' then pgnet.forget_minutes()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -86,6 +88,20 @@ $$;
 comment on function pgnet.renew_claims(bigint, bigint[]) is
     'Renews the claims of requests that a worker says it owns. Claims of the worker that it does '
     'not name are returned, and claims of deleted requests are removed.';
+
+create function pgnet.note_mode(worker_id bigint)
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table pgnet.worker in row exclusive mode nowait;
+    update pgnet.worker w set mode = pgnet.mode_in_force() where w.id = worker_id;
+    return null;
+end
+$$;
+comment on function pgnet.note_mode(bigint) is
+    'Keeps the mode that a worker finds, which depends on its session, for net.explain.';
 
 create function pgnet.next_poll(worker_id bigint, owned bigint[], quarantined boolean)
     -- seconds
@@ -159,6 +175,7 @@ declare
     duty text;
     next_duty double precision;
     quarantined boolean;
+    mode text := pgnet.mode_in_force();
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
@@ -170,10 +187,13 @@ begin
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
-        'counting what is pending']
+        'counting what is pending', 'deleting statistics']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
+    if mode is distinct from (select w.mode from pgnet.worker w where w.id = worker_id) then
+        perform pgnet.do_duty('saying the mode', worker_id, owned);
+    end if;
     quarantined := (
         select q.id from net.http_request_queue q
         where q.due >= 'infinity' and q.origin is null and not exists (select from pgnet.claim c where c.id = q.id offset 0)
@@ -187,7 +207,7 @@ begin
         'egress', pgnet.egress_in_force(),
         'hosts', pgnet.host_settings(),
         'policies', pgnet.retry_policy_settings(),
-        'mode', pgnet.mode_in_force(),
+        'mode', mode,
         'quarantined', quarantined,
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
         'faults', pgnet.fault_messages());

@@ -93,8 +93,10 @@ grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
+grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
+    pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.workers,
+    net.requests, net.responses, net.failures, net.attempts, net.workers, net.stats,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
@@ -103,7 +105,7 @@ grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
+    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -125,6 +127,12 @@ grant execute on function
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
+    -- why it waits
+    pgnet.caller_reads_all, pgnet.max_timeout_milliseconds, pgnet.is_copy, pgnet.is_locked, pgnet.time_words, pgnet.attempt_words,
+    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_workers,
+    pgnet.reasons_to_wait, pgnet.reason_of_end, pgnet.explain_words,
+    -- statistics
+    pgnet.caller_watches, pgnet.bucket_middle, pgnet.percentiles, pgnet.host_stats, pgnet.waiting_words, pgnet.current_stats,
     -- workers and settings
     pgnet.session_is_alive, pgnet.worker_is_up, pgnet.how_to_start_a_worker, pgnet.warn_without_worker, pgnet.reload_workers,
     pgnet.limits_of_host, pgnet.setting_value, pgnet.known_settings, pgnet.known_retry_settings, pgnet.built_in_retry_policies, pgnet.help_entries

@@ -55,7 +55,14 @@ BEFORE = {
     ),
 }
 # The same for everybody, and nothing of anybody's request.
-FOR_ALL = {"net.settings", "net.egress", "net.hosts", "net.retry_policies", "net.workers"}
+FOR_ALL = {
+    "net.settings",
+    "net.egress",
+    "net.hosts",
+    "net.retry_policies",
+    "net.workers",
+    "net.stats",
+}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +112,8 @@ def populate(database: Database) -> None:
         "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
         "insert into pgnet.host_budget (host) values (%(canary)s)",
         "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
+        "insert into pgnet.host_minute values"
+        " (now(), %(canary)s, 1, 1, 1, 1, 1, 1, '{1}', '{1}', '{1}', '{1}')",
         "insert into pgnet.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
         "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"

@@ -37,6 +37,7 @@ class FakeOutbox:
         self.recorded: list[Outcome] = []
         self.released: list[tuple[int, str | None]] = []
         self.state: WorkerState = state({"concurrency": 10}, mode="record", revision=1)
+        self.reports: list[str] = []
         self.same = True
 
     def _called(self, method: str) -> None:
@@ -75,6 +76,11 @@ class FakeOutbox:
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         self._called("heartbeat")
         return self.state
+
+    def report_work(self, report: str) -> float:
+        self._called("report_work")
+        self.reports.append(report)
+        return 1e9
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._called("release")

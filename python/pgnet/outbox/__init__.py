@@ -393,6 +393,12 @@ class Outbox(Protocol):
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         """Say what this worker owns, do the duties that are due, and read the configuration."""
 
+    def report_work(self, report: str) -> float:
+        """Hand in statistics, and what requests in flight wait for, as pgnet.report_work has it.
+
+        Gives the database's clock, in seconds since the epoch.
+        """
+
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         """Give claims back. reason: what became of the attempt, None where it never began."""
 

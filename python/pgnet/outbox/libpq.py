@@ -357,6 +357,16 @@ class LibpqOutbox:
         )
         return WorkerState(**rows[0]["state"])
 
+    def report_work(self, report: str) -> float:
+        rows = self._call(
+            self._query,
+            "select pgnet.report_work(%(worker)s::bigint, %(report)s::json) as now"
+            " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
+            " where s.done is not null",
+            {"worker": self._worker_id, "report": report},
+        )
+        return float(rows[0]["now"])
+
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._call(
             self._query,

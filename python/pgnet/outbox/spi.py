@@ -261,6 +261,17 @@ class SpiOutbox:
             )[0]
         return WorkerState(**json.loads(row["state"]))
 
+    def report_work(self, report: str) -> float:
+        with self._transaction():
+            self._call("set local synchronous_commit = off")
+            row = self._call(
+                "select pgnet.report_work($1, $2) as now",
+                ["bigint", _JSON],
+                self._worker_id,
+                report,
+            )[0]
+        return float(row["now"])
+
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         with self._transaction():
             self._call(

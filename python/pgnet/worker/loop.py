@@ -71,6 +71,7 @@ from pgnet.worker.performer import Performer
 from pgnet.worker.quarantine import Quarantine
 from pgnet.worker.recorder import Recorder
 from pgnet.worker.registration import register
+from pgnet.worker.report import Report
 from pgnet.worker.signals import Signals
 from pgnet.worker.turns import Turns
 from pgnet.worker.window import Window
@@ -124,7 +125,8 @@ class Worker:
         self._configuration = Configuration(directory, concurrency, grace)
         self._flights = Flights(Window(1))
         self._performer = Performer(self._ended)
-        self._recorder = Recorder(self._performer.outcome)
+        self._recorder = Recorder(self._outcome)
+        self._report = Report()
         self._quarantine = Quarantine()
         self._turns = Turns()
         self._heartbeat = Heartbeat()
@@ -208,6 +210,8 @@ class Worker:
                 self._beat_if_due(signals)
                 if self._configuration.must_restart:
                     return "restart"
+                if now >= self._report.due_at:
+                    self._send_report()
                 if self._record_and_claim_if_due():
                     continue
             except (OutboxLost, OutboxUnregistered) as error:
@@ -215,7 +219,9 @@ class Worker:
                 continue
             if self._until_idle and self._is_idle():
                 return "idle"
-            self._sleep(min(self._heartbeat.due_at, self._alarm.next, self._ends_at))
+            self._sleep(
+                min(self._heartbeat.due_at, self._report.due_at, self._alarm.next, self._ends_at)
+            )
 
     def _is_idle(self) -> bool:
         if self._flights or not self._recorder.is_empty:
@@ -254,6 +260,7 @@ class Worker:
             # The claims of this worker are no longer its own: they were freed, or are gone with the
             # extension.
             self._drop(set(self._owned()))
+            self._report = Report()
             self._configuration = self._configuration.for_a_new_worker()
             for backoff in (self._heartbeat.backoff, self._claiming, self._recorder.backoff):
                 backoff.succeeded()
@@ -324,6 +331,16 @@ class Worker:
         self._heartbeat.done(began, time.monotonic(), next_in)
         self._claim_wanted = True
         return dropped
+
+    def _send_report(self) -> None:
+        """Tell the database of this worker's work, where there is something to tell."""
+        report = self._report.take(self._flights)
+        if report is None:
+            return
+        try:
+            self._report.reported(self._outbox.report_work(report))
+        except OutboxFailed as error:
+            self._report.failed(error)
 
     # ---- recording and claiming
 
@@ -462,6 +479,7 @@ class Worker:
                         self._stop(former)
                     flight = Flight(claim, time.monotonic(), send_by)
                     self._flights.add(flight)
+                    self._report.begun(claim)
                     self._performer.begin(flight, row, secrets.get(claim.id) or {})
                 return claims
         except OutboxFailed as error:
@@ -502,6 +520,12 @@ class Worker:
         self._recorder.add(flight, answer)
         self._signals.end_sleep()
 
+    def _outcome(self, flight: Flight, answer: Answer | NotSent) -> Outcome:
+        """Called by the recorder, when it is about to record what has ended."""
+        outcome = self._performer.outcome(flight, answer)
+        self._report.ended(flight.claim, outcome)
+        return outcome
+
     def _stop(self, flight: Flight) -> None:
         """A request is not in flight any more, whether it has ended or not."""
         if self._flights.remove(flight) or flight.claim.flow.limited:
@@ -538,6 +562,8 @@ class Worker:
                 # Requests that are cancelled now are not waited for. No request is claimed.
                 self._beat_if_due(signals)
                 self._claim_wanted, self._quarantine = False, Quarantine()
+                if time.monotonic() >= self._report.due_at:
+                    self._send_report()
                 if self._record_and_claim_if_due(may_claim=False):
                     continue
             except OutboxUnregistered:
@@ -558,6 +584,7 @@ class Worker:
                 self._recorder.retry_deferred(math.inf)
                 while len(self._recorder) and not self._recorder.backoff.failing:
                     self._record_and_claim(None)
+            self._send_report()
         self._give_back()
 
     def _give_back(self) -> None:
