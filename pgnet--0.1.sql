@@ -1544,7 +1544,7 @@ as $$
         ('methods', 'methods', '"idempotent"', null, null,
          'Which methods may be sent again once the server may have seen the request: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, and what has an idempotency key), or a list of methods.'),
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
-        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the first one began, in ms.')
 $$;
 comment on function pgnet.known_retry_settings() is
     'The settings that net.configure_retry takes, with their defaults.';
@@ -1865,7 +1865,7 @@ alter table net.http_request_queue
     alter options set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
-    'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
+    'ever changed to wait, or by calls with their unique_key; a role sees its own. To end one call net.cancel(id) '
     'or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole '
     'table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
@@ -1941,6 +1941,40 @@ create policy own_requests on net.http_request_queue for select
 create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
+-- A call changes a request that waits for its first attempt (42_timing.sql). A claim holds the lock
+-- of the request's row that this role's change has, or waits for: so VOLATILE, which sees what was
+-- committed meanwhile, and no request in flight is changed. A role that was granted UPDATE on the
+-- whole table can change no more than one that has it on the columns for callers.
+create function pgnet.may_be_changed(
+    -- a request of the caller's as it is to be, without what a call sets
+    id bigint, created timestamptz, retry_of bigint, due timestamptz, waits_since timestamptz, origin text
+)
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    return exists (
+        select from net.http_request_queue q
+        where q.id = may_be_changed.id and q.requested_by = pgnet.caller_role()
+            and (q.created, q.retry_of, q.due, q.waits_since, q.origin) is not distinct from (
+                may_be_changed.created, may_be_changed.retry_of, may_be_changed.due, may_be_changed.waits_since, may_be_changed.origin))
+        and not exists (select from pgnet.claim c where c.id = may_be_changed.id)
+        and not exists (select from pgnet.attempt a where a.request_id = may_be_changed.id);
+end
+$$;
+comment on function pgnet.may_be_changed(bigint, timestamptz, bigint, timestamptz, timestamptz, text) is
+    'Whether a request of the caller waits for its first attempt, and has these values now.';
+create policy change_own_requests on net.http_request_queue for update
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()) and held is not null)
+    with check (
+        requested_by operator(pg_catalog.=) (select pgnet.caller_role())
+        and pgnet.may_be_changed(id, created, retry_of, due, waits_since, origin));
+
 create view pgnet.ready_request with (security_invoker) as
     select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
         q.timeout_milliseconds, q.held,
@@ -1967,6 +2001,7 @@ create table pgnet.flow (
     not_after timestamptz,
     ordering_key text,
     unique_key text,
+    merges tstzrange,
     gate pgnet.gate,
     primary key (request_id, requested_by)
 ) with (
@@ -1988,6 +2023,9 @@ comment on column pgnet.flow.ordering_key is
 comment on column pgnet.flow.unique_key is
     'While a request with this key waits for its first attempt, its role queues no second one; '
     'NULL: the request has no such key, or a worker has taken it.';
+comment on column pgnet.flow.merges is
+    'The calls that were merged into it by its unique_key, each within a second of the one before: '
+    'when the first of them came, and the last; NULL: none was.';
 comment on column pgnet.flow.gate is
     'Which other requests it waits for; NULL: none. Workers open the gate.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
@@ -1997,10 +2035,13 @@ create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), r
 create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
 create policy own_flow on pgnet.flow for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy change_own_flow on pgnet.flow for update
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()) and unique_key is not null)
+    with check (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 -- As net._new_request: it shows nothing, and the role is never the caller's to choose.
 create view net._new_flow as
-    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.gate
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate
     from pgnet.flow f
     where false;
 comment on view net._new_flow is
@@ -2529,6 +2570,7 @@ as $$
     select case table_name
         when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
         when '_http_response' then exists (select from net._http_response r where r.id = request_id)
+        when 'flow' then exists (select from pgnet.flow f where f.request_id = is_known_row.request_id)
         when 'failed' then exists (select from pgnet.failed f where f.id = request_id)
         when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
@@ -2576,9 +2618,11 @@ begin
                 perform pgnet.set_ids_apart();
                 select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             end if;
-            if tg_table_name = 'attempt' then
+            if tg_table_name in ('attempt', 'flow') then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
-                attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
+                if tg_table_name = 'attempt' then
+                    attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
+                end if;
             else
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
@@ -2592,6 +2636,9 @@ begin
             new.origin := coalesce(subscription, case
                 when tg_op = 'UPDATE' then old.origin
                 when not pgnet.was_numbered_here(new.id) then 'replica' end);
+        elsif tg_table_name = 'flow' and tg_op <> 'DELETE' then
+            -- It is not to meet a key of this server's own requests: replication would stop.
+            new.unique_key := null;
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
@@ -2622,6 +2669,21 @@ comment on function pgnet.keep_own_row() is
     'Drops what replication brings of workers, claims and settings.';
 
 -- ---- adoption
+
+create function pgnet.take_over_requests()
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- What a request waits for may not have come along.
+    update net.http_request_queue q
+    set origin = null, held = case when q.held then (
+        select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
+        else q.held end
+    where q.origin is not null
+$$;
+comment on function pgnet.take_over_requests() is
+    'Makes requests that replication has brought this server''s own.';
 
 create function net.adopt_database()
     returns void
@@ -2676,7 +2738,7 @@ begin
     from pg_control_system() s
     join pg_database c on c.datname = current_database();
 
-    update net.http_request_queue set origin = null where origin is not null;
+    perform pgnet.take_over_requests();
     -- The sessions of a copy's workers may be alive in the original.
     delete from pgnet.worker w
     where was_copy or not exists (
@@ -2987,27 +3049,15 @@ comment on function pgnet.encode_form(jsonb) is
     'form.';
 
 -- The options by which a request stands in pgnet.flow.
+-- The options by which a request stands in pgnet.flow.
 create function pgnet.has_flow(options jsonb)
     returns boolean language sql immutable parallel safe cost 1
 as $$
-    select options operator(pg_catalog.?|) '{not_before,not_after,ordering_key,after,unique_key}'::pg_catalog.text[]
+    select options operator(pg_catalog.?|)
+        '{not_before,not_after,ordering_key,after,unique_key,unique_for,on_conflict}'::pg_catalog.text[]
 $$;
 comment on function pgnet.has_flow(jsonb) is
     'Whether options of a request ask for what pgnet.flow has columns for.';
-
-create function pgnet.add_flow(request_id bigint, options jsonb)
-    returns void
-    language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
-    values (request_id, (options ->> 'not_before')::timestamptz, (options ->> 'not_after')::timestamptz, options ->> 'ordering_key',
-        case when options ?| '{ordering_key,after}' then 'new'::pgnet.gate end);
-end
-$$;
-comment on function pgnet.add_flow(bigint, jsonb) is
-    'Notes what a new request waits for, with the caller''s rights.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -3037,8 +3087,9 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
-    -- setting), and priority (smaller goes first among the requests of one role to one host; 0);
-    -- NULL means none
+    -- setting), priority (smaller goes first among the requests of one role to one host; 0);
+    -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
+    -- on_conflict (keep, or replace); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -3057,7 +3108,6 @@ declare
     others pg_catalog.jsonb;
     target pg_catalog.text;
     request_id bigint;
-    has_flow boolean := false;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
@@ -3113,21 +3163,17 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
-        has_flow := pgnet.has_flow(others);
-    end if;
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog();
     end if;
-    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
+    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb and pgnet.has_flow(others) then
+        return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen);
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end,
-        case when has_flow then others operator(pg_catalog.?|) '{not_before,ordering_key,after}'::pg_catalog.text[] end)
+        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
     returning id into request_id;
-    if has_flow then
-        perform pgnet.add_flow(request_id, others);
-    end if;
     return request_id;
 end
 $$;
@@ -3532,6 +3578,323 @@ $$;
 comment on function pgnet.count_backlog() is
     'Counts the pending requests in all and of each role while a limit is set, 50,000 at a time; '
     'gives the seconds until it is due again.';
+
+-- ======== extension/42_timing.sql ========
+
+-- Time and debounce: the options not_before, not_after, unique_key, unique_for and on_conflict of
+-- net.http_request. All of this runs with the caller's rights.
+--
+-- Debounce. Of the requests of one role with the same unique_key, one at most waits for its first
+-- attempt: a unique index of pgnet.flow says so. A call that finds one locks its row there, changes
+-- the request (replace) or leaves it as it is (keep), and returns its id. The row stays locked
+-- until the call's transaction ends, and workers pass over locked rows. So the request is sent
+-- after the commit of the last call that was merged into it. A claim takes the key away: what comes
+-- later is a request of its own.
+--
+-- So PUBLIC has UPDATE on the columns of a request's content, and policies show for it only a
+-- role's own requests. A right on columns does not let a role lock the table.
+
+create function pgnet.read_interval(given text)
+    returns interval
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set intervalstyle = 'postgres'
+as $$
+begin
+    -- 10 would be ten seconds, 10:30 ten hours, and 2026-12 two thousand years.
+    if given !~ '[a-zA-Z]|[0-9]:[0-9]+:' then
+        return null;
+    end if;
+    return given::interval;
+exception when data_exception then
+    return null;
+end
+$$;
+comment on function pgnet.read_interval(text) is
+    'The interval that a text says, with its units or as hours:minutes:seconds; NULL for any other '
+    'text.';
+
+-- A time begins with its date, or is infinity; everything else is an interval. So no text is both.
+create function pgnet.read_time(
+    -- the option that the text was given for
+    option text,
+    given text,
+    -- the time of the call
+    present timestamptz
+)
+    returns timestamptz
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, YMD'
+as $$
+declare
+    result timestamptz;
+begin
+    if given is null then
+        return null;
+    end if;
+    begin
+        result := case
+            when given collate "C" ~* '^ *([0-9]{4,6}-[0-9][0-9]?-[0-9]|(today|tomorrow)( |$)|[+-]?infinity *$)' then given::timestamptz
+            else present + pgnet.read_interval(given) end;
+    exception when data_exception then
+        null;
+    end;
+    if result is null then
+        perform pgnet.raise_error('22023', format('option "%s" is neither a time nor an interval', option),
+            'A time begins with its date: "2026-12-24 18:00+01", "tomorrow 09:00"; without a zone it is in the session''s TimeZone. '
+            'An interval has units and counts from the call: "90 seconds", "2 hours 30 minutes", "PT5M", "00:05:00".');
+    end if;
+    return result;
+end
+$$;
+comment on function pgnet.read_time(text, text, timestamptz) is
+    'The time that an option says: a date with a time, or an interval after the call. Raises 22023 '
+    'for a text that is neither. NULL gives NULL.';
+
+create function pgnet.read_times(
+    options jsonb,
+    -- NULL: at once, and without an end
+    out not_before timestamptz, out not_after timestamptz
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    present timestamptz := clock_timestamp();
+begin
+    not_before := pgnet.read_time('not_before', options ->> 'not_before', present);
+    not_after := pgnet.read_time('not_after', options ->> 'not_after', present);
+    if not_after <= not_before and not_after < 'infinity' then
+        perform pgnet.raise_error('22023', 'not_after must be later than not_before',
+            format('The first attempt may begin from not_before (%s) on, and before not_after (%s).', not_before, not_after));
+    end if;
+    not_before := case when not_before > present then not_before end;
+    not_after := nullif(not_after, 'infinity');
+end
+$$;
+comment on function pgnet.read_times(jsonb) is
+    'The options not_before and not_after as times; NULL for a not_before that has passed, and for '
+    'a not_after that never comes. Raises 22023.';
+
+create function pgnet.read_unique_for(options jsonb)
+    returns interval
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given text := options ->> 'unique_for';
+    result interval := pgnet.read_interval(given);
+begin
+    if given is not null and (result > interval '0') is not true then
+        perform pgnet.raise_error('22023', 'option "unique_for" must be an interval greater than 0',
+            'It has units: "30 seconds", "5 minutes", "1 day".');
+    end if;
+    return result;
+end
+$$;
+comment on function pgnet.read_unique_for(jsonb) is
+    'The option unique_for; NULL where it is not given. Raises 22023.';
+
+create function pgnet.lock_waiting_request(
+    unique_key text,
+    -- as for pgnet.debounce_request
+    unique_for interval,
+    -- another call had locked it: this one waits until that one's transaction has ended
+    contended boolean,
+    -- NULL: no request with the key waits, or another call has locked it
+    out id bigint,
+    -- whether a call may be merged into it
+    out is_open boolean,
+    -- what its column merges is then
+    out merges tstzrange,
+    out ordering_key text, out gate pgnet.gate
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    waiting pgnet.flow;
+    made timestamptz;
+    present timestamptz;
+    pause interval := '1 s';
+begin
+    if contended then
+        select f.* into waiting from pgnet.flow f
+        where f.requested_by = pgnet.caller_role() and f.unique_key = lock_waiting_request.unique_key
+        for update;
+    else
+        select f.* into waiting from pgnet.flow f
+        where f.requested_by = pgnet.caller_role() and f.unique_key = lock_waiting_request.unique_key
+        for update skip locked;
+    end if;
+    present := clock_timestamp();
+    made := (select q.created from net.http_request_queue q where q.id = waiting.request_id and q.requested_by = waiting.requested_by);
+    id := waiting.request_id;
+    ordering_key := waiting.ordering_key;
+    gate := waiting.gate;
+    merges := tstzrange(
+        case when contended or upper(waiting.merges) + pause >= present then coalesce(lower(waiting.merges), present) else present end,
+        present, '[]');
+    is_open := made is not null and (made + unique_for <= present) is not true and (waiting.not_after <= present) is not true
+        -- Calls that follow upon one another without a pause keep workers from a request that is
+        -- ready: after a second it is left alone.
+        and (contended and lower(merges) + pause < present
+            and coalesce(waiting.not_before, present) <= present and waiting.gate is null) is not true
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = waiting.requested_by and m.request_id = waiting.request_id and m.action <> 'retry');
+end
+$$;
+comment on function pgnet.lock_waiting_request(text, interval, boolean) is
+    'Locks the request of the caller that has this unique_key and waits for its first attempt.';
+
+-- The row of pgnet.flow comes first: the unique index decides whether there is to be a request. It
+-- has a number that no request has, until the request has one.
+create function pgnet.queue_unique_request(new net._new_request, flow net._new_flow)
+    -- NULL: there is one with the key, or another session makes one and has committed meanwhile
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    insert into net._new_flow (request_id, not_before, not_after, ordering_key, unique_key, gate)
+    values (
+        -1 - floor(random() * 9e18)::bigint, flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate)
+    on conflict do nothing;
+    if not found then
+        return null;
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
+    values (
+        new.method, new.url, new.headers, new.body, new.timeout_milliseconds, new.priority, new.context, new.options, new.held)
+    returning id into new.id;
+    update pgnet.flow f set request_id = new.id where f.requested_by = pgnet.caller_role() and f.unique_key = flow.unique_key;
+    return new.id;
+end
+$$;
+comment on function pgnet.queue_unique_request(net._new_request, net._new_flow) is
+    'Queues a request with a unique_key, unless there is one.';
+
+create function pgnet.debounce_request(
+    -- what is queued, checked; with its unique_key
+    new net._new_request, flow net._new_flow,
+    -- how long after the first request a call may be merged into it; NULL: until it is attempted
+    unique_for interval,
+    -- whether the content of a request that waits becomes this one's
+    replaces boolean
+)
+    -- the id of the request that waits, or of a new one
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    waiting record;
+    -- whether another call kept the request locked when this one came
+    contended boolean := false;
+    request_id bigint;
+begin
+    loop
+        select * into waiting from pgnet.lock_waiting_request(flow.unique_key, unique_for, contended);
+        if waiting.id is null then
+            request_id := pgnet.queue_unique_request(new, flow);
+            if request_id is not null then
+                return request_id;
+            end if;
+            contended := true;
+            continue;
+        end if;
+        if waiting.is_open then
+            if waiting.ordering_key is distinct from flow.ordering_key then
+                perform pgnet.raise_error('22023', format('request %s, which has this unique_key, has another ordering_key', waiting.id),
+                    'Requests with the same unique_key have the same ordering_key, or none.');
+            end if;
+            update net.http_request_queue q
+            set method = case when replaces then new.method else q.method end,
+                url = case when replaces then new.url else q.url end,
+                headers = case when replaces then new.headers else q.headers end,
+                body = case when replaces then new.body else q.body end,
+                timeout_milliseconds = case when replaces then new.timeout_milliseconds else q.timeout_milliseconds end,
+                priority = case when replaces then new.priority else q.priority end,
+                context = case when replaces then new.context else q.context end,
+                options = case when replaces then new.options else q.options end,
+                -- Where nothing else changes, this does: so net.wait knows that this transaction
+                -- has to commit before the request is sent.
+                held = case when replaces then new.held or waiting.gate is not null else q.held end
+            where q.id = waiting.id and q.requested_by = pgnet.caller_role();
+            if found then
+                update pgnet.flow f
+                set merges = waiting.merges, not_before = case when replaces then flow.not_before else f.not_before end,
+                    not_after = case when replaces then flow.not_after else f.not_after end
+                where f.request_id = waiting.id and f.requested_by = pgnet.caller_role();
+                return waiting.id;
+            end if;
+        end if;
+        -- It is sent as it is, or is gone.
+        update pgnet.flow f set unique_key = null where f.request_id = waiting.id and f.requested_by = pgnet.caller_role();
+    end loop;
+end
+$$;
+comment on function pgnet.debounce_request(net._new_request, net._new_flow, interval, boolean) is
+    'Queues a request with a unique_key, or merges it into the one of the same role and key that '
+    'waits for its first attempt; gives the id of the one that is sent.';
+
+create function pgnet.queue_request(
+    -- what is queued, checked; the options as the row has them, and all that the caller gave
+    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer, context jsonb, stored jsonb, given jsonb
+)
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    new net._new_request;
+    flow net._new_flow;
+    unique_for interval := pgnet.read_unique_for(given);
+begin
+    select t.not_before, t.not_after into flow.not_before, flow.not_after from pgnet.read_times(given) t;
+    flow.unique_key := given ->> 'unique_key';
+    new.method := method;
+    new.url := url;
+    new.headers := headers;
+    new.body := body;
+    new.timeout_milliseconds := timeout_milliseconds;
+    new.priority := coalesce((given ->> 'priority')::smallint, 0::smallint);
+    new.context := context;
+    new.options := nullif(stored - array['not_before', 'not_after', 'unique_key', 'unique_for', 'on_conflict'], '{}');
+    if num_nonnulls(flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate) > 0 then
+        new.held := num_nonnulls(flow.not_before, flow.gate) > 0;
+    end if;
+    if flow.unique_key is not null then
+        return pgnet.debounce_request(new, flow, unique_for, given ->> 'on_conflict' is not distinct from 'replace');
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
+    values (
+        new.method, new.url, new.headers, new.body, new.timeout_milliseconds, new.priority, new.context, new.options, new.held)
+    returning id into new.id;
+    if new.held is not null then
+        insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
+        values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate);
+    end if;
+    return new.id;
+end
+$$;
+comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb, jsonb, jsonb) is
+    'Queues a request of net.http_request with options by which it stands in pgnet.flow; gives its '
+    'id.';
 
 -- ======== extension/45_wake_up.sql ========
 
@@ -4629,7 +4992,7 @@ create type pgnet.claimed_request as (
     role oid,
     -- of the configuration that the claim saw
     revision bigint,
-    -- seconds since the request was made
+    -- seconds since the first attempt began
     age double precision,
     idempotency_key text,
     -- what limits, probes and times say of it, as a JSON object; NULL: nothing
@@ -4710,7 +5073,10 @@ begin
         case when q.fault is null then q.host else regexp_replace(left(q.host, 253), '[^!-~]', '?', 'g') end,
         q.requested_by::oid,
         (select f.revision from pgnet.configuration f),
-        case when isfinite(q.created) then extract(epoch from clock_timestamp() - q.created)::double precision else 0 end,
+        -- Not since it was made: it may have waited for its time, or for other requests.
+        case when c.attempt = 1 then 0
+            else extract(epoch from clock_timestamp() - (
+                select a.started from pgnet.attempt a where a.request_id = c.id order by a.attempt limit 1))::double precision end,
         case when q.fault is not null then null
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
@@ -4788,17 +5154,19 @@ comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
 -- Requests whose time not_before has come. One that waits for other requests, too, stays held. A
--- row without a request is somebody's mistake, and must not stand in front of others.
+-- row without a request is somebody's mistake, and must not stand in front of others. Rows are
+-- changed by their places: another role's row with the same id may be locked by that role.
 create function pgnet.wake_held_requests(present timestamptz)
-    returns void
+    -- how many rows of pgnet.flow wait for no time any more
+    returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    path text;
+    done bigint;
 begin
     with ripe as materialized (
-        select f.request_id, f.gate, q.id is not null as locked, v.seen
+        select f.ctid as place, f.request_id, f.gate, q.id is not null as locked
         from pgnet.flow f
         left join lateral (
             select q.id from net.http_request_queue q
@@ -4815,17 +5183,16 @@ begin
         for update of f skip locked
     ), passed as (
         update pgnet.flow f set not_before = null
-        where f.request_id = any (array(select r.request_id from ripe r where r.locked)) and f.not_before <= present
+        where f.ctid = any (array(select r.place from ripe r where r.locked))
     ), orphans as (
         delete from pgnet.flow f
-        where f.request_id = any (array(select r.request_id from ripe r where r.seen is null))
-            and not exists (
-                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+        where f.ctid = any (array(select r.place from ripe r where not r.locked))
     ), released as (
         update net.http_request_queue q set held = false
         where q.id = any (array(select r.request_id from ripe r where r.locked and r.gate is null))
     )
-    select pgnet.use_owners_path() into path;
+    select count(*) into done from ripe r where (select pgnet.use_owners_path()) is not null;
+    return done;
 end
 $$;
 comment on function pgnet.wake_held_requests(timestamptz) is
@@ -4853,9 +5220,13 @@ begin
                 order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
+        perform pgnet.pin_path();
     end if;
-    if next_start <= present then
-        perform pgnet.wake_held_requests(present);
+    if next_start <= present and pgnet.wake_held_requests(present) = 0 then
+        -- Callers have locked all that are due, and wake a worker when they commit.
+        next_start := least(present + interval '1 s', (
+            select f.not_before from pgnet.flow f where f.not_before > present and f.not_before < 'infinity'
+            order by f.not_before limit 1));
     end if;
     -- There may be more of them.
     return (select greatest(extract(epoch from t.at - present), 0.02) from (select least(next_due, next_start) as at) t where t.at is not null);
@@ -5110,8 +5481,11 @@ as $$
 begin
     perform pgnet.spend_tokens(ids);
     perform pgnet.begin_probes(ids);
-    -- From now on a request with the same key is a new one. The claim has locked these rows.
-    update pgnet.flow f set unique_key = null where f.request_id = any (ids) and f.unique_key is not null;
+    -- From now on a request with the same key is a new one. The claim has locked these rows, and no
+    -- other role's rows with the same ids.
+    update pgnet.flow f set unique_key = null
+    where f.request_id = any (ids) and f.unique_key is not null
+        and f.requested_by = (select c.role from pgnet.claim c where c.id = f.request_id offset 0);
 end
 $$;
 comment on function pgnet.account_claims(bigint[]) is
@@ -5174,7 +5548,7 @@ create function pgnet.claim_requests(
 )
     -- A last row has no id. Its host and role, where it has any, say that there is more than was
     -- looked at, and to go on behind them. Its flow says look_in: after how many seconds something
-    -- falls due.
+    -- falls due; and expires_in: after how many seconds something expires.
     returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -5197,6 +5571,7 @@ declare
     last_role oid := case when until_host is null then after_role else until_role end;
     look_in double precision;
     has_limits boolean;
+    next_end timestamptz;
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
@@ -5227,11 +5602,16 @@ begin
     if taken.denied is not null then
         look_in := least(look_in, pgnet.room_in(taken.denied));
     end if;
-    if taken.more or look_in is not null then
+    if coalesce(cardinality(taken.ids), 0) < slots then
+        -- Where the worker has nothing else to do, it is to end in time what nobody may send.
+        next_end := (select f.not_after from pgnet.flow f where f.not_after < 'infinity' order by f.not_after limit 1);
+    end if;
+    if taken.more or look_in is not null or next_end is not null then
         return query
         select null::bigint, null, null::integer, null::integer, null, null, null, null::bytea, null::integer, null,
             case when taken.more then taken.host::text end, taken.role::oid, null::bigint, null::double precision, null,
-            jsonb_build_object('look_in', look_in)::text, null;
+            jsonb_build_object('look_in', look_in, 'expires_in',
+                extract(epoch from greatest(next_end, now() - interval '1 s') - clock_timestamp()))::text, null;
     end if;
 end
 $$;
@@ -5252,6 +5632,37 @@ as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
 comment on function pgnet.ascii_excerpt(text, integer) is
     'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
+-- A row that its role has locked stays: a worker that meets it later removes it.
+create function pgnet.remove_flow(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    delete from pgnet.flow f
+    where f.ctid = any (array(
+        select r.place
+        from unnest(ids) i (id)
+        cross join lateral (
+            select f.ctid as place from pgnet.flow f
+            where f.request_id = i.id
+                and not exists (
+                    select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+            for update of f skip locked
+        ) r));
+end
+$$;
+comment on function pgnet.remove_flow(bigint[]) is
+    'Removes what pgnet.flow says of requests that have ended.';
+
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
 -- holds a lock on.
 create function pgnet.store_outcomes(outcomes json, size integer)
@@ -5269,12 +5680,14 @@ create function pgnet.store_outcomes(outcomes json, size integer)
 as $$
 declare
     done bigint;
+    flowing bigint[];
     deferred bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed
+            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed,
+            q.held is not null as has_flow
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
@@ -5334,7 +5747,8 @@ begin
         )
         select h.id, h.status_code, h.content_type, h.headers,
             coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt,
+            -- What expired was claimed, and not attempted.
+            decode(h.content_base64, 'base64'), h.attempt - case when h.state = 'expired' then 1 else 0 end,
             case when h.unreadable and pgnet.json_text(h.context, 16000000) is null then null else h.context end,
             case when h.unreadable then pgnet.ascii_excerpt(h.method, 255) else h.method end,
             case when h.unreadable then pgnet.ascii_excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
@@ -5345,10 +5759,13 @@ begin
     )
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
-    select count(*) into done from held h
+    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying') into done, flowing from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
+    if flowing is not null then
+        perform pgnet.remove_flow(flowing);
+    end if;
     if done < size then
         -- The claim is still there, with its token: another session holds a lock on it, or on its
         -- request.
@@ -5546,7 +5963,8 @@ declare
     waiting record;
     caught pgnet.error;
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
+        pgnet.flow in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
@@ -5631,10 +6049,11 @@ create function pgnet.carry_out_marks(marks pgnet.mark[])
 as $$
 declare
     taken bigint;
+    flowing bigint[];
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight, c.limited,
+            c.attempt as in_flight, c.limited, q.held is not null as has_flow,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -5716,8 +6135,13 @@ begin
         update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) into taken from marked m
-    where (select pgnet.use_owners_path()) is not null and m.free and m.in_flight is not null;
+    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
+    from marked m
+    where (select pgnet.use_owners_path()) is not null and m.free;
+    if flowing is not null then
+        perform pgnet.pin_path();
+        perform pgnet.remove_flow(flowing);
+    end if;
     return taken;
 end
 $$;
@@ -5790,8 +6214,8 @@ begin
         delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m
@@ -5895,6 +6319,8 @@ begin
         where end_without_answer.state in ('failed', 'unknown')
     )
     select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+    perform pgnet.remove_flow(array[end_without_answer.id]);
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
@@ -6061,7 +6487,8 @@ declare
     -- others.
     stalled_after interval := interval '5 s';
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from pgnet.worker g
@@ -6434,6 +6861,174 @@ end
 $$;
 comment on function pgnet.forget_workers() is 'Deletes workers that ended more than an hour ago.';
 
+-- ---- requests whose not_after passes before a worker claims them
+
+create function pgnet.expiry_message(attempts integer)
+    returns text language sql immutable parallel safe
+as $$
+    select case when attempts operator(pg_catalog.>) 0 then 'The request expired: its not_after passed before another attempt.'
+        else 'The request expired: its not_after passed before it was sent.' end
+$$;
+comment on function pgnet.expiry_message(integer) is
+    'The error message of a request that ends as expired.';
+
+-- This is one statement, so that a request is judged and ended in one snapshot. The rows are
+-- locked, as in pgnet.carry_out_marks, and looked up one by one.
+create function pgnet.end_expired_requests(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    path text;
+begin
+    with ended as materialized (
+        select q.*, (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts
+        from net.http_request_queue q
+        where q.id = any (ids)
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = any (array(select e.id from ended e))
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select e.id, 'expired', false, pgnet.expiry_message(e.attempts), e.attempts, e.context, e.method, e.url, e.requested_by,
+            e.created, e.retry_of
+        from ended e
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+    perform pgnet.remove_flow(ids);
+    perform pgnet.fire_deferred();
+end
+$$;
+comment on function pgnet.end_expired_requests(bigint[]) is
+    'Ends requests as expired, with a response that says so. The caller has locked them.';
+
+-- As in pgnet.carry_out_or_halve, a batch that fails is halved down to the request at fault, which
+-- is tried again a minute later.
+create function pgnet.end_expired_or_halve(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    size integer := cardinality(ids);
+    caught pgnet.error;
+    path text;
+begin
+    perform pgnet.end_expired_requests(ids);
+exception when others then
+    get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+        caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+    if caught.state ~ '^(40|53|57|58|25006)' then
+        raise;
+    end if;
+    if size > 1 then
+        perform pgnet.end_expired_or_halve(ids[:size / 2]);
+        if clock_timestamp() < now() + interval '2 s' then
+            perform pgnet.end_expired_or_halve(ids[size / 2 + 1:]);
+        end if;
+        return;
+    end if;
+    with put_off as (
+        update net.http_request_queue q set due = clock_timestamp() + interval '1 minute', waits_since = clock_timestamp()
+        where q.id = any (ids)
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.note_fault('ending expired requests', format('request %s: %s', ids[1], caught.message), pgnet.remedy(caught));
+end
+$$;
+comment on function pgnet.end_expired_or_halve(bigint[]) is
+    'pgnet.end_expired_requests; a batch that fails is halved down to the request at fault, which '
+    'is tried again a minute later, and pgnet.fault has the last one.';
+
+create function pgnet.expire_requests()
+    -- seconds until the next not_after; NULL where no request has one
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set jit = off
+    -- A trigger or a foreign key may wait for another session.
+    set lock_timeout = '20ms'
+as $$
+declare
+    -- A variable, since an index is not used for a value that may change from row to row.
+    present timestamptz := clock_timestamp();
+    most integer := 1000;
+    ids bigint[];
+    next_end timestamptz;
+begin
+    if (select f.not_after from pgnet.flow f where f.not_after < 'infinity' order by f.not_after limit 1) is null then
+        delete from pgnet.fault f where f.duty = 'ending expired requests';
+        return null;
+    end if;
+    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed
+        in row exclusive mode nowait;
+    lock table pgnet.mark in access share mode nowait;
+    ids := array(
+        select f.request_id
+        from pgnet.flow f
+        cross join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by and q.origin is null
+                -- What could not be ended a moment ago is put off.
+                and coalesce(q.due, present) <= present
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from pgnet.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+            for update of q skip locked
+        ) q
+        where f.not_after <= present
+        order by f.not_after limit most for update of f skip locked);
+    if ids <> '{}' then
+        perform pgnet.end_expired_or_halve(ids);
+    end if;
+    -- What was left behind, and what somebody has inserted by hand.
+    perform pgnet.remove_flow(array(
+        select f.request_id from pgnet.flow f
+        where f.not_after <= present
+            and not exists (
+                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+        order by f.not_after limit 5000));
+    if exists (select from pgnet.fault f where f.duty = 'ending expired requests')
+        and not exists (
+            select from pgnet.flow f
+            cross join lateral (select q.due from net.http_request_queue q where q.id = f.request_id offset 0) q
+            where f.not_after <= present and q.due > present)
+    then
+        delete from pgnet.fault f where f.duty = 'ending expired requests';
+    end if;
+    if cardinality(ids) = most then
+        return 0.1;
+    end if;
+    select f.not_after into next_end from pgnet.flow f
+    where f.not_after > present and f.not_after < 'infinity' order by f.not_after limit 1;
+    return greatest(extract(epoch from next_end - clock_timestamp()), 1);
+end
+$$;
+comment on function pgnet.expire_requests() is
+    'Ends as expired what no worker has claimed before its not_after, 1,000 requests at a time. '
+    'Gives the seconds until more is to be done.';
+
 -- ======== extension/58_heartbeat.sql ========
 
 -- The heartbeat: every worker calls pgnet.heartbeat every second, or every minute where there is no
@@ -6464,6 +7059,7 @@ begin
             when 'acting on marks' then pgnet.act_on_marks()
             when 'rescuing requests' then pgnet.rescue_requests()
             when 'recording what was put aside' then pgnet.record_put_aside()
+            when 'expiring requests' then pgnet.expire_requests()
             when 'forgetting workers' then pgnet.forget_workers()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
@@ -6502,7 +7098,8 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
     set jit = off
 as $$
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -6557,8 +7154,9 @@ declare
     seconds double precision := extract(epoch from least(
         pgnet.setting_value('poll_interval')::interval,
         greatest(interval '1 s', least(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval))));
-    next_due timestamptz := (
-        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
+    next_due timestamptz := least(
+        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
+        (select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1));
 begin
     if next_due is not null then
         -- The worker that put a request back looks for it at its time. This is for others, and not
@@ -6624,8 +7222,8 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
-        'counting what is pending', 'deleting statistics']
+        'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
@@ -7077,14 +7675,15 @@ comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) 
 
 create view net.requests with (security_invoker) as
     select q.id,
-        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
         q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
         case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
             else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
-        case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        case when c.id is null and k.marked is null and pg_catalog.isfinite(coalesce(q.due, f.not_before))
+            then coalesce(q.due, f.not_before) end as next_attempt,
         q.created as requested, case when c.id is null then k.marked end as ended,
         case when pg_catalog.isfinite(q.created) then pg_catalog.now() operator(pg_catalog.-) q.created end as age,
         q.retry_of
@@ -7097,6 +7696,10 @@ create view net.requests with (security_invoker) as
         select t.attempt, t.status_code, t.error_msg from pgnet.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
+    left join lateral (
+        select f.not_before from pgnet.flow f
+        where q.held and f.request_id operator(pg_catalog.=) q.id and f.requested_by operator(pg_catalog.=) q.requested_by offset 0
+    ) f on true
     left join lateral (
         select k.marked from pgnet.mark k
         where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
@@ -7257,12 +7860,13 @@ as $$
             r.requested_by, 1 as place
         from net._http_response r where r.id = outcome_so_far.request_id
         union all
-        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null),
             null, null, null, null,
             case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
             coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
         left join pgnet.claim c on c.id = q.id
+        left join pgnet.flow f on q.held and f.request_id = q.id and f.requested_by = q.requested_by
         left join lateral (
             select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true
@@ -9762,11 +10366,14 @@ grant usage on type
 to public;
 
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
--- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
+-- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE a table may lock it. UPDATE
+-- of columns gives no such right. Policies show for it only rows of the role that stand in
+-- pgnet.flow, and of these only those with a unique_key can be changed there.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
-grant insert (request_id, not_before, not_after, ordering_key, gate) on net._new_flow to public;
-grant select on pgnet.flow to public;
+grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
+grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
+grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -9794,8 +10401,11 @@ grant execute on function
     -- the caller
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     -- a request, and what it is made of
-    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.add_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
+    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
     pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
+    pgnet.queue_request, pgnet.debounce_request, pgnet.lock_waiting_request, pgnet.queue_unique_request,
+    pgnet.may_be_changed,
+    pgnet.read_times, pgnet.read_time, pgnet.read_unique_for, pgnet.read_interval,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
@@ -9846,7 +10456,7 @@ declare
 begin
     for relation in
         select c.oid::pg_catalog.regclass as name,
-            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed', 'flow'])
                 then 'take_replicated_row' else 'keep_own_row' end as procedure
         from pg_catalog.pg_class c
         where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'

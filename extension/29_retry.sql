@@ -21,7 +21,7 @@ as $$
         ('methods', 'methods', '"idempotent"', null, null,
          'Which methods may be sent again once the server may have seen the request: "any", "idempotent" (GET, HEAD, PUT, DELETE, OPTIONS, and what has an idempotency key), or a list of methods.'),
         ('max_retry_after_milliseconds', 'integer', '120000', 0, 604800000, 'A Retry-After that asks for more than this counts as this, in ms.'),
-        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the request was made, in ms.')
+        ('total_milliseconds', 'integer', '600000', 0, 2592000000, 'No attempt begins later than this after the first one began, in ms.')
 $$;
 comment on function pgnet.known_retry_settings() is
     'The settings that net.configure_retry takes, with their defaults.';

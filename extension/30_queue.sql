@@ -46,7 +46,7 @@ alter table net.http_request_queue
     alter options set statistics 0;
 comment on table net.http_request_queue is
     'Requests that have no outcome yet. Rows are inserted by net.http_get and its kin, and only '
-    'ever changed to wait for another attempt; a role sees its own. To end one call net.cancel(id) '
+    'ever changed to wait, or by calls with their unique_key; a role sees its own. To end one call net.cancel(id) '
     'or net.forget(id). A role that is granted DELETE deletes its own rows, and may lock the whole '
     'table: then nothing is queued or sent.';
 comment on column net.http_request_queue.id is 'The number that net.http_get returned.';
@@ -122,6 +122,40 @@ create policy own_requests on net.http_request_queue for select
 create policy delete_own_requests on net.http_request_queue for delete
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
+-- A call changes a request that waits for its first attempt (42_timing.sql). A claim holds the lock
+-- of the request's row that this role's change has, or waits for: so VOLATILE, which sees what was
+-- committed meanwhile, and no request in flight is changed. A role that was granted UPDATE on the
+-- whole table can change no more than one that has it on the columns for callers.
+create function pgnet.may_be_changed(
+    -- a request of the caller's as it is to be, without what a call sets
+    id bigint, created timestamptz, retry_of bigint, due timestamptz, waits_since timestamptz, origin text
+)
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    return exists (
+        select from net.http_request_queue q
+        where q.id = may_be_changed.id and q.requested_by = pgnet.caller_role()
+            and (q.created, q.retry_of, q.due, q.waits_since, q.origin) is not distinct from (
+                may_be_changed.created, may_be_changed.retry_of, may_be_changed.due, may_be_changed.waits_since, may_be_changed.origin))
+        and not exists (select from pgnet.claim c where c.id = may_be_changed.id)
+        and not exists (select from pgnet.attempt a where a.request_id = may_be_changed.id);
+end
+$$;
+comment on function pgnet.may_be_changed(bigint, timestamptz, bigint, timestamptz, timestamptz, text) is
+    'Whether a request of the caller waits for its first attempt, and has these values now.';
+create policy change_own_requests on net.http_request_queue for update
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()) and held is not null)
+    with check (
+        requested_by operator(pg_catalog.=) (select pgnet.caller_role())
+        and pgnet.may_be_changed(id, created, retry_of, due, waits_since, origin));
+
 create view pgnet.ready_request with (security_invoker) as
     select q.id, pgnet.host_of_url(q.url) collate "C" as host, q.requested_by::pg_catalog.oid as role, q.priority, q.requested_by,
         q.timeout_milliseconds, q.held,
@@ -148,6 +182,7 @@ create table pgnet.flow (
     not_after timestamptz,
     ordering_key text,
     unique_key text,
+    merges tstzrange,
     gate pgnet.gate,
     primary key (request_id, requested_by)
 ) with (
@@ -169,6 +204,9 @@ comment on column pgnet.flow.ordering_key is
 comment on column pgnet.flow.unique_key is
     'While a request with this key waits for its first attempt, its role queues no second one; '
     'NULL: the request has no such key, or a worker has taken it.';
+comment on column pgnet.flow.merges is
+    'The calls that were merged into it by its unique_key, each within a second of the one before: '
+    'when the first of them came, and the last; NULL: none was.';
 comment on column pgnet.flow.gate is
     'Which other requests it waits for; NULL: none. Workers open the gate.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
@@ -178,10 +216,13 @@ create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), r
 create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
 create policy own_flow on pgnet.flow for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy change_own_flow on pgnet.flow for update
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()) and unique_key is not null)
+    with check (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 
 -- As net._new_request: it shows nothing, and the role is never the caller's to choose.
 create view net._new_flow as
-    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.gate
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate
     from pgnet.flow f
     where false;
 comment on view net._new_flow is

@@ -170,6 +170,7 @@ as $$
     select case table_name
         when 'http_request_queue' then exists (select from net.http_request_queue q where q.id = request_id)
         when '_http_response' then exists (select from net._http_response r where r.id = request_id)
+        when 'flow' then exists (select from pgnet.flow f where f.request_id = is_known_row.request_id)
         when 'failed' then exists (select from pgnet.failed f where f.id = request_id)
         when 'attempt' then exists (select from pgnet.attempt a where a.request_id = is_known_row.request_id and a.attempt = is_known_row.attempt)
     end
@@ -217,9 +218,11 @@ begin
                 perform pgnet.set_ids_apart();
                 select d.own_ids_until, d.own_ids_from into own from pgnet.database d;
             end if;
-            if tg_table_name = 'attempt' then
+            if tg_table_name in ('attempt', 'flow') then
                 request_id := case tg_op when 'DELETE' then old.request_id else new.request_id end;
-                attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
+                if tg_table_name = 'attempt' then
+                    attempt := case tg_op when 'DELETE' then old.attempt else new.attempt end;
+                end if;
             else
                 request_id := case tg_op when 'DELETE' then old.id else new.id end;
             end if;
@@ -233,6 +236,9 @@ begin
             new.origin := coalesce(subscription, case
                 when tg_op = 'UPDATE' then old.origin
                 when not pgnet.was_numbered_here(new.id) then 'replica' end);
+        elsif tg_table_name = 'flow' and tg_op <> 'DELETE' then
+            -- It is not to meet a key of this server's own requests: replication would stop.
+            new.unique_key := null;
         end if;
     end if;
     return case tg_op when 'DELETE' then old else new end;
@@ -263,6 +269,21 @@ comment on function pgnet.keep_own_row() is
     'Drops what replication brings of workers, claims and settings.';
 
 -- ---- adoption
+
+create function pgnet.take_over_requests()
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- What a request waits for may not have come along.
+    update net.http_request_queue q
+    set origin = null, held = case when q.held then (
+        select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
+        else q.held end
+    where q.origin is not null
+$$;
+comment on function pgnet.take_over_requests() is
+    'Makes requests that replication has brought this server''s own.';
 
 create function net.adopt_database()
     returns void
@@ -317,7 +338,7 @@ begin
     from pg_control_system() s
     join pg_database c on c.datname = current_database();
 
-    update net.http_request_queue set origin = null where origin is not null;
+    perform pgnet.take_over_requests();
     -- The sessions of a copy's workers may be alive in the original.
     delete from pgnet.worker w
     where was_copy or not exists (

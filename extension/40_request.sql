@@ -291,27 +291,15 @@ comment on function pgnet.encode_form(jsonb) is
     'form.';
 
 -- The options by which a request stands in pgnet.flow.
+-- The options by which a request stands in pgnet.flow.
 create function pgnet.has_flow(options jsonb)
     returns boolean language sql immutable parallel safe cost 1
 as $$
-    select options operator(pg_catalog.?|) '{not_before,not_after,ordering_key,after,unique_key}'::pg_catalog.text[]
+    select options operator(pg_catalog.?|)
+        '{not_before,not_after,ordering_key,after,unique_key,unique_for,on_conflict}'::pg_catalog.text[]
 $$;
 comment on function pgnet.has_flow(jsonb) is
     'Whether options of a request ask for what pgnet.flow has columns for.';
-
-create function pgnet.add_flow(request_id bigint, options jsonb)
-    returns void
-    language plpgsql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-begin
-    insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
-    values (request_id, (options ->> 'not_before')::timestamptz, (options ->> 'not_after')::timestamptz, options ->> 'ordering_key',
-        case when options ?| '{ordering_key,after}' then 'new'::pgnet.gate end);
-end
-$$;
-comment on function pgnet.add_flow(bigint, jsonb) is
-    'Notes what a new request waits for, with the caller''s rights.';
 
 create function net.http_request(
     -- any method but CONNECT and TRACE
@@ -341,8 +329,9 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
-    -- setting), and priority (smaller goes first among the requests of one role to one host; 0);
-    -- NULL means none
+    -- setting), priority (smaller goes first among the requests of one role to one host; 0);
+    -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
+    -- on_conflict (keep, or replace); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -361,7 +350,6 @@ declare
     others pg_catalog.jsonb;
     target pg_catalog.text;
     request_id bigint;
-    has_flow boolean := false;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
     if bodies operator(pg_catalog.>) 1 then
@@ -417,21 +405,17 @@ begin
         end if;
         others := others operator(pg_catalog.||) pg_catalog.jsonb_build_object('max_attempts', http_request.max_attempts);
     end if;
-    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then
-        has_flow := pgnet.has_flow(others);
-    end if;
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog();
     end if;
-    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options, held)
+    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb and pgnet.has_flow(others) then
+        return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen);
+    end if;
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end,
-        case when has_flow then others operator(pg_catalog.?|) '{not_before,ordering_key,after}'::pg_catalog.text[] end)
+        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
     returning id into request_id;
-    if has_flow then
-        perform pgnet.add_flow(request_id, others);
-    end if;
     return request_id;
 end
 $$;

@@ -47,7 +47,7 @@ create type pgnet.claimed_request as (
     role oid,
     -- of the configuration that the claim saw
     revision bigint,
-    -- seconds since the request was made
+    -- seconds since the first attempt began
     age double precision,
     idempotency_key text,
     -- what limits, probes and times say of it, as a JSON object; NULL: nothing
@@ -128,7 +128,10 @@ begin
         case when q.fault is null then q.host else regexp_replace(left(q.host, 253), '[^!-~]', '?', 'g') end,
         q.requested_by::oid,
         (select f.revision from pgnet.configuration f),
-        case when isfinite(q.created) then extract(epoch from clock_timestamp() - q.created)::double precision else 0 end,
+        -- Not since it was made: it may have waited for its time, or for other requests.
+        case when c.attempt = 1 then 0
+            else extract(epoch from clock_timestamp() - (
+                select a.started from pgnet.attempt a where a.request_id = c.id order by a.attempt limit 1))::double precision end,
         case when q.fault is not null then null
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
@@ -206,17 +209,19 @@ comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
 -- Requests whose time not_before has come. One that waits for other requests, too, stays held. A
--- row without a request is somebody's mistake, and must not stand in front of others.
+-- row without a request is somebody's mistake, and must not stand in front of others. Rows are
+-- changed by their places: another role's row with the same id may be locked by that role.
 create function pgnet.wake_held_requests(present timestamptz)
-    returns void
+    -- how many rows of pgnet.flow wait for no time any more
+    returns bigint
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    path text;
+    done bigint;
 begin
     with ripe as materialized (
-        select f.request_id, f.gate, q.id is not null as locked, v.seen
+        select f.ctid as place, f.request_id, f.gate, q.id is not null as locked
         from pgnet.flow f
         left join lateral (
             select q.id from net.http_request_queue q
@@ -233,17 +238,16 @@ begin
         for update of f skip locked
     ), passed as (
         update pgnet.flow f set not_before = null
-        where f.request_id = any (array(select r.request_id from ripe r where r.locked)) and f.not_before <= present
+        where f.ctid = any (array(select r.place from ripe r where r.locked))
     ), orphans as (
         delete from pgnet.flow f
-        where f.request_id = any (array(select r.request_id from ripe r where r.seen is null))
-            and not exists (
-                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+        where f.ctid = any (array(select r.place from ripe r where not r.locked))
     ), released as (
         update net.http_request_queue q set held = false
         where q.id = any (array(select r.request_id from ripe r where r.locked and r.gate is null))
     )
-    select pgnet.use_owners_path() into path;
+    select count(*) into done from ripe r where (select pgnet.use_owners_path()) is not null;
+    return done;
 end
 $$;
 comment on function pgnet.wake_held_requests(timestamptz) is
@@ -271,9 +275,13 @@ begin
                 order by w.due limit 1000 for update skip locked))
         )
         select pgnet.use_owners_path() into path;
+        perform pgnet.pin_path();
     end if;
-    if next_start <= present then
-        perform pgnet.wake_held_requests(present);
+    if next_start <= present and pgnet.wake_held_requests(present) = 0 then
+        -- Callers have locked all that are due, and wake a worker when they commit.
+        next_start := least(present + interval '1 s', (
+            select f.not_before from pgnet.flow f where f.not_before > present and f.not_before < 'infinity'
+            order by f.not_before limit 1));
     end if;
     -- There may be more of them.
     return (select greatest(extract(epoch from t.at - present), 0.02) from (select least(next_due, next_start) as at) t where t.at is not null);
@@ -528,8 +536,11 @@ as $$
 begin
     perform pgnet.spend_tokens(ids);
     perform pgnet.begin_probes(ids);
-    -- From now on a request with the same key is a new one. The claim has locked these rows.
-    update pgnet.flow f set unique_key = null where f.request_id = any (ids) and f.unique_key is not null;
+    -- From now on a request with the same key is a new one. The claim has locked these rows, and no
+    -- other role's rows with the same ids.
+    update pgnet.flow f set unique_key = null
+    where f.request_id = any (ids) and f.unique_key is not null
+        and f.requested_by = (select c.role from pgnet.claim c where c.id = f.request_id offset 0);
 end
 $$;
 comment on function pgnet.account_claims(bigint[]) is
@@ -592,7 +603,7 @@ create function pgnet.claim_requests(
 )
     -- A last row has no id. Its host and role, where it has any, say that there is more than was
     -- looked at, and to go on behind them. Its flow says look_in: after how many seconds something
-    -- falls due.
+    -- falls due; and expires_in: after how many seconds something expires.
     returns setof pgnet.claimed_request
     language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
     set search_path = pg_catalog, pg_temp
@@ -615,6 +626,7 @@ declare
     last_role oid := case when until_host is null then after_role else until_role end;
     look_in double precision;
     has_limits boolean;
+    next_end timestamptz;
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
@@ -645,11 +657,16 @@ begin
     if taken.denied is not null then
         look_in := least(look_in, pgnet.room_in(taken.denied));
     end if;
-    if taken.more or look_in is not null then
+    if coalesce(cardinality(taken.ids), 0) < slots then
+        -- Where the worker has nothing else to do, it is to end in time what nobody may send.
+        next_end := (select f.not_after from pgnet.flow f where f.not_after < 'infinity' order by f.not_after limit 1);
+    end if;
+    if taken.more or look_in is not null or next_end is not null then
         return query
         select null::bigint, null, null::integer, null::integer, null, null, null, null::bytea, null::integer, null,
             case when taken.more then taken.host::text end, taken.role::oid, null::bigint, null::double precision, null,
-            jsonb_build_object('look_in', look_in)::text, null;
+            jsonb_build_object('look_in', look_in, 'expires_in',
+                extract(epoch from greatest(next_end, now() - interval '1 s') - clock_timestamp()))::text, null;
     end if;
 end
 $$;

@@ -8,6 +8,37 @@ as $$ select regexp_replace(left(given, at_most), '[^ -~]', '?', 'g') $$;
 comment on function pgnet.ascii_excerpt(text, integer) is
     'The beginning of a text, in ASCII: what everyone can read, whatever it is.';
 
+-- A row that its role has locked stays: a worker that meets it later removes it.
+create function pgnet.remove_flow(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    delete from pgnet.flow f
+    where f.ctid = any (array(
+        select r.place
+        from unnest(ids) i (id)
+        cross join lateral (
+            select f.ctid as place from pgnet.flow f
+            where f.request_id = i.id
+                and not exists (
+                    select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+            for update of f skip locked
+        ) r));
+end
+$$;
+comment on function pgnet.remove_flow(bigint[]) is
+    'Removes what pgnet.flow says of requests that have ended.';
+
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
 -- holds a lock on.
 create function pgnet.store_outcomes(outcomes json, size integer)
@@ -25,12 +56,14 @@ create function pgnet.store_outcomes(outcomes json, size integer)
 as $$
 declare
     done bigint;
+    flowing bigint[];
     deferred bigint[] := '{}';
 begin
     with held as materialized (
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
-            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed
+            q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed,
+            q.held is not null as has_flow
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
@@ -90,7 +123,8 @@ begin
         )
         select h.id, h.status_code, h.content_type, h.headers,
             coalesce(h.content, convert_from(decode(h.text_base64, 'base64'), 'UTF8')), h.timed_out, h.error_msg, h.state,
-            decode(h.content_base64, 'base64'), h.attempt,
+            -- What expired was claimed, and not attempted.
+            decode(h.content_base64, 'base64'), h.attempt - case when h.state = 'expired' then 1 else 0 end,
             case when h.unreadable and pgnet.json_text(h.context, 16000000) is null then null else h.context end,
             case when h.unreadable then pgnet.ascii_excerpt(h.method, 255) else h.method end,
             case when h.unreadable then pgnet.ascii_excerpt(h.url, 1000) else h.url end, h.requested_by, h.requested,
@@ -101,10 +135,13 @@ begin
     )
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
-    select count(*) into done from held h
+    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying') into done, flowing from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
+    if flowing is not null then
+        perform pgnet.remove_flow(flowing);
+    end if;
     if done < size then
         -- The claim is still there, with its token: another session holds a lock on it, or on its
         -- request.
@@ -302,7 +339,8 @@ declare
     waiting record;
     caught pgnet.error;
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
+        pgnet.flow in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)

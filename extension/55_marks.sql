@@ -35,10 +35,11 @@ create function pgnet.carry_out_marks(marks pgnet.mark[])
 as $$
 declare
     taken bigint;
+    flowing bigint[];
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight, c.limited,
+            c.attempt as in_flight, c.limited, q.held is not null as has_flow,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -120,8 +121,13 @@ begin
         update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) into taken from marked m
-    where (select pgnet.use_owners_path()) is not null and m.free and m.in_flight is not null;
+    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
+    from marked m
+    where (select pgnet.use_owners_path()) is not null and m.free;
+    if flowing is not null then
+        perform pgnet.pin_path();
+        perform pgnet.remove_flow(flowing);
+    end if;
     return taken;
 end
 $$;
@@ -194,8 +200,8 @@ begin
         delete from pgnet.fault f where f.duty = 'cancelling and forgetting';
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m

@@ -38,6 +38,8 @@ begin
         where end_without_answer.state in ('failed', 'unknown')
     )
     select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+    perform pgnet.remove_flow(array[end_without_answer.id]);
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
@@ -204,7 +206,8 @@ declare
     -- others.
     stalled_after interval := interval '5 s';
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from pgnet.worker g

@@ -279,3 +279,171 @@ begin
 end
 $$;
 comment on function pgnet.forget_workers() is 'Deletes workers that ended more than an hour ago.';
+
+-- ---- requests whose not_after passes before a worker claims them
+
+create function pgnet.expiry_message(attempts integer)
+    returns text language sql immutable parallel safe
+as $$
+    select case when attempts operator(pg_catalog.>) 0 then 'The request expired: its not_after passed before another attempt.'
+        else 'The request expired: its not_after passed before it was sent.' end
+$$;
+comment on function pgnet.expiry_message(integer) is
+    'The error message of a request that ends as expired.';
+
+-- This is one statement, so that a request is judged and ended in one snapshot. The rows are
+-- locked, as in pgnet.carry_out_marks, and looked up one by one.
+create function pgnet.end_expired_requests(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    path text;
+begin
+    with ended as materialized (
+        select q.*, (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts
+        from net.http_request_queue q
+        where q.id = any (ids)
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = any (array(select e.id from ended e))
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select e.id, 'expired', false, pgnet.expiry_message(e.attempts), e.attempts, e.context, e.method, e.url, e.requested_by,
+            e.created, e.retry_of
+        from ended e
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+    perform pgnet.remove_flow(ids);
+    perform pgnet.fire_deferred();
+end
+$$;
+comment on function pgnet.end_expired_requests(bigint[]) is
+    'Ends requests as expired, with a response that says so. The caller has locked them.';
+
+-- As in pgnet.carry_out_or_halve, a batch that fails is halved down to the request at fault, which
+-- is tried again a minute later.
+create function pgnet.end_expired_or_halve(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    size integer := cardinality(ids);
+    caught pgnet.error;
+    path text;
+begin
+    perform pgnet.end_expired_requests(ids);
+exception when others then
+    get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+        caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+    if caught.state ~ '^(40|53|57|58|25006)' then
+        raise;
+    end if;
+    if size > 1 then
+        perform pgnet.end_expired_or_halve(ids[:size / 2]);
+        if clock_timestamp() < now() + interval '2 s' then
+            perform pgnet.end_expired_or_halve(ids[size / 2 + 1:]);
+        end if;
+        return;
+    end if;
+    with put_off as (
+        update net.http_request_queue q set due = clock_timestamp() + interval '1 minute', waits_since = clock_timestamp()
+        where q.id = any (ids)
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.note_fault('ending expired requests', format('request %s: %s', ids[1], caught.message), pgnet.remedy(caught));
+end
+$$;
+comment on function pgnet.end_expired_or_halve(bigint[]) is
+    'pgnet.end_expired_requests; a batch that fails is halved down to the request at fault, which '
+    'is tried again a minute later, and pgnet.fault has the last one.';
+
+create function pgnet.expire_requests()
+    -- seconds until the next not_after; NULL where no request has one
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_mergejoin = off
+    set enable_material = off
+    set enable_hashjoin = off
+    set jit = off
+    -- A trigger or a foreign key may wait for another session.
+    set lock_timeout = '20ms'
+as $$
+declare
+    -- A variable, since an index is not used for a value that may change from row to row.
+    present timestamptz := clock_timestamp();
+    most integer := 1000;
+    ids bigint[];
+    next_end timestamptz;
+begin
+    if (select f.not_after from pgnet.flow f where f.not_after < 'infinity' order by f.not_after limit 1) is null then
+        delete from pgnet.fault f where f.duty = 'ending expired requests';
+        return null;
+    end if;
+    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed
+        in row exclusive mode nowait;
+    lock table pgnet.mark in access share mode nowait;
+    ids := array(
+        select f.request_id
+        from pgnet.flow f
+        cross join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = f.request_id and q.requested_by = f.requested_by and q.origin is null
+                -- What could not be ended a moment ago is put off.
+                and coalesce(q.due, present) <= present
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from pgnet.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+            for update of q skip locked
+        ) q
+        where f.not_after <= present
+        order by f.not_after limit most for update of f skip locked);
+    if ids <> '{}' then
+        perform pgnet.end_expired_or_halve(ids);
+    end if;
+    -- What was left behind, and what somebody has inserted by hand.
+    perform pgnet.remove_flow(array(
+        select f.request_id from pgnet.flow f
+        where f.not_after <= present
+            and not exists (
+                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+        order by f.not_after limit 5000));
+    if exists (select from pgnet.fault f where f.duty = 'ending expired requests')
+        and not exists (
+            select from pgnet.flow f
+            cross join lateral (select q.due from net.http_request_queue q where q.id = f.request_id offset 0) q
+            where f.not_after <= present and q.due > present)
+    then
+        delete from pgnet.fault f where f.duty = 'ending expired requests';
+    end if;
+    if cardinality(ids) = most then
+        return 0.1;
+    end if;
+    select f.not_after into next_end from pgnet.flow f
+    where f.not_after > present and f.not_after < 'infinity' order by f.not_after limit 1;
+    return greatest(extract(epoch from next_end - clock_timestamp()), 1);
+end
+$$;
+comment on function pgnet.expire_requests() is
+    'Ends as expired what no worker has claimed before its not_after, 1,000 requests at a time. '
+    'Gives the seconds until more is to be done.';

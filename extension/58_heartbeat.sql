@@ -26,6 +26,7 @@ begin
             when 'acting on marks' then pgnet.act_on_marks()
             when 'rescuing requests' then pgnet.rescue_requests()
             when 'recording what was put aside' then pgnet.record_put_aside()
+            when 'expiring requests' then pgnet.expire_requests()
             when 'forgetting workers' then pgnet.forget_workers()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
@@ -64,7 +65,8 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
     set jit = off
 as $$
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
+        pgnet.flow in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -119,8 +121,9 @@ declare
     seconds double precision := extract(epoch from least(
         pgnet.setting_value('poll_interval')::interval,
         greatest(interval '1 s', least(pgnet.setting_value('ttl')::interval, pgnet.setting_value('ttl_failed')::interval))));
-    next_due timestamptz := (
-        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
+    next_due timestamptz := least(
+        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
+        (select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1));
 begin
     if next_due is not null then
         -- The worker that put a request back looks for it at its time. This is for others, and not
@@ -186,8 +189,8 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
-        'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts', 'forgetting workers', 'forgetting budgets',
-        'counting what is pending', 'deleting statistics']
+        'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;

@@ -16,14 +16,15 @@ comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) 
 
 create view net.requests with (security_invoker) as
     select q.id,
-        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null) as state,
+        pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
         q.method::pg_catalog.text as method, q.url, q.requested_by, a.status_code,
         case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
             else a.error_msg end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
-        case when c.id is null and k.marked is null and pg_catalog.isfinite(q.due) then q.due end as next_attempt,
+        case when c.id is null and k.marked is null and pg_catalog.isfinite(coalesce(q.due, f.not_before))
+            then coalesce(q.due, f.not_before) end as next_attempt,
         q.created as requested, case when c.id is null then k.marked end as ended,
         case when pg_catalog.isfinite(q.created) then pg_catalog.now() operator(pg_catalog.-) q.created end as age,
         q.retry_of
@@ -36,6 +37,10 @@ create view net.requests with (security_invoker) as
         select t.attempt, t.status_code, t.error_msg from pgnet.attempt t
         where t.request_id operator(pg_catalog.=) q.id order by t.attempt desc limit 1
     ) a on true
+    left join lateral (
+        select f.not_before from pgnet.flow f
+        where q.held and f.request_id operator(pg_catalog.=) q.id and f.requested_by operator(pg_catalog.=) q.requested_by offset 0
+    ) f on true
     left join lateral (
         select k.marked from pgnet.mark k
         where k.requested_by operator(pg_catalog.=) q.requested_by and k.request_id operator(pg_catalog.=) q.id
@@ -196,12 +201,13 @@ as $$
             r.requested_by, 1 as place
         from net._http_response r where r.id = outcome_so_far.request_id
         union all
-        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, q.due, k.marked is not null),
+        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null),
             null, null, null, null,
             case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
             coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
         from net.http_request_queue q
         left join pgnet.claim c on c.id = q.id
+        left join pgnet.flow f on q.held and f.request_id = q.id and f.requested_by = q.requested_by
         left join lateral (
             select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
         ) a on true

@@ -83,11 +83,14 @@ grant usage on type
 to public;
 
 -- Callers may set the columns that describe a request, but not its role, its time and its number.
--- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE may lock the table.
+-- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE a table may lock it. UPDATE
+-- of columns gives no such right. Policies show for it only rows of the role that stand in
+-- pgnet.flow, and of these only those with a unique_key can be changed there.
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
-grant insert (request_id, not_before, not_after, ordering_key, gate) on net._new_flow to public;
-grant select on pgnet.flow to public;
+grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
+grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
+grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -115,8 +118,11 @@ grant execute on function
     -- the caller
     pgnet.caller_role, pgnet.caller_is_owner, pgnet.require_owner, pgnet.require_worker, pgnet.raise_error,
     -- a request, and what it is made of
-    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.add_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
+    pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
     pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
+    pgnet.queue_request, pgnet.debounce_request, pgnet.lock_waiting_request, pgnet.queue_unique_request,
+    pgnet.may_be_changed,
+    pgnet.read_times, pgnet.read_time, pgnet.read_unique_for, pgnet.read_interval,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
@@ -167,7 +173,7 @@ declare
 begin
     for relation in
         select c.oid::pg_catalog.regclass as name,
-            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed'])
+            case when c.relname operator(pg_catalog.=) any (array['http_request_queue', 'attempt', '_http_response', 'failed', 'flow'])
                 then 'take_replicated_row' else 'keep_own_row' end as procedure
         from pg_catalog.pg_class c
         where c.relnamespace operator(pg_catalog.=) any (array['net', 'pgnet']::pg_catalog.regnamespace[]) and c.relkind operator(pg_catalog.=) 'r'

@@ -61,8 +61,9 @@ def test_row(caller: psycopg.Connection[Any], case: dict[str, Any]) -> None:
         "select jsonb_build_object('method', method, 'url', url,"
         " 'headers', coalesce(headers, '{}'), 'body_hex', encode(body, 'hex'),"
         " 'timeout_milliseconds', timeout_milliseconds, 'priority', priority,"
-        " 'context', context, 'options', options)"
-        " from net.http_request_queue where id = %s",
+        " 'context', context, 'options', options, 'unique_key', unique_key,"
+        " 'not_before', not_before at time zone 'UTC', 'not_after', not_after at time zone 'UTC')"
+        " from net.http_request_queue left join pgnet.flow on request_id = id where id = %s",
         (request_id,),
     ).fetchone()
     assert found is not None

@@ -85,6 +85,7 @@ def test_case_file_is_well_formed() -> None:
     beyond = {"method", "body_text", "body_form", "body_bytes", "context", "options"}
     columns = {"method", "url", "headers", "body", "timeout_milliseconds"}
     columns |= {"body_hex", "priority", "context", "options"}
+    columns |= {"not_before", "not_after", "unique_key"}
     functions = {"http_get", "http_post", "http_delete", "http_put", "http_patch", "http_head"}
     details = {"message", "contains", "sqlstate", "hint_contains", "hides"}
     for case in CASES:

@@ -140,7 +140,7 @@ class Claim:
     headers, options: JSON objects as text, or None.
     timeout_milliseconds: the total time of the attempt.
     revision: of the settings, egress rules, hosts and retry policies at the claim.
-    age: seconds since the request was made.
+    age: seconds since its first attempt began.
     idempotency_key: the one that the caller asked for; or, for a method that is not idempotent, one
     that a policy may need that sends the request twice.
     role: the oid of the role that made the request.
@@ -337,12 +337,15 @@ class Claimed:
     stopped_at: the place where the claim stopped before it had gone through all hosts; None where
     it has gone through all.
     look_in: seconds after which something falls due; None where nothing waits for a time.
+    expires_in: seconds after which a request expires, for a heartbeat to end it; None where nothing
+    expires, or the claim did not look.
     deferred: ids of outcomes that were not recorded, since their rows are locked.
     """
 
     claims: list[Claim] = field(default_factory=list)
     stopped_at: Place | None = None
     look_in: float | None = None
+    expires_in: float | None = None
     deferred: list[int] = field(default_factory=list)
 
     def add(self, row: dict[str, Any]) -> None:
@@ -355,7 +358,8 @@ class Claimed:
             # The last row has no request.
             if row["host"] is not None:
                 self.stopped_at = Place(row["host"], row["role"])
-            self.look_in = json.loads(row["flow"] or "{}").get("look_in")
+            flow = json.loads(row["flow"] or "{}")
+            self.look_in, self.expires_in = flow.get("look_in"), flow.get("expires_in")
 
 
 class Outbox(Protocol):

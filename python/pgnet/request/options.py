@@ -15,13 +15,29 @@ if TYPE_CHECKING:
 
 AT_MOST_ONCE = "at_most_once"
 # The values that each option takes: an integer between two bounds, one of some words, or, with
-# None, a key.
-_OPTIONS: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
+# None, a value of the header Idempotency-Key.
+_STORED: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
     "delivery": ("at_least_once", AT_MOST_ONCE),
     "idempotency_key": None,
     "max_redirects": (0, 30),
     "priority": (-32768, 32767),
 }
+# Of these a row has columns, and its options do not have them. The database reads times and
+# intervals, since it reads them by its own clock: they are only checked to be strings here.
+TIME, INTERVAL, KEY = "time", "interval", "key"
+_KINDS = {
+    TIME: 'a string: a time such as "2026-12-24 18:00+01", or an interval such as "5 minutes"',
+    INTERVAL: 'a string that is an interval, such as "5 minutes"',
+    KEY: "a string of 1 to 255 printable characters",
+}
+_COLUMNS: dict[str, str | tuple[str, ...]] = {
+    "not_before": TIME,
+    "not_after": TIME,
+    "unique_key": KEY,
+    "unique_for": INTERVAL,
+    "on_conflict": ("keep", "replace"),
+}
+_OPTIONS: dict[str, Any] = {**_STORED, **_COLUMNS}
 # The other arguments of net.http_request, for the message where one is given as an option.
 _ARGUMENTS = frozenset(
     (
@@ -40,7 +56,7 @@ _ARGUMENTS = frozenset(
     )
 )
 # The options of a row hold these arguments, too; net.http_request has checked them.
-STORED_OPTIONS = {**_OPTIONS, "max_attempts": (1, 1000), "retry": None}
+STORED_OPTIONS = {**_STORED, "max_attempts": (1, 1000), "retry": None}
 
 
 def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
@@ -59,6 +75,13 @@ def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
             raise _unknown_option(name, known)
         if value is not None:
             options[name] = _option(name, value, known[name])
+    if "unique_key" not in options:
+        for name in ("unique_for", "on_conflict"):
+            if name in options:
+                raise InvalidRequest(
+                    f'option "{name}" is of no use without "unique_key"',
+                    "It says what a second request with the same unique_key does.",
+                )
     return options
 
 
@@ -72,7 +95,13 @@ def _unknown_option(name: str, known: Iterable[str]) -> InvalidRequest:
     return InvalidRequest(f'unknown option "{printable(name)}"; known: {names}')
 
 
-def _option(name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | None) -> Any:
+def _option(
+    name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | str | None
+) -> Any:
+    if isinstance(bounds, str):
+        if type(value) is not str or not 1 <= len(value) <= 255 or not value.isprintable():
+            raise InvalidRequest(f'option "{name}" must be {_KINDS[bounds]}')
+        return value
     if bounds is None:
         if type(value) is not str or _is_key(value) is None:
             raise InvalidRequest(

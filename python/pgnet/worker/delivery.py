@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping
@@ -35,10 +36,18 @@ class Delivery:
     key_header: tuple[str, str] | None = None
     max_redirects: int | None = None
 
-    def settle(self, outcome: Outcome, claim: Claim, answer: Answer, elapsed: float) -> Outcome:
+    def settle(
+        self,
+        outcome: Outcome,
+        claim: Claim,
+        answer: Answer,
+        elapsed: float,
+        expires_in: float = math.inf,
+    ) -> Outcome:
         """Return an outcome that failed as it is recorded: failed, unknown, or retrying.
 
-        elapsed: seconds since the request was claimed.
+        elapsed: seconds since the request was claimed. expires_in: seconds until no attempt may
+        begin any more.
         """
         # Where the status says what became of the request, it decides, whatever else went wrong.
         status = answer.status_code if answer.is_final else None
@@ -64,7 +73,7 @@ class Delivery:
             now=time.time(),
             random=random.random,
         )
-        if delay is None:
+        if delay is None or delay >= expires_in:
             return outcome
         return Outcome(
             claim.id,
@@ -104,3 +113,12 @@ def delivery_of(
     return Delivery(
         policy, at_most_once, asked or own_header, key_header, options.get("max_redirects")
     )
+
+
+def expiry_message(claim: Claim) -> str:
+    """Why a request that was claimed after its not_after is not sent.
+
+    The words are those of pgnet.expiry_message, which ends the requests that nobody claims.
+    """
+    unsent = "before it was sent" if claim.attempt == 1 else "before another attempt"
+    return f"The request expired: its not_after passed {unsent}."

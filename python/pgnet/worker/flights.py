@@ -18,6 +18,7 @@ room again there may be requests that the claim passed over: ``remove`` says so.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Flight:
 
     began: by the monotonic clock. send_by: when the request must have its connection, by the same
     clock; None: at any time. handle: stops it; None before it is sent and after its end.
+    expires_at: no attempt begins from then on.
     """
 
     claim: Claim
@@ -52,6 +54,7 @@ class Flight:
     delivery: Delivery = PLAIN
     handle: Handle | None = None
     assembled: Assembled | None = None
+    expires_at: float = math.inf
 
     @property
     def deadline(self) -> float:

@@ -96,6 +96,8 @@ _UNTIL_CANCEL = 5.0
 # The heartbeat records what was put aside, and reports what was refused. So it follows a recording
 # within so many seconds: where an outcome may have been put aside, and where none was.
 _SOON, _LATER = 0.5, 5.0
+# What expires is ended by the heartbeat, which follows within so many seconds.
+_EXPIRING = 1.0
 # A request that is in flight so many seconds after its deadline is a bug: it is given back.
 _OVERDUE = 60.0
 
@@ -428,6 +430,8 @@ class Worker:
             at = time.monotonic() + claimed.look_in
             if at < self._heartbeat.due_at:
                 self._alarm.set(at)
+        if claimed.expires_in is not None:
+            self._heartbeat.no_later_than(time.monotonic() + max(claimed.expires_in, _EXPIRING))
         begun = self._begin(claimed.claims, began)
         if begun:
             self._turns.served(begun[-1])
@@ -478,6 +482,8 @@ class Worker:
                         # Past its deadline the claim was free again, and this worker has taken it.
                         self._stop(former)
                     flight = Flight(claim, time.monotonic(), send_by)
+                    if claim.flow.expires_in is not None:
+                        flight.expires_at = claimed_at + claim.flow.expires_in
                     self._flights.add(flight)
                     self._report.begun(claim)
                     self._performer.begin(flight, row, secrets.get(claim.id) or {})

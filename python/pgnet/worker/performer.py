@@ -22,7 +22,7 @@ from pgnet.wire.guard import EgressRules, Guard
 from pgnet.wire.host import HostTable, split_port, usual_authority
 from pgnet.worker.assemble import assemble
 from pgnet.worker.configuration import Configuration
-from pgnet.worker.delivery import delivery_of
+from pgnet.worker.delivery import delivery_of, expiry_message
 from pgnet.worker.flights import Flight
 from pgnet.worker.outcome import NotSent, make_outcome
 
@@ -71,12 +71,6 @@ class Performer:
         row: what the request asks for. secrets: those that it names, by name.
         """
         claim, configuration = flight.claim, self._configuration
-        expires_in = claim.flow.expires_in
-        if expires_in is not None and expires_in <= 0:
-            self._on_ended(
-                flight, NotSent("Its time not_after has passed: it was not sent.", "expired")
-            )
-            return
         try:
             assert self._exchange is not None
             flight.delivery = delivery = delivery_of(
@@ -92,6 +86,9 @@ class Performer:
             )
             if configuration.hosts.has_limits:
                 _check_host(claim, assembled.request.url, configuration.hosts)
+            if time.monotonic() >= flight.expires_at:
+                self._on_ended(flight, NotSent(expiry_message(claim), "expired"))
+                return
             if configuration.mode == "record":
                 self._on_ended(flight, NotSent("Not sent: the mode is record.", "cancelled"))
                 return
@@ -136,8 +133,10 @@ class Performer:
         storable = self._configuration.storable
         outcome = make_outcome(claim, answer, storable, flight.assembled, delivery.policy)
         if outcome.state == "failed" and isinstance(answer, Answer):
-            elapsed = time.monotonic() - flight.began
-            outcome = delivery.settle(outcome, claim, answer, elapsed)
+            now = time.monotonic()
+            outcome = delivery.settle(
+                outcome, claim, answer, now - flight.began, flight.expires_at - now
+            )
         return outcome
 
 

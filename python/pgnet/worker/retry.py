@@ -34,7 +34,7 @@ class Policy:
     methods: these may be sent again once the server may have seen them. "idempotent" includes any
     request that carries an idempotency key.
     max_retry_after: a longer Retry-After counts as this.
-    total: no attempt begins later than this after the request was made.
+    total: no attempt begins later than this after the first one.
 
     The defaults are those of the policy `none`, which is `safe` with a single attempt.
     """
@@ -144,7 +144,7 @@ def delay_after(
     """Seconds to wait before the next attempt; None where no other attempt is made.
 
     attempt: how many attempts there have been, with this one.
-    age: seconds since the request was made.
+    age: seconds since its first attempt began.
     has_key: whether the caller gave an idempotency key.
     status: of the answer; None without an answer, and then error_kind says why.
     never_sent: the server cannot have seen the request, so that any method may be sent again.

@@ -105,7 +105,6 @@ def test_forging_the_role(own: Database) -> None:
         "insert into pgnet.mark (request_id, action, done) values (length(%s), 'retry', true)",
         "update pgnet.mark set done = true where action = %s",
         "insert into net._http_response (id, url) values (5, %s)",
-        "update net.http_request_queue set url = %s",
         "update net._http_response set url = %s",
         "update pgnet.failed set url = %s",
     ):
@@ -113,7 +112,6 @@ def test_forging_the_role(own: Database) -> None:
             alice.execute(statement, (URL,))
     for statement in (
         "select * from pgnet.ready_request",
-        "select * from net.http_request_queue for update",
         "select token from pgnet.claim",
         "select secret from pgnet.worker",
         "truncate net.http_request_queue",
