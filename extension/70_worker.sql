@@ -59,8 +59,8 @@ begin
 end
 $$;
 comment on procedure net.drain(interval) is
-    'Sends every request that is due, records the outcomes, and returns; after max_runtime it '
-    'claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a '
+    'Sends every request that is due or falls due within a second, records the outcomes, and '
+    'returns: it waits for no later time and for no paused host. After max_runtime it claims no more, and what is in flight has the setting max_grace to end. Raises 25001 inside a '
     'transaction block, 55000 in a copy of another database. net.grant_worker lets a role call it.';
 
 create function pgnet.refuse_transaction_block(procedure text)

@@ -98,6 +98,9 @@ _UNTIL_CANCEL = 5.0
 _SOON, _LATER = 0.5, 5.0
 # What expires is ended by the heartbeat, which follows within so many seconds.
 _EXPIRING = 1.0
+# A worker that ends when nothing is due waits for what falls due within so many seconds: the next
+# request by the rate of a host, the first retries.
+_WORTH_WAITING = 1.0
 # A request that is in flight so many seconds after its deadline is a bug: it is given back.
 _OVERDUE = 60.0
 
@@ -229,7 +232,8 @@ class Worker:
         if self._flights or not self._recorder.is_empty:
             return False
         searches = self._claim_wanted or self._turns.is_unfinished or self._quarantine.is_on
-        return not searches or self._configuration.mode == "off"
+        soon = self._alarm.next < time.monotonic() + _WORTH_WAITING
+        return not (searches or soon) or self._configuration.mode == "off"
 
     @property
     def _may_claim(self) -> bool:
@@ -428,7 +432,8 @@ class Worker:
         if claimed.look_in is not None:
             # What falls due after the next heartbeat is found by it.
             at = time.monotonic() + claimed.look_in
-            if at < self._heartbeat.due_at:
+            waits = self._until_idle and claimed.look_in < _WORTH_WAITING
+            if at < self._heartbeat.due_at or waits:
                 self._alarm.set(at)
         if claimed.expires_in is not None:
             self._heartbeat.no_later_than(time.monotonic() + max(claimed.expires_in, _EXPIRING))
