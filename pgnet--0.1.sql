@@ -4433,18 +4433,6 @@ comment on function pgnet.host_room(text) is
     'How many requests a claim may take for a host, whose budget is locked then. 0 where another '
     'worker has locked the budget.';
 
-create function pgnet.send_within(host text)
-    -- seconds; NULL: at any time
-    returns double precision
-    language sql stable parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select b.send_within from pgnet.host_budget b where b.host = send_within.host
-$$;
-comment on function pgnet.send_within(text) is
-    'How long after its claim a request may be handed to the wire, so that the rate of its host '
-    'holds there.';
-
 create function pgnet.spend_tokens(ids bigint[])
     returns void
     language plpgsql volatile parallel unsafe
@@ -5004,28 +4992,6 @@ comment on type pgnet.claimed_request is
     'A request as a worker gets it; with a fault in place of its content where it cannot be a '
     'request.';
 
-create function pgnet.flow_of_claim(id bigint, role regrole)
-    returns text
-    language sql volatile parallel unsafe
-    set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set jit = off
-as $$
-    select nullif(jsonb_strip_nulls(jsonb_build_object(
-        'limited', c.limited,
-        'send_within', case when c.limited then pgnet.send_within(c.host) end,
-        'probe', c.probe,
-        'expires_in', case when isfinite(f.not_after) then extract(epoch from f.not_after - clock_timestamp())::double precision
-            when f.not_after < 'infinity' then 0 end)), '{}')::text
-    from pgnet.claim c
-    left join pgnet.flow f on f.request_id = c.id and f.requested_by = flow_of_claim.role
-    where c.id = flow_of_claim.id
-$$;
-comment on function pgnet.flow_of_claim(bigint, regrole) is
-    'What a worker is to heed of a claim: limited; send_within, in seconds since the claim; probe; '
-    'expires_in, in seconds; NULL where there is nothing.';
-
 -- The bounds are wider than those of the package (request/), which checks each row again.
 create function pgnet.read_claimed(
     -- the requests, and the numbers of their attempts
@@ -5081,7 +5047,18 @@ begin
             when q.options ? 'idempotency_key' then pgnet.idempotency_key(q.id, q.created, q.method, q.options)
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
-        case when special then pgnet.flow_of_claim(q.id, q.requested_by) end,
+        -- What the worker is to heed: limited; send_within, in seconds since the claim; probe;
+        -- expires_in, in seconds.
+        case when special then (
+            select nullif(jsonb_strip_nulls(jsonb_build_object(
+                'limited', d.limited,
+                'send_within', (select b.send_within from pgnet.host_budget b where d.limited and b.host = d.host),
+                'probe', d.probe,
+                'expires_in', (
+                    select case when isfinite(f.not_after) then extract(epoch from f.not_after - clock_timestamp())::double precision
+                        when f.not_after < 'infinity' then 0 end
+                    from pgnet.flow f where f.request_id = d.id and f.requested_by = q.requested_by))), '{}')::text
+            from pgnet.claim d where d.id = q.id) end,
         q.fault
     from unnest(ids, attempts) c (id, attempt)
     cross join lateral (
@@ -5358,6 +5335,7 @@ begin
         select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
     ), open_places as materialized (
         select p.host, p.role, s.needs_probe, h.room as host_room,
+            case when h.room > 0 then (select count(*) from pgnet.claim c where c.host = p.host and c.limited and c.role = p.role) end as ahead,
             greatest(0, least(quota, h.room,
                 case when s.needs_probe then pgnet.probe_room(p.host, p.role) end,
                 (rooms ->> concat(p.role, ' ', p.host))::integer)) as room
@@ -5374,7 +5352,7 @@ begin
             and ((select not exists (select from pgnet.pause)) or not exists (
                 select from pgnet.pause t where t.host in ('*', p.host, regexp_replace(p.host, ':[0-9]+$', '')) offset 0))
     ), ready as materialized (
-        select r.*, row_number() over () as place, p.needs_probe, p.host_room
+        select r.*, row_number() over () as place, p.needs_probe, p.host_room, p.ahead
         from open_places p
         cross join lateral (
             select o.*, row_number() over () as turn
@@ -5404,12 +5382,12 @@ begin
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room
+            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room, r.ahead
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
             q.held, f.ordering_key, f.unique_key, null,
-            case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end
+            case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end, null
         from net.http_request_queue q
         left join lateral (
             select f.ordering_key, f.unique_key from pgnet.flow f
@@ -5419,10 +5397,9 @@ begin
     ), bounded as (
         select e.*,
             sum(e.size) over (order by e.place rows between unbounded preceding and 1 preceding) as size_before,
-            -- The roles of one host share what it may have: a request of each in turn.
-            -- Where there is a limit, those that a role has in flight count as its turns.
-            row_number() over (partition by e.host order by e.turn + case when e.host_room > 0 then (
-                select count(*) from pgnet.claim c where c.host = e.host and c.limited and c.role = e.role) else 0 end, random()) as number
+            -- The roles of one host share what it may have: a request of each in turn. Where there
+            -- is a limit, those that a role has in flight count as its turns.
+            row_number() over (partition by e.host order by e.turn + coalesce(e.ahead, 0), random()) as number
         from either e
     ), chosen as (
         select b.* from bounded b
@@ -5454,7 +5431,8 @@ begin
     select array_agg(c.id) filter (where c.id is not null), array_agg(c.attempt) filter (where c.id is not null), max(x.plain::integer)::boolean, max(x.special::integer)::boolean,
         case when has_limits and (select count(*) from ready) < slots
             then (select array_agg(p.host) from open_places p where p.host_room = 0) end,
-        exists (select from stopped) or (select count(*) from either) > (select count(*) from chosen),
+        exists (select from stopped)
+            or (select count(*) from bounded b where (b.number > b.host_room) is not true) > (select count(*) from chosen),
         (select b.host from behind b order by b.rank limit 1),
         (select b.role from behind b order by b.rank limit 1)
     into ids, attempts, plain, special, denied, more, host, role

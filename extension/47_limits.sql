@@ -308,18 +308,6 @@ comment on function pgnet.host_room(text) is
     'How many requests a claim may take for a host, whose budget is locked then. 0 where another '
     'worker has locked the budget.';
 
-create function pgnet.send_within(host text)
-    -- seconds; NULL: at any time
-    returns double precision
-    language sql stable parallel unsafe
-    set search_path = pg_catalog, pg_temp
-as $$
-    select b.send_within from pgnet.host_budget b where b.host = send_within.host
-$$;
-comment on function pgnet.send_within(text) is
-    'How long after its claim a request may be handed to the wire, so that the rate of its host '
-    'holds there.';
-
 create function pgnet.spend_tokens(ids bigint[])
     returns void
     language plpgsql volatile parallel unsafe
