@@ -4156,8 +4156,9 @@ comment on function net.resume(text) is
 --
 -- A limit that is new has to know the claims from before it. The first claim that sees another
 -- revision of the configuration notes the time. When no worker's transaction is left that began
--- before it, all claims are marked as limited. Until then a host without a limit so far stays
--- closed, for some 20 ms. Claims that began before the change still go by the limits before it.
+-- before it, all claims are marked as limited; those that were locked at that moment are marked
+-- when their host is met. Until then a host without a limit so far stays closed, for some 20 ms.
+-- Claims that began before the change still go by the limits before it.
 
 create table pgnet.host_budget (
     host text collate "C" primary key,
@@ -4191,12 +4192,13 @@ create table pgnet.limit_change (
     revision bigint not null,
     seen timestamptz not null,
     settled boolean not null,
+    rest bigint[] not null default '{}',
     single boolean primary key default true check (single)
 );
 comment on table pgnet.limit_change is
     'When a claim has first seen this revision of the configuration; settled: all claims that were '
-    'made under an earlier one count for the limits of their hosts. Whoever makes a row of '
-    'pgnet.host_budget locks this one.';
+    'made under an earlier one count for the limits of their hosts, but for the rest, which were '
+    'locked. Whoever makes a row of pgnet.host_budget locks this one.';
 insert into pgnet.limit_change (revision, seen, settled) values (0, '-infinity', true);
 
 -- From what is configured: refill, capacity, send_within.
@@ -4208,8 +4210,8 @@ create function pgnet.bucket(
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    -- Half of the burst pays for the delay. But a connection must have time to be made.
-    delay double precision := least(greatest(burst / per_second / 2, 0.05), 5);
+    -- Half of the burst pays for the delay. But a claim and a connection take their time.
+    delay double precision := least(greatest(burst / per_second / 2, 0.1), 5);
 begin
     if concurrency <= burst - 1 and (concurrency <= delay * per_second or delay * per_second > burst - 1) then
         refill := per_second;
@@ -4219,9 +4221,12 @@ begin
         capacity := burst - delay * per_second;
         send_within := delay;
     elsif per_second is not null then
-        delay := least(0.5, greatest(0.05, 0.25 / per_second));
-        refill := greatest(1 / (1 / per_second + delay), least(per_second, (burst - 1) / delay));
-        capacity := 1;
+        delay := least(0.5, greatest(0.1, 0.25 / per_second));
+        capacity := greatest(1, burst / 5);
+        refill := least(per_second, (burst - capacity) / delay);
+        if capacity = 1 then
+            refill := greatest(refill, 1 / (1 / per_second + delay));
+        end if;
         send_within := delay;
     end if;
 end
@@ -4265,22 +4270,32 @@ comment on function pgnet.look_up_limits(text) is
 
 -- Whoever makes a row of pgnet.host_budget holds the lock of pgnet.limit_change: so no two do at
 -- once, and none waits for the other.
-create function pgnet.settle_limits(revision bigint, out locked boolean, out settled boolean)
+create function pgnet.settle_limits(
+    host text, revision bigint,
+    -- whether the caller may make rows of pgnet.host_budget
+    out locked boolean,
+    -- whether all claims of the host from before count
+    out settled boolean
+)
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = on
 as $$
 declare
     change record;
+    earlier bigint[];
 begin
     select c.* into change from pgnet.limit_change c for update skip locked;
     locked := found;
-    settled := found and change.settled and change.revision = settle_limits.revision;
-    if not locked or settled then
+    settled := false;
+    if not locked then
         return;
-    end if;
-    if change.revision <> settle_limits.revision then
-        update pgnet.limit_change c set revision = settle_limits.revision, seen = clock_timestamp(), settled = false;
+    elsif change.revision <> settle_limits.revision then
+        update pgnet.limit_change c
+        set revision = settle_limits.revision, seen = clock_timestamp(), settled = false, rest = '{}';
+        return;
+    elsif change.settled then
+        settled := change.rest = '{}' or pgnet.mark_limited(change.rest, host) = '{}';
         return;
     end if;
     perform from pgnet.worker w
@@ -4289,18 +4304,39 @@ begin
     if found then
         return;
     end if;
-    update pgnet.claim c set limited = true
-    where c.id = any (array(select o.id from pgnet.claim o where o.limited is null and o.worker is not null for update skip locked));
-    settled := not exists (select from pgnet.claim c where c.limited is null and c.worker is not null);
-    if settled then
-        update pgnet.limit_change c set settled = true;
-    end if;
+    -- Those that are made from now on are none of a host with a limit.
+    earlier := array(select c.id from pgnet.claim c where c.limited is null and c.worker is not null);
+    update pgnet.limit_change c set settled = true, rest = pgnet.mark_limited(earlier, null);
+    settled := pgnet.mark_limited((select c.rest from pgnet.limit_change c), host) = '{}';
 end
 $$;
-comment on function pgnet.settle_limits(bigint) is
-    'Whether all claims from before a change of the configuration count for the limits of their '
-    'hosts; has them count, once no claim from before is on its way any more. locked: whether the '
-    'caller may make rows of pgnet.host_budget.';
+comment on function pgnet.settle_limits(text, bigint) is
+    'Has the claims from before a change of the configuration count for the limits of their hosts, '
+    'once none of them is on its way any more.';
+
+create function pgnet.mark_limited(
+    ids bigint[],
+    -- NULL: of any host
+    host text
+)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    update pgnet.claim c set limited = true
+    where c.id = any (array(
+        select o.id from pgnet.claim o
+        where o.id = any (ids) and (o.host = mark_limited.host or mark_limited.host is null) and o.limited is null
+        for update skip locked));
+    return array(
+        select c.id from pgnet.claim c
+        where c.id = any (ids) and (c.host = mark_limited.host or mark_limited.host is null)
+            and c.limited is null and c.worker is not null);
+end
+$$;
+comment on function pgnet.mark_limited(bigint[], text) is
+    'Has claims count for the limits of their hosts; gives those that others have locked.';
 
 create function pgnet.tokens_now(
     refill double precision, capacity double precision, tokens double precision, tokens_at timestamptz,
@@ -4352,7 +4388,7 @@ begin
     select b.* into former from pgnet.host_budget b where b.host = renew_budget.host for update skip locked;
     if former.concurrency is null and former.rate is null and not (found and not limited) then
         -- The row is new, or the host had no limit so far.
-        lock := pgnet.settle_limits(revision);
+        lock := pgnet.settle_limits(host, revision);
         if not lock.locked or (limited and not lock.settled) then
             return;
         end if;

@@ -139,6 +139,39 @@ def test_tokens_are_taken_in_blocks(database: Database) -> None:
     assert 13 <= len(session.claim()) < 20
 
 
+def test_a_first_limit_waits_for_its_own_hosts_claims(database: Database) -> None:
+    """Claims that are being recorded are locked: others' do not keep a host closed."""
+    fill(database, "a.example", 4)
+    fill(database, "b.example", 4)
+    session = Session(database)
+    assert len(session.claim()) == 8
+    limit(database, "*", concurrency=6)
+    for host in ("a.example", "b.example"):
+        fill(database, host, 10)
+    recording = database.connect(autocommit=False)
+    recording.execute("select from pgnet.claim where host = 'b.example' for update")
+    assert sum(len(session.claim()) for _ in range(3)) == 2
+    assert database.value("select count(*) from pgnet.claim where host = 'a.example'") == 6
+    assert session.look_in is not None
+    recording.rollback()
+    assert len(session.claim()) == 2
+    assert database.value("select count(*) from pgnet.claim where limited") == 12
+
+
+def test_a_first_limit_waits_for_transactions_from_before(database: Database) -> None:
+    """What they claim is not seen yet."""
+    fill(database, "a.example", 4)
+    earlier, session = Session(database), Session(database)
+    assert len(earlier.claim(commit=False)) == 4
+    limit(database, "a.example", concurrency=6)
+    fill(database, "a.example", 10)
+    for _ in range(4):
+        assert session.claim() == []
+        assert session.look_in is not None
+    earlier.commit()
+    assert len(session.claim()) == 2
+
+
 @pytest.mark.parametrize("statistics", ["never", "empty", "full", "emptied"])
 def test_a_host_without_a_budget_is_not_read(database: Database, statistics: str) -> None:
     """100,000 of its rows are in front of another host's, whatever the statistics say."""

@@ -228,6 +228,7 @@ ROUTINES = {
     "pgnet.rate_per_second": "owner",
     "pgnet.limit_fault": "owner",
     "pgnet.settle_limits": "owner",
+    "pgnet.mark_limited": "owner",
     "pgnet.renew_budget": "owner",
     "pgnet.host_setting_fault": "owner",
     "pgnet.host_settings": "owner",
