@@ -6067,7 +6067,7 @@ declare
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight, c.limited, q.held is not null as has_flow,
+            c.attempt as in_flight, c.limited, c.worker, c.progress, q.held is not null as has_flow,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -6088,7 +6088,7 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt, c.limited from pgnet.claim c where c.id = q.id for update of c skip locked
+            select c.attempt, c.limited, c.worker, c.progress from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
             select true as seen from pgnet.claim c where c.id = q.id offset 0
@@ -6124,7 +6124,11 @@ begin
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
         )
-        select m.request_id, 'cancelled', false, pgnet.cancellation_message(m.in_flight is not null, m.attempts),
+        select m.request_id, 'cancelled', false,
+            case when m.in_flight is not null and m.worker is null
+                then 'The request was cancelled after it had ended: its outcome could not be recorded.'
+                else pgnet.cancellation_message(m.in_flight is not null, m.attempts)
+                    || coalesce(' Its worker said last: ' || m.progress || '.', '') end,
             coalesce(m.in_flight, m.attempts), m.context, m.method, m.url, m.requested_by, m.created, m.retry_of
         from marked m
         where m.free and m.locked and m.action = 'cancel'

@@ -457,9 +457,35 @@ def test_sessions_that_cancel_the_same_do_not_deadlock(own: Database) -> None:
 
 
 def test_in_flight_the_connection_is_closed(database: Database, witness: Running) -> None:
+    """And the outcome says what is known of the attempt."""
     with database.worker("--grace", "0"):
         queue(database, f"{witness.url}/delay/600", 5, timeout=600_000)
         seen(witness, 5)
+        database.wait_for("select count(*) = 5 from pgnet.claim where progress is not null")
         assert where(database.connection, "cancel", {"state": "in_flight"}, 3) == 3
         wait_until(witness.open_connections, (2).__eq__, "connections that are left")
         wait_for_states(database, {"cancelled": 3, "in_flight": 2})
+    assert database.rows("select distinct error_msg, attempts from net._http_response") == [
+        (
+            "The request was cancelled while it was in flight: it may have been received."
+            " Its worker said last: waiting for the first byte of the answer.",
+            1,
+        )
+    ]
+
+
+def test_what_has_ended_and_is_not_recorded_is_cancelled_too(own: Database) -> None:
+    add(own, "steer_alice", "http://a.example/")
+    own.execute(
+        "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"
+        " select id, '', null, gen_random_uuid(), 1, now() + interval '1 day', requested_by"
+        " from net.http_request_queue"
+    )
+    assert where(own.connection, "cancel", {"state": "in_flight"}) == 1
+    act(own)
+    assert own.rows("select state::text, error_msg from net._http_response") == [
+        (
+            "cancelled",
+            "The request was cancelled after it had ended: its outcome could not be recorded.",
+        )
+    ]
