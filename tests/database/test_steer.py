@@ -246,6 +246,22 @@ def test_what_is_sent_again_is_what_failed(own: Database) -> None:
     assert one == (4,)
 
 
+def test_requests_that_wait_for_a_time_are_found(own: Database) -> None:
+    alice = own.connect("steer_alice")
+    alice.execute(
+        "select net.http_request('GET', 'http://a.example/' || n,"
+        """ options => '{"not_before": "1 hour"}') from generate_series(1, 5) n"""
+    )
+    add(own, "steer_alice", "http://a.example/", 2)
+    assert where(alice, "cancel", {"state": "scheduled"}, None, True) == 5
+    assert where(alice, "cancel", {"host": "a.example"}, None, True) == 7
+    assert where(alice, "cancel", {"url_like": "%/5"}) == 1
+    assert where(alice, "cancel", {"host": "a.example", "state": "scheduled"}) == 4
+    act(own)
+    assert left(own) == {"http://a.example/": 2}
+    assert own.value("select count(*) from pgnet.flow") == 0
+
+
 # ---- what is wrong with a filter
 
 
