@@ -447,11 +447,12 @@ select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
+    host_revision bigint not null default 1,
     single boolean primary key default true check (single)
 );
 comment on table pgnet.configuration is
     'The number of changes of settings and egress rules so far, and of restarts that '
-    'net.worker_restart asked for.';
+    'net.worker_restart asked for; host_revision: the revision of the last change of net.configure_host.';
 insert into pgnet.configuration (revision, generation) values (1, 1);
 
 create function pgnet.announce_configuration()
@@ -1428,6 +1429,19 @@ comment on function pgnet.patterns_of(text) is
     'The patterns of net.configure_host that match a host, the authority of a URL; the most '
     'specific first.';
 
+create function pgnet.announce_hosts()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.announce_configuration();
+    update pgnet.configuration set host_revision = revision;
+end
+$$;
+comment on function pgnet.announce_hosts() is
+    'pgnet.announce_configuration, for a change of settings of hosts. Owner only.';
+
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host; each may
     -- end in a port
@@ -1445,7 +1459,7 @@ declare
 begin
     if settings is null or settings = 'null' then
         delete from pgnet.host h where h.pattern = host_pattern;
-        perform pgnet.announce_configuration();
+        perform pgnet.announce_hosts();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
@@ -1484,7 +1498,7 @@ begin
         insert into pgnet.host (pattern, settings) values (host_pattern, merged)
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
-    perform pgnet.announce_configuration();
+    perform pgnet.announce_hosts();
     raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
         else format('for host "%s" are configured: %s', host_pattern,
             (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;
@@ -4128,8 +4142,8 @@ comment on function net.resume(text) is
 -- Theory of operation
 --
 -- A host is the authority of a URL, "api.example" or "api.example:8443". Its limits are looked up
--- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until the configuration
--- changes. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
+-- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until settings of hosts
+-- change. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
 -- the lock until it commits. So one claim at a time decides what a host may have. It sees whatever
 -- the ones before it have taken, and waits for nobody: a claim that finds the row locked passes
 -- over the host, and looks again in a moment.
@@ -4155,7 +4169,7 @@ comment on function net.resume(text) is
 --   less than (n - 1) / rate; or so that burst - 1 of them come in d.
 --
 -- A limit that is new has to know the claims from before it. The first claim that sees another
--- revision of the configuration notes the time. When no worker's transaction is left that began
+-- revision of these settings notes the time. When no worker's transaction is left that began
 -- before it, all claims are marked as limited; those that were locked at that moment are marked
 -- when their host is met. Until then a host without a limit so far stays closed, for some 20 ms.
 -- Claims that began before the change still go by the limits before it.
@@ -4180,7 +4194,7 @@ comment on table pgnet.host_budget is
     'hold for all workers together. A row is made when a worker first meets the host, and removed '
     'when nothing waits or is in flight for it.';
 comment on column pgnet.host_budget.revision is
-    'Of the configuration that the limits were looked up in.';
+    'Of the settings of hosts that the limits were looked up in.';
 comment on column pgnet.host_budget.send_within is
     'Seconds after its claim within which a request is handed to the wire; NULL: any time.';
 comment on column pgnet.host_budget.tokens is 'How many requests might have begun at tokens_at.';
@@ -4196,7 +4210,7 @@ create table pgnet.limit_change (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.limit_change is
-    'When a claim has first seen this revision of the configuration; settled: all claims that were '
+    'When a claim has first seen this revision of the settings of hosts; settled: all claims that were '
     'made under an earlier one count for the limits of their hosts, but for the rest, which were '
     'locked. Whoever makes a row of pgnet.host_budget locks this one.';
 insert into pgnet.limit_change (revision, seen, settled) values (0, '-infinity', true);
@@ -4415,21 +4429,19 @@ $$;
 comment on function pgnet.renew_budget(text, bigint) is
     'Makes or renews the budget of a host by the limits that are configured now, and locks it.';
 
+-- A claim calls this for each place that it comes to. pgnet.claim_requests has set how its
+-- statements are planned.
 create function pgnet.host_room(host text)
     -- NULL: the host has no limit
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
 as $$
 declare
     budget record;
-    configured bigint := (select f.revision from pgnet.configuration f);
+    configured bigint := (select f.host_revision from pgnet.configuration f);
     renewed record;
-    present timestamptz;
+    present timestamptz := clock_timestamp();
     tokens double precision;
     room integer;
 begin
@@ -4441,28 +4453,42 @@ begin
         elsif not renewed.usable then
             return 0;
         end if;
+        select b.* into budget from pgnet.host_budget b where b.host = host_room.host;
     elsif budget.concurrency is null and budget.rate is null then
         return null;
     end if;
-    -- Each statement has a snapshot of its own: behind this one, the next ones see what the last
-    -- owner of the lock has claimed.
-    select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
-    if not found or budget.revision is distinct from configured then
-        return 0;
-    end if;
-    if budget.concurrency is not null then
-        room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
-    end if;
-    if budget.rate is not null and (room is null or room > 0) then
-        present := clock_timestamp();
-        if present < budget.tokens_at then
-            -- The clock was put back: from here on tokens come again.
-            update pgnet.host_budget b set tokens_at = present where b.host = host_room.host;
+    -- At first without the lock: of most hosts without room there is no more to know.
+    for pass in 1 .. 2 loop
+        if pass = 2 then
+            -- Each statement has a snapshot of its own: behind this one, the next ones see what the
+            -- last owner of the lock has claimed.
+            select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
+            if not found or budget.revision is distinct from configured then
+                return 0;
+            end if;
         end if;
-        tokens := pgnet.tokens_now(budget.refill, budget.capacity, budget.tokens, budget.tokens_at, present) + 1e-9;
-        room := least(room, case when tokens < pgnet.token_block(budget.refill, budget.capacity) then 0 else floor(tokens)::integer end);
-    end if;
-    return greatest(0, room);
+        room := null;
+        if budget.concurrency is not null then
+            room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
+        end if;
+        if budget.rate is not null then
+            if present < budget.tokens_at then
+                -- The clock was put back: from here on tokens come again.
+                update pgnet.host_budget b set tokens_at = present
+                where b.ctid = any (array(
+                    select o.ctid from pgnet.host_budget o where o.host = host_room.host and o.tokens_at > present for update skip locked));
+            end if;
+            -- pgnet.tokens_now
+            tokens := least(budget.capacity,
+                budget.tokens + budget.refill * greatest(0, date_part('epoch', present - budget.tokens_at))) + 1e-9;
+            room := least(room, case when tokens < greatest(1, least(floor(budget.refill / 10), floor(budget.capacity / 2))) then 0
+                else floor(tokens)::integer end);
+        end if;
+        if room <= 0 then
+            return 0;
+        end if;
+    end loop;
+    return room;
 end
 $$;
 comment on function pgnet.host_room(text) is
@@ -4512,7 +4538,7 @@ create function pgnet.room_in(hosts text[])
 as $$
 declare
     present timestamptz := clock_timestamp();
-    configured bigint := (select f.revision from pgnet.configuration f);
+    configured bigint := (select f.host_revision from pgnet.configuration f);
 begin
     return (
         select min(case

@@ -130,11 +130,12 @@ select pg_catalog.pg_extension_config_dump('pgnet.setting', '');
 create table pgnet.configuration (
     revision bigint not null,
     generation bigint not null,
+    host_revision bigint not null default 1,
     single boolean primary key default true check (single)
 );
 comment on table pgnet.configuration is
     'The number of changes of settings and egress rules so far, and of restarts that '
-    'net.worker_restart asked for.';
+    'net.worker_restart asked for; host_revision: the revision of the last change of net.configure_host.';
 insert into pgnet.configuration (revision, generation) values (1, 1);
 
 create function pgnet.announce_configuration()

@@ -231,6 +231,19 @@ comment on function pgnet.patterns_of(text) is
     'The patterns of net.configure_host that match a host, the authority of a URL; the most '
     'specific first.';
 
+create function pgnet.announce_hosts()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.announce_configuration();
+    update pgnet.configuration set host_revision = revision;
+end
+$$;
+comment on function pgnet.announce_hosts() is
+    'pgnet.announce_configuration, for a change of settings of hosts. Owner only.';
+
 create function net.configure_host(
     -- a host name, an address, *.example.com for every name below it, or * for every host; each may
     -- end in a port
@@ -248,7 +261,7 @@ declare
 begin
     if settings is null or settings = 'null' then
         delete from pgnet.host h where h.pattern = host_pattern;
-        perform pgnet.announce_configuration();
+        perform pgnet.announce_hosts();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
         return;
     end if;
@@ -287,7 +300,7 @@ begin
         insert into pgnet.host (pattern, settings) values (host_pattern, merged)
         on conflict (pattern) do update set settings = excluded.settings;
     end if;
-    perform pgnet.announce_configuration();
+    perform pgnet.announce_hosts();
     raise notice using message = case when merged = '{}' then format('nothing is configured for host "%s" any more', host_pattern)
         else format('for host "%s" are configured: %s', host_pattern,
             (select string_agg(k, ', ' order by k) from jsonb_object_keys(merged) k)) end;

@@ -3,8 +3,8 @@
 -- Theory of operation
 --
 -- A host is the authority of a URL, "api.example" or "api.example:8443". Its limits are looked up
--- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until the configuration
--- changes. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
+-- in pgnet.host when a worker first meets it, and kept in pgnet.host_budget until settings of hosts
+-- change. A claim locks that row with SKIP LOCKED before it takes requests of the host, and keeps
 -- the lock until it commits. So one claim at a time decides what a host may have. It sees whatever
 -- the ones before it have taken, and waits for nobody: a claim that finds the row locked passes
 -- over the host, and looks again in a moment.
@@ -30,7 +30,7 @@
 --   less than (n - 1) / rate; or so that burst - 1 of them come in d.
 --
 -- A limit that is new has to know the claims from before it. The first claim that sees another
--- revision of the configuration notes the time. When no worker's transaction is left that began
+-- revision of these settings notes the time. When no worker's transaction is left that began
 -- before it, all claims are marked as limited; those that were locked at that moment are marked
 -- when their host is met. Until then a host without a limit so far stays closed, for some 20 ms.
 -- Claims that began before the change still go by the limits before it.
@@ -55,7 +55,7 @@ comment on table pgnet.host_budget is
     'hold for all workers together. A row is made when a worker first meets the host, and removed '
     'when nothing waits or is in flight for it.';
 comment on column pgnet.host_budget.revision is
-    'Of the configuration that the limits were looked up in.';
+    'Of the settings of hosts that the limits were looked up in.';
 comment on column pgnet.host_budget.send_within is
     'Seconds after its claim within which a request is handed to the wire; NULL: any time.';
 comment on column pgnet.host_budget.tokens is 'How many requests might have begun at tokens_at.';
@@ -71,7 +71,7 @@ create table pgnet.limit_change (
     single boolean primary key default true check (single)
 );
 comment on table pgnet.limit_change is
-    'When a claim has first seen this revision of the configuration; settled: all claims that were '
+    'When a claim has first seen this revision of the settings of hosts; settled: all claims that were '
     'made under an earlier one count for the limits of their hosts, but for the rest, which were '
     'locked. Whoever makes a row of pgnet.host_budget locks this one.';
 insert into pgnet.limit_change (revision, seen, settled) values (0, '-infinity', true);
@@ -290,21 +290,19 @@ $$;
 comment on function pgnet.renew_budget(text, bigint) is
     'Makes or renews the budget of a host by the limits that are configured now, and locks it.';
 
+-- A claim calls this for each place that it comes to. pgnet.claim_requests has set how its
+-- statements are planned.
 create function pgnet.host_room(host text)
     -- NULL: the host has no limit
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
-    set enable_seqscan = off
-    set enable_bitmapscan = off
-    set plan_cache_mode = force_generic_plan
-    set jit = off
 as $$
 declare
     budget record;
-    configured bigint := (select f.revision from pgnet.configuration f);
+    configured bigint := (select f.host_revision from pgnet.configuration f);
     renewed record;
-    present timestamptz;
+    present timestamptz := clock_timestamp();
     tokens double precision;
     room integer;
 begin
@@ -316,28 +314,42 @@ begin
         elsif not renewed.usable then
             return 0;
         end if;
+        select b.* into budget from pgnet.host_budget b where b.host = host_room.host;
     elsif budget.concurrency is null and budget.rate is null then
         return null;
     end if;
-    -- Each statement has a snapshot of its own: behind this one, the next ones see what the last
-    -- owner of the lock has claimed.
-    select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
-    if not found or budget.revision is distinct from configured then
-        return 0;
-    end if;
-    if budget.concurrency is not null then
-        room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
-    end if;
-    if budget.rate is not null and (room is null or room > 0) then
-        present := clock_timestamp();
-        if present < budget.tokens_at then
-            -- The clock was put back: from here on tokens come again.
-            update pgnet.host_budget b set tokens_at = present where b.host = host_room.host;
+    -- At first without the lock: of most hosts without room there is no more to know.
+    for pass in 1 .. 2 loop
+        if pass = 2 then
+            -- Each statement has a snapshot of its own: behind this one, the next ones see what the
+            -- last owner of the lock has claimed.
+            select b.* into budget from pgnet.host_budget b where b.host = host_room.host for update skip locked;
+            if not found or budget.revision is distinct from configured then
+                return 0;
+            end if;
         end if;
-        tokens := pgnet.tokens_now(budget.refill, budget.capacity, budget.tokens, budget.tokens_at, present) + 1e-9;
-        room := least(room, case when tokens < pgnet.token_block(budget.refill, budget.capacity) then 0 else floor(tokens)::integer end);
-    end if;
-    return greatest(0, room);
+        room := null;
+        if budget.concurrency is not null then
+            room := budget.concurrency - (select count(*) from pgnet.claim c where c.host = host_room.host and c.limited)::integer;
+        end if;
+        if budget.rate is not null then
+            if present < budget.tokens_at then
+                -- The clock was put back: from here on tokens come again.
+                update pgnet.host_budget b set tokens_at = present
+                where b.ctid = any (array(
+                    select o.ctid from pgnet.host_budget o where o.host = host_room.host and o.tokens_at > present for update skip locked));
+            end if;
+            -- pgnet.tokens_now
+            tokens := least(budget.capacity,
+                budget.tokens + budget.refill * greatest(0, date_part('epoch', present - budget.tokens_at))) + 1e-9;
+            room := least(room, case when tokens < greatest(1, least(floor(budget.refill / 10), floor(budget.capacity / 2))) then 0
+                else floor(tokens)::integer end);
+        end if;
+        if room <= 0 then
+            return 0;
+        end if;
+    end loop;
+    return room;
 end
 $$;
 comment on function pgnet.host_room(text) is
@@ -387,7 +399,7 @@ create function pgnet.room_in(hosts text[])
 as $$
 declare
     present timestamptz := clock_timestamp();
-    configured bigint := (select f.revision from pgnet.configuration f);
+    configured bigint := (select f.host_revision from pgnet.configuration f);
 begin
     return (
         select min(case

@@ -67,9 +67,49 @@ HEARTBEAT = "extension/58_heartbeat.sql"
 WORKERS = "extension/50_workers.sql"
 EXPIRE = "extension/57_expire.sql"
 CLAIM = "extension/52_claim.sql"
+LIMITS = "extension/47_limits.sql"
+HOST_LIMITS = "tests/database/test_host_limits.py::"
+LIMIT_CLAIMS = "tests/database/test_host_limit_claims.py::"
 CRASHES = "tests/chaos/test_crashes.py::"
 
 MUTANTS = (
+    Mutant(
+        "limit-without-lock",
+        "two claims at once decide what a host may have",
+        (
+            Edit(
+                LIMITS,
+                "    select b.* into budget from pgnet.host_budget b where b.host = host_room.host"
+                " for update skip locked;",
+                "    select b.* into budget from pgnet.host_budget b where b.host = host_room.host;",
+            ),
+        ),
+        tests=(LIMIT_CLAIMS + "test_two_claims_at_once",),
+    ),
+    Mutant(
+        "rate-without-delay",
+        "the bucket of a rate does not pay for the time between the claim and the server",
+        (Edit(LIMITS, "capacity := burst - delay * per_second;", "capacity := burst;"),),
+        tests=(HOST_LIMITS + "test_a_bucket_never_lets_more_arrive_than_it_says",),
+    ),
+    Mutant(
+        "limit-forgets-the-cancelled",
+        "a cancelled request does not count while its connection is open",
+        (Edit("extension/55_marks.sql", " and m.limited is not true))", "))"),),
+        tests=(HOST_LIMITS + "test_a_cancelled_request_counts_until_its_connection_is_closed",),
+    ),
+    Mutant(
+        "limit-forgets-those-before",
+        "what was claimed before a limit does not count for it",
+        (
+            Edit(
+                LIMITS,
+                "        for update skip locked));\n    return array(",
+                "        limit 0 for update skip locked));\n    return '{}';\n    return array(",
+            ),
+        ),
+        tests=(LIMIT_CLAIMS + "test_a_first_limit_waits_for_its_own_hosts_claims",),
+    ),
     Mutant(
         "no-fence",
         "outcomes are recorded whoever holds the claim",

@@ -229,6 +229,7 @@ ROUTINES = {
     "pgnet.limit_fault": "owner",
     "pgnet.settle_limits": "owner",
     "pgnet.mark_limited": "owner",
+    "pgnet.announce_hosts": "owner",
     "pgnet.renew_budget": "owner",
     "pgnet.host_setting_fault": "owner",
     "pgnet.host_settings": "owner",
