@@ -210,6 +210,7 @@ comment on column pgnet.flow.merges is
 comment on column pgnet.flow.gate is
     'Which other requests it waits for; NULL: none. Workers open the gate.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
+create index flow_turn on pgnet.flow (requested_by, not_before) where not_before is not null;
 create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
 create index flow_new on pgnet.flow (request_id) where gate operator(pg_catalog.=) 'new';
 create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), request_id) where ordering_key is not null;

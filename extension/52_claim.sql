@@ -197,7 +197,8 @@ $$;
 comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
--- Requests whose time not_before has come. One that waits for other requests, too, stays held. A
+-- Requests whose time not_before has come. Roles have equal shares, so that a million requests of
+-- one role, which fall due at the same moment, keep those of others from nothing. One that waits for other requests, too, stays held. A
 -- row without a request is somebody's mistake, and must not stand in front of others. Rows are
 -- changed by their places: another role's row with the same id may be locked by that role.
 create function pgnet.wake_held_requests(present timestamptz)
@@ -209,22 +210,34 @@ as $$
 declare
     done bigint;
 begin
-    with ripe as materialized (
-        select f.ctid as place, f.request_id, f.gate, q.id is not null as locked
-        from pgnet.flow f
-        left join lateral (
-            select q.id from net.http_request_queue q
-            where q.id = f.request_id and q.requested_by = f.requested_by
-            for update of q skip locked
-        ) q on true
-        left join lateral (
-            select true as seen from net.http_request_queue q
-            where q.id = f.request_id and q.requested_by = f.requested_by offset 0
-        ) v on true
-        where f.not_before <= present and (q.id is not null or v.seen is null)
-        order by f.not_before
-        limit 1000
-        for update of f skip locked
+    with recursive roles (role) as (
+        (select f.requested_by from pgnet.flow f where f.not_before is not null order by f.requested_by limit 1)
+        union all
+        select (
+            select f.requested_by from pgnet.flow f
+            where f.requested_by > r.role and f.not_before is not null order by f.requested_by limit 1)
+        from roles r where r.role is not null
+    ), ripe as materialized (
+        select o.*
+        from roles r
+        cross join lateral (
+            select f.ctid as place, f.request_id, f.gate, q.id is not null as locked
+            from pgnet.flow f
+            left join lateral (
+                select q.id from net.http_request_queue q
+                where q.id = f.request_id and q.requested_by = f.requested_by
+                for update of q skip locked
+            ) q on true
+            left join lateral (
+                select true as seen from net.http_request_queue q
+                where q.id = f.request_id and q.requested_by = f.requested_by offset 0
+            ) v on true
+            where f.requested_by = r.role and f.not_before <= present and (q.id is not null or v.seen is null)
+            order by f.not_before
+            limit greatest(1000 / (select count(r.role) from roles r), 1)
+            for update of f skip locked
+        ) o
+        where r.role is not null
     ), passed as (
         update pgnet.flow f set not_before = null
         where f.ctid = any (array(select r.place from ripe r where r.locked))

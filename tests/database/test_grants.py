@@ -110,7 +110,7 @@ def populate(database: Database) -> None:
         " values (1000, %(victim)s, %(canary)s)",
         "insert into pgnet.pause (host) values (%(canary)s)",
         "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
-        "insert into pgnet.host_budget (host) values (%(canary)s)",
+        "insert into pgnet.host_budget (host, revision) values (%(canary)s, 1)",
         "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
         "insert into pgnet.host_minute values"
         " (now(), %(canary)s, 1, 1, 1, 1, 1, 1, '{1}', '{1}', '{1}', '{1}')",

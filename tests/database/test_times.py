@@ -129,6 +129,36 @@ def test_the_total_time_of_a_policy_counts_from_the_first_attempt(
     assert outcome(served, id) == ("succeeded", None, 3)
 
 
+def test_roles_fall_due_in_turns(database: Database) -> None:
+    """Thousands of one role at the same moment do not keep another role's from its time."""
+    database.execute("create role times_alice")
+    try:
+        queue = (
+            "select net.http_request('GET', 'http://localhost/' || n, options =>"
+            " jsonb_build_object('not_before', clock_timestamp() + interval '0.05 s'))"
+            " from generate_series(1, %s) n"
+        )
+        database.execute(queue, 2500)
+        database.execute("set role times_alice")
+        database.execute(queue, 3)
+        database.execute("reset role")
+        time.sleep(0.1)
+        ready = (
+            "select count(*) from net.http_request_queue"
+            " where not held group by requested_by order by count(*)"
+        )
+        assert database.value("select pgnet.wake_due_requests()") == pytest.approx(0.02)
+        assert database.rows(ready) == [(3,), (500,)]
+        for _ in range(3):
+            database.value("select pgnet.wake_due_requests()")
+        assert database.rows(ready) == [(3,), (2500,)]
+        assert database.value("select pgnet.wake_due_requests()") is None
+    finally:
+        database.drop()
+        with database.cluster.connect() as connection:
+            connection.execute("drop role times_alice")
+
+
 def test_a_worker_looks_again_in_time(database: Database) -> None:
     """Where no wake-up told it, after another worker has put a time there."""
     poll = "select pgnet.next_poll(1, '{}', false)"
