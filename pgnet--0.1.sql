@@ -7731,6 +7731,51 @@ comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) 
     'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is '
     'in flight.';
 
+-- What net.explain says (62_explain.sql), as far as it is worth its time for each row of a view.
+create function pgnet.idle_words()
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_agg(concat_ws(' ', r.detail, r.hint), ' ') from pgnet.reasons_of_database() r);
+end
+$$;
+comment on function pgnet.idle_words() is
+    'Why no request at all is sent from this database; NULL where that is not so.';
+
+create function pgnet.any_host_waits()
+    returns boolean
+    language sql stable parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state) $$;
+comment on function pgnet.any_host_waits() is
+    'Whether requests to some host may wait: it is paused, broken, or has asked to wait.';
+
+create function pgnet.holding_words(request_id bigint)
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    return (select string_agg(r.detail, ' ') from pgnet.holding_reasons(request_id) r);
+end
+$$;
+comment on function pgnet.holding_words(bigint) is
+    'What holds a request of the caller''s back: its time, other requests, its host; NULL where '
+    'nothing does.';
+
+create function pgnet.both_words(words text, more text)
+    returns text
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select coalesce(words || ' ' || more, words, more) $$;
+comment on function pgnet.both_words(text, text) is 'Two texts as one, where both are there.';
+
 create view net.requests with (security_invoker) as
     select q.id,
         pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
@@ -7738,7 +7783,10 @@ create view net.requests with (security_invoker) as
         case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
-            else a.error_msg end as error_msg,
+            when c.id is not null or a.error_msg is not null then a.error_msg
+            -- Nothing is asked for a row where nothing holds any request back.
+            else pgnet.both_words((select pgnet.idle_words()),
+                case when q.held or q.due is not null or (select pgnet.any_host_waits()) then pgnet.holding_words(q.id) end) end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
         case when c.id is null and k.marked is null and pg_catalog.isfinite(coalesce(q.due, f.not_before))
             then coalesce(q.due, f.not_before) end as next_attempt,
@@ -8001,7 +8049,10 @@ begin
                 detail = format('There is no request %s of role "%s".', wait.id, current_user),
                 hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
         end if;
-        if outcome.state >= 'succeeded' or clock_timestamp() >= give_up then
+        if outcome.state < 'succeeded' and clock_timestamp() >= give_up then
+            outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
+            return outcome;
+        elsif outcome.state >= 'succeeded' then
             return outcome;
         end if;
         if not waited then
@@ -8015,7 +8066,7 @@ end
 $$;
 comment on function net.wait(bigint, interval) is
     'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
-    'how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'how it stands, with the words of net.explain as error_msg. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
     'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
@@ -8096,11 +8147,7 @@ begin
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
-        if pgnet.worker_is_up() then
-            return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
-        end if;
-        return ('PENDING', 'request is pending, and no worker is running. ' || pgnet.how_to_start_a_worker(),
-            null)::net.http_response_result;
+        return ('PENDING', 'request is pending. ' || pgnet.explain_words(request_id), null)::net.http_response_result;
     end if;
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
@@ -8113,7 +8160,7 @@ $$;
 comment on function net.http_get_result(bigint, boolean) is
     'The result of a request: SUCCESS with the response, whose message is "ok" where all of it '
     'came and else what is amiss; ERROR with the message where there was no answer; PENDING while '
-    'it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
+    'it is on its way, with the words of net.explain. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
     'that queued the request.';
 
 create function net.http_collect_response(
@@ -8472,7 +8519,10 @@ create view pgnet.request_fact with (security_barrier) as
             (select pgnet.max_timeout_milliseconds())) operator(pg_catalog./) 1000.0::double precision) as deadline,
         w.gone_since, w.stalled_since, w.ended as worker_ended,
         p.host as paused_host, p.since as paused_since, p.reason as pause_reason,
-        s.closed_until, s.needs_probe
+        s.closed_until, s.needs_probe, 
+        -- As pgnet.claim_requests asks.
+        (select exists (
+            select from pgnet.host h where h.settings operator(pg_catalog.?|) '{concurrency,rate}'::pg_catalog.text[])) as has_limits
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 52_claim.sql.
     left join lateral (
@@ -8497,7 +8547,8 @@ create view pgnet.request_fact with (security_barrier) as
         select t.* from pgnet.pause t
         where t.host operator(pg_catalog.=) any (array[
             '*', pgnet.host_of_url(q.url), pg_catalog.regexp_replace(pgnet.host_of_url(q.url), ':[0-9]+$', '')])
-        order by t.since limit 1
+        -- As pgnet.pause_of.
+        order by t.host operator(pg_catalog.<>) pgnet.host_of_url(q.url), t.host operator(pg_catalog.=) '*' limit 1
     ) p on true
     left join lateral (
         select s.* from pgnet.host_state s
@@ -8512,7 +8563,7 @@ comment on view pgnet.request_fact is
     'What there is to say of each request that has not ended. A role sees its own.';
 
 create view pgnet.request_load with (security_barrier) as
-    select q.id, w.id as worker, w.mode, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
+    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
     from net.http_request_queue q
     cross join lateral (
         select w.* from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start) offset 0
@@ -8587,7 +8638,7 @@ comment on function pgnet.is_copy() is
 -- another kind, which is taken for an old transaction.
 create function pgnet.is_locked(row_xmax xid)
     returns boolean
-    language sql volatile parallel unsafe
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(row_xmax::text <> '0' and (
@@ -8653,9 +8704,23 @@ $$;
 comment on function pgnet.reasons_in_flight(pgnet.request_fact) is
     'What net.explain says of a request that a worker has claimed.';
 
-create function pgnet.reasons_of_database(fact pgnet.request_fact)
+-- Whatever the caller's session has set: the workers' sessions count.
+create function pgnet.modes_of_workers()
+    returns text[]
+    language sql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct coalesce(w.mode, pgnet.setting_value('mode')) from pgnet.worker w
+        where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start)
+        order by 1)
+$$;
+comment on function pgnet.modes_of_workers() is
+    'The modes that the workers which run have found; none where no worker runs.';
+
+create function pgnet.reasons_of_database()
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel restricted
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -8668,23 +8733,18 @@ begin
     where not pgnet.worker_is_up()
     union all
     select 'mode ' || m.mode, case m.mode when 'off' then 'The mode is off: requests wait, and nothing is sent.'
-            else 'The mode is record: it will be recorded, and not sent.' end,
+            else 'The mode is record: requests are recorded, and not sent.' end,
         null, 'To the owner net.check() shows each place that sets the mode.'
-    from (
-        -- A worker's mode depends on its session, too.
-        select distinct coalesce(l.mode, pgnet.setting_value('mode')) as mode
-        from (select true) one
-        left join pgnet.request_load l on l.id = fact.id
-    ) m
+    from unnest(case when pgnet.worker_is_up() then pgnet.modes_of_workers() else array[pgnet.setting_value('mode')] end) m (mode)
     where m.mode <> 'on';
 end
 $$;
-comment on function pgnet.reasons_of_database(pgnet.request_fact) is
+comment on function pgnet.reasons_of_database() is
     'What net.explain says where nothing is sent from this database.';
 
 create function pgnet.reasons_of_request(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -8697,7 +8757,10 @@ begin
     where fact.origin is not null
     union all
     select 'not before', format('It is not sent before %s.', pgnet.time_words(fact.not_before)), fact.not_before, null
-    where fact.not_before is not null
+    where fact.not_before > statement_timestamp()
+    union all
+    select 'not after', format('It ends as expired where it is not sent before %s.', pgnet.time_words(fact.not_after)), fact.not_after, null
+    where isfinite(fact.not_after)
     union all
     select 'quarantine', format('It was lost with %s workers, so it is attempted apart from others, as soon as its turn comes.',
             (select count(*) from pgnet.attempt a where a.request_id = fact.id and a.ending = 'lost')), null, null
@@ -8723,9 +8786,37 @@ $$;
 comment on function pgnet.reasons_of_request(pgnet.request_fact) is
     'What net.explain says of the request itself: its times, its attempts, its row.';
 
+create function pgnet.reasons_of_limits(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- The same as pgnet.host_room asks, without its locks.
+    limits record;
+begin
+    if fact.has_limits is not true then
+        return;
+    end if;
+    limits := pgnet.limits_of_host(fact.host);
+    return query
+    select 'limited', format('The host %s may have %s in flight at once, and has %s.', fact.host,
+            case limits.concurrency when 1 then '1 request' else format('%s requests', limits.concurrency) end, limits.in_flight),
+        null::timestamptz, 'The limit was set by net.configure_host: select * from net.hosts;'
+    where limits.in_flight >= limits.concurrency
+    union all
+    select 'limited', format('The host %s may be sent %s, and the next request at %s.', fact.host,
+            replace(limits.rate, '/', ' requests a '), to_char(limits.next_token, 'HH24:MI:SS.MS')),
+        limits.next_token, 'The limit was set by net.configure_host: select * from net.hosts;'
+    where limits.next_token > statement_timestamp();
+end
+$$;
+comment on function pgnet.reasons_of_limits(pgnet.request_fact) is
+    'What net.explain says where a limit of the host leaves no room.';
+
 create function pgnet.reasons_of_host(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -8737,10 +8828,10 @@ begin
     where fact.paused_host is not null
     union all
     select 'closed', format('The host %s is not asked before %s.', fact.host, pgnet.time_words(fact.closed_until)), fact.closed_until, null
-    where fact.closed_until > clock_timestamp()
+    where fact.closed_until > statement_timestamp()
     union all
     select 'probe', format('The host %s is broken: one request at a time finds out whether it works again.', fact.host), null, null
-    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= clock_timestamp();
+    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= statement_timestamp();
 end
 $$;
 comment on function pgnet.reasons_of_host(pgnet.request_fact) is
@@ -8775,7 +8866,7 @@ comment on function pgnet.reasons_of_workers(pgnet.request_fact) is
 -- comes.
 create function pgnet.reasons_to_wait(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -8783,11 +8874,13 @@ declare
     free boolean := true;
 begin
     for reason in
-        select * from pgnet.reasons_of_database(fact)
+        select * from pgnet.reasons_of_database()
         union all
         select * from pgnet.reasons_of_request(fact)
         union all
         select * from pgnet.reasons_of_host(fact)
+        union all
+        select * from pgnet.reasons_of_limits(fact)
     loop
         return next reason;
         free := free and reason.reason in ('attempts', 'not after', 'mode record');
@@ -8810,6 +8903,24 @@ end
 $$;
 comment on function pgnet.reasons_to_wait(pgnet.request_fact) is
     'What net.explain says of a request that waits.';
+
+create function pgnet.holding_reasons(request_id bigint)
+    returns setof pgnet.reason
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fact pgnet.request_fact;
+begin
+    select f.* into fact from pgnet.request_fact f where f.id = request_id;
+    return query
+    select r.* from pgnet.reasons_of_request(fact) r where r.reason not in ('attempts', 'not after')
+    union all
+    select r.* from pgnet.reasons_of_host(fact) r;
+end
+$$;
+comment on function pgnet.holding_reasons(bigint) is
+    'What net.explain says that is about the request itself and its host.';
 
 create function pgnet.reason_of_end(request_id bigint)
     returns setof pgnet.reason
@@ -8860,7 +8971,7 @@ create function net.explain(
         -- what to do about it
         hint text
     )
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
     set row_security = on
     set enable_seqscan = off
@@ -8898,7 +9009,7 @@ comment on function net.explain(bigint) is
 -- The first words of net.explain, for other views and functions.
 create function pgnet.explain_words(request_id bigint)
     returns text
-    language sql volatile parallel unsafe
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     select string_agg(concat_ws(' ', e.detail, e.hint), ' ')
@@ -10476,8 +10587,9 @@ grant execute on function
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- why it waits
     pgnet.caller_reads_all, pgnet.max_timeout_milliseconds, pgnet.is_copy, pgnet.is_locked, pgnet.time_words, pgnet.attempt_words,
-    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_workers,
-    pgnet.reasons_to_wait, pgnet.reason_of_end, pgnet.explain_words,
+    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_limits, pgnet.reasons_of_workers,
+    pgnet.reasons_to_wait, pgnet.reason_of_end, pgnet.explain_words, pgnet.idle_words, pgnet.any_host_waits, pgnet.holding_words, pgnet.both_words,
+    pgnet.holding_reasons, pgnet.modes_of_workers,
     -- statistics
     pgnet.caller_watches, pgnet.bucket_middle, pgnet.percentiles, pgnet.host_stats, pgnet.waiting_words, pgnet.current_stats,
     -- workers and settings

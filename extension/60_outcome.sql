@@ -14,6 +14,51 @@ comment on function pgnet.waiting_state(integer, boolean, timestamptz, boolean) 
     'The state of a request that has no outcome yet: cancelled where it is marked so, unless it is '
     'in flight.';
 
+-- What net.explain says (62_explain.sql), as far as it is worth its time for each row of a view.
+create function pgnet.idle_words()
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return (select string_agg(concat_ws(' ', r.detail, r.hint), ' ') from pgnet.reasons_of_database() r);
+end
+$$;
+comment on function pgnet.idle_words() is
+    'Why no request at all is sent from this database; NULL where that is not so.';
+
+create function pgnet.any_host_waits()
+    returns boolean
+    language sql stable parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state) $$;
+comment on function pgnet.any_host_waits() is
+    'Whether requests to some host may wait: it is paused, broken, or has asked to wait.';
+
+create function pgnet.holding_words(request_id bigint)
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    return (select string_agg(r.detail, ' ') from pgnet.holding_reasons(request_id) r);
+end
+$$;
+comment on function pgnet.holding_words(bigint) is
+    'What holds a request of the caller''s back: its time, other requests, its host; NULL where '
+    'nothing does.';
+
+create function pgnet.both_words(words text, more text)
+    returns text
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select coalesce(words || ' ' || more, words, more) $$;
+comment on function pgnet.both_words(text, text) is 'Two texts as one, where both are there.';
+
 create view net.requests with (security_invoker) as
     select q.id,
         pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
@@ -21,7 +66,10 @@ create view net.requests with (security_invoker) as
         case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt)
             when c.id is not null and c.worker is null then
                 'It has ended, and its outcome cannot be recorded yet: net.check() says why, to the owner.'
-            else a.error_msg end as error_msg,
+            when c.id is not null or a.error_msg is not null then a.error_msg
+            -- Nothing is asked for a row where nothing holds any request back.
+            else pgnet.both_words((select pgnet.idle_words()),
+                case when q.held or q.due is not null or (select pgnet.any_host_waits()) then pgnet.holding_words(q.id) end) end as error_msg,
         coalesce(c.attempt, a.attempt, 0) as attempts,
         case when c.id is null and k.marked is null and pg_catalog.isfinite(coalesce(q.due, f.not_before))
             then coalesce(q.due, f.not_before) end as next_attempt,
@@ -284,7 +332,10 @@ begin
                 detail = format('There is no request %s of role "%s".', wait.id, current_user),
                 hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
         end if;
-        if outcome.state >= 'succeeded' or clock_timestamp() >= give_up then
+        if outcome.state < 'succeeded' and clock_timestamp() >= give_up then
+            outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
+            return outcome;
+        elsif outcome.state >= 'succeeded' then
             return outcome;
         end if;
         if not waited then
@@ -298,7 +349,7 @@ end
 $$;
 comment on function net.wait(bigint, interval) is
     'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
-    'how it stands. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'how it stands, with the words of net.explain as error_msg. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
     'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
@@ -379,11 +430,7 @@ begin
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
-        if pgnet.worker_is_up() then
-            return ('PENDING', 'request is pending: it is queued or in flight', null)::net.http_response_result;
-        end if;
-        return ('PENDING', 'request is pending, and no worker is running. ' || pgnet.how_to_start_a_worker(),
-            null)::net.http_response_result;
+        return ('PENDING', 'request is pending. ' || pgnet.explain_words(request_id), null)::net.http_response_result;
     end if;
     if outcome.status_code is null then
         return ('ERROR', outcome.error_msg, null)::net.http_response_result;
@@ -396,7 +443,7 @@ $$;
 comment on function net.http_get_result(bigint, boolean) is
     'The result of a request: SUCCESS with the response, whose message is "ok" where all of it '
     'came and else what is amiss; ERROR with the message where there was no answer; PENDING while '
-    'it is on its way. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
+    'it is on its way, with the words of net.explain. NULL gives NULL. async := false waits, and raises 55000 in the transaction '
     'that queued the request.';
 
 create function net.http_collect_response(

@@ -26,7 +26,10 @@ create view pgnet.request_fact with (security_barrier) as
             (select pgnet.max_timeout_milliseconds())) operator(pg_catalog./) 1000.0::double precision) as deadline,
         w.gone_since, w.stalled_since, w.ended as worker_ended,
         p.host as paused_host, p.since as paused_since, p.reason as pause_reason,
-        s.closed_until, s.needs_probe
+        s.closed_until, s.needs_probe, 
+        -- As pgnet.claim_requests asks.
+        (select exists (
+            select from pgnet.host h where h.settings operator(pg_catalog.?|) '{concurrency,rate}'::pg_catalog.text[])) as has_limits
     from net.http_request_queue q
     -- OFFSET 0: a look-up for each row, whatever the statistics say, as in 52_claim.sql.
     left join lateral (
@@ -51,7 +54,8 @@ create view pgnet.request_fact with (security_barrier) as
         select t.* from pgnet.pause t
         where t.host operator(pg_catalog.=) any (array[
             '*', pgnet.host_of_url(q.url), pg_catalog.regexp_replace(pgnet.host_of_url(q.url), ':[0-9]+$', '')])
-        order by t.since limit 1
+        -- As pgnet.pause_of.
+        order by t.host operator(pg_catalog.<>) pgnet.host_of_url(q.url), t.host operator(pg_catalog.=) '*' limit 1
     ) p on true
     left join lateral (
         select s.* from pgnet.host_state s
@@ -66,7 +70,7 @@ comment on view pgnet.request_fact is
     'What there is to say of each request that has not ended. A role sees its own.';
 
 create view pgnet.request_load with (security_barrier) as
-    select q.id, w.id as worker, w.mode, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
+    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
     from net.http_request_queue q
     cross join lateral (
         select w.* from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start) offset 0
@@ -141,7 +145,7 @@ comment on function pgnet.is_copy() is
 -- another kind, which is taken for an old transaction.
 create function pgnet.is_locked(row_xmax xid)
     returns boolean
-    language sql volatile parallel unsafe
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     select coalesce(row_xmax::text <> '0' and (
@@ -207,9 +211,23 @@ $$;
 comment on function pgnet.reasons_in_flight(pgnet.request_fact) is
     'What net.explain says of a request that a worker has claimed.';
 
-create function pgnet.reasons_of_database(fact pgnet.request_fact)
+-- Whatever the caller's session has set: the workers' sessions count.
+create function pgnet.modes_of_workers()
+    returns text[]
+    language sql stable parallel restricted security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array(
+        select distinct coalesce(w.mode, pgnet.setting_value('mode')) from pgnet.worker w
+        where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start)
+        order by 1)
+$$;
+comment on function pgnet.modes_of_workers() is
+    'The modes that the workers which run have found; none where no worker runs.';
+
+create function pgnet.reasons_of_database()
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel restricted
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -222,23 +240,18 @@ begin
     where not pgnet.worker_is_up()
     union all
     select 'mode ' || m.mode, case m.mode when 'off' then 'The mode is off: requests wait, and nothing is sent.'
-            else 'The mode is record: it will be recorded, and not sent.' end,
+            else 'The mode is record: requests are recorded, and not sent.' end,
         null, 'To the owner net.check() shows each place that sets the mode.'
-    from (
-        -- A worker's mode depends on its session, too.
-        select distinct coalesce(l.mode, pgnet.setting_value('mode')) as mode
-        from (select true) one
-        left join pgnet.request_load l on l.id = fact.id
-    ) m
+    from unnest(case when pgnet.worker_is_up() then pgnet.modes_of_workers() else array[pgnet.setting_value('mode')] end) m (mode)
     where m.mode <> 'on';
 end
 $$;
-comment on function pgnet.reasons_of_database(pgnet.request_fact) is
+comment on function pgnet.reasons_of_database() is
     'What net.explain says where nothing is sent from this database.';
 
 create function pgnet.reasons_of_request(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -251,7 +264,10 @@ begin
     where fact.origin is not null
     union all
     select 'not before', format('It is not sent before %s.', pgnet.time_words(fact.not_before)), fact.not_before, null
-    where fact.not_before is not null
+    where fact.not_before > statement_timestamp()
+    union all
+    select 'not after', format('It ends as expired where it is not sent before %s.', pgnet.time_words(fact.not_after)), fact.not_after, null
+    where isfinite(fact.not_after)
     union all
     select 'quarantine', format('It was lost with %s workers, so it is attempted apart from others, as soon as its turn comes.',
             (select count(*) from pgnet.attempt a where a.request_id = fact.id and a.ending = 'lost')), null, null
@@ -277,9 +293,37 @@ $$;
 comment on function pgnet.reasons_of_request(pgnet.request_fact) is
     'What net.explain says of the request itself: its times, its attempts, its row.';
 
+create function pgnet.reasons_of_limits(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    -- The same as pgnet.host_room asks, without its locks.
+    limits record;
+begin
+    if fact.has_limits is not true then
+        return;
+    end if;
+    limits := pgnet.limits_of_host(fact.host);
+    return query
+    select 'limited', format('The host %s may have %s in flight at once, and has %s.', fact.host,
+            case limits.concurrency when 1 then '1 request' else format('%s requests', limits.concurrency) end, limits.in_flight),
+        null::timestamptz, 'The limit was set by net.configure_host: select * from net.hosts;'
+    where limits.in_flight >= limits.concurrency
+    union all
+    select 'limited', format('The host %s may be sent %s, and the next request at %s.', fact.host,
+            replace(limits.rate, '/', ' requests a '), to_char(limits.next_token, 'HH24:MI:SS.MS')),
+        limits.next_token, 'The limit was set by net.configure_host: select * from net.hosts;'
+    where limits.next_token > statement_timestamp();
+end
+$$;
+comment on function pgnet.reasons_of_limits(pgnet.request_fact) is
+    'What net.explain says where a limit of the host leaves no room.';
+
 create function pgnet.reasons_of_host(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -291,10 +335,10 @@ begin
     where fact.paused_host is not null
     union all
     select 'closed', format('The host %s is not asked before %s.', fact.host, pgnet.time_words(fact.closed_until)), fact.closed_until, null
-    where fact.closed_until > clock_timestamp()
+    where fact.closed_until > statement_timestamp()
     union all
     select 'probe', format('The host %s is broken: one request at a time finds out whether it works again.', fact.host), null, null
-    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= clock_timestamp();
+    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= statement_timestamp();
 end
 $$;
 comment on function pgnet.reasons_of_host(pgnet.request_fact) is
@@ -329,7 +373,7 @@ comment on function pgnet.reasons_of_workers(pgnet.request_fact) is
 -- comes.
 create function pgnet.reasons_to_wait(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -337,11 +381,13 @@ declare
     free boolean := true;
 begin
     for reason in
-        select * from pgnet.reasons_of_database(fact)
+        select * from pgnet.reasons_of_database()
         union all
         select * from pgnet.reasons_of_request(fact)
         union all
         select * from pgnet.reasons_of_host(fact)
+        union all
+        select * from pgnet.reasons_of_limits(fact)
     loop
         return next reason;
         free := free and reason.reason in ('attempts', 'not after', 'mode record');
@@ -364,6 +410,24 @@ end
 $$;
 comment on function pgnet.reasons_to_wait(pgnet.request_fact) is
     'What net.explain says of a request that waits.';
+
+create function pgnet.holding_reasons(request_id bigint)
+    returns setof pgnet.reason
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fact pgnet.request_fact;
+begin
+    select f.* into fact from pgnet.request_fact f where f.id = request_id;
+    return query
+    select r.* from pgnet.reasons_of_request(fact) r where r.reason not in ('attempts', 'not after')
+    union all
+    select r.* from pgnet.reasons_of_host(fact) r;
+end
+$$;
+comment on function pgnet.holding_reasons(bigint) is
+    'What net.explain says that is about the request itself and its host.';
 
 create function pgnet.reason_of_end(request_id bigint)
     returns setof pgnet.reason
@@ -414,7 +478,7 @@ create function net.explain(
         -- what to do about it
         hint text
     )
-    language plpgsql volatile parallel unsafe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
     set row_security = on
     set enable_seqscan = off
@@ -452,7 +516,7 @@ comment on function net.explain(bigint) is
 -- The first words of net.explain, for other views and functions.
 create function pgnet.explain_words(request_id bigint)
     returns text
-    language sql volatile parallel unsafe
+    language sql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
     select string_agg(concat_ws(' ', e.detail, e.hint), ' ')

@@ -96,6 +96,7 @@ def test_no_worker(database: Database, nginx: Nginx) -> None:
 
 
 def test_before_the_commit(database: Database, worker: Worker, nginx: Nginx) -> None:
+    database.wait_for("select pgnet.worker_is_up()")
     with database.connect(autocommit=False) as session:
         row = session.execute("select net.http_get(%s)", (nginx.url,)).fetchone()
         assert row is not None
@@ -304,3 +305,110 @@ def test_ends(database: Database, worker: Worker, nginx: Nginx) -> None:
     assert "sent again" in (end.hint or "")
     database.execute("select net.forget(%s)", good)
     assert reasons(database, good) == ["not there"]
+
+
+def test_a_pause(database: Database, worker: Worker, nginx: Nginx) -> None:
+    host = nginx.url.split("/")[2]
+    database.execute("select net.pause(%s, 'The moon is full.')", host)
+    id = get(database, nginx.url)
+    (paused,) = wait_for(database, id, "paused")
+    assert paused.detail.startswith(f"The host {host} is paused since ")
+    assert paused.detail.endswith("The moon is full.")
+    assert paused.hint is not None
+    assert f"select net.resume('{host}');" in paused.hint
+    assert nobody_takes(database)
+    for name in (host.split(":")[0], "*"):
+        database.execute("select net.pause(%s)", name)
+    database.execute("select net.resume(%s)", host)
+    assert host.split(":")[0] + " is paused" in explain(database, id)[0].detail
+    database.execute("select net.resume(%s)", host.split(":")[0])
+    (everything,) = explain(database, id)
+    assert everything.detail.startswith("All hosts are paused since ")
+    database.execute("select net.resume()")
+    wait_for(database, id, "succeeded")
+
+
+def test_a_limit_of_concurrency(database: Database, worker: Worker, silent: str) -> None:
+    host = silent.split("/")[2]
+    database.execute("select net.configure_host(%s, '{\"concurrency\": 2}')", host)
+    ids = [get(database, silent) for _ in range(3)]
+    for id in ids[:2]:
+        wait_for(database, id, "in flight")
+    (limited,) = wait_for(database, ids[2], "limited")
+    assert limited.detail == f"The host {host} may have 2 requests in flight at once, and has 2."
+    assert nobody_takes(database)
+
+
+def test_a_rate(database: Database, worker: Worker, nginx: Nginx) -> None:
+    host = nginx.url.split("/")[2]
+    database.execute('select net.configure_host(%s, \'{"rate": "2/minute", "burst": 1}\')', host)
+    first, second = get(database, nginx.url), get(database, nginx.url)
+    wait_for(database, first, "succeeded")
+    (limited,) = wait_for(database, second, "limited")
+    assert limited.detail.startswith(f"The host {host} may be sent 2 requests a minute, and the")
+    seconds = database.value("select extract(epoch from %s - now())::float", limited.until)
+    assert 20 < seconds < 40
+    assert nobody_takes(database)
+
+
+def test_the_same_words_everywhere(database: Database, worker: Worker, nginx: Nginx) -> None:
+    words = "select net.http_get_result(%s), (net.wait(%s, '0')).error_msg, r.error_msg"
+    words = f"select (g).status::text, (g).message, w, e from ({words}) x (g, w, e)"
+    words = words.replace("r.error_msg)", "r.error_msg from net.requests r where r.id = %s)")
+    host = nginx.url.split("/")[2]
+    database.execute("select net.pause(%s)", host)
+    id = get(database, nginx.url)
+    (paused,) = wait_for(database, id, "paused")
+    status, message, waited, shown = database.rows(words, id, id, id)[0]
+    assert status == "PENDING"
+    assert message == f"request is pending. {paused.detail} {paused.hint}"
+    assert waited == f"{paused.detail} {paused.hint}"
+    assert shown == paused.detail
+
+
+def test_other_roles_are_numbers(database: Database, worker: Worker, silent: str) -> None:
+    """A role learns how many requests of others there are, and not where they go."""
+    host = silent.split("/")[2]
+    database.execute("create role explain_alice login")
+    try:
+        with database.connect("explain_alice") as alice:
+            database.execute("select net.configure('concurrency', '1')")
+            theirs = get(database, silent)
+            wait_for(database, theirs, "in flight")
+            row = alice.execute("select net.http_get('http://127.0.0.2:1025/')").fetchone()
+            assert row is not None
+            (busy,) = wait_until(
+                lambda: explain(alice, row[0]), lambda found: found[0].reason == "busy", "busy"
+            )
+            assert "1 by requests of other roles" in busy.detail
+            assert host not in str(busy)
+            assert reasons(alice, theirs) == ["not there"]
+            everything = "request_fact", "request_load", "request_rival", "request_before"
+            for view in everything:
+                assert host not in str(alice.execute(f"select * from pgnet.{view}").fetchall())
+            assert host not in str(alice.execute("select * from net.stats").fetchall())
+    finally:
+        database.drop()
+        with database.cluster.connect() as connection:
+            connection.execute("drop role explain_alice")
+
+
+def test_times(database: Database, worker: Worker, nginx: Nginx) -> None:
+    id = database.value(
+        "select net.http_request('GET', %s, options => "
+        '\'{"not_before": "1 hour", "not_after": "2 hours"}\')',
+        nginx.url,
+    )
+    before, after = wait_for(database, id, "not before", "not after")
+    times = database.row("select not_before, not_after from pgnet.flow")
+    assert times == (before.until, after.until)
+    assert before.detail.startswith("It is not sent before ")
+    assert after.detail.startswith("It ends as expired where it is not sent before ")
+    assert nobody_takes(database)
+    assert database.value("select error_msg from net.requests") == before.detail
+    late = database.value(
+        "select net.http_request('GET', %s, options => '{\"not_after\": \"2000-01-01\"}')",
+        nginx.url,
+    )
+    (expired,) = wait_for(database, late, "expired")
+    assert "not_after passed" in expired.detail
