@@ -12,14 +12,17 @@ import pytest
 
 from servers.cluster import Cluster, Database
 
-TABLES = "net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed"
+TABLES = (
+    "net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response,"
+    " pgnet.failed"
+)
 # Of each kind of request that may not be sent now.
 IDLE = 15_000
 # Requests for hosts that are well, all together.
 READY = 20_000
 SLOTS = 500
 # Rows and buffers for each row that is claimed, with its place and its claim.
-MOST_ROWS, MOST_BUFFERS = 12, 40
+MOST_ROWS, MOST_BUFFERS = 12, 80
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +60,32 @@ def fill(database: Database, hosts: int) -> None:
         ("ordering_key, gate", "'one', 'key'"),
         ("gate", "'ids'"),
         ("not_before", "now() + interval '1 week'"),
-        ("due, waits_since", "now() + interval '1 hour', now()"),
     ):
         database.execute(
-            f"insert into net.http_request_queue (method, url, {columns})"
-            f" select 'GET', format('http://h%%s.example/%%s', n %% %s, n), {value}"
-            " from generate_series(1, %s) n",
+            "with held as ("
+            " insert into net.http_request_queue (method, url, held)"
+            " select 'GET', format('http://h%%s.example/%%s', n %% %s, n), true"
+            " from generate_series(1, %s) n returning id)"
+            f" insert into pgnet.flow (request_id, {columns}) select id, {value} from held",
             hosts,
             IDLE,
         )
+    database.execute(
+        "insert into net.http_request_queue (method, url, due, waits_since)"
+        " select 'GET', format('http://h%%s.example/%%s', n %% %s, n), now() + interval '1 hour',"
+        " now() from generate_series(1, %s) n",
+        hosts,
+        IDLE,
+    )
+    # Every fifth of those that may be sent has a row in pgnet.flow.
+    database.execute(
+        "with chosen as ("
+        " update net.http_request_queue set held = false"
+        " where id % 5 = 0 and held is null and due is null and url like 'http://h%'"
+        " returning id)"
+        " insert into pgnet.flow (request_id, not_after)"
+        " select id, now() + interval '1 hour' from chosen"
+    )
 
 
 def empty(database: Database, hosts: int) -> None:
@@ -75,8 +95,9 @@ def empty(database: Database, hosts: int) -> None:
 def full(database: Database, hosts: int) -> None:
     fill(database, hosts)
     database.execute(f"vacuum analyze {TABLES}")
-    database.execute("delete from net.http_request_queue")
-    database.execute("vacuum net.http_request_queue")
+    for table in ("pgnet.flow", "net.http_request_queue"):
+        database.execute(f"delete from {table}")
+        database.execute(f"vacuum {table}")
 
 
 def emptied(database: Database, hosts: int) -> None:
@@ -84,8 +105,15 @@ def emptied(database: Database, hosts: int) -> None:
     database.execute(f"vacuum analyze {TABLES}")
 
 
-def set_rules(database: Database) -> None:
+def set_rules(database: Database, worker: int) -> None:
     """One host is paused, one is broken, one has a limit and all that it may have in flight."""
+    database.execute("select net.configure_host('3limited.example', '{\"concurrency\": 1}')")
+    database.execute(
+        "insert into pgnet.claim (id, host, role, worker, token, attempt, deadline, limited)"
+        " values (-1, '3limited.example', 'postgres'::regrole, %s, gen_random_uuid(), 1,"
+        " now() + interval '1 hour', true)",
+        worker,
+    )
     database.execute("insert into pgnet.pause (host) values ('1paused.example')")
     database.execute(
         "insert into pgnet.host_state (host, role, closed_until)"
@@ -150,7 +178,7 @@ def test_a_claim_reads_what_it_takes(
     # The plans that the session keeps are made now, while nothing is there.
     for _ in range(8):
         assert session.claim()[0] == 0
-    set_rules(database)
+    set_rules(database, session.worker)
     fill(database, hosts)
     read = [session.claim() for _ in range(4 if hosts > 1 else 2)]
     with capsys.disabled():
