@@ -2013,10 +2013,11 @@ create table pgnet.flow (
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
     not_before timestamptz,
     not_after timestamptz,
-    ordering_key text,
+    ordering_key text collate "C",
     unique_key text,
     merges tstzrange,
     gate pgnet.gate,
+    opened timestamptz,
     primary key (request_id, requested_by)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
@@ -2042,11 +2043,16 @@ comment on column pgnet.flow.merges is
     'when the first of them came, and the last; NULL: none was.';
 comment on column pgnet.flow.gate is
     'Which other requests it waits for; NULL: none. Workers open the gate.';
+comment on column pgnet.flow.opened is
+    'When a worker has opened the gate. No caller can set it: where it is missing, the ordering_key '
+    'does not count in pgnet.claim, so that no worker waits for another one because of forged rows.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
 create index flow_turn on pgnet.flow (requested_by, not_before) where not_before is not null;
 create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
-create index flow_new on pgnet.flow (request_id) where gate operator(pg_catalog.=) 'new';
-create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), request_id) where ordering_key is not null;
+create index flow_new on pgnet.flow (requested_by, request_id) where gate operator(pg_catalog.=) 'new';
+create index flow_key on pgnet.flow (requested_by, ordering_key, request_id) where ordering_key is not null;
+-- Here the key comes first, so that no query can take the index before for this one.
+create index flow_open on pgnet.flow (ordering_key, requested_by) where ordering_key is not null and gate is null;
 create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
 create policy own_flow on pgnet.flow for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -2106,7 +2112,7 @@ create table pgnet.claim (
     claimed timestamptz not null default pg_catalog.clock_timestamp(),
     deadline timestamptz not null,
     role oid not null,
-    ordering_key text,
+    ordering_key text collate "C",
     limited boolean,
     probe boolean,
     progress text
@@ -2132,7 +2138,7 @@ comment on column pgnet.claim.probe is
 comment on column pgnet.claim.progress is
     'What the request waits for, in words, where it has been in flight for more than a second; NULL: '
     'its worker has not said so.';
-create unique index claim_ordering_key on pgnet.claim (role, (ordering_key collate "C")) where ordering_key is not null;
+create unique index claim_ordering_key on pgnet.claim (role, ordering_key) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
@@ -2687,15 +2693,24 @@ comment on function pgnet.keep_own_row() is
 
 create function pgnet.take_over_requests()
     returns void
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- What a request waits for may not have come along.
+begin
+    -- What a request waits for may not have come along. Its options say which key it has, and which
+    -- requests it comes after.
+    insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
+    select q.id, q.requested_by, q.options ->> 'ordering_key', 'new'
+    from net.http_request_queue q
+    where q.origin is not null and q.held is not null and q.options ?| '{ordering_key,after}'
+    on conflict do nothing;
     update net.http_request_queue q
-    set origin = null, held = case when q.held then (
-        select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
+    set origin = null, held = case when q.held is not null and q.options ?| '{ordering_key,after}' then true
+        when q.held then (
+            select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
         else q.held end
-    where q.origin is not null
+    where q.origin is not null;
+end
 $$;
 comment on function pgnet.take_over_requests() is
     'Makes requests that replication has brought this server''s own.';
@@ -3103,6 +3118,8 @@ create function net.http_request(
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
     -- setting), priority (smaller goes first among the requests of one role to one host; 0);
+    -- ordering_key (one in flight at a time, in the order of ids), on_failure (block, or skip, its
+    -- key); after (ids of requests that have to end well first), after_any_end (however they end);
     -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
     -- on_conflict (keep, or replace); NULL means none
     options jsonb default '{}'::pg_catalog.jsonb
@@ -3848,7 +3865,7 @@ begin
                 options = case when replaces then new.options else q.options end,
                 -- Where nothing else changes, this does: so net.wait knows that this transaction
                 -- has to commit before the request is sent.
-                held = case when replaces then new.held or waiting.gate is not null else q.held end
+                held = case when replaces then num_nonnulls(flow.not_before, waiting.gate) > 0 else q.held end
             where q.id = waiting.id and q.requested_by = pgnet.caller_role();
             if found then
                 update pgnet.flow f
@@ -3881,7 +3898,9 @@ declare
     unique_for interval := pgnet.read_unique_for(given);
 begin
     select t.not_before, t.not_after into flow.not_before, flow.not_after from pgnet.read_times(given) t;
+    flow.ordering_key := given ->> 'ordering_key';
     flow.unique_key := given ->> 'unique_key';
+    flow.gate := case when given ?| '{ordering_key,after}' then 'new' end;
     new.method := method;
     new.url := url;
     new.headers := headers;
@@ -3901,6 +3920,9 @@ begin
         new.method, new.url, new.headers, new.body, new.timeout_milliseconds, new.priority, new.context, new.options, new.held)
     returning id into new.id;
     if new.held is not null then
+        if given ? 'after' then
+            perform pgnet.check_after(new.id, given);
+        end if;
         insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
         values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate);
     end if;
@@ -4678,21 +4700,1299 @@ comment on function pgnet.begin_probes(bigint[]) is
 
 -- ======== extension/49_gates.sql ========
 
--- Gates: requests that wait for other requests, those of the same ordering key or those that they
--- come after.
+-- Gates: the order of requests with one ordering_key, and requests that are sent after others.
+--
+-- Theory of operation
+--
+-- Gates. A request with an ordering_key or with `after` is queued as held, with the gate `new` in
+-- pgnet.flow, so that no claim sees it. pgnet.open_gates, which each claim calls first, examines
+-- it: the gate becomes NULL (open), `key` (it waits behind another request of its key) or `ids` (it
+-- waits for others). So a claim reads no row that it may not take, and a key with 100,000 requests
+-- hides nobody.
+--
+-- The order of a key. At most one request of a key has an open gate. The next is opened when that
+-- one is no longer in the queue, and it is the one with the lowest id of those that are committed
+-- then. A request that waits for its time, for others or for another attempt holds its key. Ids are
+-- drawn before the commit: a request that commits late, with a lower id than one that is open and
+-- was not attempted, takes that one's place; where that one was attempted or is a retry, it is the
+-- next.
+--
+-- Hints. Whatever ends a request with a key inserts a row into pgnet.ended_request, in the same
+-- transaction, and so does what ends a request that others wait for. open_gates reads these rows,
+-- and then looks at the key or at those that wait. So it looks only where something has changed. A
+-- row that was deleted by hand leaves no hint: the sweep, a duty of the heartbeat, finds its row of
+-- pgnet.flow, which is left.
+--
+-- One at a time. open_gates works under the lock of the one row of pgnet.gate_keeper, which it
+-- takes with SKIP LOCKED; each of its statements has a snapshot of its own, taken under that lock.
+-- So it sees what the last one to hold the lock has done. A request that ends while it works is
+-- either gone from the queue in that snapshot, and its hint is there, or it is still in the queue,
+-- and its hint is found by the next one.
+--
+-- Requests that others wait for. What ends a request cannot see that another session is just making
+-- another request wait for it. So open_gates locks the row that is waited for: what ends that
+-- request takes its row with SKIP LOCKED, and comes back later, and it asks who waits in a
+-- statement of its own, after it has the lock (pgnet.note_dependants). Where open_gates does not
+-- get the lock, the new request stays `new` for a moment.
+--
+-- Blocked keys. A request that ends as failed or unknown blocks its key, unless on_failure is skip.
+-- Its hint says so, and open_gates makes a row of pgnet.blocked_key of it. While the row is there,
+-- no request of the key is opened but one that net.retry has made of the head: that one goes first.
+-- net.unblock, and net.cancel of the head, insert a hint that takes the row away.
+--
+-- What a caller forges. A caller may insert rows of its own into pgnet.flow, for any request and
+-- with any gate. It spoils the order of its own keys by that and of no other: a key belongs to a
+-- role, and a row counts for a request of the same role only. A row without a request is deleted. A
+-- key counts in pgnet.claim only where open_gates has opened the request, which flow.opened says,
+-- and which no caller can set: so that no worker waits for another one because of forged rows.
+
+create table pgnet.gate_keeper (
+    single boolean primary key default true check (single),
+    -- where the sweep goes on: in pgnet.flow and in pgnet.dependency
+    swept_request bigint not null default -9223372036854775808,
+    swept_after bigint not null default 0
+);
+comment on table pgnet.gate_keeper is
+    'One row. The session that has it locked opens gates, and no other. It has the places where '
+    'the sweep goes on.';
+insert into pgnet.gate_keeper default values;
+
+create table pgnet.dependency (
+    after_id bigint not null,
+    request_id bigint not null,
+    any_end boolean not null,
+    primary key (after_id, request_id)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+comment on table pgnet.dependency is
+    'Which request waits for which: a row for each id in the option after that has not ended.';
+comment on column pgnet.dependency.any_end is
+    'Whether request_id is sent however after_id ends.';
+create index dependency_request on pgnet.dependency (request_id);
+create policy own_dependencies on pgnet.dependency for select
+    using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) request_id offset 0));
+
+create table pgnet.ended_request (
+    id bigint generated always as identity primary key,
+    request_id bigint not null,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    ordering_key text collate "C",
+    state net.request_state,
+    blocks boolean not null default false,
+    status_code integer,
+    error_msg text,
+    unblocks boolean not null default false,
+    -- of a request that was cancelled for another one: that one, and how it ended
+    root bigint,
+    root_state net.request_state,
+    noted timestamptz not null default pg_catalog.clock_timestamp(),
+    retry_at timestamptz
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+comment on table pgnet.ended_request is
+    'Hints for pgnet.open_gates, until it has read them: requests that have ended and had an '
+    'ordering_key, or that others wait for, and the orders of net.unblock.';
+comment on column pgnet.ended_request.state is
+    'How the request ended; NULL: its response says it, or it was deleted.';
+comment on column pgnet.ended_request.blocks is 'Whether its key is blocked from now on.';
+comment on column pgnet.ended_request.unblocks is
+    'An order of net.unblock: the request, which is the head of a blocked key, blocks it no more.';
+comment on column pgnet.ended_request.root is
+    'The request whose end is the reason, where this one was cancelled for another one.';
+comment on column pgnet.ended_request.retry_at is
+    'Another session had locked a row: when it is looked at again. NULL: now.';
+create index ended_request_fresh on pgnet.ended_request (requested_by, id) where retry_at is null;
+create index ended_request_retry on pgnet.ended_request (retry_at) where retry_at is not null;
+create policy own_hints on pgnet.ended_request for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy insert_own_hints on pgnet.ended_request for insert
+    with check (
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and unblocks and not blocks and state is null
+        and root is null and root_state is null and retry_at is null and error_msg is null and status_code is null
+        -- A role that may not call net.unblock inserts nothing, although the table stands in pgnet.
+        and pg_catalog.has_schema_privilege('net', 'usage'));
+
+create table pgnet.blocked_key (
+    requested_by regrole not null,
+    ordering_key text collate "C" not null,
+    head bigint not null,
+    state net.request_state not null,
+    status_code integer,
+    error_msg text,
+    since timestamptz not null,
+    primary key (requested_by, ordering_key)
+);
+comment on table pgnet.blocked_key is
+    'Keys whose head has failed: no request of the key is sent before net.retry, net.cancel or '
+    'net.unblock. net.blocked_keys shows them.';
+create index blocked_key_head on pgnet.blocked_key (head);
+create policy own_blocked_keys on pgnet.blocked_key for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+-- ---- what ends a request
+
+create function pgnet.note_dependants(
+    -- requests that this transaction may have ended
+    ids bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is null then
+        return;
+    end if;
+    -- A statement of its own: its snapshot is taken when the rows of the queue are locked.
+    insert into pgnet.ended_request (request_id, requested_by, state)
+    select n.id, coalesce(r.requested_by, pgnet.caller_role()), r.state
+    from unnest(ids) n (id)
+    left join lateral (
+        select r.requested_by, r.state from net._http_response r where r.id = n.id offset 0
+    ) r on true
+    where (select d.after_id from pgnet.dependency d where d.after_id >= n.id and d.after_id <= n.id
+            order by d.after_id, d.request_id limit 1) is not null
+        and not exists (select from net.http_request_queue q where q.id = n.id offset 0);
+    if found then
+        perform pgnet.arm_wake_up('wake');
+    end if;
+end
+$$;
+comment on function pgnet.note_dependants(bigint[]) is
+    'Hints that requests have ended which others wait for. Called in a statement behind the one '
+    'that has ended them.';
+
+-- ---- requests that are sent after others
+
+-- How a request stands that has to do with the option after.
+create type pgnet.gate_finding as (
+    request_id bigint,
+    -- free: it waits for nobody; waits; cancel: root has not ended well; later: a row is locked
+    verdict text,
+    root bigint,
+    root_state net.request_state,
+    -- the request in after, which is root or was cancelled for it
+    via bigint
+);
+comment on type pgnet.gate_finding is
+    'How a request with the option after stands: free, waits, cancel or later.';
+
+create function pgnet.after_ids(options jsonb)
+    returns bigint[]
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A row that was inserted by hand may hold anything; a worker refuses it when it is sent.
+    if options is null or pg_column_size(options) > 100000 or jsonb_typeof(options -> 'after') is distinct from 'array'
+        or jsonb_array_length(options -> 'after') > 1000
+        or exists (
+            select from jsonb_array_elements(options -> 'after') e
+            where jsonb_typeof(e.value) <> 'number' or e.value #>> '{}' !~ '^[0-9]{1,18}$')
+    then
+        return '{}';
+    end if;
+    return array(select distinct (e.value #>> '{}')::bigint from jsonb_array_elements(options -> 'after') e);
+end
+$$;
+comment on function pgnet.after_ids(jsonb) is
+    'The ids in the option after, each once; none where the option is not as net.http_request '
+    'takes it.';
+
+-- A request that waits for one that does not exist would wait for ever, and one that does not exist
+-- yet could wait for it in turn. Another role's request is one that does not exist: so nobody
+-- learns of it.
+create function pgnet.check_after(
+    -- a new request, and its options, checked by pgnet.check_request
+    request_id bigint, options jsonb
+)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    missing bigint := (
+        select min(a.id)
+        from unnest(pgnet.after_ids(options)) a (id)
+        where not exists (
+                select from net.http_request_queue q
+                where q.id = a.id and q.id <> request_id and q.requested_by = pgnet.caller_role() offset 0)
+            and not exists (
+                select from net._http_response r where r.id = a.id and r.requested_by = pgnet.caller_role() offset 0)
+            and not exists (
+                select from pgnet.failed f where f.id = a.id and f.requested_by = pgnet.caller_role() offset 0));
+begin
+    if missing is not null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('option "after": there is no request %s of role "%s"', missing, current_user),
+            hint = 'It names requests of the same role that are queued, or whose response is kept: the setting ttl says for how long.';
+    end if;
+end
+$$;
+comment on function pgnet.check_after(bigint, jsonb) is
+    'Raises 22023 where the option after names a request that does not exist, or is another role''s.';
+
+create function pgnet.dependency_message(root bigint, root_state net.request_state, via bigint)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('Request %s %s, and this request was to be sent after %s.', root,
+        case root_state when 'failed' then 'has failed' when 'unknown' then 'has ended as unknown' when 'expired' then 'has expired'
+            when 'cancelled' then 'was cancelled' else 'is not known any more' end,
+        case when via is distinct from root then format('request %s, which was cancelled for it', via) else 'it' end)
+$$;
+comment on function pgnet.dependency_message(bigint, net.request_state, bigint) is
+    'The error message of a request that is cancelled since one that it was to follow has not '
+    'ended well.';
+
+create function pgnet.link_dependencies(
+    -- requests with the option after that are locked
+    fresh bigint[]
+)
+    returns setof pgnet.gate_finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    insert into pgnet.dependency (after_id, request_id, any_end)
+    select l.id, w.id, coalesce(w.options -> 'after_any_end' = 'true', false)
+    from unnest(fresh) f (id)
+    cross join lateral (
+        select q.id, q.requested_by, q.options from net.http_request_queue q where q.id = f.id offset 0
+    ) w
+    cross join lateral unnest(pgnet.after_ids(w.options)) a (id)
+    cross join lateral (
+        -- Only requests from before this one, so that nothing waits for itself.
+        select q.id from net.http_request_queue q
+        where q.id = a.id and q.id < w.id and q.requested_by = w.requested_by and q.origin is null
+        for key share of q skip locked
+    ) l
+    on conflict do nothing;
+    -- A request that is not in the queue in the snapshot of this statement has ended, and everybody
+    -- can see how.
+    return query
+    with standing as (
+        select w.id, a.id as after_id, d.linked, d.linked is null and v.seen as later,
+            coalesce(r.state, case when a.id < w.id then f.state end) as state, coalesce(w.options -> 'after_any_end' = 'true', false) as any_end
+        from unnest(fresh) g (id)
+        cross join lateral (
+            select q.id, q.requested_by, q.options from net.http_request_queue q where q.id = g.id offset 0
+        ) w
+        cross join lateral unnest(pgnet.after_ids(w.options)) a (id)
+        left join lateral (
+            select true as linked from pgnet.dependency d
+            where (d.after_id, d.request_id) >= (a.id, w.id) and (d.after_id, d.request_id) <= (a.id, w.id)
+            order by d.after_id, d.request_id limit 1
+        ) d on true
+        left join lateral (
+            select true as seen from net.http_request_queue q
+            where q.id = a.id and q.id < w.id and q.requested_by = w.requested_by and q.origin is null offset 0
+        ) v on true
+        left join lateral (
+            select r.state from net._http_response r where r.id = a.id and r.requested_by = w.requested_by offset 0
+        ) r on true
+        left join lateral (
+            select f.state from pgnet.failed f where f.id = a.id and f.requested_by = w.requested_by offset 0
+        ) f on true
+    ), judged as (
+        select s.*, (s.linked or s.later or s.any_end or s.state = 'succeeded') is not true as bad from standing s
+    )
+    select j.id, case when bool_or(j.bad) then 'cancel' when bool_or(j.later) then 'later' when bool_or(j.linked) then 'waits' else 'free' end,
+        min(j.after_id) filter (where j.bad), (array_agg(j.state order by j.after_id) filter (where j.bad))[1],
+        min(j.after_id) filter (where j.bad)
+    from judged j
+    group by j.id;
+end
+$$;
+comment on function pgnet.link_dependencies(bigint[]) is
+    'Makes the rows of pgnet.dependency for new requests, and says how these stand.';
+
+create function pgnet.end_dependants(findings pgnet.gate_finding[])
+    -- those that were ended
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    ended bigint[];
+    size integer := cardinality(findings);
+    caught pgnet.error;
+begin
+    with doomed as materialized (
+        select q.*, l.place, l.ordering_key, f.root, f.root_state, pgnet.dependency_message(f.root, f.root_state, f.via) as message,
+            (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts
+        from unnest(findings) f
+        cross join lateral (
+            select q.* from net.http_request_queue q where q.id = f.request_id for update of q skip locked
+        ) q
+        cross join lateral (
+            select l.ctid as place, l.ordering_key from pgnet.flow l
+            where l.request_id = q.id and l.requested_by = q.requested_by for update of l skip locked
+        ) l
+    ), dequeued as (
+        delete from net.http_request_queue q where q.id = any (array(select d.id from doomed d))
+    ), unheld as (
+        delete from pgnet.flow l where l.ctid = any (array(select d.place from doomed d))
+    ), unlinked as (
+        delete from pgnet.dependency p
+        where p.ctid = any (array(
+            select p.place
+            from doomed d
+            cross join lateral (
+                select p.ctid as place from pgnet.dependency p
+                where p.request_id >= d.id and p.request_id <= d.id order by p.request_id limit 1000
+            ) p))
+    ), recorded as (
+        insert into net._http_response (
+            id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
+        )
+        select d.id, 'cancelled', false, d.message, d.attempts, d.context, d.method, d.url, d.requested_by, d.created, d.retry_of
+        from doomed d
+    ), failed as (
+        insert into pgnet.failed (
+            id, method, url, headers, body, timeout_milliseconds, requested_by, created, priority, context, options,
+            retry_of, state, attempts, error_msg, idempotency_key
+        )
+        select d.id, d.method, d.url, d.headers, d.body, d.timeout_milliseconds, d.requested_by, d.created, d.priority, d.context,
+            d.options, d.retry_of, 'cancelled', d.attempts, d.message, pgnet.idempotency_key(d.id, d.created, d.method, d.options)
+        from doomed d
+    ), hinted as (
+        insert into pgnet.ended_request (request_id, requested_by, ordering_key, state, root, root_state)
+        select d.id, d.requested_by, d.ordering_key, 'cancelled', d.root, d.root_state from doomed d
+    )
+    select array_agg(d.id) into ended from doomed d where (select pgnet.use_owners_path()) is not null;
+    perform pgnet.fire_deferred();
+    return coalesce(ended, '{}');
+exception when others then
+    get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+        caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+    if size > 1 and clock_timestamp() < now() + interval '2 s' then
+        return pgnet.end_dependants(findings[:size / 2]) || pgnet.end_dependants(findings[size / 2 + 1:]);
+    end if;
+    perform pgnet.note_fault('ending requests that wait for others',
+        format('request %s: %s', (findings[1]).request_id, caught.message), pgnet.remedy(caught), caught.state = '55P03');
+    return '{}';
+end
+$$;
+comment on function pgnet.end_dependants(pgnet.gate_finding[]) is
+    'Ends requests as cancelled, since one that they were to follow has not ended well; they can be '
+    'sent again. A batch that fails is halved down to the row at fault, which is tried again later.';
+
+create function pgnet.lock_requests(ids bigint[])
+    -- those whose rows in the queue and in pgnet.flow could both be locked
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    return array(
+        select q.id
+        from unnest(ids) n (id)
+        cross join lateral (
+            select q.id, q.requested_by from net.http_request_queue q
+            where q.id = n.id and q.origin is null for update of q skip locked
+        ) q
+        cross join lateral (
+            select f.request_id from pgnet.flow f
+            where f.request_id = q.id and f.requested_by = q.requested_by for update of f skip locked
+        ) f);
+end
+$$;
+comment on function pgnet.lock_requests(bigint[]) is
+    'Locks requests that are held, with their rows of pgnet.flow, but for those that another session '
+    'has locked.';
+
+create function pgnet.dependants_of(
+    -- of pgnet.ended_request
+    hints bigint[]
+)
+    returns bigint[]
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is null then
+        return '{}';
+    end if;
+    return array(
+        select distinct d.request_id
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+        ) e
+        cross join lateral (
+            select d.request_id from pgnet.dependency d
+            where d.after_id >= e.request_id and d.after_id <= e.request_id order by d.after_id, d.request_id limit 1000
+        ) d
+        limit 1000);
+end
+$$;
+comment on function pgnet.dependants_of(bigint[]) is
+    'The requests, 1,000 at most, that wait for those which hints say have ended.';
+
+create function pgnet.resolve_dependants(
+    -- of pgnet.ended_request, locked
+    hints bigint[]
+)
+    returns setof pgnet.gate_finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    waiting bigint[] := pgnet.dependants_of(hints);
+    locked bigint[];
+    findings pgnet.gate_finding[];
+begin
+    if waiting = '{}' then
+        return;
+    end if;
+    locked := pgnet.lock_requests(waiting);
+    with pairs as materialized (
+        select d.place, d.request_id, d.any_end, e.request_id as via, coalesce(e.root, e.request_id) as root,
+            coalesce(e.root_state, e.state, r.state, f.state) as state, coalesce(e.state, r.state, f.state) = 'succeeded' as well,
+            d.request_id = any (locked) as locked,
+            exists (select from net.http_request_queue q where q.id = d.request_id offset 0) as seen
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.* from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+        ) e
+        cross join lateral (
+            select d.ctid as place, d.request_id, d.any_end from pgnet.dependency d
+            where d.after_id >= e.request_id and d.after_id <= e.request_id and d.request_id = any (waiting)
+            order by d.after_id, d.request_id limit 1000
+        ) d
+        left join lateral (
+            select r.state from net._http_response r where r.id = e.request_id offset 0
+        ) r on true
+        left join lateral (
+            select f.state from pgnet.failed f where f.id = e.request_id offset 0
+        ) f on true
+        where not exists (select from net.http_request_queue q where q.id = e.request_id offset 0)
+    ), settled as (
+        delete from pgnet.dependency d
+        where d.ctid = any (array(select p.place from pairs p where not p.seen or p.locked and (p.any_end or p.well)))
+    )
+    select array_agg(row(j.request_id, j.verdict, j.root, j.state, j.via)::pgnet.gate_finding) into findings
+    from (
+        select distinct on (p.request_id) p.request_id, case when p.well or p.any_end then 'waits' else 'cancel' end as verdict,
+            p.root, p.state, p.via
+        from pairs p
+        where p.locked
+        order by p.request_id, (p.well or p.any_end) is true, p.via
+    ) j;
+    return query
+    select f.request_id,
+        case when f.verdict = 'waits' and (
+            select d.request_id from pgnet.dependency d
+            where d.request_id >= f.request_id and d.request_id <= f.request_id order by d.request_id limit 1) is null
+            then 'free' else f.verdict end,
+        f.root, f.root_state, f.via
+    from unnest(findings) f;
+end
+$$;
+comment on function pgnet.resolve_dependants(bigint[]) is
+    'Takes away the rows of pgnet.dependency for requests that have ended, and says how those '
+    'stand that waited for them.';
+
+-- ---- opening
+
+-- New requests, roles in turns: a role with a million of them does not hold up another one.
+create function pgnet.lock_new_requests(
+    -- how many at most
+    most integer,
+    out ids bigint[],
+    -- those of them that have the option after
+    out linked bigint[],
+    -- how many were looked at
+    out seen integer
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    with recursive roles (role) as (
+        (select f.requested_by::oid from pgnet.flow f where f.gate = 'new' order by f.requested_by, f.request_id limit 1)
+        union all
+        select n.role
+        from roles r
+        cross join lateral (
+            select f.requested_by::oid as role from pgnet.flow f
+            where f.gate = 'new' and (f.requested_by::oid, f.request_id) > (r.role, 9223372036854775807)
+            order by f.requested_by, f.request_id limit 1
+        ) n
+    ), turns as materialized (
+        select r.role from roles r limit most
+    ), candidates as materialized (
+        -- Of each role so many, whether they can be locked or not.
+        select t.role, n.id, n.place, row_number() over (partition by t.role) as turn
+        from turns t
+        cross join lateral (
+            select f.request_id as id, f.ctid as place from pgnet.flow f
+            where f.gate = 'new' and (f.requested_by::oid, f.request_id) >= (t.role, -9223372036854775808)
+                and (f.requested_by::oid, f.request_id) <= (t.role, 9223372036854775807)
+            order by f.requested_by, f.request_id
+            limit (select greatest(2, 2 * most / count(*)) from turns)
+        ) n
+    ), locked as materialized (
+        select c.id, c.turn, q.links
+        from candidates c
+        cross join lateral (
+            select q.id,
+                case when pg_column_size(q.options) <= 100000 and jsonb_typeof(q.options -> 'after') = 'array'
+                    then jsonb_array_length(q.options -> 'after') else 0 end as links
+            from net.http_request_queue q
+            where q.id = c.id and q.requested_by = c.role::regrole and q.origin is null
+            for update of q skip locked
+        ) q
+        cross join lateral (
+            select f.request_id from pgnet.flow f
+            where f.request_id = c.id and f.requested_by = c.role::regrole and f.gate = 'new' for update of f skip locked
+        ) f
+        order by c.turn
+        limit most
+    ), bounded as (
+        select l.id, l.links,
+            sum(l.links) over (order by l.turn rows between unbounded preceding and 1 preceding) as links_before
+        from locked l
+    ), orphans as (
+        delete from pgnet.flow f
+        where f.ctid = any (array(
+            select c.place from candidates c
+            where not exists (
+                select from net.http_request_queue q where q.id = c.id and q.requested_by = c.role::regrole offset 0)))
+            and f.gate = 'new'
+    )
+    -- A link costs as much as a request.
+    select array_agg(b.id) filter (where coalesce(b.links_before, 0) < most),
+        array_agg(b.id) filter (where coalesce(b.links_before, 0) < most and b.links > 0),
+        (select count(*) from candidates)
+    into ids, linked, seen
+    from bounded b;
+end
+$$;
+comment on function pgnet.lock_new_requests(integer) is
+    'The next requests with the gate new, locked, of each role some. A row without a request is '
+    'deleted.';
+
+create function pgnet.lock_hints(most integer)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    -- A variable, since an index is not used for a value that may change from row to row.
+    present timestamptz := clock_timestamp();
+begin
+    return array(
+        with recursive roles (role) as (
+            (select e.requested_by::oid from pgnet.ended_request e where e.retry_at is null order by e.requested_by, e.id limit 1)
+            union all
+            select n.role
+            from roles r
+            cross join lateral (
+                select e.requested_by::oid as role from pgnet.ended_request e
+                where e.retry_at is null and (e.requested_by::oid, e.id) > (r.role, 9223372036854775807)
+                order by e.requested_by, e.id limit 1
+            ) n
+        ), turns as materialized (
+            select r.role from roles r limit most
+        )
+        select n.id
+        from turns t
+        cross join lateral (
+            select e.id from pgnet.ended_request e
+            where e.retry_at is null and (e.requested_by::oid, e.id) > (t.role, 0) and (e.requested_by::oid, e.id) <= (t.role, 9223372036854775807)
+            order by e.requested_by, e.id
+            limit (select greatest(1, most / count(*)) from turns)
+            for update of e skip locked
+        ) n
+        union all
+        select r.id
+        from (
+            select e.id from pgnet.ended_request e where e.retry_at <= present order by e.retry_at limit most for update skip locked
+        ) r);
+end
+$$;
+comment on function pgnet.lock_hints(integer) is
+    'The next rows of pgnet.ended_request, locked, of each role some.';
+
+create function pgnet.update_blocked_keys(
+    -- of pgnet.ended_request, locked
+    hints bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    -- A key has one head in flight. Where a caller has forged more, the first one that failed
+    -- counts.
+    insert into pgnet.blocked_key (requested_by, ordering_key, head, state, status_code, error_msg, since)
+    select e.requested_by, e.ordering_key, e.request_id, e.state, e.status_code, e.error_msg, e.noted
+    from unnest(hints) h (id)
+    cross join lateral (
+        select e.* from pgnet.ended_request e where e.id = h.id and e.blocks offset 0
+    ) e
+    on conflict do nothing;
+    delete from pgnet.blocked_key b
+    where b.ctid = any (array(
+        select b.place
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.requested_by, e.ordering_key, e.request_id from pgnet.ended_request e where e.id = h.id and e.unblocks offset 0
+        ) e
+        cross join lateral (
+            select b.ctid as place from pgnet.blocked_key b
+            where b.requested_by = e.requested_by and b.ordering_key = e.ordering_key and b.head = e.request_id offset 0
+        ) b));
+end
+$$;
+comment on function pgnet.update_blocked_keys(bigint[]) is
+    'Blocks the keys whose head has failed, and unblocks those that net.unblock names.';
+
+create function pgnet.open_retried_heads(
+    -- new requests that wait for nobody, locked
+    ids bigint[]
+)
+    -- those that are opened, whatever waits in their keys
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    opened bigint[];
+begin
+    with heads as materialized (
+        select q.id, b.place
+        from unnest(ids) n (id)
+        cross join lateral (
+            select q.id, q.requested_by, q.retry_of from net.http_request_queue q
+            where q.id = n.id and q.retry_of is not null offset 0
+        ) q
+        cross join lateral (
+            select f.ordering_key from pgnet.flow f
+            where f.request_id = q.id and f.requested_by = q.requested_by and f.ordering_key is not null offset 0
+        ) f
+        cross join lateral (
+            select b.ctid as place from pgnet.blocked_key b
+            where b.requested_by = q.requested_by and b.ordering_key = f.ordering_key and b.head = q.retry_of offset 0
+        ) b
+    ), unblocked as (
+        delete from pgnet.blocked_key b where b.ctid = any (array(select h.place from heads h))
+    )
+    select array_agg(h.id) into opened from heads h;
+    if opened is not null then
+        perform pgnet.set_gates(opened, null);
+    end if;
+    return coalesce(opened, '{}');
+end
+$$;
+comment on function pgnet.open_retried_heads(bigint[]) is
+    'Opens requests that net.retry has made of the heads of blocked keys: they go first.';
+
+create function pgnet.set_gates(
+    -- locked, with their rows of pgnet.flow
+    ids bigint[],
+    gate pgnet.gate
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    path text;
+begin
+    if ids = '{}' then
+        return;
+    end if;
+    with flows as materialized (
+        select q.id, q.held, f.place, f.not_before
+        from unnest(ids) n (id)
+        cross join lateral (
+            select q.id, q.requested_by, q.held from net.http_request_queue q where q.id = n.id offset 0
+        ) q
+        cross join lateral (
+            select f.ctid as place, f.not_before from pgnet.flow f
+            where f.request_id = q.id and f.requested_by = q.requested_by offset 0
+        ) f
+    ), changed as (
+        update pgnet.flow f
+        set gate = set_gates.gate, opened = case when set_gates.gate is null then clock_timestamp() end
+        where f.ctid = any (array(select f.place from flows f))
+    ), released as (
+        update net.http_request_queue q set held = set_gates.gate is not null
+        where q.id = any (array(
+            select f.id from flows f
+            where f.held is distinct from (set_gates.gate is not null) and (set_gates.gate is not null or f.not_before is null)))
+    )
+    select pgnet.use_owners_path() into path;
+    perform pgnet.pin_path();
+end
+$$;
+comment on function pgnet.set_gates(bigint[], pgnet.gate) is
+    'Sets the gate of requests; NULL opens it: then the request is ready, unless it waits for a time.';
+
+create type pgnet.key_finding as (
+    role oid,
+    ordering_key text,
+    -- the first request of the key, which is to be opened
+    head bigint,
+    -- the request with a higher id whose gate is open, and which gives its place to the head
+    later bigint
+);
+comment on type pgnet.key_finding is
+    'The request of a key that is to be opened, and the one that gives its place to it.';
+
+-- What a key has to offer. A request is not looked at before open_gates has examined it.
+create function pgnet.find_heads(
+    roles oid[], ordering_keys text[],
+    -- new requests that may be opened, locked
+    examined bigint[]
+)
+    returns setof pgnet.key_finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    return query
+    select k.role, k.name, h.id, o.id
+    from (select distinct u.role, u.name collate "C" as name from unnest(roles, ordering_keys) u (role, name)) k
+    cross join lateral (
+        -- The bounds of rows, and not equality, leave one index that has the order.
+        select f.request_id as id, f.gate from pgnet.flow f
+        where f.ordering_key is not null
+            and (f.requested_by::oid, f.ordering_key, f.request_id) >= (k.role, k.name, -9223372036854775808)
+            and (f.requested_by::oid, f.ordering_key, f.request_id) <= (k.role, k.name, 9223372036854775807)
+        order by f.requested_by, f.ordering_key, f.request_id limit 1
+    ) h
+    left join lateral (
+        select f.request_id as id from pgnet.flow f
+        where f.ordering_key is not null and f.gate is null
+            and (f.ordering_key, f.requested_by::oid) >= (k.name, k.role) and (f.ordering_key, f.requested_by::oid) <= (k.name, k.role)
+        order by f.ordering_key, f.requested_by limit 1
+    ) o on true
+    where (h.gate = 'key' or h.id = any (examined))
+        -- A retry of the head went first, whatever its id is.
+        and (o.id is null or o.id > h.id
+            and exists (
+                select from net.http_request_queue q
+                where q.id = o.id and q.requested_by = k.role::regrole and q.due is null and q.retry_of is null offset 0)
+            and not exists (select from pgnet.claim c where c.id = o.id offset 0)
+            and not exists (select from pgnet.attempt a where a.request_id = o.id offset 0))
+        and not exists (
+            select from pgnet.blocked_key b where b.requested_by = k.role and b.ordering_key = k.name offset 0);
+end
+$$;
+comment on function pgnet.find_heads(oid[], text[], bigint[]) is
+    'Of each of these keys the request to be opened, where there is one.';
+
+-- Another session has the head locked at this moment. Or there is no such request: a row of
+-- pgnet.flow was forged, or its request was deleted by hand; the row goes, and the next one counts.
+create function pgnet.look_again(
+    found_heads pgnet.key_finding[],
+    -- those that could be locked
+    locked bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    busy bigint[] := array(select f.head from unnest(found_heads) f except select l.id from unnest(locked) l (id));
+begin
+    if busy = '{}' then
+        return;
+    end if;
+    with heads as materialized (
+        select f.*, v.seen
+        from unnest(busy) b (id)
+        join unnest(found_heads) f on f.head = b.id
+        left join lateral (
+            select true as seen from net.http_request_queue q where q.id = f.head and q.requested_by = f.role::regrole offset 0
+        ) v on true
+    ), orphans as (
+        delete from pgnet.flow f
+        where f.ctid = any (array(
+            select f.place from heads h
+            cross join lateral (
+                select f.ctid as place from pgnet.flow f
+                where f.request_id = h.head and f.requested_by = h.role::regrole for update of f skip locked
+            ) f
+            where h.seen is null))
+    )
+    insert into pgnet.ended_request (request_id, requested_by, ordering_key, retry_at)
+    select h.head, h.role::regrole, h.ordering_key, case when h.seen then clock_timestamp() + interval '0.2 s' end
+    from heads h;
+end
+$$;
+comment on function pgnet.look_again(pgnet.key_finding[], bigint[]) is
+    'Hints for keys whose head could not be locked.';
+
+create function pgnet.open_heads(
+    -- as for pgnet.find_heads
+    roles oid[], ordering_keys text[], examined bigint[]
+)
+    -- the requests that are opened
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    found_heads pgnet.key_finding[] := array(select f from pgnet.find_heads(roles, ordering_keys, examined) f);
+    locked bigint[];
+    opened bigint[];
+    closed bigint[];
+begin
+    if found_heads = '{}' then
+        return '{}';
+    end if;
+    locked := pgnet.lock_requests(array(
+        select f.head from unnest(found_heads) f union all select f.later from unnest(found_heads) f where f.later is not null));
+    perform pgnet.look_again(found_heads, locked);
+    -- Now that they are locked, no worker can claim them: a later one that was claimed before
+    -- stays.
+    with locked_heads as materialized (
+        select l.id from unnest(locked) l (id)
+    )
+    select array_agg(f.head), array_agg(f.later) filter (where f.later is not null) into opened, closed
+    from unnest(found_heads) f
+    where f.head in (select l.id from locked_heads l)
+        and (f.later is null or f.later in (select l.id from locked_heads l)
+            and not exists (select from pgnet.claim c where c.id = f.later offset 0));
+    perform pgnet.set_gates(coalesce(closed, '{}'), 'key');
+    perform pgnet.set_gates(coalesce(opened, '{}'), null);
+    return coalesce(opened, '{}');
+end
+$$;
+comment on function pgnet.open_heads(oid[], text[], bigint[]) is
+    'Opens the first request of each of these keys, where none is open and the key is not blocked.';
+
+create function pgnet.settle_hints(
+    -- of pgnet.ended_request, locked; all has been done about them
+    hints bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    unfinished bigint[] := '{}';
+begin
+    if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is not null then
+        -- More requests waited for it than are looked at at once, or one of them is locked.
+        unfinished := array(
+            select e.id
+            from unnest(hints) h (id)
+            cross join lateral (
+                select e.id, e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+            ) e
+            where (select d.after_id from pgnet.dependency d where d.after_id >= e.request_id and d.after_id <= e.request_id
+                    order by d.after_id, d.request_id limit 1) is not null
+                and not exists (select from net.http_request_queue q where q.id = e.request_id offset 0));
+        update pgnet.ended_request e
+        set retry_at = clock_timestamp() + interval '0.02 s', blocks = false
+        where e.id = any (unfinished);
+    end if;
+    delete from pgnet.ended_request e
+    where e.id = any (array(select h.id from unnest(hints) h (id) where h.id <> all (unfinished)));
+end
+$$;
+comment on function pgnet.settle_hints(bigint[]) is
+    'Removes hints, but for those of requests that others still wait for.';
+
+create function pgnet.flows_of(ids bigint[])
+    returns setof pgnet.flow
+    language plpgsql stable parallel safe rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    return query
+    select f.*
+    from unnest(ids) n (id)
+    cross join lateral (
+        select q.id, q.requested_by from net.http_request_queue q where q.id = n.id offset 0
+    ) q
+    cross join lateral (
+        select f.* from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by offset 0
+    ) f;
+end
+$$;
+comment on function pgnet.flows_of(bigint[]) is
+    'The rows of pgnet.flow that belong to requests.';
+
+create function pgnet.open_keys(
+    -- requests that wait for no id, locked; of those with a key the first one of the key is opened
+    ready bigint[],
+    -- of pgnet.ended_request, locked: their keys are looked at, too
+    hints bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    keyed bigint[];
+    keyless bigint[];
+    opened bigint[] := '{}';
+    roles oid[];
+    ordering_keys text[];
+begin
+    select array_agg(f.request_id) filter (where f.ordering_key is not null),
+        array_agg(f.request_id) filter (where f.ordering_key is null)
+    into keyed, keyless
+    from pgnet.flows_of(ready) f;
+    if keyless is not null then
+        perform pgnet.set_gates(keyless, null);
+    end if;
+    if keyed is not null then
+        opened := pgnet.open_retried_heads(keyed);
+        keyed := array(select k.id from unnest(keyed) k (id) except select o.id from unnest(opened) o (id));
+    end if;
+    select array_agg(k.role), array_agg(k.ordering_key) into roles, ordering_keys
+    from (
+        select f.requested_by::oid as role, f.ordering_key from pgnet.flows_of(keyed) f
+        union all
+        select e.requested_by::oid, e.ordering_key
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.requested_by, e.ordering_key from pgnet.ended_request e where e.id = h.id and e.ordering_key is not null offset 0
+        ) e
+    ) k;
+    if roles is not null then
+        opened := pgnet.open_heads(roles, ordering_keys, coalesce(keyed, '{}'));
+        perform pgnet.set_gates(array(select k.id from unnest(keyed) k (id) except select o.id from unnest(opened) o (id)), 'key');
+    end if;
+end
+$$;
+comment on function pgnet.open_keys(bigint[], bigint[]) is
+    'Opens requests that wait for no id, where it is their turn in their key.';
+
+create function pgnet.examine_gates(
+    -- how many new requests, and how many hints
+    most integer,
+    -- how many there were
+    out examined integer,
+    -- seconds after which to come again, since rows are locked that it needs; NULL: none are
+    out again_in double precision
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    hints bigint[] := pgnet.lock_hints(most);
+    fresh record;
+    findings pgnet.gate_finding[] := '{}';
+    ready bigint[];
+begin
+    select * into fresh from pgnet.lock_new_requests(most);
+    examined := greatest(cardinality(hints), coalesce(cardinality(fresh.ids), 0));
+    if examined = 0 then
+        again_in := case when fresh.seen > 0 then 0.2 end;
+        return;
+    end if;
+    ready := coalesce(fresh.ids, '{}');
+    if fresh.linked is not null then
+        findings := array(select f from pgnet.link_dependencies(fresh.linked) f);
+        perform pgnet.set_gates(array(select f.request_id from unnest(findings) f where f.verdict = 'waits'), 'ids');
+        ready := array(select r.id from unnest(ready) r (id) except select f.request_id from unnest(findings) f where f.verdict <> 'free');
+    end if;
+    if hints <> '{}' then
+        perform pgnet.update_blocked_keys(hints);
+        findings := findings || array(select f from pgnet.resolve_dependants(hints) f);
+        ready := array(select r.id from unnest(ready) r (id) union select f.request_id from unnest(findings) f where f.verdict = 'free');
+    end if;
+    if exists (select from unnest(findings) f where f.verdict = 'cancel') then
+        perform pgnet.end_dependants(array(select f from unnest(findings) f where f.verdict = 'cancel'));
+    end if;
+    again_in := case when exists (select from unnest(findings) f where f.verdict = 'later') then 0.03 end;
+    perform pgnet.open_keys(ready, hints);
+    if hints <> '{}' then
+        perform pgnet.settle_hints(hints);
+    end if;
+end
+$$;
+comment on function pgnet.examine_gates(integer) is
+    'Examines new requests and hints, some of each role, under the lock of pgnet.gate_keeper.';
 
 create function pgnet.open_gates()
     -- seconds until it is to be called again; NULL where nothing waits for it
     returns double precision
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
+declare
+    began timestamptz := clock_timestamp();
+    most constant integer := 500;
+    found_work record;
+    caught pgnet.error;
 begin
-    return null;
+    if (select f.request_id from pgnet.flow f where f.gate = 'new' order by f.requested_by, f.request_id limit 1) is null
+        and (select e.id from pgnet.ended_request e where e.retry_at is null order by e.requested_by, e.id limit 1) is null
+        and (select e.id from pgnet.ended_request e where e.retry_at <= began order by e.retry_at limit 1) is null
+    then
+        return (select extract(epoch from min(e.retry_at) - began) from pgnet.ended_request e where e.retry_at is not null);
+    end if;
+    if exists (select from pgnet.fault f where f.duty = 'opening gates' and f.retry_at > began) then
+        return 1;
+    end if;
+    perform from pgnet.gate_keeper for update skip locked;
+    if not found then
+        return 0.01; -- another worker is at it
+    end if;
+    begin
+        loop
+            select * into found_work from pgnet.examine_gates(most);
+            -- Requests that are cancelled for others have left hints. The claim does not wait long.
+            exit when found_work.examined = 0 or found_work.again_in is not null or clock_timestamp() > began + interval '0.01 s';
+        end loop;
+        delete from pgnet.fault f where f.duty = 'opening gates';
+    exception when others then
+        get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
+            caught.referrer_schema = schema_name, caught.referrer = table_name, caught.constraint_name = constraint_name;
+        perform pgnet.note_fault('opening gates', caught.message, pgnet.remedy(caught), caught.state = '55P03');
+        return 1;
+    end;
+    return coalesce(found_work.again_in, case when found_work.examined > 0 then 0
+        else (select extract(epoch from min(e.retry_at) - clock_timestamp()) from pgnet.ended_request e where e.retry_at is not null) end);
 end
 $$;
 comment on function pgnet.open_gates() is
-    'Lets requests go on for which nothing is left to wait for.';
+    'Lets requests go on for which nothing is left to wait for. It does a few milliseconds of work '
+    'at a time, and one worker does it at a time.';
+
+-- Rows of pgnet.flow without a request: it was deleted by hand, or the row was forged.
+create function pgnet.sweep_flow(
+    behind bigint, most integer,
+    -- the last request it looked at; NULL: it has been at all of them
+    out swept bigint
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    flows pgnet.flow[] := array(
+        select f from pgnet.flow f where f.request_id > behind order by f.request_id, f.requested_by limit most);
+begin
+    with orphans as (
+        delete from pgnet.flow f
+        where f.ctid = any (array(
+            select o.place
+            from unnest(flows) f
+            cross join lateral (
+                select o.ctid as place from pgnet.flow o
+                where o.request_id = f.request_id and o.requested_by = f.requested_by for update of o skip locked
+            ) o
+            where not exists (
+                select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)))
+        returning f.request_id, f.requested_by, f.ordering_key
+    )
+    insert into pgnet.ended_request (request_id, requested_by, ordering_key)
+    select o.request_id, o.requested_by, o.ordering_key from orphans o where o.ordering_key is not null;
+    -- A key whose first request could be opened: a hint was lost.
+    insert into pgnet.ended_request (request_id, requested_by, ordering_key)
+    select h.head, h.role::regrole, h.ordering_key
+    from pgnet.find_heads(
+        array(select f.requested_by::oid from unnest(flows) f where f.gate = 'key'),
+        array(select f.ordering_key from unnest(flows) f where f.gate = 'key'), '{}') h
+    where h.later is null;
+    swept := case when cardinality(flows) = most then (flows[most]).request_id end;
+end
+$$;
+comment on function pgnet.sweep_flow(bigint, integer) is
+    'Deletes rows of pgnet.flow without a request, and hints that the next one of its key may go.';
+
+create function pgnet.sweep_gates()
+    -- seconds until it is to be called again; NULL where nothing waits for others
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+declare
+    most constant integer := 500;
+    keeper pgnet.gate_keeper;
+    ids bigint[];
+begin
+    if (select f.request_id from pgnet.flow f order by f.request_id, f.requested_by limit 1) is null
+        and (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is null
+    then
+        return null;
+    end if;
+    lock table net.http_request_queue, pgnet.flow, pgnet.gate_keeper, pgnet.ended_request, pgnet.dependency, pgnet.blocked_key
+        in row exclusive mode nowait;
+    select k.* into keeper from pgnet.gate_keeper k for update skip locked;
+    if not found then
+        return 5;
+    end if;
+    with recursive links (id, number) as (
+        (select d.after_id, 1 from pgnet.dependency d where d.after_id > keeper.swept_after order by d.after_id limit 1)
+        union all
+        select n.id, i.number + 1
+        from links i
+        cross join lateral (
+            select d.after_id as id from pgnet.dependency d where d.after_id > i.id order by d.after_id limit 1
+        ) n
+        where i.number < most
+    )
+    select array_agg(i.id order by i.number) into ids from links i;
+    perform pgnet.note_dependants(ids);
+    update pgnet.gate_keeper k
+    set swept_request = coalesce(pgnet.sweep_flow(keeper.swept_request, most), -9223372036854775808),
+        swept_after = case when cardinality(ids) = most then ids[most] else 0 end;
+    perform pgnet.arm_wake_up('wake');
+    return 5;
+end
+$$;
+comment on function pgnet.sweep_gates() is
+    'Looks through some of the requests that wait for others, for what no hint has told of: where a '
+    'row of the queue was deleted by hand.';
 
 -- ======== extension/50_workers.sql ========
 
@@ -4768,7 +6068,8 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
                 in access share mode nowait;
@@ -4783,7 +6084,8 @@ begin
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
-            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state']
+            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -5438,7 +6740,8 @@ begin
                 -- Few requests have a row there. A caller that has locked it is about to change the
                 -- request.
                 left join lateral (
-                    select f.request_id, f.ordering_key, f.unique_key from pgnet.flow f
+                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+                    from pgnet.flow f
                     where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
                     for update of f skip locked
                 ) f on true
@@ -5466,7 +6769,8 @@ begin
             case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end, null
         from net.http_request_queue q
         left join lateral (
-            select f.ordering_key, f.unique_key from pgnet.flow f
+            select case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+            from pgnet.flow f
             where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
         ) f on true
         where q.id = any (suspects)
@@ -5701,21 +7005,41 @@ create function pgnet.remove_flow(ids bigint[])
     set jit = off
 as $$
 begin
-    delete from pgnet.flow f
-    where f.ctid = any (array(
-        select r.place
-        from unnest(ids) i (id)
-        cross join lateral (
-            select f.ctid as place from pgnet.flow f
-            where f.request_id = i.id
-                and not exists (
-                    select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
-            for update of f skip locked
-        ) r));
+    with removed as (
+        delete from pgnet.flow f
+        where f.ctid = any (array(
+            select r.place
+            from unnest(ids) i (id)
+            cross join lateral (
+                select f.ctid as place from pgnet.flow f
+                where f.request_id = i.id
+                    and not exists (
+                        select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+                for update of f skip locked
+            ) r))
+        returning f.request_id, f.requested_by, f.ordering_key, f.gate
+    )
+    insert into pgnet.ended_request (request_id, requested_by, ordering_key, state, blocks, status_code, error_msg)
+    select r.request_id, r.requested_by, r.ordering_key, a.state,
+        coalesce(a.state in ('failed', 'unknown') and s.skips is not true, false), a.status_code, a.error_msg
+    from removed r
+    left join lateral (
+        select a.state, a.status_code, a.error_msg from net._http_response a
+        where a.id = r.request_id and a.requested_by = r.requested_by offset 0
+    ) a on true
+    left join lateral (
+        select s.options -> 'on_failure' = '"skip"' as skips from pgnet.failed s
+        where s.id = r.request_id and s.requested_by = r.requested_by offset 0
+    ) s on true
+    where r.ordering_key is not null;
+    if found then
+        perform pgnet.arm_wake_up('wake');
+    end if;
 end
 $$;
 comment on function pgnet.remove_flow(bigint[]) is
-    'Removes what pgnet.flow says of requests that have ended.';
+    'Removes what pgnet.flow says of requests that have ended, and hints that the next ones of their '
+    'keys may go.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
 -- holds a lock on.
@@ -5741,7 +7065,7 @@ begin
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
             q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed,
-            q.held is not null as has_flow
+            q.held is not null or c.ordering_key is not null as has_flow
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
@@ -5750,7 +7074,7 @@ begin
             retry_in double precision, unreadable boolean
         )
         cross join lateral (
-            select c.attempt, c.claimed from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
+            select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
         ) c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
@@ -5819,6 +7143,9 @@ begin
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
+    end if;
+    if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is not null then
+        perform pgnet.note_dependants(array(select r.id from json_to_recordset(outcomes) as r (id bigint)));
     end if;
     if done < size then
         -- The claim is still there, with its token: another session holds a lock on it, or on its
@@ -6018,7 +7345,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
@@ -6107,7 +7434,8 @@ declare
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight, c.limited, c.worker, c.progress, q.held is not null as has_flow,
+            c.attempt as in_flight, c.limited or c.ordering_key is not null as stays, c.worker, c.progress,
+            q.held is not null as has_flow,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -6128,7 +7456,7 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt, c.limited, c.worker, c.progress from pgnet.claim c where c.id = q.id for update of c skip locked
+            select c.attempt, c.limited, c.ordering_key, c.worker, c.progress from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
             select true as seen from pgnet.claim c where c.id = q.id offset 0
@@ -6155,11 +7483,12 @@ begin
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
-        -- Where the host has a limit, the claim counts until the worker has closed the connection:
-        -- then it does not name the request any more, and pgnet.renew_claims deletes it.
+        -- Where the host has a limit, or the request a key, the claim counts until the worker has
+        -- closed the connection: then it does not name the request any more, and
+        -- pgnet.renew_claims deletes it.
         delete from pgnet.claim c
         where c.id = any (array(
-            select m.request_id from marked m where m.free and m.in_flight is not null and m.limited is not true))
+            select m.request_id from marked m where m.free and m.in_flight is not null and m.stays is not true))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
@@ -6196,10 +7525,11 @@ begin
     select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
     from marked m
     where (select pgnet.use_owners_path()) is not null and m.free;
+    perform pgnet.pin_path();
     if flowing is not null then
-        perform pgnet.pin_path();
         perform pgnet.remove_flow(flowing);
     end if;
+    perform pgnet.note_dependants(array(select m.request_id from unnest(marks) m where m.action <> 'retry'));
     return taken;
 end
 $$;
@@ -6273,7 +7603,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m
@@ -6379,6 +7709,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(array[end_without_answer.id]);
+    perform pgnet.note_dependants(array[end_without_answer.id]);
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
@@ -6427,6 +7758,7 @@ begin
         begin
             if not request.locked then -- its requester has deleted it
                 delete from pgnet.claim c where c.id = request.claim_id;
+                perform pgnet.remove_flow(array[request.claim_id]);
                 continue;
             end if;
             if request.options -> 'delivery' = '"at_most_once"' then
@@ -6546,7 +7878,7 @@ declare
     stalled_after interval := interval '5 s';
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from pgnet.worker g
@@ -6576,8 +7908,8 @@ begin
             for update skip locked
         )
         select c.id from pgnet.claim c
-        -- A claim counts for the limits of its host until its server has surely noticed.
-        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true))
+        -- A claim counts for its host's limits, and for its key, until the server has noticed.
+        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true and c.ordering_key is null))
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
             -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),
@@ -6965,6 +8297,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(ids);
+    perform pgnet.note_dependants(ids);
     perform pgnet.fire_deferred();
 end
 $$;
@@ -7038,8 +8371,8 @@ begin
         delete from pgnet.fault f where f.duty = 'ending expired requests';
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed,
+        pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     ids := array(
         select f.request_id
@@ -7119,6 +8452,7 @@ begin
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'expiring requests' then pgnet.expire_requests()
             when 'forgetting workers' then pgnet.forget_workers()
+            when 'looking for what waits in vain' then pgnet.sweep_gates()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
             when 'deleting expired responses' then pgnet.expire('responses')
@@ -7157,7 +8491,7 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
 as $$
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -7168,11 +8502,12 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of the request.', 'lost');
-        -- Claims whose requests were deleted meanwhile. One of a host with a limit stays until the
-        -- worker has closed the connection, and does not name the request any more.
+        -- Claims whose requests were deleted meanwhile. One of a host with a limit, or with a key,
+        -- stays until the worker has closed the connection, and does not name the request any more.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and o.ordering_key is null
+                and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
@@ -7281,7 +8616,8 @@ begin
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
-        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics']
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
+        'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;
@@ -8234,7 +9570,9 @@ declare
                 select from pgnet.mark m
                 where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    if requester is null or not pgnet.mark_request(id, requester, 'cancel') then
+    if requester is null then
+        return pgnet.unblock_head(id);
+    elsif not pgnet.mark_request(id, requester, 'cancel') then
         return false;
     end if;
     perform pgnet.reload_workers();
@@ -8243,8 +9581,9 @@ end
 $$;
 comment on function net.cancel(bigint) is
     'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and '
-    'where it is in flight, its connection is closed and it may have been received. False where it '
-    'has ended already, is not there, or is another role''s. NULL gives false.';
+    'where it is in flight, its connection is closed and it may have been received. Of the failed '
+    'head of a blocked key it unblocks the key, as net.unblock does. False where it has ended '
+    'already, is not there, or is another role''s. NULL gives false.';
 
 create function net.forget(
     -- the request's id
@@ -8275,14 +9614,15 @@ begin
     if requester is null or not pgnet.mark_request(id, requester, 'forget') then
         return false;
     end if;
+    perform pgnet.unblock_head(id);
     perform pgnet.reload_workers();
     return true;
 end
 $$;
 comment on function net.forget(bigint) is
     'Removes what there is of a request, and true: from the queue without a response, its '
-    'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
-    'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
+    'response, its failure, its attempts. From the commit on it is not sent (again), and blocks '
+    'no key; a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 -- The caller has marked the failures first: the policy of the queue asks for that.
 create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
@@ -8299,20 +9639,34 @@ begin
     if pgnet.caller_is_owner() then
         -- The right to say whose request it is the owner has alone.
         return query
-        insert into net.http_request_queue as q (
-            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
-            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
-        from pgnet.failed f where f.id = any (ids)
-        returning q.id;
+        with made as (
+            insert into net.http_request_queue as q (
+                method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
+            select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
+                pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
+                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+            from pgnet.failed f where f.id = any (ids)
+            returning q.id, q.requested_by, q.options, q.held
+        ), flows as (
+            insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
+            select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
+        )
+        select m.id from made m;
     else
         return query
-        insert into net.http_request_queue as q (
-            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
-        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
-            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
-        from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
-        returning q.id;
+        with made as (
+            insert into net.http_request_queue as q (
+                method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
+            select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
+                pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
+                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+            from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
+            returning q.id, q.options, q.held
+        ), flows as (
+            insert into net._new_flow (request_id, ordering_key, gate)
+            select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
+        )
+        select m.id from made m;
     end if;
 end
 $$;
@@ -8327,7 +9681,7 @@ as $$
     select nullif(
         -- A row that was inserted by hand may have options that are no object; it has failed for
         -- that.
-        case when jsonb_typeof(options) = 'object' then options else '{}' end - 'idempotency_key'
+        case when jsonb_typeof(options) = 'object' then options else '{}' end - array['idempotency_key', 'after', 'after_any_end']
             || case when k.key is null then '{}' else jsonb_build_object('idempotency_key', k.key) end, '{}')
     from (
         select case when new_idempotency_key is true then case when options ? 'idempotency_key' then gen_random_uuid()::text end
@@ -8336,7 +9690,7 @@ as $$
 $$;
 comment on function pgnet.options_again(jsonb, text, boolean) is
     'The options of a request that is sent again: with the idempotency key of the first one, or '
-    'with a new one.';
+    'with a new one, and without those that say which requests it comes after.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -8389,6 +9743,7 @@ begin
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
     end if;
+    perform pgnet.announce_retry(id, request_id);
     perform net.wake();
     return request_id;
 end
@@ -8396,7 +9751,9 @@ $$;
 comment on function net.retry(bigint, boolean, boolean) is
     'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select '
     'net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one '
-    'is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. '
+    'is asked for. It is the requester''s also where the owner sends it again. It does not wait for '
+    'the ids in its option after. The failed head of a blocked key goes before those that wait '
+    'behind it. NULL id gives NULL. '
     'Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(
@@ -8488,6 +9845,150 @@ comment on column net.hosts.next_token is
 comment on column net.hosts.paused_since is
     'Since when the requests to this host wait for net.resume; NULL: they do not.';
 comment on column net.hosts.pause_reason is 'The reason that net.pause was given.';
+
+-- ======== extension/61_keys.sql ========
+
+-- Ordering keys for callers: which ones are blocked, and the ways out. 49_gates.sql is what workers
+-- do about it.
+
+-- A key is blocked from the commit on in which its head is recorded as failed: until open_gates has
+-- seen the hint, the hint stands for the block. It is not blocked any more from the commit of
+-- net.unblock on.
+create view pgnet.key_block with (security_invoker) as
+    select t.*
+    from (
+        select b.requested_by, b.ordering_key, b.head, b.state, b.status_code, b.error_msg, b.since
+        from pgnet.blocked_key b
+        union all
+        select e.requested_by, e.ordering_key, e.request_id, e.state, e.status_code, e.error_msg, e.noted
+        from pgnet.ended_request e
+        where e.blocks
+            and not exists (
+                select from pgnet.blocked_key b
+                where b.requested_by operator(pg_catalog.=) e.requested_by and b.ordering_key operator(pg_catalog.=) e.ordering_key)
+    ) t
+    where not exists (
+        select from pgnet.ended_request u
+        where u.unblocks and u.requested_by operator(pg_catalog.=) t.requested_by and u.request_id operator(pg_catalog.=) t.head);
+comment on view pgnet.key_block is
+    'The keys that are blocked, and their heads. net.blocked_keys shows more.';
+
+create function pgnet.requests_behind(requested_by regrole, ordering_key text)
+    returns integer
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+    select count(*)::integer
+    from (
+        select f.request_id from pgnet.flow f
+        where f.requested_by = requests_behind.requested_by and f.ordering_key = requests_behind.ordering_key and f.ordering_key is not null
+        limit 10000
+    ) f
+$$;
+comment on function pgnet.requests_behind(regrole, text) is
+    'How many requests of a key wait; of more than 10,000 it counts 10,000.';
+
+create view net.blocked_keys with (security_invoker) as
+    select b.ordering_key as key, b.head, b.state, b.status_code, b.error_msg,
+        pgnet.requests_behind(b.requested_by, b.ordering_key) as waiting, b.since, b.requested_by
+    from pgnet.key_block b;
+comment on view net.blocked_keys is
+    'Ordering keys whose head has failed, so that no request of the key is sent: the head''s id and '
+    'its error, how many requests wait behind it (exact up to 10,000), since when. The ways out: '
+    'net.retry(head), net.cancel(head), net.unblock(key). A role sees its own.';
+
+create function pgnet.unblock_head(
+    -- the id of a failed request
+    head bigint
+)
+    -- whether it blocked a key
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    blocked record;
+begin
+    select b.requested_by, b.ordering_key into blocked
+    from pgnet.key_block b
+    where b.head = unblock_head.head and (b.requested_by = pgnet.caller_role() or pgnet.caller_is_owner());
+    if not found then
+        return false;
+    end if;
+    if blocked.requested_by = pgnet.caller_role() then
+        insert into pgnet.ended_request (request_id, ordering_key, unblocks) values (head, blocked.ordering_key, true);
+    else
+        -- The right to say whose request it is the owner has alone.
+        insert into pgnet.ended_request (request_id, requested_by, ordering_key, unblocks)
+        values (head, blocked.requested_by, blocked.ordering_key, true);
+    end if;
+    raise notice 'key "%" is not blocked any more by request %; requests that waited behind it, and are sent one after the other: %',
+        blocked.ordering_key, head, pgnet.requests_behind(blocked.requested_by, blocked.ordering_key);
+    perform net.wake();
+    return true;
+end
+$$;
+comment on function pgnet.unblock_head(bigint) is
+    'Has workers unblock the key that a failed request of the caller blocks, or of any role where '
+    'the caller is the owner; a NOTICE says how many requests that lets run.';
+
+create function net.unblock(
+    -- the ordering key, as net.blocked_keys shows it
+    key text
+)
+    -- whether it was blocked
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    failed_head bigint;
+    unblocked boolean := false;
+begin
+    for failed_head in
+        select b.head from pgnet.key_block b
+        where b.ordering_key = key collate "C" and (b.requested_by = pgnet.caller_role() or pgnet.caller_is_owner()
+            -- The owner's own key, where the owner has blocked it, and no other role's.
+            and not exists (
+                select from pgnet.key_block o where o.ordering_key = key collate "C" and o.requested_by = pgnet.caller_role()))
+    loop
+        unblocked := pgnet.unblock_head(failed_head) or unblocked;
+    end loop;
+    return unblocked;
+end
+$$;
+comment on function net.unblock(text) is
+    'Lets the requests run that wait behind the failed head of this ordering key, and true; the '
+    'head is not sent again. A NOTICE says how many they are. False where the key is not blocked. '
+    'The owner, where no request of its own blocks the key, unblocks it for all roles. NULL gives '
+    'false.';
+
+create function pgnet.announce_retry(
+    -- a request that failed, and the one that net.retry has made of it
+    head bigint, retry_id bigint
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    blocked record;
+begin
+    select b.requested_by, b.ordering_key into blocked from pgnet.key_block b where b.head = announce_retry.head;
+    if found then
+        raise notice 'request % goes first in key "%", which request % blocked; requests that wait behind it: %',
+            retry_id, blocked.ordering_key, head, pgnet.requests_behind(blocked.requested_by, blocked.ordering_key) - 1;
+    end if;
+end
+$$;
+comment on function pgnet.announce_retry(bigint, bigint) is
+    'Where the failed request blocks a key, a NOTICE says how many requests the retry lets run.';
 
 -- ======== extension/62_explain.sql ========
 
@@ -9821,6 +11322,8 @@ as $$
         ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
         ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
         ('failures', 'retry_where', 'select net.retry_where(''{"host": "api.example.com", "newer_than": "1 hour"}'', dry_run => true);'),
+        ('failures', 'blocked_keys', 'select key, head, error_msg, waiting, since from net.blocked_keys;'),
+        ('failures', 'unblock', 'select net.unblock(''invoice 17'');'),
         ('failures', 'retry_policies', 'select * from net.retry_policies;'),
         ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
         ('workers', 'work', 'call net.work();'),
@@ -10538,12 +12041,15 @@ to public;
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE a table may lock it. UPDATE
 -- of columns gives no such right. Policies show for it only rows of the role that stand in
 -- pgnet.flow, and of these only those with a unique_key can be changed there.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held), select
+    on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
 grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
 grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
 grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
+grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request to public;
+grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
@@ -10551,7 +12057,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.workers, net.stats,
+    net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
@@ -10560,7 +12066,7 @@ grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
+    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -10580,6 +12086,7 @@ grant execute on function
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
+    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,

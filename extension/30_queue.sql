@@ -180,10 +180,11 @@ create table pgnet.flow (
     requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
     not_before timestamptz,
     not_after timestamptz,
-    ordering_key text,
+    ordering_key text collate "C",
     unique_key text,
     merges tstzrange,
     gate pgnet.gate,
+    opened timestamptz,
     primary key (request_id, requested_by)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
@@ -209,11 +210,16 @@ comment on column pgnet.flow.merges is
     'when the first of them came, and the last; NULL: none was.';
 comment on column pgnet.flow.gate is
     'Which other requests it waits for; NULL: none. Workers open the gate.';
+comment on column pgnet.flow.opened is
+    'When a worker has opened the gate. No caller can set it: where it is missing, the ordering_key '
+    'does not count in pgnet.claim, so that no worker waits for another one because of forged rows.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
 create index flow_turn on pgnet.flow (requested_by, not_before) where not_before is not null;
 create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
-create index flow_new on pgnet.flow (request_id) where gate operator(pg_catalog.=) 'new';
-create index flow_key on pgnet.flow (requested_by, (ordering_key collate "C"), request_id) where ordering_key is not null;
+create index flow_new on pgnet.flow (requested_by, request_id) where gate operator(pg_catalog.=) 'new';
+create index flow_key on pgnet.flow (requested_by, ordering_key, request_id) where ordering_key is not null;
+-- Here the key comes first, so that no query can take the index before for this one.
+create index flow_open on pgnet.flow (ordering_key, requested_by) where ordering_key is not null and gate is null;
 create unique index flow_unique_key on pgnet.flow (requested_by, unique_key) where unique_key is not null;
 create policy own_flow on pgnet.flow for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
@@ -273,7 +279,7 @@ create table pgnet.claim (
     claimed timestamptz not null default pg_catalog.clock_timestamp(),
     deadline timestamptz not null,
     role oid not null,
-    ordering_key text,
+    ordering_key text collate "C",
     limited boolean,
     probe boolean,
     progress text
@@ -299,7 +305,7 @@ comment on column pgnet.claim.probe is
 comment on column pgnet.claim.progress is
     'What the request waits for, in words, where it has been in flight for more than a second; NULL: '
     'its worker has not said so.';
-create unique index claim_ordering_key on pgnet.claim (role, (ordering_key collate "C")) where ordering_key is not null;
+create unique index claim_ordering_key on pgnet.claim (role, ordering_key) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));

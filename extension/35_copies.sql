@@ -272,15 +272,24 @@ comment on function pgnet.keep_own_row() is
 
 create function pgnet.take_over_requests()
     returns void
-    language sql volatile parallel unsafe
+    language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- What a request waits for may not have come along.
+begin
+    -- What a request waits for may not have come along. Its options say which key it has, and which
+    -- requests it comes after.
+    insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
+    select q.id, q.requested_by, q.options ->> 'ordering_key', 'new'
+    from net.http_request_queue q
+    where q.origin is not null and q.held is not null and q.options ?| '{ordering_key,after}'
+    on conflict do nothing;
     update net.http_request_queue q
-    set origin = null, held = case when q.held then (
-        select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
+    set origin = null, held = case when q.held is not null and q.options ?| '{ordering_key,after}' then true
+        when q.held then (
+            select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
         else q.held end
-    where q.origin is not null
+    where q.origin is not null;
+end
 $$;
 comment on function pgnet.take_over_requests() is
     'Makes requests that replication has brought this server''s own.';

@@ -250,7 +250,7 @@ begin
                 options = case when replaces then new.options else q.options end,
                 -- Where nothing else changes, this does: so net.wait knows that this transaction
                 -- has to commit before the request is sent.
-                held = case when replaces then new.held or waiting.gate is not null else q.held end
+                held = case when replaces then num_nonnulls(flow.not_before, waiting.gate) > 0 else q.held end
             where q.id = waiting.id and q.requested_by = pgnet.caller_role();
             if found then
                 update pgnet.flow f
@@ -283,7 +283,9 @@ declare
     unique_for interval := pgnet.read_unique_for(given);
 begin
     select t.not_before, t.not_after into flow.not_before, flow.not_after from pgnet.read_times(given) t;
+    flow.ordering_key := given ->> 'ordering_key';
     flow.unique_key := given ->> 'unique_key';
+    flow.gate := case when given ?| '{ordering_key,after}' then 'new' end;
     new.method := method;
     new.url := url;
     new.headers := headers;
@@ -303,6 +305,9 @@ begin
         new.method, new.url, new.headers, new.body, new.timeout_milliseconds, new.priority, new.context, new.options, new.held)
     returning id into new.id;
     if new.held is not null then
+        if given ? 'after' then
+            perform pgnet.check_after(new.id, given);
+        end if;
         insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
         values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate);
     end if;

@@ -70,7 +70,8 @@ begin
             lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
-                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state
+                pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
                 in access share mode nowait;
@@ -85,7 +86,8 @@ begin
             'net.http_request_queue', 'pgnet.claim', 'pgnet.attempt', 'net._http_response', 'pgnet.failed', 'pgnet.unrecorded',
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
-            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state']
+            'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);

@@ -442,7 +442,8 @@ begin
                 -- Few requests have a row there. A caller that has locked it is about to change the
                 -- request.
                 left join lateral (
-                    select f.request_id, f.ordering_key, f.unique_key from pgnet.flow f
+                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+                    from pgnet.flow f
                     where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
                     for update of f skip locked
                 ) f on true
@@ -470,7 +471,8 @@ begin
             case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end, null
         from net.http_request_queue q
         left join lateral (
-            select f.ordering_key, f.unique_key from pgnet.flow f
+            select case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+            from pgnet.flow f
             where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
         ) f on true
         where q.id = any (suspects)

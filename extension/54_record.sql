@@ -23,21 +23,41 @@ create function pgnet.remove_flow(ids bigint[])
     set jit = off
 as $$
 begin
-    delete from pgnet.flow f
-    where f.ctid = any (array(
-        select r.place
-        from unnest(ids) i (id)
-        cross join lateral (
-            select f.ctid as place from pgnet.flow f
-            where f.request_id = i.id
-                and not exists (
-                    select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
-            for update of f skip locked
-        ) r));
+    with removed as (
+        delete from pgnet.flow f
+        where f.ctid = any (array(
+            select r.place
+            from unnest(ids) i (id)
+            cross join lateral (
+                select f.ctid as place from pgnet.flow f
+                where f.request_id = i.id
+                    and not exists (
+                        select from net.http_request_queue q where q.id = f.request_id and q.requested_by = f.requested_by offset 0)
+                for update of f skip locked
+            ) r))
+        returning f.request_id, f.requested_by, f.ordering_key, f.gate
+    )
+    insert into pgnet.ended_request (request_id, requested_by, ordering_key, state, blocks, status_code, error_msg)
+    select r.request_id, r.requested_by, r.ordering_key, a.state,
+        coalesce(a.state in ('failed', 'unknown') and s.skips is not true, false), a.status_code, a.error_msg
+    from removed r
+    left join lateral (
+        select a.state, a.status_code, a.error_msg from net._http_response a
+        where a.id = r.request_id and a.requested_by = r.requested_by offset 0
+    ) a on true
+    left join lateral (
+        select s.options -> 'on_failure' = '"skip"' as skips from pgnet.failed s
+        where s.id = r.request_id and s.requested_by = r.requested_by offset 0
+    ) s on true
+    where r.ordering_key is not null;
+    if found then
+        perform pgnet.arm_wake_up('wake');
+    end if;
 end
 $$;
 comment on function pgnet.remove_flow(bigint[]) is
-    'Removes what pgnet.flow says of requests that have ended.';
+    'Removes what pgnet.flow says of requests that have ended, and hints that the next ones of their '
+    'keys may go.';
 
 -- Records outcomes for those claims that still carry their token. Gives the ids that somebody else
 -- holds a lock on.
@@ -63,7 +83,7 @@ begin
         select r.*, c.attempt, q.id is not null as locked, v.seen,
             q.method, q.url, q.headers as request_headers, q.body, q.timeout_milliseconds, q.requested_by,
             q.created as requested, q.priority, q.context, q.options, q.retry_of, c.claimed,
-            q.held is not null as has_flow
+            q.held is not null or c.ordering_key is not null as has_flow
         from json_to_recordset(outcomes) as r (
             id bigint, token uuid, state net.request_state, status_code integer, content_type text, headers jsonb,
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
@@ -72,7 +92,7 @@ begin
             retry_in double precision, unreadable boolean
         )
         cross join lateral (
-            select c.attempt, c.claimed from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
+            select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
         ) c
         left join lateral (
             select q.* from net.http_request_queue q where q.id = r.id for update of q skip locked
@@ -141,6 +161,9 @@ begin
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
+    end if;
+    if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is not null then
+        perform pgnet.note_dependants(array(select r.id from json_to_recordset(outcomes) as r (id bigint)));
     end if;
     if done < size then
         -- The claim is still there, with its token: another session holds a lock on it, or on its
@@ -340,7 +363,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)

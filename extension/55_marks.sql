@@ -39,7 +39,8 @@ declare
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
-            c.attempt as in_flight, c.limited, c.worker, c.progress, q.held is not null as has_flow,
+            c.attempt as in_flight, c.limited or c.ordering_key is not null as stays, c.worker, c.progress,
+            q.held is not null as has_flow,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts,
             r.id as response_id, f.id as failed_id,
             -- A row that is seen and could not be locked is another session's at this moment.
@@ -60,7 +61,7 @@ begin
             where q.id = m.request_id and q.requested_by = m.requested_by and m.action <> 'retry' offset 0
         ) v on true
         left join lateral (
-            select c.attempt, c.limited, c.worker, c.progress from pgnet.claim c where c.id = q.id for update of c skip locked
+            select c.attempt, c.limited, c.ordering_key, c.worker, c.progress from pgnet.claim c where c.id = q.id for update of c skip locked
         ) c on true
         left join lateral (
             select true as seen from pgnet.claim c where c.id = q.id offset 0
@@ -87,11 +88,12 @@ begin
         delete from net.http_request_queue q
         where q.id = any (array(select m.request_id from marked m where m.free and m.locked))
     ), unclaimed as (
-        -- Where the host has a limit, the claim counts until the worker has closed the connection:
-        -- then it does not name the request any more, and pgnet.renew_claims deletes it.
+        -- Where the host has a limit, or the request a key, the claim counts until the worker has
+        -- closed the connection: then it does not name the request any more, and
+        -- pgnet.renew_claims deletes it.
         delete from pgnet.claim c
         where c.id = any (array(
-            select m.request_id from marked m where m.free and m.in_flight is not null and m.limited is not true))
+            select m.request_id from marked m where m.free and m.in_flight is not null and m.stays is not true))
     ), recorded as (
         insert into net._http_response (
             id, state, timed_out, error_msg, attempts, context, method, url, requested_by, requested, retry_of
@@ -128,10 +130,11 @@ begin
     select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
     from marked m
     where (select pgnet.use_owners_path()) is not null and m.free;
+    perform pgnet.pin_path();
     if flowing is not null then
-        perform pgnet.pin_path();
         perform pgnet.remove_flow(flowing);
     end if;
+    perform pgnet.note_dependants(array(select m.request_id from unnest(marks) m where m.action <> 'retry'));
     return taken;
 end
 $$;
@@ -205,7 +208,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m

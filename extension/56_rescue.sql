@@ -40,6 +40,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(array[end_without_answer.id]);
+    perform pgnet.note_dependants(array[end_without_answer.id]);
 end
 $$;
 comment on function pgnet.end_without_answer(bigint, text, text, integer) is
@@ -88,6 +89,7 @@ begin
         begin
             if not request.locked then -- its requester has deleted it
                 delete from pgnet.claim c where c.id = request.claim_id;
+                perform pgnet.remove_flow(array[request.claim_id]);
                 continue;
             end if;
             if request.options -> 'delivery' = '"at_most_once"' then
@@ -207,7 +209,7 @@ declare
     stalled_after interval := interval '5 s';
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from pgnet.worker g
@@ -237,8 +239,8 @@ begin
             for update skip locked
         )
         select c.id from pgnet.claim c
-        -- A claim counts for the limits of its host until its server has surely noticed.
-        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true))
+        -- A claim counts for its host's limits, and for its key, until the server has noticed.
+        where exists (select from gone g where g.id = c.worker and (g.for_long or c.limited is not true and c.ordering_key is null))
             or (c.deadline < clock_timestamp() and c.worker in (select s.id from stalled s))
             -- The claim of an outcome that is put aside has no worker, and stays.
             or (c.worker is not null and not exists (select from pgnet.worker w where w.id = c.worker and w.ended is null))),

@@ -326,6 +326,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(ids);
+    perform pgnet.note_dependants(ids);
     perform pgnet.fire_deferred();
 end
 $$;
@@ -399,8 +400,8 @@ begin
         delete from pgnet.fault f where f.duty = 'ending expired requests';
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed,
+        pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     ids := array(
         select f.request_id

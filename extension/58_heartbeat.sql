@@ -28,6 +28,7 @@ begin
             when 'recording what was put aside' then pgnet.record_put_aside()
             when 'expiring requests' then pgnet.expire_requests()
             when 'forgetting workers' then pgnet.forget_workers()
+            when 'looking for what waits in vain' then pgnet.sweep_gates()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
             when 'deleting expired responses' then pgnet.expire('responses')
@@ -66,7 +67,7 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
 as $$
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -77,11 +78,12 @@ begin
         perform pgnet.return_claims(array(
             select c.id from pgnet.claim c where c.worker = worker_id and c.id <> all (owned)),
             'The worker lost track of the request.', 'lost');
-        -- Claims whose requests were deleted meanwhile. One of a host with a limit stays until the
-        -- worker has closed the connection, and does not name the request any more.
+        -- Claims whose requests were deleted meanwhile. One of a host with a limit, or with a key,
+        -- stays until the worker has closed the connection, and does not name the request any more.
         delete from pgnet.claim c where c.id = any (array(
             select o.id from pgnet.claim o
-            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
+            where o.worker = worker_id and o.id = any (owned) and o.limited is not true and o.ordering_key is null
+                and not exists (select from net.http_request_queue q where q.id = o.id offset 0)
             for update skip locked));
     end if;
     return null;
@@ -190,7 +192,8 @@ begin
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
-        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics']
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
+        'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
     end loop;

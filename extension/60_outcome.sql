@@ -517,7 +517,9 @@ declare
                 select from pgnet.mark m
                 where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry'));
 begin
-    if requester is null or not pgnet.mark_request(id, requester, 'cancel') then
+    if requester is null then
+        return pgnet.unblock_head(id);
+    elsif not pgnet.mark_request(id, requester, 'cancel') then
         return false;
     end if;
     perform pgnet.reload_workers();
@@ -526,8 +528,9 @@ end
 $$;
 comment on function net.cancel(bigint) is
     'Ends a queued request as cancelled, and true: from the commit on it is not sent (again), and '
-    'where it is in flight, its connection is closed and it may have been received. False where it '
-    'has ended already, is not there, or is another role''s. NULL gives false.';
+    'where it is in flight, its connection is closed and it may have been received. Of the failed '
+    'head of a blocked key it unblocks the key, as net.unblock does. False where it has ended '
+    'already, is not there, or is another role''s. NULL gives false.';
 
 create function net.forget(
     -- the request's id
@@ -558,14 +561,15 @@ begin
     if requester is null or not pgnet.mark_request(id, requester, 'forget') then
         return false;
     end if;
+    perform pgnet.unblock_head(id);
     perform pgnet.reload_workers();
     return true;
 end
 $$;
 comment on function net.forget(bigint) is
     'Removes what there is of a request, and true: from the queue without a response, its '
-    'response, its failure, its attempts. From the commit on it is not sent (again); a worker '
-    'removes the rows. False where it is not there, or is another role''s. NULL gives false.';
+    'response, its failure, its attempts. From the commit on it is not sent (again), and blocks '
+    'no key; a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
 -- The caller has marked the failures first: the policy of the queue asks for that.
 create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
@@ -582,20 +586,34 @@ begin
     if pgnet.caller_is_owner() then
         -- The right to say whose request it is the owner has alone.
         return query
-        insert into net.http_request_queue as q (
-            method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of)
-        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
-            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
-        from pgnet.failed f where f.id = any (ids)
-        returning q.id;
+        with made as (
+            insert into net.http_request_queue as q (
+                method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
+            select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
+                pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
+                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+            from pgnet.failed f where f.id = any (ids)
+            returning q.id, q.requested_by, q.options, q.held
+        ), flows as (
+            insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
+            select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
+        )
+        select m.id from made m;
     else
         return query
-        insert into net.http_request_queue as q (
-            method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of)
-        select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
-            pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id
-        from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
-        returning q.id;
+        with made as (
+            insert into net.http_request_queue as q (
+                method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
+            select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
+                pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
+                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+            from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
+            returning q.id, q.options, q.held
+        ), flows as (
+            insert into net._new_flow (request_id, ordering_key, gate)
+            select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
+        )
+        select m.id from made m;
     end if;
 end
 $$;
@@ -610,7 +628,7 @@ as $$
     select nullif(
         -- A row that was inserted by hand may have options that are no object; it has failed for
         -- that.
-        case when jsonb_typeof(options) = 'object' then options else '{}' end - 'idempotency_key'
+        case when jsonb_typeof(options) = 'object' then options else '{}' end - array['idempotency_key', 'after', 'after_any_end']
             || case when k.key is null then '{}' else jsonb_build_object('idempotency_key', k.key) end, '{}')
     from (
         select case when new_idempotency_key is true then case when options ? 'idempotency_key' then gen_random_uuid()::text end
@@ -619,7 +637,7 @@ as $$
 $$;
 comment on function pgnet.options_again(jsonb, text, boolean) is
     'The options of a request that is sent again: with the idempotency key of the first one, or '
-    'with a new one.';
+    'with a new one, and without those that say which requests it comes after.';
 
 create function net.retry(
     -- the id of a failed request, as net.failures shows it
@@ -672,6 +690,7 @@ begin
             message = format('there is no request %s to send again', id),
             hint = 'net.failures shows the requests that can be sent again. It does not have those that are in flight, have succeeded, were sent again already, are older than the setting ttl_failed, or are another role''s.';
     end if;
+    perform pgnet.announce_retry(id, request_id);
     perform net.wake();
     return request_id;
 end
@@ -679,7 +698,9 @@ $$;
 comment on function net.retry(bigint, boolean, boolean) is
     'Makes a new request, with retry_of, of one that failed, and gives its id; many by: select '
     'net.retry(id) from net.failures where ... The Idempotency-Key stays the same unless a new one '
-    'is asked for. It is the requester''s also where the owner sends it again. NULL id gives NULL. '
+    'is asked for. It is the requester''s also where the owner sends it again. It does not wait for '
+    'the ids in its option after. The failed head of a blocked key goes before those that wait '
+    'behind it. NULL id gives NULL. '
     'Raises P0002 for what is not in net.failures, 55000 for one that is unknown.';
 
 create procedure net.fetch(

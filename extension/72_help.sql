@@ -31,6 +31,8 @@ as $$
         ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
         ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
         ('failures', 'retry_where', 'select net.retry_where(''{"host": "api.example.com", "newer_than": "1 hour"}'', dry_run => true);'),
+        ('failures', 'blocked_keys', 'select key, head, error_msg, waiting, since from net.blocked_keys;'),
+        ('failures', 'unblock', 'select net.unblock(''invoice 17'');'),
         ('failures', 'retry_policies', 'select * from net.retry_policies;'),
         ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
         ('workers', 'work', 'call net.work();'),

@@ -86,12 +86,15 @@ to public;
 -- Nobody is granted DELETE: a role that may UPDATE, DELETE or TRUNCATE a table may lock it. UPDATE
 -- of columns gives no such right. Policies show for it only rows of the role that stand in
 -- pgnet.flow, and of these only those with a unique_key can be changed there.
-grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of), select on net.http_request_queue to public;
+grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held), select
+    on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
 grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
 grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
 grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
+grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request to public;
+grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
@@ -99,7 +102,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.workers, net.stats,
+    net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
     net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
 to public;
 
@@ -108,7 +111,7 @@ grant execute on routine
     net.http_get, net.http_post, net.http_delete,
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
-    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.cancel_where, net.retry_where,
+    net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -128,6 +131,7 @@ grant execute on function
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
+    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,

@@ -108,6 +108,12 @@ def populate(database: Database) -> None:
         " values (1000, gen_random_uuid(), to_json(%(canary)s::text))",
         "insert into pgnet.flow (request_id, requested_by, ordering_key)"
         " values (1000, %(victim)s, %(canary)s)",
+        "insert into pgnet.dependency (after_id, request_id, any_end)"
+        " select 1, id, false from net.http_request_queue",
+        "insert into pgnet.ended_request (request_id, requested_by, ordering_key)"
+        " values (1000, %(victim)s, %(canary)s)",
+        "insert into pgnet.blocked_key (requested_by, ordering_key, head, state, since)"
+        " values (%(victim)s, %(canary)s, 1000, 'failed', now())",
         "insert into pgnet.pause (host) values (%(canary)s)",
         "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
         "insert into pgnet.host_budget (host, revision) values (%(canary)s, 1)",

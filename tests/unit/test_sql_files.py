@@ -11,6 +11,8 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "extension").glob("*.sql")
 LONG = {
     "pgnet.take_requests",
     "pgnet.read_claimed",
+    "pgnet.end_dependants",
+    "pgnet.lock_new_requests",
     "pgnet.store_outcomes",
     "pgnet.carry_out_marks",
     "net.http_request",

@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 
 
 AT_MOST_ONCE = "at_most_once"
-# The values that each option takes: an integer between two bounds, one of some words, or, with
-# None, a value of the header Idempotency-Key.
-_STORED: dict[str, tuple[int, int] | tuple[str, ...] | None] = {
+# Each id costs a look-up or two, and a worker looks them all up at once.
+_MOST_IDS = 1000
+TIME, INTERVAL, KEY, IDS, BOOLEAN = "time", "interval", "key", "ids", "boolean"
+# The values that each option takes: an integer between two bounds, one of some words, a kind, or,
+# with None, a value of the header Idempotency-Key.
+_STORED: dict[str, tuple[int, int] | tuple[str, ...] | str | None] = {
+    "after": IDS,
+    "after_any_end": BOOLEAN,
     "delivery": ("at_least_once", AT_MOST_ONCE),
     "idempotency_key": None,
     "max_redirects": (0, 30),
+    "on_failure": ("block", "skip"),
+    "ordering_key": KEY,
     "priority": (-32768, 32767),
 }
 # Of these a row has columns, and its options do not have them. The database reads times and
 # intervals, since it reads them by its own clock: they are only checked to be strings here.
-TIME, INTERVAL, KEY = "time", "interval", "key"
 _KINDS = {
     TIME: 'a string: a time such as "2026-12-24 18:00+01", or an interval such as "5 minutes"',
     INTERVAL: 'a string that is an interval, such as "5 minutes"',
@@ -82,6 +88,15 @@ def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
                     f'option "{name}" is of no use without "unique_key"',
                     "It says what a second request with the same unique_key does.",
                 )
+    elif "after" in options:
+        raise InvalidRequest(
+            'the options "after" and "unique_key" exclude each other',
+            "Calls that are merged could each name others to wait for.",
+        )
+    if not stored:
+        for name, other in (("on_failure", "ordering_key"), ("after_any_end", "after")):
+            if name in options and other not in options:
+                raise InvalidRequest(f'option "{name}" is of no use without "{other}"')
     return options
 
 
@@ -98,6 +113,12 @@ def _unknown_option(name: str, known: Iterable[str]) -> InvalidRequest:
 def _option(
     name: str, value: object, bounds: tuple[int, int] | tuple[str, ...] | str | None
 ) -> Any:
+    if bounds == BOOLEAN:
+        if not isinstance(value, bool):
+            raise InvalidRequest(f'option "{name}" must be true or false')
+        return value
+    if bounds == IDS:
+        return _ids(name, value)
     if isinstance(bounds, str):
         if type(value) is not str or not 1 <= len(value) <= 255 or not value.isprintable():
             raise InvalidRequest(f'option "{name}" must be {_KINDS[bounds]}')
@@ -120,6 +141,25 @@ def _option(
     return number
 
 
+def _ids(name: str, value: object) -> list[int]:
+    if not isinstance(value, list) or not all(map(_is_id, value)):
+        raise InvalidRequest(
+            f'option "{name}" must be an array of ids of requests',
+            "Write, for example: jsonb_build_object('after', array[id_1, id_2]).",
+        )
+    if len(value) > _MOST_IDS:
+        raise InvalidRequest(
+            f'option "{name}" must have at most {_MOST_IDS} ids, not {len(value)}',
+            "Have a request wait for each thousand of them, and this one for those.",
+        )
+    return [int(number) for number in value]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, Number) and _is_number(value) is not None
+
+
 # No space at either end: it would not be part of a header's value.
 _is_key = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?").fullmatch
 _is_integer = re.compile(r"-?[0-9]{1,10}").fullmatch
+_is_number = re.compile(r"[0-9]{1,18}").fullmatch

@@ -45,7 +45,7 @@ class Flight:
 
     began: by the monotonic clock. send_by: when the request must have its connection, by the same
     clock; None: at any time. handle: stops it; None before it is sent and after its end.
-    expires_at: no attempt begins from then on.
+    expires_at: no attempt begins from then on. is_ordered: others of its key may wait for its end.
     """
 
     claim: Claim
@@ -55,6 +55,7 @@ class Flight:
     handle: Handle | None = None
     assembled: Assembled | None = None
     expires_at: float = math.inf
+    is_ordered: bool = False
 
     @property
     def deadline(self) -> float:

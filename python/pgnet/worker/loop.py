@@ -321,7 +321,9 @@ class Worker:
         self._give_up(overdue, "The worker lost track of the request.")
         state = self._outbox.heartbeat(self._owned() + [claim.id for claim in claims])
         dropped = frozenset(state.dropped)
-        limited = any(f.claim.flow.limited for f in self._flights if f.claim.id in dropped)
+        in_the_way = any(
+            f.claim.flow.limited or f.is_ordered for f in self._flights if f.claim.id in dropped
+        )
         self._drop(dropped)
         self._configuration = self._configuration.updated(state)
         self._flights.window.most = self._configuration.concurrency
@@ -331,8 +333,9 @@ class Worker:
             self._quarantine.wanted(began)
         polls = self._outbox.wake_up_fault is not None
         next_in = min(state.next_poll, _POLL_INTERVAL if polls else _LONGEST_SLEEP)
-        if limited:
-            # Their hosts have room again when this worker says that it does not own them any more.
+        if in_the_way:
+            # Their hosts have room again, and the next ones of their keys may go, when this worker
+            # says that it does not own them any more.
             next_in = 0.0
         self._heartbeat.done(began, time.monotonic(), next_in)
         self._claim_wanted = True
@@ -420,6 +423,9 @@ class Worker:
 
     def _recorded(self, batch: Sequence[Outcome], deferred: Set[int], now: float) -> None:
         self._recorder.recorded(batch, deferred)
+        if self._until_idle:
+            # Others may have waited for these.
+            self._claim_wanted = True
         put_aside = any(outcome.put_aside for outcome in batch)
         self._heartbeat.no_later_than(now + (_SOON if put_aside else _LATER))
         for outcome in batch:
@@ -487,6 +493,7 @@ class Worker:
                         # Past its deadline the claim was free again, and this worker has taken it.
                         self._stop(former)
                     flight = Flight(claim, time.monotonic(), send_by)
+                    flight.is_ordered = "ordering_key" in row.options
                     if claim.flow.expires_in is not None:
                         flight.expires_at = claimed_at + claim.flow.expires_in
                     self._flights.add(flight)
@@ -539,7 +546,9 @@ class Worker:
 
     def _stop(self, flight: Flight) -> None:
         """A request is not in flight any more, whether it has ended or not."""
-        if self._flights.remove(flight) or flight.claim.flow.limited:
+        has_room = self._flights.remove(flight)
+        # The next one of its key can be claimed in the transaction that records this one.
+        if has_room or flight.is_ordered or flight.claim.flow.limited:
             self._claim_wanted = True
         self._quarantine.in_flight.discard(flight.claim.id)
         # Taken away, not only cancelled: the handle knows the flight, and together they would keep
