@@ -1216,6 +1216,9 @@ as $$
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
+        ('breaker', 'breaker', null, null, 'The circuit breaker: false, or settings of pgnet.known_breaker_settings() that differ from the default.'),
+        ('adaptive', 'boolean', null, null, 'With false the number of requests in flight does not adapt to what the host can bear.'),
+        ('max_retry_after_milliseconds', 'integer', 0, 86400000, 'A host that asks by 429 or 503 with Retry-After for a longer pause gets this, in ms.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.'),
         ('concurrency', 'limit', 1, 100000, 'How many requests are in flight at once at each host that the pattern matches; false: no limit.'),
         ('rate', 'rate', null, null, 'How many requests each host that the pattern matches gets in a time, such as 500/minute; false: no limit.'),
@@ -1261,6 +1264,24 @@ $$;
 comment on function pgnet.limit_fault(text, numeric, jsonb) is
     'What is wrong with a limit of a host; NULL for one that can be set. false stands for no limit.';
 
+create function pgnet.named_secret_fault(given jsonb)
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
+        return 'must be {"secret": name}';
+    end if;
+    if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
+        return format('names the secret "%s", which does not exist', given ->> 'secret');
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.named_secret_fault(jsonb) is
+    'What is wrong with an object that names a secret; NULL for one that can be set.';
+
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -1272,13 +1293,7 @@ declare
     plain text := case when jsonb_typeof(given) = 'string' then given #>> '{}' end;
 begin
     if jsonb_typeof(given) = 'object' and setting_kind in ('secret', 'certificate', 'proxy') then
-        if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
-            return 'must be {"secret": name}';
-        end if;
-        if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
-            return format('names the secret "%s", which does not exist', given ->> 'secret');
-        end if;
-        return null;
+        return pgnet.named_secret_fault(given);
     end if;
     case setting_kind
         when 'integer' then
@@ -1318,6 +1333,8 @@ begin
                 return 'must be the name of a retry policy: ' || (
                     select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
             end if;
+        when 'breaker' then
+            return pgnet.breaker_setting_fault(given);
         when 'secret' then
             return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';
         else
@@ -1458,6 +1475,7 @@ declare
     merged jsonb;
 begin
     if settings is null or settings = 'null' then
+        perform pgnet.forget_hosts(host_pattern);
         delete from pgnet.host h where h.pattern = host_pattern;
         perform pgnet.announce_hosts();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
@@ -1491,6 +1509,9 @@ begin
             message = format('the certificate of "%s" is not checked any more', host_pattern),
             detail = 'Anybody between the worker and the server can read and change all that is sent, secrets too.',
             hint = 'Better: give the authority that signed it as "ca".';
+    end if;
+    if settings ? 'breaker' then
+        perform pgnet.forget_hosts(host_pattern);
     end if;
     if merged = '{}' then
         delete from pgnet.host h where h.pattern = host_pattern;
@@ -2140,6 +2161,7 @@ comment on column pgnet.claim.progress is
     'its worker has not said so.';
 create unique index claim_ordering_key on pgnet.claim (role, ordering_key) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
+create index claim_probe on pgnet.claim (host) where probe;
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
@@ -2199,9 +2221,11 @@ create table pgnet.attempt (
     request_id bigint not null,
     attempt integer not null,
     requested_by regrole not null,
-    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and
-    -- nobody knows of it
-    ending text not null constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'lost', 'stopped'])),
+    -- answered: it had an outcome, and another was to follow; probe: the same, of an attempt that
+    -- tried a broken host and does not count; lost, stopped: with its worker, and nobody knows of
+    -- it
+    ending text not null
+        constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'probe', 'lost', 'stopped'])),
     started timestamptz not null,
     ended timestamptz not null,
     status_code integer,
@@ -4655,29 +4679,563 @@ comment on function pgnet.forget_budgets() is
 
 -- ======== extension/48_breaker.sql ========
 
--- What is learnt of hosts: which ones are broken, and which ones have asked to wait.
+-- What workers learn of hosts: which ones are broken, and which ones have asked to wait.
+--
+-- Theory of operation
+--
+-- A place is a host, as it stands in URLs, and the role whose requests go there. All that is learnt
+-- is learnt by place: a role that sends nonsense, or gives a server one millisecond, makes a host
+-- broken for itself and for nobody else. pgnet.host_state has a row for each place that there is
+-- something to say of. A place without a row is well.
+--
+-- Workers count how attempts end, and report it at most once a second, or at once where a count
+-- crosses a threshold: pgnet.report_attempts. So no row is updated once a request. The circuit
+-- breaker of a place is a state machine:
+--
+--     closed     Requests are sent. Failures are counted: those in a row, and those of two half
+--                windows. Where either reaches its threshold the breaker opens.
+--     open       No request is claimed before closed_until. Requests wait, without an attempt being
+--                counted; with on_open = fail a duty of the heartbeat ends them.
+--     half_open  closed_until has passed, and a claim took one request: the probe. No other one is
+--                claimed beside it. Where it is answered, the breaker closes; where it fails, the
+--                breaker opens for twice as long. Where it is lost with its worker, or cancelled, a
+--                duty of the heartbeat frees the place for the next probe.
+--
+-- A status 429 or 503 with Retry-After closes the place until the time that the server asks for,
+-- whatever the state of the breaker. The claim knows none of this. It looks at two columns:
+-- closed_until, and needs_probe.
+--
+-- Locks. Callers have no right that locks a row of pgnet.host_state. Of each other workers lock
+-- them for the moment of a claim or a report, with SKIP LOCKED: a claim passes over the place, a
+-- report gives the counts back, and the worker reports them again.
 
 create table pgnet.host_state (
-    host text not null,
+    host text collate "C" not null,
     role oid not null,
-    -- no request is claimed before this time
     closed_until timestamptz,
-    -- the next request is a probe, and no other one is claimed beside it
     needs_probe boolean not null default false,
+    state text not null default 'closed'
+        constraint host_state_state check (state operator(pg_catalog.=) any (array['closed', 'open', 'half_open'])),
+    since timestamptz not null default pg_catalog.clock_timestamp(),
+    reason text,
+    slowed_until timestamptz,
+    opened integer not null default 0,
+    on_open text not null default 'wait'
+        constraint host_state_on_open check (on_open operator(pg_catalog.=) any (array['wait', 'fail'])),
+    in_a_row integer not null default 0,
+    window_start timestamptz not null default pg_catalog.clock_timestamp(),
+    attempts integer not null default 0,
+    failures integer not null default 0,
+    earlier_attempts integer not null default 0,
+    earlier_failures integer not null default 0,
+    alerted smallint not null default 0,
+    concurrency jsonb not null default '{}',
+    updated timestamptz not null default pg_catalog.clock_timestamp(),
     primary key (host, role)
-);
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
 comment on table pgnet.host_state is
     'What workers have learnt of a host from the requests of one role. A place without a row is '
-    'well.';
+    'well. A role sees its own places; net.hosts shows them.';
+comment on column pgnet.host_state.host is 'Host and port as in the URL.';
+comment on column pgnet.host_state.role is 'The oid of the role whose requests it is about.';
+comment on column pgnet.host_state.closed_until is
+    'No request is claimed before this time; NULL: there is no such time.';
+comment on column pgnet.host_state.needs_probe is
+    'The breaker is open or half open: one request is claimed at a time, as a probe.';
+comment on column pgnet.host_state.state is
+    'The state of the circuit breaker: closed, open or half_open.';
+comment on column pgnet.host_state.since is 'When that state began.';
+comment on column pgnet.host_state.reason is 'Why the breaker has opened, or why requests wait.';
+comment on column pgnet.host_state.slowed_until is
+    'When requests may go on, as the host asked for by Retry-After.';
+comment on column pgnet.host_state.opened is
+    'How often the breaker has opened without being well for long: it opens for longer each '
+    'time.';
+comment on column pgnet.host_state.on_open is
+    'What becomes of requests while the breaker is open: wait or fail.';
+comment on column pgnet.host_state.in_a_row is 'How many attempts have failed in a row.';
+comment on column pgnet.host_state.window_start is 'When the present half of the window began.';
+comment on column pgnet.host_state.attempts is 'Attempts in the present half of the window.';
+comment on column pgnet.host_state.failures is 'How many of these have failed.';
+comment on column pgnet.host_state.earlier_attempts is 'Attempts in the half before.';
+comment on column pgnet.host_state.earlier_failures is 'How many of these have failed.';
+comment on column pgnet.host_state.alerted is
+    'The highest alert that was given, in percent of a threshold.';
+comment on column pgnet.host_state.concurrency is
+    'How many requests each worker has in flight at most, by its id, where the host made it '
+    'less.';
+comment on column pgnet.host_state.updated is 'When a worker last changed the row.';
+create index host_state_closed_until on pgnet.host_state (closed_until) where closed_until is not null;
+create index host_state_half_open on pgnet.host_state (host, role) where state operator(pg_catalog.=) 'half_open';
+create index host_state_failing on pgnet.host_state (host, role) where needs_probe and on_open operator(pg_catalog.=) 'fail';
+create index host_state_updated on pgnet.host_state (updated);
+create policy own_states on pgnet.host_state for select
+    using (role operator(pg_catalog.=) (select pgnet.caller_role())::pg_catalog.oid);
+
+create table pgnet.host_event (
+    id bigint generated always as identity primary key,
+    happened timestamptz not null default pg_catalog.clock_timestamp(),
+    host text collate "C" not null,
+    role oid not null,
+    event text not null
+        constraint host_event_event check (event operator(pg_catalog.=) any (array['alert', 'opened', 'closed', 'slowed'])),
+    percent smallint,
+    detail text
+) with (autovacuum_vacuum_insert_scale_factor = 0.2);
+comment on table pgnet.host_event is
+    'What has happened to circuit breakers, for ttl_failed; net.host_events shows it. A role '
+    'sees what is about its own requests.';
+create index host_event_happened on pgnet.host_event (happened);
+create policy own_events on pgnet.host_event for select
+    using (role operator(pg_catalog.=) (select pgnet.caller_role())::pg_catalog.oid);
+
+create view net.host_events with (security_invoker) as
+    select e.happened, e.host, e.role::pg_catalog.regrole as role, e.event, e.percent, e.detail
+    from pgnet.host_event e;
+comment on view net.host_events is
+    'What has happened to hosts: alert (percent of a threshold was reached), opened (requests '
+    'wait), closed (requests are sent again), slowed (the host asked for a pause). A role sees '
+    'what is about its own requests, the owner all.';
+
+-- ---- settings
+
+-- The one list of the settings of a breaker, in the key breaker of net.configure_host. The same
+-- defaults stand in breaker.py.
+--
+-- Where the defaults come from. hystrix: 20 requests within 10 s, 50 %, 5 s, one probe. Polly 8:
+-- 100 within 30 s, 10 %, 5 s, one probe. resilience4j: 100 calls, 50 %, 60 s, 10 probes. Envoy's
+-- outlier detection: 5 failures in a row, 30 s times the number of ejections, 300 s at most. A
+-- queue loses nothing by waiting, and nobody falls back to anything when it fails at once. So the
+-- thresholds are rather those of hystrix than Envoy's 5 in a row, which a restart of a server
+-- reaches; the first pause is short, as theirs; and it grows up to Envoy's ceiling.
+create function pgnet.known_breaker_settings()
+    returns table (name text, kind text, default_value jsonb, minimum numeric, maximum numeric, description text)
+    language sql immutable parallel safe cost 10 rows 10
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('failures_in_a_row', 'integer', '20'::jsonb, 1, 1000000, 'The breaker opens after so many failures in a row.'),
+        ('failure_percent', 'number', '50', 1, 100, 'It opens where so many percent of the attempts within the window have failed,'),
+        ('min_attempts', 'integer', '50', 1, 1000000, 'of at least so many attempts.'),
+        ('window_milliseconds', 'integer', '60000', 100, 300000, 'The window, in ms.'),
+        ('open_milliseconds', 'integer', '5000', 10, 86400000, 'For how long it opens the first time, in ms; each time twice as long.'),
+        ('max_open_milliseconds', 'integer', '300000', 10, 86400000, 'For how long it opens at most, in ms.'),
+        ('on_open', 'choice', '"wait"', null, null, 'What becomes of requests while it is open: wait, or fail.')
+$$;
+comment on function pgnet.known_breaker_settings() is
+    'The settings of a circuit breaker, with their defaults.';
+
+create function pgnet.breaker_setting_fault(given jsonb)
+    returns text
+    language plpgsql stable parallel safe cost 100
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    setting record;
+begin
+    if jsonb_typeof(given) = 'boolean' then
+        return null;
+    elsif jsonb_typeof(given) <> 'object' then
+        return 'must be false, true, or an object such as {"failures_in_a_row": 20, "open_milliseconds": 5000}';
+    end if;
+    for setting in
+        select g.key, g.value, k.kind, k.minimum, k.maximum
+        from jsonb_each(given) g left join pgnet.known_breaker_settings() k on k.name = g.key
+        order by g.key
+    loop
+        if setting.kind is null then
+            return format('has no "%s"; known: %s', left(setting.key, 60),
+                (select string_agg(k.name, ', ' order by k.name) from pgnet.known_breaker_settings() k));
+        elsif setting.kind = 'choice' then
+            if setting.value not in ('"wait"', '"fail"') then
+                return format('must have wait or fail as "%s"', setting.key);
+            end if;
+        elsif jsonb_typeof(setting.value) <> 'number' or setting.value::numeric not between setting.minimum and setting.maximum
+            or setting.kind = 'integer' and setting.value::numeric <> trunc(setting.value::numeric) then
+            return format('must have %s between %s and %s as "%s"',
+                case setting.kind when 'integer' then 'an integer' else 'a number' end, setting.minimum, setting.maximum, setting.key);
+        end if;
+    end loop;
+    return null;
+end
+$$;
+comment on function pgnet.breaker_setting_fault(jsonb) is
+    'What is wrong with a value for the setting breaker of net.configure_host; NULL for a value '
+    'that can be set.';
+
+create function pgnet.host_matches(pattern text, authority text)
+    returns boolean
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pattern = '*' or pattern = authority or pattern = n.name
+        or pattern like '*.%' and right(n.name, length(pattern) - 1) = substr(pattern, 2)
+    from (select trim(regexp_replace(authority, ':[0-9]+$', ''), '[]') as name) n
+$$;
+comment on function pgnet.host_matches(text, text) is
+    'Whether a pattern of net.configure_host is about the host of this authority.';
+
+create function pgnet.forget_hosts(pattern text)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    with forgotten as (
+        delete from pgnet.host_state s where pgnet.host_matches(forget_hosts.pattern, s.host) returning s.host, s.role, s.state
+    )
+    insert into pgnet.host_event (host, role, event, detail)
+    select f.host, f.role, 'closed', 'its settings were changed' from forgotten f where f.state <> 'closed';
+end
+$$;
+comment on function pgnet.forget_hosts(text) is
+    'Forgets what was learnt of hosts that a pattern matches: an open breaker is closed. For '
+    'changes of their settings.';
+
+-- ---- reports
+
+create type pgnet.attempt_report as (
+    host text,
+    role oid,
+    -- attempts that the host answered, and those that failed
+    ok integer,
+    failed integer,
+    -- of these, how many at the end in a row
+    in_a_row integer,
+    -- the last failure, in words
+    cause text,
+    -- how the probe ended: ok, failed, or none where it says nothing of the host
+    probe text,
+    -- for how many seconds the host has asked to wait, within the ceiling, and by which status
+    retry_after double precision,
+    retry_status integer,
+    -- how many requests the worker has in flight at most now; 0: not less than usual
+    concurrency integer,
+    -- the settings of the place; without failures_in_a_row the breaker is off
+    failures_in_a_row integer,
+    failure_percent double precision,
+    min_attempts integer,
+    window_milliseconds double precision,
+    open_milliseconds double precision,
+    max_open_milliseconds double precision,
+    on_open text
+);
+comment on type pgnet.attempt_report is
+    'What a worker reports of a place: how attempts have ended since its last report, and the '
+    'settings of the breaker there.';
+
+create function pgnet.count_attempts(state pgnet.host_state, report pgnet.attempt_report, present timestamptz)
+    returns pgnet.host_state
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    half interval := make_interval(secs => report.window_milliseconds / 2000);
+begin
+    if present >= state.window_start + half or present < state.window_start then
+        if present < state.window_start + half * 2 then
+            state.earlier_attempts := state.attempts;
+            state.earlier_failures := state.failures;
+        else
+            state.earlier_attempts := 0;
+            state.earlier_failures := 0;
+        end if;
+        state.attempts := 0;
+        state.failures := 0;
+        state.window_start := present;
+    end if;
+    state.attempts := state.attempts + report.ok + report.failed;
+    state.failures := state.failures + report.failed;
+    state.in_a_row := case when report.ok = 0 then state.in_a_row + report.failed else report.in_a_row end;
+    return state;
+end
+$$;
+comment on function pgnet.count_attempts(pgnet.host_state, pgnet.attempt_report, timestamptz) is
+    'The state of a place with the counts of a report: in two half windows, and in a row.';
+
+create function pgnet.breaker_level(
+    state pgnet.host_state, report pgnet.attempt_report,
+    -- how near the breaker is to opening: 1 opens it
+    out level double precision,
+    -- what that was counted from
+    out reason text
+)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    in_a_row double precision := state.in_a_row::double precision / report.failures_in_a_row;
+    attempts integer := state.attempts + state.earlier_attempts;
+    failures integer := state.failures + state.earlier_failures;
+    share double precision := case when attempts >= report.min_attempts then 100.0 * failures / attempts / report.failure_percent else 0 end;
+begin
+    level := greatest(in_a_row, share);
+    reason := case when in_a_row >= share then format('%s failures in a row, where %s open it', state.in_a_row, report.failures_in_a_row)
+        else format('%s of %s attempts have failed within %s s, where %s %% open it', failures, attempts,
+            round((report.window_milliseconds / 1000)::numeric, 1), report.failure_percent) end
+        || coalesce('; the last: ' || report.cause, '');
+end
+$$;
+comment on function pgnet.breaker_level(pgnet.host_state, pgnet.attempt_report) is
+    'How near a breaker is to opening, and why.';
+
+create function pgnet.open_breaker(state pgnet.host_state, report pgnet.attempt_report, reason text, present timestamptz)
+    returns pgnet.host_state
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    seconds double precision;
+begin
+    if state.state = 'closed' and present > state.since + interval '5 min' then
+        -- It was well for long.
+        state.opened := 0;
+    end if;
+    seconds := least(greatest(report.max_open_milliseconds, report.open_milliseconds),
+        report.open_milliseconds * 2.0 ^ least(state.opened, 30)) / 1000;
+    state.opened := state.opened + 1;
+    state.state := 'open';
+    state.needs_probe := true;
+    state.since := present;
+    state.reason := open_breaker.reason;
+    state.on_open := report.on_open;
+    state.closed_until := greatest(present + make_interval(secs => seconds), state.slowed_until);
+    return state;
+end
+$$;
+comment on function pgnet.open_breaker(pgnet.host_state, pgnet.attempt_report, text, timestamptz) is
+    'The state of a place whose breaker opens: each time for twice as long, until it was well '
+    'for five minutes.';
+
+create function pgnet.close_breaker(state pgnet.host_state, present timestamptz)
+    returns pgnet.host_state
+    language plpgsql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if state.state <> 'closed' then
+        state.since := present;
+    end if;
+    state.state := 'closed';
+    state.needs_probe := false;
+    state.reason := null;
+    state.in_a_row := 0;
+    state.attempts := 0;
+    state.failures := 0;
+    state.earlier_attempts := 0;
+    state.earlier_failures := 0;
+    state.window_start := present;
+    state.alerted := 0;
+    state.closed_until := state.slowed_until;
+    return state;
+end
+$$;
+comment on function pgnet.close_breaker(pgnet.host_state, timestamptz) is
+    'The state of a place whose breaker closes: what was counted is forgotten.';
+
+-- An event is an object: event, percent, detail.
+create function pgnet.judge_closed(inout state pgnet.host_state, report pgnet.attempt_report, present timestamptz, out events jsonb)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    near record;
+    percent integer;
+begin
+    events := '[]';
+    state := pgnet.count_attempts(state, report, present);
+    near := pgnet.breaker_level(state, report);
+    foreach percent in array array[50, 70, 90, 100] loop
+        if near.level * 100 >= percent and state.alerted < percent then
+            state.alerted := percent;
+            events := events || jsonb_build_object('event', 'alert', 'percent', percent, 'detail', near.reason);
+        end if;
+    end loop;
+    if near.level >= 1 then
+        state := pgnet.open_breaker(state, report, near.reason, present);
+        events := events || jsonb_build_object('event', 'opened', 'detail', format('until %s: %s',
+            to_char(state.closed_until at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), near.reason));
+    elsif near.level < 0.5 then
+        state.alerted := 0;
+    end if;
+end
+$$;
+comment on function pgnet.judge_closed(pgnet.host_state, pgnet.attempt_report, timestamptz) is
+    'What a report makes of a place whose breaker is closed, and the events to note.';
+
+create function pgnet.judge_report(inout state pgnet.host_state, report pgnet.attempt_report, present timestamptz, out events jsonb)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    slowed text;
+    judged record;
+begin
+    events := '[]';
+    if report.retry_after > 0 then
+        slowed := format('status %s asks to wait for %s s', report.retry_status, round(report.retry_after::numeric, 3));
+        if coalesce(state.slowed_until, '-infinity') <= present then
+            events := events || jsonb_build_object('event', 'slowed', 'detail', slowed);
+            if state.state = 'closed' then
+                state.since := present;
+                state.reason := slowed;
+            end if;
+        end if;
+        state.slowed_until := greatest(state.slowed_until, present + make_interval(secs => report.retry_after));
+    end if;
+    state.closed_until := case when state.state = 'closed' then state.slowed_until else greatest(state.closed_until, state.slowed_until) end;
+    if report.failures_in_a_row is null then
+        if state.state <> 'closed' then
+            events := events || jsonb_build_object('event', 'closed', 'detail', 'the breaker is switched off');
+        end if;
+        state := pgnet.close_breaker(state, present);
+    elsif state.state = 'closed' then
+        judged := pgnet.judge_closed(state, report, present);
+        state := judged.state;
+        events := events || judged.events;
+    elsif report.probe = 'ok' then
+        events := events || jsonb_build_object('event', 'closed', 'detail', 'a probe was answered');
+        state := pgnet.close_breaker(state, present);
+    elsif report.probe = 'failed' then
+        state := pgnet.open_breaker(state, report, 'a probe has failed: ' || coalesce(report.cause, ''), present);
+        events := events || jsonb_build_object('event', 'opened', 'detail', format('until %s: %s',
+            to_char(state.closed_until at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), state.reason));
+    elsif report.probe = 'none' then
+        -- It was not sent: the next one is claimed at once.
+        state.state := 'open';
+        state.closed_until := greatest(present, state.slowed_until);
+    end if;
+    state.updated := present;
+end
+$$;
+comment on function pgnet.judge_report(pgnet.host_state, pgnet.attempt_report, timestamptz) is
+    'What a report makes of the state of a place, and the events to note. The results of '
+    'attempts that began before the breaker opened do not count any more.';
+
+create function pgnet.save_host_state(place pgnet.host_state)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+    update pgnet.host_state s
+    set closed_until = place.closed_until, needs_probe = place.needs_probe, state = place.state, since = place.since,
+        reason = place.reason, slowed_until = place.slowed_until, opened = place.opened, on_open = place.on_open,
+        in_a_row = place.in_a_row, window_start = place.window_start, attempts = place.attempts, failures = place.failures,
+        earlier_attempts = place.earlier_attempts, earlier_failures = place.earlier_failures, alerted = place.alerted,
+        concurrency = place.concurrency, updated = place.updated
+    where s.host = place.host and s.role = place.role
+$$;
+comment on function pgnet.save_host_state(pgnet.host_state) is
+    'Writes the state of a place, whose row exists.';
+
+-- An INSERT would wait where an administrator's transaction is about to delete the row.
+create function pgnet.lock_host_state(host text, role oid)
+    returns pgnet.host_state
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    locked pgnet.host_state;
+begin
+    select s.* into locked from pgnet.host_state s
+    where s.host = lock_host_state.host collate "C" and s.role = lock_host_state.role for update skip locked;
+    if not found and not exists (
+        select from pgnet.host_state s where s.host = lock_host_state.host collate "C" and s.role = lock_host_state.role)
+    then
+        insert into pgnet.host_state as s (host, role) values (left(lock_host_state.host, 300), lock_host_state.role)
+        on conflict do nothing returning s.* into locked;
+    end if;
+    return locked;
+end
+$$;
+comment on function pgnet.lock_host_state(text, oid) is
+    'The state of a place, made if there is none, and locked; NULL where another session has '
+    'locked it.';
+
+create function pgnet.report_attempts(
+    worker_id bigint,
+    -- an array of objects: the fields of pgnet.attempt_report
+    reports json
+)
+    -- deferred: the places whose state another worker has locked, each as [host, role]: to be
+    -- reported again; events: what has happened, for the log
+    returns jsonb
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    report pgnet.attempt_report;
+    state pgnet.host_state;
+    judged record;
+    deferred jsonb := '[]';
+    events jsonb := '[]';
+begin
+    -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
+    lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
+    perform pgnet.require_worker(worker_id);
+    lock table pgnet.host_state, pgnet.host_event in row exclusive mode nowait;
+    for report in
+        select r.* from json_populate_recordset(null::pgnet.attempt_report, reports) r
+        where r.failed > 0 or r.probe is not null or r.retry_after > 0 or r.concurrency > 0
+            or (select exists (select from pgnet.host_state)) and exists (
+                select from pgnet.host_state s where s.host = r.host collate "C" and s.role = r.role offset 0)
+        -- In one order, so that two workers do not wait for each other.
+        order by r.host collate "C", r.role
+    loop
+        state := pgnet.lock_host_state(report.host, report.role);
+        if state.host is null then
+            deferred := deferred || jsonb_build_array(jsonb_build_array(report.host, report.role));
+            continue;
+        end if;
+        judged := pgnet.judge_report(state, report, present);
+        state := judged.state;
+        if report.concurrency is not null then
+            state.concurrency := case when report.concurrency > 0
+                then state.concurrency || jsonb_build_object(worker_id, report.concurrency) else state.concurrency - worker_id::text end;
+        end if;
+        perform pgnet.save_host_state(state);
+        if judged.events <> '[]' then
+            insert into pgnet.host_event (host, role, event, percent, detail)
+            select report.host, report.role, e.event, e.percent, e.detail
+            from jsonb_to_recordset(judged.events) e (event text, percent smallint, detail text);
+            events := events || (
+                select jsonb_agg(e.value || jsonb_build_object('host', report.host, 'role', report.role, 'role_name', report.role::regrole::text))
+                from jsonb_array_elements(judged.events) e);
+        end if;
+    end loop;
+    return jsonb_build_object('deferred', deferred, 'events', events);
+end
+$$;
+comment on function pgnet.report_attempts(bigint, json) is
+    'Takes what a worker has counted of attempts: breakers open and close by it, and hosts that '
+    'ask for a pause get it. Raises 08003 for a worker that is not registered.';
+
+-- ---- what the claim asks
 
 create function pgnet.probe_room(host text, role oid)
     returns integer
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
 begin
     perform from pgnet.host_state s
-    where s.host = probe_room.host and s.role = probe_room.role and s.needs_probe
+    where s.host = probe_room.host collate "C" and s.role = probe_room.role and s.needs_probe
         and coalesce(s.closed_until, '-infinity') <= clock_timestamp()
     for update skip locked;
     return case when found then 1 else 0 end;
@@ -4690,13 +5248,168 @@ create function pgnet.begin_probes(ids bigint[])
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
 as $$
+declare
+    present timestamptz := clock_timestamp();
+    probe record;
 begin
-    null;
+    for probe in select c.host, c.role, c.deadline from pgnet.claim c where c.id = any (ids) and c.probe loop
+        update pgnet.host_state s
+        set state = 'half_open', since = present, closed_until = probe.deadline, updated = present
+        where s.host = probe.host collate "C" and s.role = probe.role;
+    end loop;
 end
 $$;
 comment on function pgnet.begin_probes(bigint[]) is
     'Notes the probes among what was claimed: until they end no other one begins.';
+
+create function pgnet.next_opening()
+    -- seconds; NULL where no place is closed for a time
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+    set enable_sort = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+begin
+    return extract(epoch from (
+        select s.closed_until from pgnet.host_state s where s.closed_until > present order by s.closed_until limit 1) - present);
+end
+$$;
+comment on function pgnet.next_opening() is
+    'After how many seconds requests may be claimed again for the first of the places that are '
+    'closed for a time.';
+
+-- ---- duties of the heartbeat
+
+create function pgnet.free_probes()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    place record;
+begin
+    lock table pgnet.host_state in row exclusive mode nowait;
+    lock table pgnet.claim in access share mode nowait;
+    -- A clock was put back: what was to last for a time lasts for that time, from now on.
+    for place in
+        select s.* from pgnet.host_state s where s.updated > present + interval '5 s' order by s.updated limit 1000 for update skip locked
+    loop
+        update pgnet.host_state s
+        set closed_until = present + (place.closed_until - place.updated), slowed_until = present + (place.slowed_until - place.updated),
+            since = least(place.since, present), window_start = present, updated = present
+        where s.host = place.host and s.role = place.role;
+    end loop;
+    -- The probe was lost with its worker, or cancelled.
+    for place in
+        select s.host, s.role, s.slowed_until from pgnet.host_state s
+        where s.state = 'half_open'
+            and not exists (select from pgnet.claim c where c.probe and c.host = s.host and c.role = s.role offset 0)
+        order by s.host, s.role limit 1000 for update skip locked
+    loop
+        update pgnet.host_state s
+        set state = 'open', closed_until = greatest(present, place.slowed_until), updated = present
+        where s.host = place.host and s.role = place.role;
+    end loop;
+    return case when (select s.host from pgnet.host_state s where s.state = 'half_open' order by s.host limit 1) is not null then 1 end;
+end
+$$;
+comment on function pgnet.free_probes() is
+    'Frees places whose probe has ended without a result, so that another one begins; and mends '
+    'times of places after a clock was put back.';
+
+create function pgnet.end_requests_of_broken_hosts()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    place record;
+    request_id bigint;
+    left_to_end integer := 500;
+    any_place boolean := false;
+begin
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.host_state in row exclusive mode nowait;
+    lock table pgnet.mark in access share mode nowait;
+    for place in
+        select s.host, s.role, s.reason, s.since from pgnet.host_state s
+        where s.needs_probe and s.on_open = 'fail' and s.closed_until > present
+        order by s.host, s.role limit 1000
+    loop
+        any_place := true;
+        foreach request_id in array array(
+            select q.id from pgnet.ready_request q
+            where q.host = place.host and q.role = place.role
+                and not exists (select from pgnet.claim c where c.id = q.id offset 0)
+                and not exists (
+                    select from pgnet.mark m
+                    where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
+            order by q.priority, q.id limit left_to_end for update of q skip locked)
+        loop
+            perform pgnet.end_without_answer(request_id, 'failed', format(
+                'Not sent: the circuit breaker of %s is open since %s: %s.', place.host, date_trunc('second', place.since), place.reason),
+                (select count(*)::integer from pgnet.attempt a where a.request_id = end_requests_of_broken_hosts.request_id));
+            left_to_end := left_to_end - 1;
+        end loop;
+        if left_to_end <= 0 then
+            return 0.05;
+        end if;
+    end loop;
+    return case when any_place then 0.5 end;
+end
+$$;
+comment on function pgnet.end_requests_of_broken_hosts() is
+    'Ends ready requests to hosts whose breaker is open with on_open = fail, 500 at a time.';
+
+create function pgnet.forget_host_states()
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    kept_after timestamptz := present - pgnet.setting_value('ttl_failed')::interval;
+    place record;
+begin
+    lock table pgnet.host_state, pgnet.host_event in row exclusive mode nowait;
+    for place in
+        select s.host, s.role from pgnet.host_state s
+        where s.updated < present - interval '10 min' and coalesce(s.closed_until, '-infinity') < present
+            and (not s.needs_probe or s.updated < present - interval '1 hour' and s.closed_until < present - interval '1 hour')
+        order by s.updated limit 1000 for update skip locked
+    loop
+        delete from pgnet.host_state s where s.host = place.host and s.role = place.role;
+    end loop;
+    delete from pgnet.host_event e where e.id = any (array(
+        select o.id from pgnet.host_event o where o.happened < kept_after order by o.happened limit 1000 for update skip locked));
+    return null;
+end
+$$;
+comment on function pgnet.forget_host_states() is
+    'Deletes states of places of which there is nothing to say any more, and events past '
+    'ttl_failed.';
 
 -- ======== extension/49_gates.sql ========
 
@@ -6708,6 +7421,7 @@ as $$
 #variable_conflict use_column
 declare
     present timestamptz := clock_timestamp();
+    other_room integer := rooms ->> '*';
 begin
     with places as materialized (
         select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
@@ -6716,7 +7430,7 @@ begin
             case when h.room > 0 then (select count(*) from pgnet.claim c where c.host = p.host and c.limited and c.role = p.role) end as ahead,
             greatest(0, least(quota, h.room,
                 case when s.needs_probe then pgnet.probe_room(p.host, p.role) end,
-                (rooms ->> concat(p.role, ' ', p.host))::integer)) as room
+                coalesce((rooms ->> concat(p.role, ' ', p.host))::integer, other_room))) as room
         from places p
         -- Asked once for all places: mostly the tables are empty.
         left join lateral (
@@ -6901,7 +7615,8 @@ create function pgnet.claim_requests(
     until_role oid default 0,
     -- at how many roles of hosts it looks at most
     look_at integer default 1000,
-    -- how many requests at most for some places, by "ROLE_OID HOST"; NULL: as many as for others
+    -- how many requests at most for some places, by "ROLE_OID HOST", and "*" for others; NULL: as
+    -- many as the quota
     rooms jsonb default null
 )
     -- A last row has no id. Its host and role, where it has any, say that there is more than was
@@ -6933,7 +7648,7 @@ declare
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
-    look_in := least(pgnet.wake_due_requests(), pgnet.open_gates());
+    look_in := least(pgnet.wake_due_requests(), pgnet.open_gates(), pgnet.next_opening());
     quota := case
         when (select q.host from pgnet.ready_request q order by q.host limit 1)
             = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota
@@ -7071,7 +7786,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision, unreadable boolean
+            retry_in double precision, unreadable boolean, uncounted boolean
         )
         cross join lateral (
             select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -7101,7 +7816,7 @@ begin
             -- A claim counts in its own snapshot: one that was returned meanwhile may have had the
             -- same number.
             greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
-            h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
+            h.requested_by, case when h.uncounted then 'probe' else 'answered' end, h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
             make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'
@@ -8455,6 +9170,9 @@ begin
             when 'looking for what waits in vain' then pgnet.sweep_gates()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
+            when 'freeing probes' then pgnet.free_probes()
+            when 'ending requests of broken hosts' then pgnet.end_requests_of_broken_hosts()
+            when 'forgetting hosts' then pgnet.forget_host_states()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -8615,6 +9333,7 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
+        'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
         'looking for what waits in vain']
@@ -9191,8 +9910,9 @@ create view net.attempts with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another '
-    'followed), lost or stopped with its worker, in_flight, or the state in which the last one '
-    'ended. A role sees its own.';
+    'followed), probe (the same, and it does not count for the retry policy: it tried a broken host), '
+    'lost or stopped with its worker, in_flight, or the state in which the last one ended. A role '
+    'sees its own.';
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body
 -- could only be tried by parsing it twice, and from PostgreSQL 16 on.
@@ -9807,18 +10527,31 @@ comment on procedure net.fetch(text, text, jsonb, jsonb, jsonb, integer, bigint,
 -- net.hosts: hosts that have settings, and how it stands with them.
 
 create view net.hosts as
+    with learnt as (
+        -- Names of hosts are known to the roles that send requests to them, and to the owner.
+        select t.host, t.role::pg_catalog.regrole as role,
+            case when t.state operator(pg_catalog.=) 'closed' and t.closed_until operator(pg_catalog.>) pg_catalog.clock_timestamp()
+                then 'slowed' else t.state end as state,
+            t.since, t.reason, t.closed_until,
+            (select pg_catalog.sum(c.value::integer)::integer from pg_catalog.jsonb_each_text(t.concurrency) c) as adaptive
+        from pgnet.host_state t
+        where t.role operator(pg_catalog.=) pgnet.caller_role()::pg_catalog.oid or pgnet.caller_is_owner()
+    )
     select u.host, h.settings, l.concurrency, l.in_flight, l.rate, l.burst, l.next_token,
+        s.role, s.state, s.since, s.reason as why, s.closed_until as next_probe, s.adaptive,
         p.since as paused_since, p.reason as pause_reason
     from (
-        select h.pattern as host from pgnet.host h
+        select h.pattern collate "C" as host from pgnet.host h
         union
-        -- Names of hosts are known to the roles that send requests to them, and to the owner.
-        select b.host from pgnet.host_budget b
+        select b.host collate "C" from pgnet.host_budget b
         where (b.concurrency is not null or b.rate is not null) and pgnet.caller_is_owner()
         union
-        select p.host from pgnet.pause p where p.host operator(pg_catalog.=) '*' or pgnet.caller_is_owner()
+        select p.host collate "C" from pgnet.pause p where p.host operator(pg_catalog.=) '*' or pgnet.caller_is_owner()
+        union
+        select t.host from learnt t
     ) u
-    left join pgnet.host h on h.pattern operator(pg_catalog.=) u.host
+    left join pgnet.host h on (h.pattern collate "C") operator(pg_catalog.=) u.host
+    left join learnt s on s.host operator(pg_catalog.=) u.host
     cross join lateral pgnet.limits_of_host(u.host) l
     -- As in pgnet.pause_of.
     left join lateral (
@@ -9828,9 +10561,10 @@ create view net.hosts as
     ) p on true
     offset 0; -- or else a role with that right could write through the view, as its owner
 comment on view net.hosts is
-    'Hosts with settings, by net.configure_host, and for the owner those with limits that have '
-    'requests, and those that are paused; one row for each pattern or host. Of all patterns that '
-    'match a host, the most specific one that has a setting counts.';
+    'Hosts with settings, by net.configure_host; for the owner those with limits that have '
+    'requests, and those that are paused; and those of which workers have learnt something from the '
+    'requests of a role, which that role sees, and the owner. One row for each pattern or host, and '
+    'each role. Of all patterns that match a host, the most specific one that has a setting counts.';
 comment on column net.hosts.host is
     'A pattern of net.configure_host, or a host as in a URL, with its port where it has one.';
 comment on column net.hosts.settings is 'What is configured for just this pattern; NULL: nothing.';
@@ -9845,6 +10579,18 @@ comment on column net.hosts.next_token is
 comment on column net.hosts.paused_since is
     'Since when the requests to this host wait for net.resume; NULL: they do not.';
 comment on column net.hosts.pause_reason is 'The reason that net.pause was given.';
+comment on column net.hosts.role is
+    'The role whose requests the following columns are about; NULL: there is nothing to say.';
+comment on column net.hosts.state is
+    'closed, open or half_open, of the circuit breaker: while it is not closed only a probe is '
+    'sent now and then. slowed: the host has asked for a pause.';
+comment on column net.hosts.since is 'When that state began.';
+comment on column net.hosts.why is 'Why the breaker has opened, or requests wait.';
+comment on column net.hosts.next_probe is
+    'When a request is sent next; with half_open, when a probe that does not end is given up.';
+comment on column net.hosts.adaptive is
+    'How many requests all workers together have in flight at most, where the host made it less; '
+    'NULL: it did not.';
 
 -- ======== extension/61_keys.sql ========
 
@@ -11071,7 +11817,7 @@ as $$
     from pg_proc p
     where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
-            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'claimed_secrets', 'deregister_worker',
+            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'deregister_worker',
             'heartbeat', 'report_work', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')
@@ -11345,6 +12091,7 @@ as $$
         ('egress', 'deny_host', 'select net.deny_host(''intern.example.com'');'),
         ('egress', 'forget_host', 'select net.forget_host(''*.example.com'');'),
         ('hosts', 'hosts', 'select * from net.hosts;'),
+        ('hosts', 'host_events', 'select * from net.host_events order by happened desc limit 20;'),
         ('hosts', 'configure_host', 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'');'),
         ('hosts', 'pause', 'select net.pause(''api.example.com'', ''maintenance until noon'');'),
         ('hosts', 'resume', 'select net.resume(''api.example.com'');'),
@@ -11847,7 +12594,8 @@ begin
     unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from pgnet.host h where h.settings -> 'verify' = 'false');
     missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
         from pgnet.host h cross join jsonb_each(h.settings) v
-        where jsonb_typeof(v.value) = 'object' and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
+        where jsonb_typeof(v.value) = 'object' and v.value ? 'secret'
+            and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
     return query select 'hosts', unverified is null and missing is null,
         coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
             format('%s configured in net.hosts, every certificate is checked', (select count(*) from pgnet.host))),
@@ -11858,6 +12606,35 @@ end
 $$;
 comment on function pgnet.check_network() is
     'The rows of net.check() about egress and the settings of hosts.';
+
+create function pgnet.check_hosts()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with place as (
+        select s.*, format('%s for role %s (%s since %s: %s; next probe %s)', s.host, s.role::regrole, s.state, date_trunc('second', s.since),
+            s.reason, date_trunc('second', s.closed_until)) as described
+        from pgnet.host_state s
+        where s.needs_probe
+        order by s.since limit 1000
+    ), slowed as (
+        select count(*) as number from pgnet.host_state s where not s.needs_probe and s.closed_until > clock_timestamp()
+    )
+    select 'circuit breakers', p.number = 0,
+        concat_ws('; ', case p.number when 0 then 'none is open' else format('%s open: %s', case when p.number = 1000 then '1000 or more' else p.number::text end,
+            array_to_string(p.first, '; ') || case when p.number > 3 then '; ...' else '' end) end,
+            case when w.number > 0 then format('%s host(s) have asked for a pause', w.number) end),
+        case when p.number > 0 then 'Their requests wait, or fail where on_open says so. Which: select * from net.hosts where state <> ''closed''. '
+            'Do they answer from this machine? An open breaker closes by itself at the next probe that is answered, or at once: '
+            'select net.configure_host(host, ''{"breaker": true}'').' end
+    from (select count(*) as number, (array_agg(place.described))[1:3] as first from place) p, slowed w;
+end
+$$;
+comment on function pgnet.check_hosts() is
+    'The row of net.check() about hosts whose requests wait.';
 
 create function pgnet.check_secrets()
     returns setof pgnet.finding
@@ -11943,6 +12720,7 @@ begin
     return query select * from pgnet.check_rights();
     return query select * from pgnet.check_definers();
     return query select * from pgnet.check_network();
+    return query select * from pgnet.check_hosts();
     return query select * from pgnet.check_secrets();
     return query select * from pgnet.check_cron();
 end
@@ -12052,13 +12830,14 @@ grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
+grant select on pgnet.host_state, pgnet.host_event to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
-    net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
+    net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
 -- The functions and procedures that people call.

@@ -18,6 +18,9 @@ as $$
         ('ca', 'certificate', null, null, 'PEM of the authorities to trust instead of the default ones.'),
         ('client_certificate', 'certificate', null, null, 'PEM of the certificate to show, with its chain.'),
         ('client_key', 'secret', null, null, 'PEM of its key, as a secret.'),
+        ('breaker', 'breaker', null, null, 'The circuit breaker: false, or settings of pgnet.known_breaker_settings() that differ from the default.'),
+        ('adaptive', 'boolean', null, null, 'With false the number of requests in flight does not adapt to what the host can bear.'),
+        ('max_retry_after_milliseconds', 'integer', 0, 86400000, 'A host that asks by 429 or 503 with Retry-After for a longer pause gets this, in ms.'),
         ('verify', 'boolean', null, null, 'With false neither certificate nor name of the server are checked.'),
         ('concurrency', 'limit', 1, 100000, 'How many requests are in flight at once at each host that the pattern matches; false: no limit.'),
         ('rate', 'rate', null, null, 'How many requests each host that the pattern matches gets in a time, such as 500/minute; false: no limit.'),
@@ -63,6 +66,24 @@ $$;
 comment on function pgnet.limit_fault(text, numeric, jsonb) is
     'What is wrong with a limit of a host; NULL for one that can be set. false stands for no limit.';
 
+create function pgnet.named_secret_fault(given jsonb)
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
+        return 'must be {"secret": name}';
+    end if;
+    if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
+        return format('names the secret "%s", which does not exist', given ->> 'secret');
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.named_secret_fault(jsonb) is
+    'What is wrong with an object that names a secret; NULL for one that can be set.';
+
 -- Gives NULL for a value that can be set, and else what is wrong with it. The message does not show
 -- the value: a password may have got into it.
 create function pgnet.host_setting_fault(setting_kind text, minimum numeric, maximum numeric, given jsonb)
@@ -74,13 +95,7 @@ declare
     plain text := case when jsonb_typeof(given) = 'string' then given #>> '{}' end;
 begin
     if jsonb_typeof(given) = 'object' and setting_kind in ('secret', 'certificate', 'proxy') then
-        if (given - 'secret') <> '{}' or jsonb_typeof(given -> 'secret') is distinct from 'string' then
-            return 'must be {"secret": name}';
-        end if;
-        if not exists (select from pgnet.secret s where s.name = given ->> 'secret') then
-            return format('names the secret "%s", which does not exist', given ->> 'secret');
-        end if;
-        return null;
+        return pgnet.named_secret_fault(given);
     end if;
     case setting_kind
         when 'integer' then
@@ -120,6 +135,8 @@ begin
                 return 'must be the name of a retry policy: ' || (
                     select string_agg(p.name, ', ' order by not p.built_in, p.name) from net.retry_policies p);
             end if;
+        when 'breaker' then
+            return pgnet.breaker_setting_fault(given);
         when 'secret' then
             return 'must be {"secret": name}: select net.set_secret(name, value) keeps it';
         else
@@ -260,6 +277,7 @@ declare
     merged jsonb;
 begin
     if settings is null or settings = 'null' then
+        perform pgnet.forget_hosts(host_pattern);
         delete from pgnet.host h where h.pattern = host_pattern;
         perform pgnet.announce_hosts();
         raise notice using message = format('nothing is configured for host "%s" any more', host_pattern);
@@ -293,6 +311,9 @@ begin
             message = format('the certificate of "%s" is not checked any more', host_pattern),
             detail = 'Anybody between the worker and the server can read and change all that is sent, secrets too.',
             hint = 'Better: give the authority that signed it as "ca".';
+    end if;
+    if settings ? 'breaker' then
+        perform pgnet.forget_hosts(host_pattern);
     end if;
     if merged = '{}' then
         delete from pgnet.host h where h.pattern = host_pattern;

@@ -307,6 +307,7 @@ comment on column pgnet.claim.progress is
     'its worker has not said so.';
 create unique index claim_ordering_key on pgnet.claim (role, ordering_key) where ordering_key is not null;
 create index claim_limited on pgnet.claim (host) where limited;
+create index claim_probe on pgnet.claim (host) where probe;
 create policy own_claims on pgnet.claim for select
     using (exists (select from net.http_request_queue q where q.id operator(pg_catalog.=) claim.id offset 0));
 
@@ -366,9 +367,11 @@ create table pgnet.attempt (
     request_id bigint not null,
     attempt integer not null,
     requested_by regrole not null,
-    -- answered: it had an outcome, and another was to follow; lost, stopped: with its worker, and
-    -- nobody knows of it
-    ending text not null constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'lost', 'stopped'])),
+    -- answered: it had an outcome, and another was to follow; probe: the same, of an attempt that
+    -- tried a broken host and does not count; lost, stopped: with its worker, and nobody knows of
+    -- it
+    ending text not null
+        constraint attempt_ending check (ending operator(pg_catalog.=) any (array['answered', 'probe', 'lost', 'stopped'])),
     started timestamptz not null,
     ended timestamptz not null,
     status_code integer,

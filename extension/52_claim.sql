@@ -410,6 +410,7 @@ as $$
 #variable_conflict use_column
 declare
     present timestamptz := clock_timestamp();
+    other_room integer := rooms ->> '*';
 begin
     with places as materialized (
         select p.* from pgnet.ready_places(after_host, after_role, last_host, last_role, wraps, look_at) p where suspects is null
@@ -418,7 +419,7 @@ begin
             case when h.room > 0 then (select count(*) from pgnet.claim c where c.host = p.host and c.limited and c.role = p.role) end as ahead,
             greatest(0, least(quota, h.room,
                 case when s.needs_probe then pgnet.probe_room(p.host, p.role) end,
-                (rooms ->> concat(p.role, ' ', p.host))::integer)) as room
+                coalesce((rooms ->> concat(p.role, ' ', p.host))::integer, other_room))) as room
         from places p
         -- Asked once for all places: mostly the tables are empty.
         left join lateral (
@@ -603,7 +604,8 @@ create function pgnet.claim_requests(
     until_role oid default 0,
     -- at how many roles of hosts it looks at most
     look_at integer default 1000,
-    -- how many requests at most for some places, by "ROLE_OID HOST"; NULL: as many as for others
+    -- how many requests at most for some places, by "ROLE_OID HOST", and "*" for others; NULL: as
+    -- many as the quota
     rooms jsonb default null
 )
     -- A last row has no id. Its host and role, where it has any, say that there is more than was
@@ -635,7 +637,7 @@ declare
     taken record;
 begin
     perform pgnet.lock_tables(worker_id);
-    look_in := least(pgnet.wake_due_requests(), pgnet.open_gates());
+    look_in := least(pgnet.wake_due_requests(), pgnet.open_gates(), pgnet.next_opening());
     quota := case
         when (select q.host from pgnet.ready_request q order by q.host limit 1)
             = (select q.host from pgnet.ready_request q order by q.host desc limit 1) then single_host_quota

@@ -89,7 +89,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision, unreadable boolean
+            retry_in double precision, unreadable boolean, uncounted boolean
         )
         cross join lateral (
             select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -119,7 +119,7 @@ begin
             -- A claim counts in its own snapshot: one that was returned meanwhile may have had the
             -- same number.
             greatest(h.attempt, 1 + (select max(a.attempt) from pgnet.attempt a where a.request_id = h.id)),
-            h.requested_by, 'answered', h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
+            h.requested_by, case when h.uncounted then 'probe' else 'answered' end, h.claimed, clock_timestamp(), h.status_code, h.timed_out, h.error_msg,
             make_interval(secs => h.retry_in)
         from held h
         where h.locked and h.state = 'retrying'

@@ -31,6 +31,9 @@ begin
             when 'looking for what waits in vain' then pgnet.sweep_gates()
             when 'forgetting budgets' then pgnet.forget_budgets()
             when 'counting what is pending' then pgnet.count_backlog()
+            when 'freeing probes' then pgnet.free_probes()
+            when 'ending requests of broken hosts' then pgnet.end_requests_of_broken_hosts()
+            when 'forgetting hosts' then pgnet.forget_host_states()
             when 'deleting expired responses' then pgnet.expire('responses')
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
@@ -191,6 +194,7 @@ begin
     select f.revision, f.generation into configuration from pgnet.configuration f;
     foreach duty in array array[
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
+        'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
         'looking for what waits in vain']

@@ -138,8 +138,9 @@ create view net.attempts with (security_invoker) as
             and m.action operator(pg_catalog.=) 'forget' offset 0);
 comment on view net.attempts is
     'Every attempt of requests that are queued or whose response is kept: answered (another '
-    'followed), lost or stopped with its worker, in_flight, or the state in which the last one '
-    'ended. A role sees its own.';
+    'followed), probe (the same, and it does not count for the retry policy: it tried a broken host), '
+    'lost or stopped with its worker, in_flight, or the state in which the last one ended. A role '
+    'sees its own.';
 
 -- PARALLEL UNSAFE for its EXCEPTION block, which a parallel query cannot begin. Without it a body
 -- could only be tried by parsing it twice, and from PostgreSQL 16 on.

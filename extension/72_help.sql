@@ -54,6 +54,7 @@ as $$
         ('egress', 'deny_host', 'select net.deny_host(''intern.example.com'');'),
         ('egress', 'forget_host', 'select net.forget_host(''*.example.com'');'),
         ('hosts', 'hosts', 'select * from net.hosts;'),
+        ('hosts', 'host_events', 'select * from net.host_events order by happened desc limit 20;'),
         ('hosts', 'configure_host', 'select net.configure_host(''api.example.com'', ''{"http_version": "1.1"}'');'),
         ('hosts', 'pause', 'select net.pause(''api.example.com'', ''maintenance until noon'');'),
         ('hosts', 'resume', 'select net.resume(''api.example.com'');'),

@@ -436,7 +436,8 @@ begin
     unverified := (select string_agg(h.pattern, ', ' order by h.pattern) from pgnet.host h where h.settings -> 'verify' = 'false');
     missing := (select string_agg(format('%s of %s', v.value ->> 'secret', h.pattern), ', ' order by h.pattern)
         from pgnet.host h cross join jsonb_each(h.settings) v
-        where jsonb_typeof(v.value) = 'object' and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
+        where jsonb_typeof(v.value) = 'object' and v.value ? 'secret'
+            and not exists (select from pgnet.secret s where s.name = v.value ->> 'secret'));
     return query select 'hosts', unverified is null and missing is null,
         coalesce('the certificate is NOT checked of: ' || unverified, 'secrets that are not there any more: ' || missing,
             format('%s configured in net.hosts, every certificate is checked', (select count(*) from pgnet.host))),
@@ -447,6 +448,35 @@ end
 $$;
 comment on function pgnet.check_network() is
     'The rows of net.check() about egress and the settings of hosts.';
+
+create function pgnet.check_hosts()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with place as (
+        select s.*, format('%s for role %s (%s since %s: %s; next probe %s)', s.host, s.role::regrole, s.state, date_trunc('second', s.since),
+            s.reason, date_trunc('second', s.closed_until)) as described
+        from pgnet.host_state s
+        where s.needs_probe
+        order by s.since limit 1000
+    ), slowed as (
+        select count(*) as number from pgnet.host_state s where not s.needs_probe and s.closed_until > clock_timestamp()
+    )
+    select 'circuit breakers', p.number = 0,
+        concat_ws('; ', case p.number when 0 then 'none is open' else format('%s open: %s', case when p.number = 1000 then '1000 or more' else p.number::text end,
+            array_to_string(p.first, '; ') || case when p.number > 3 then '; ...' else '' end) end,
+            case when w.number > 0 then format('%s host(s) have asked for a pause', w.number) end),
+        case when p.number > 0 then 'Their requests wait, or fail where on_open says so. Which: select * from net.hosts where state <> ''closed''. '
+            'Do they answer from this machine? An open breaker closes by itself at the next probe that is answered, or at once: '
+            'select net.configure_host(host, ''{"breaker": true}'').' end
+    from (select count(*) as number, (array_agg(place.described))[1:3] as first from place) p, slowed w;
+end
+$$;
+comment on function pgnet.check_hosts() is
+    'The row of net.check() about hosts whose requests wait.';
 
 create function pgnet.check_secrets()
     returns setof pgnet.finding
@@ -532,6 +562,7 @@ begin
     return query select * from pgnet.check_rights();
     return query select * from pgnet.check_definers();
     return query select * from pgnet.check_network();
+    return query select * from pgnet.check_hosts();
     return query select * from pgnet.check_secrets();
     return query select * from pgnet.check_cron();
 end

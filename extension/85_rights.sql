@@ -97,13 +97,14 @@ grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
+grant select on pgnet.host_state, pgnet.host_event to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
-    net.settings, net.egress, net.hosts, net.retry_policies, net.secrets
+    net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
 -- The functions and procedures that people call.

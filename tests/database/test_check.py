@@ -30,6 +30,7 @@ ITEMS = [
     "definer functions",
     "egress",
     "hosts",
+    "circuit breakers",
     "secrets",
     "pg_cron",
 ]

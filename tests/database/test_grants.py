@@ -117,7 +117,9 @@ def populate(database: Database) -> None:
         "insert into pgnet.pause (host) values (%(canary)s)",
         "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
         "insert into pgnet.host_budget (host, revision) values (%(canary)s, 1)",
-        "insert into pgnet.host_state (host, role) values (%(canary)s, 1)",
+        "insert into pgnet.host_state (host, role) values (%(canary)s, %(victim)s::regrole)",
+        "insert into pgnet.host_event (host, role, event, detail)"
+        " values (%(canary)s, %(victim)s::regrole, 'closed', %(canary)s)",
         "insert into pgnet.host_minute values"
         " (now(), %(canary)s, 1, 1, 1, 1, 1, 1, '{1}', '{1}', '{1}', '{1}')",
         "insert into pgnet.worker (kind, pid, backend_start, host)"

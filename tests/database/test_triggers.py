@@ -158,6 +158,7 @@ def test_a_workers_role_takes_no_owners_place(audited: Database, nginx: Nginx) -
         "pgnet.claim_requests(1, 1, 1, 1, '{}', 1, '')",
         "pgnet.record_outcomes('[]')",
         "pgnet.heartbeat(1)",
+        "pgnet.report_attempts(1, '[]')",
         "pgnet.deregister_worker(1, gen_random_uuid())",
         "pgnet.release_requests('{}', '{}', null)",
     ):  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from pgnet.outbox import Claim, Place
+from pgnet.worker.adaptive import Adaptive
 from pgnet.worker.flights import Flight, Flights
 from pgnet.worker.window import Window
 
@@ -32,7 +33,7 @@ def flight(host: str = "a", began: float = 100.0, timeout: int = 5000) -> Flight
 
 
 def flights(*hosts: str, most: int = 100, began: float = 100.0) -> Flights:
-    made = Flights(Window(most, clock=lambda: began))
+    made = Flights(Window(most, clock=lambda: began), Adaptive(lambda place: True))
     for host in hosts:
         made.add(flight(host, began))
     return made

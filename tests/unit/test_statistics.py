@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from pgnet.outbox import Claim, OutboxFailed, Outcome
+from pgnet.worker.adaptive import Adaptive
 from pgnet.worker.flights import Flights
 from pgnet.worker.report import Report
 from pgnet.worker.statistics import ALL_HOSTS, BOUNDS, MOST_PLACES, Statistics
@@ -145,7 +146,7 @@ class FakeHandle:
 
 
 def flights(*began: float) -> tuple[Flights, list[FakeHandle]]:
-    made, handles = Flights(Window(10)), []
+    made, handles = Flights(Window(10), Adaptive(lambda place: True)), []
     made.window.most = 7
     for at in began:
         added = flight("a")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from pgnet.outbox import (
     OutboxLost,
     OutboxUnregistered,
     Outcome,
+    Reported,
     Secret,
     WorkerState,
 )
@@ -81,6 +83,10 @@ class FakeOutbox:
         self._called("report_work")
         self.reports.append(report)
         return 1e9
+
+    def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
+        self._called("report")
+        return Reported([], [])
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._called("release")

@@ -206,6 +206,7 @@ class Outcome:
     put_aside: the database may keep the outcome where it cannot record it now. It is set for an
     outcome that was deferred before, or that is large.
     unreadable: True where the claim had a fault.
+    uncounted: True for a probe that failed, with the state "retrying" only.
     """
 
     id: int
@@ -232,6 +233,7 @@ class Outcome:
     retry_in: float | None = None
     put_aside: bool | None = None
     unreadable: bool | None = None
+    uncounted: bool | None = None
 
     @property
     def size(self) -> int:
@@ -362,6 +364,40 @@ class Claimed:
             self.look_in, self.expires_in = flow.get("look_in"), flow.get("expires_in")
 
 
+@dataclass(frozen=True, slots=True)
+class HostEvent:
+    """What has happened to a host, for the log. The names are keys of the database's JSON.
+
+    event: alert, opened, closed, slowed. percent: of an alert. role: an oid.
+    """
+
+    host: str
+    role: int
+    role_name: str
+    event: str
+    detail: str
+    percent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The database's answer to a report of attempts.
+
+    deferred: the places that are to be reported again, since another worker has locked them.
+    """
+
+    deferred: Sequence[Place]
+    events: Sequence[HostEvent]
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Reported:
+        """Read what pgnet.report_attempts gives."""
+        return cls(
+            [Place(host, role) for host, role in given["deferred"]],
+            [HostEvent(**event) for event in given["events"]],
+        )
+
+
 class Outbox(Protocol):
     """The interface. Each call is a transaction of its own, which is over when it returns.
 
@@ -402,6 +438,9 @@ class Outbox(Protocol):
 
         Gives the database's clock, in seconds since the epoch.
         """
+
+    def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
+        """Report how attempts have ended: entries of pgnet.report_attempts."""
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         """Give claims back. reason: what became of the attempt, None where it never began."""

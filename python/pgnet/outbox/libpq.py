@@ -25,7 +25,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -48,6 +48,7 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnregistered,
     Outcome,
+    Reported,
     Secret,
     WorkerState,
     encode_outcomes,
@@ -112,6 +113,12 @@ _CLAIM = (
     f" cross join lateral (select * from {_CLAIM_CALL} where s.done is not null) c"
 )
 _RECORD = "select pgnet.record_outcomes(%(outcomes)s::json) as deferred, null as id"
+# If this commit is lost, the counts of a second are.
+_REPORT = (
+    "select pgnet.report_attempts(%(id)s::bigint, %(reports)s::json) as reported"
+    " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
+    " where s.done is not null"
+)
 # That goes for session mode too. There a pooler keeps the session when its worker dies, so that the
 # worker does not seem to be lost, and nobody rescues its requests.
 _POOLED = (
@@ -366,6 +373,12 @@ class LibpqOutbox:
             {"worker": self._worker_id, "report": report},
         )
         return float(rows[0]["now"])
+
+    def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
+        rows = self._call(
+            self._query, _REPORT, {"id": self._worker_id, "reports": json.dumps(reports)}
+        )
+        return Reported.from_json(rows[0]["reported"])
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         self._call(

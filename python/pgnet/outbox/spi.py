@@ -25,7 +25,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -39,6 +39,7 @@ from pgnet.outbox import (
     OutboxRefused,
     OutboxUnregistered,
     Outcome,
+    Reported,
     Secret,
     WorkerState,
     encode_outcomes,
@@ -271,6 +272,18 @@ class SpiOutbox:
                 report,
             )[0]
         return float(row["now"])
+
+    def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
+        with self._transaction():
+            # If this commit is lost, the counts of a second are.
+            self._call("set local synchronous_commit = off")
+            row = self._call(
+                "select pgnet.report_attempts($1, $2) as reported",
+                ["bigint", _JSON],
+                self._worker_id,
+                json.dumps(reports),
+            )[0]
+        return Reported.from_json(json.loads(row["reported"]))
 
     def release(self, claims: Sequence[Claim], reason: str | None) -> None:
         with self._transaction():

@@ -8,10 +8,45 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from pgnet.request.address import literal_address
 
 _CACHED_HOSTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """When the circuit breaker of a host opens, and for how long.
+
+    The names are those of net.configure_host; 48_breaker.sql says where the defaults come from.
+    """
+
+    enabled: bool = True
+    failures_in_a_row: int = 20
+    failure_percent: float = 50
+    min_attempts: int = 50
+    window_milliseconds: int = 60_000
+    open_milliseconds: int = 5_000
+    max_open_milliseconds: int = 300_000
+    on_open: str = "wait"
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any] | bool) -> BreakerSettings:
+        """Read the setting breaker of net.configure_host; what is unknown is left out."""
+        if isinstance(given, bool):
+            return cls(enabled=given)
+        return cls(**{name: value for name, value in given.items() if name in _BREAKER_NAMES})
+
+    @property
+    def for_report(self) -> dict[str, Any]:
+        """The settings as pgnet.report_attempts takes them; none where the breaker is off."""
+        if not self.enabled:
+            return {}
+        return {name: getattr(self, name) for name in _BREAKER_NAMES}
+
+
+_BREAKER_NAMES = tuple(entry.name for entry in fields(BreakerSettings) if entry.name != "enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +66,9 @@ class HostSettings:
     retry: the name of the retry policy of requests that give none.
     limited: whether it has a limit of concurrency or rate, which the database keeps; False: it has
     none, whatever a wider pattern says.
+    breaker: of the circuit breaker.
+    adaptive: False does not adapt how many requests the host has in flight.
+    max_retry_after: a longer pause that the host asks for counts as this, in seconds.
     fault: why no request may be sent to this host; it becomes the error of each.
     """
 
@@ -47,6 +85,9 @@ class HostSettings:
     verify: bool | None = None
     retry: str | None = None
     limited: bool | None = None
+    breaker: BreakerSettings | None = None
+    adaptive: bool | None = None
+    max_retry_after: float | None = None
     fault: str | None = None
 
 

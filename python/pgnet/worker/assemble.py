@@ -19,7 +19,7 @@ from pgnet.request.row import Row, read_row
 from pgnet.secret.directory import Directory
 from pgnet.secret.mask import Mask
 from pgnet.secret.value import check_value, expand_url, header_value, sensitive
-from pgnet.wire.host import HostSettings, HostTable
+from pgnet.wire.host import BreakerSettings, HostSettings, HostTable
 from pgnet.wire.message import WireRequest
 
 if TYPE_CHECKING:
@@ -177,9 +177,12 @@ def host_table(hosts: Mapping[str, Mapping[str, Any]], directory: Directory | No
 
 def _host_settings(given: Mapping[str, Any], directory: Directory | None) -> HostSettings:
     settings = dict(given)
+    breaker = settings.pop("breaker", None)
+    if breaker is not None:
+        settings["breaker"] = BreakerSettings.from_json(breaker)
     fault = None
     for key, value in given.items():
-        if not isinstance(value, dict):
+        if key == "breaker" or not isinstance(value, dict):
             continue
         name = value["secret"]
         settings[key] = None
@@ -190,9 +193,10 @@ def _host_settings(given: Mapping[str, Any], directory: Directory | None) -> Hos
         else:
             if settings[key] is None:
                 fault = f'secret "{name}", the {key} that net.configure_host names, is not there'
-    milliseconds = settings.pop("connect_timeout_milliseconds", None)
-    if milliseconds is not None:
-        settings["connect_timeout"] = milliseconds / 1000
+    for name in ("connect_timeout", "max_retry_after"):
+        milliseconds = settings.pop(f"{name}_milliseconds", None)
+        if milliseconds is not None:
+            settings[name] = milliseconds / 1000
     return HostSettings(**settings, fault=fault)
 
 

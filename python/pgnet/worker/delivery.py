@@ -13,6 +13,7 @@ from pgnet.request.options import AT_MOST_ONCE
 from pgnet.request.row import Row
 from pgnet.wire.answer import Answer
 from pgnet.wire.host import HostTable, split_port
+from pgnet.worker.breaker import judge
 from pgnet.worker.retry import IDEMPOTENT_METHODS, NONE, Policy, choose, delay_after
 
 _KEY_HEADER, _KEY_FIELD = "Idempotency-Key", "idempotency-key"
@@ -58,10 +59,13 @@ class Delivery:
                 return outcome
             message = f"{outcome.error_msg}. {_UNKNOWN}"
             return replace(outcome, state="unknown", error_msg=message)
+        # An attempt that was lost with its worker does not count for the policy. Nor does a probe
+        # that has failed: the request lent itself to finding out about the host.
+        attempt = claim.attempt - claim.lost
+        uncounted = claim.flow.probe and judge(claim, answer).result == "failed"
         delay = delay_after(
             self.policy,
-            # An attempt that was lost with its worker does not count for the policy.
-            attempt=claim.attempt - claim.lost,
+            attempt=max(1, attempt - 1) if uncounted else attempt,
             age=claim.age + elapsed,
             method=claim.method,
             has_key=self.has_key,
@@ -83,6 +87,7 @@ class Delivery:
             timed_out=outcome.timed_out,
             error_msg=outcome.error_msg,
             retry_in=delay,
+            uncounted=uncounted or None,
         )
 
 

@@ -1,6 +1,6 @@
 """The requests in flight, how many more there may be, and how many of them one host may have.
 
-Three limits hold at once:
+Four limits hold at once:
 
 - ``window.most``, the setting concurrency: all that is in flight.
 - ``window.size``, between a floor and ``most``: what has been in flight for a moment only. Such
@@ -8,6 +8,7 @@ Three limits hold at once:
   it is. A request that is in flight for longer mostly waits for a server that hangs. It does not
   count here, since it must not take the room of others.
 - Three quarters of ``most``: what one host may have. However slow a host is, others find room.
+- What a host can bear, by place: adaptive.py.
 
 A claim asks for a batch at most. Where requests for several hosts wait, one host gets half of the
 free slots at most, so that the second one in the order of turns is served by the same claim. Where
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 
 from pgnet.outbox import Claim, Demand, Place
 from pgnet.wire.exchange import Handle
+from pgnet.worker.adaptive import Adaptive
 from pgnet.worker.assemble import Assembled
 from pgnet.worker.delivery import PLAIN, Delivery
 from pgnet.worker.window import Window
@@ -66,8 +68,9 @@ class Flight:
 class Flights:
     """The requests in flight, by id. Times are of the monotonic clock."""
 
-    def __init__(self, window: Window) -> None:
+    def __init__(self, window: Window, adaptive: Adaptive) -> None:
         self.window = window
+        self._adaptive = adaptive
         self._by_id: dict[int, Flight] = {}
         # When each of those began that count for the window, the first one first.
         self._recent: dict[int, float] = {}
@@ -103,9 +106,10 @@ class Flights:
         self._by_id[claim.id] = flight
         self._recent[claim.id] = flight.began
         self._by_host[claim.host] += 1
+        self._adaptive.begun(Place(claim.host, claim.role), is_probe=claim.flow.probe)
 
     def remove(self, flight: Flight) -> bool:
-        """A request is not in flight any more; whether the last claim passed over its host."""
+        """A request is not in flight any more; whether the last claim has left others for it."""
         claim = flight.claim
         host = claim.host
         del self._by_id[claim.id]
@@ -113,7 +117,8 @@ class Flights:
         self._by_host[host] -= 1
         if not self._by_host[host]:
             del self._by_host[host]
-        return host in self._passed_over
+        has_left = self._adaptive.ended(Place(host, claim.role))
+        return has_left or host in self._passed_over
 
     def is_late(self, flight: Flight, now: float) -> bool:
         """Whether a request that was not sent had no connection in time, for the first time here.
@@ -141,7 +146,7 @@ class Flights:
 
     def full_hosts(self) -> list[str]:
         """The hosts that have as many requests in flight as one host may have."""
-        limit = self._host_limit()
+        limit = self.host_limit
         return [host for host, count in self._by_host.items() if count >= limit]
 
     def demand(
@@ -158,7 +163,7 @@ class Flights:
         free: what ``room`` has given. after, until: of the turns of hosts. quarantined_only: ask
         for one request that is in quarantine, and for no other.
         """
-        limit = self._host_limit()
+        limit = self.host_limit
         self._passed_over = self.full_hosts()
         # The same number is for all hosts, so it is that of the fullest one that is not full.
         quota = limit - max((count for count in self._by_host.values() if count < limit), default=0)
@@ -171,7 +176,10 @@ class Flights:
             after=after,
             until=until,
             quarantined_only=quarantined_only,
+            rooms=self._adaptive.rooms(),
         )
 
-    def _host_limit(self) -> int:
+    @property
+    def host_limit(self) -> int:
+        """How many requests one host may have in flight."""
         return max(1, int(self.window.most * _HOST_SHARE))

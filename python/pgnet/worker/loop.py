@@ -13,9 +13,10 @@ The loop goes round. Each round is:
 1. Take the signals that have come. A stop ends the loop, an interrupt goes to the server.
 2. The heartbeat, if it is due: tell the database what this worker owns, drop what is not its own
    any more, read the configuration.
-3. Record what has ended, and claim what there is room for: either, or both, in one transaction.
+3. Report what was learnt of hosts, if it is due: a second after the last time, or at once.
+4. Record what has ended, and claim what there is room for: either, or both, in one transaction.
    The requests that it claimed are sent after its commit. Then comes the next round.
-4. Where there was nothing to record or to claim: sleep until a signal comes, a request ends, or one
+5. Where there was nothing to record or to claim: sleep until a signal comes, a request ends, or one
    of these is due.
 
 ``_claim_wanted`` says that requests may be ready that no claim has looked for. It is cleared before
@@ -66,6 +67,7 @@ from pgnet.worker.backoff import Backoff
 from pgnet.worker.configuration import Configuration
 from pgnet.worker.flights import Flight, Flights
 from pgnet.worker.heartbeat import Heartbeat
+from pgnet.worker.hosts import Hosts
 from pgnet.worker.outcome import NotSent
 from pgnet.worker.performer import Performer
 from pgnet.worker.quarantine import Quarantine
@@ -128,7 +130,8 @@ class Worker:
         self._until_idle = until_idle
         self._ends_at = math.inf if max_runtime is None else time.monotonic() + max_runtime
         self._configuration = Configuration(directory, concurrency, grace)
-        self._flights = Flights(Window(1))
+        self._hosts = Hosts()
+        self._flights = Flights(Window(1), self._hosts.adaptive)
         self._performer = Performer(self._ended)
         self._recorder = Recorder(self._outcome)
         self._report = Report()
@@ -215,6 +218,7 @@ class Worker:
                 self._beat_if_due(signals)
                 if self._configuration.must_restart:
                     return "restart"
+                self._report_if_due()
                 if now >= self._report.due_at:
                     self._send_report()
                 if self._record_and_claim_if_due():
@@ -243,7 +247,7 @@ class Worker:
     def _sleep(self, until: float) -> None:
         """Until that time, or until there is something to do."""
         now = time.monotonic()
-        until = min(until, self._recorder.next_change)
+        until = min(until, self._recorder.next_change, self._hosts.due_at)
         if not self._may_claim:
             pass
         elif self._claiming.retry_at > now:
@@ -328,6 +332,7 @@ class Worker:
         self._configuration = self._configuration.updated(state)
         self._flights.window.most = self._configuration.concurrency
         self._performer.configure(self._configuration)
+        self._hosts.configure(self._configuration.hosts, self._flights.host_limit)
         self._heartbeat.log_faults(state.faults)
         if state.quarantined:
             self._quarantine.wanted(began)
@@ -352,6 +357,11 @@ class Worker:
             self._report.failed(error)
 
     # ---- recording and claiming
+
+    def _report_if_due(self) -> None:
+        """Report how attempts have ended, before the next claim asks what is known of hosts."""
+        if time.monotonic() >= self._hosts.due_at and self._hosts.report(self._outbox):
+            self._claim_wanted = True
 
     def _record_and_claim_if_due(self, *, may_claim: bool = True) -> bool:
         """Record and claim in one transaction, if there is reason for either; whether there was."""
@@ -455,6 +465,8 @@ class Worker:
             self._wake_next()
         elif demand.full_hosts:
             self._wake_next()
+        if self._hosts.adaptive.claims_again():
+            self._claim_wanted = True
 
     def _wake_next(self) -> None:
         """Where there is no room here, wake another worker, if there is one."""
@@ -526,6 +538,7 @@ class Worker:
         claim = flight.claim
         if self._flights.get(claim.id) is not flight:
             return
+        self._hosts.ended(flight, answer)
         self._stop(flight)
         error = answer.error if isinstance(answer, Answer) else None
         unsent = error is not None and not error.possibly_sent
@@ -581,6 +594,7 @@ class Worker:
             try:
                 # Requests that are cancelled now are not waited for. No request is claimed.
                 self._beat_if_due(signals)
+                self._report_if_due()
                 self._claim_wanted, self._quarantine = False, Quarantine()
                 if time.monotonic() >= self._report.due_at:
                     self._send_report()
@@ -599,6 +613,8 @@ class Worker:
 
     def _abandon(self) -> None:
         """Whatever ended the loop: record what has ended, give back what has not."""
+        with contextlib.suppress(OutboxError):
+            self._hosts.report_the_rest(self._outbox)
         with contextlib.suppress(OutboxError):
             for _ in range(2):  # what is deferred is put aside the second time
                 self._recorder.retry_deferred(math.inf)
