@@ -194,6 +194,36 @@ MUTANTS = (
         (CRASHES + "test_a_crash_amid_a_thousand_requests",),
     ),
     Mutant(
+        "pause-of-a-port-only",
+        "a host that is paused by its name is sent to on its other ports",
+        (
+            Edit(
+                CLAIM,
+                "t.host in ('*', p.host, regexp_replace(p.host, ':[0-9]+$', ''))",
+                "t.host in ('*', p.host)",
+            ),
+        ),
+        ("tests/database/test_pause.py::test_a_name_stands_for_all_its_ports",),
+    ),
+    Mutant(
+        "leaky-search",
+        "a function of the caller's sees requests of others, through the view of net.cancel_where",
+        (
+            Edit(
+                "extension/63_steer.sql",
+                "create view pgnet.own_queued with (security_barrier) as",
+                "create view pgnet.own_queued as",
+            ),
+        ),
+        ("tests/database/test_steer.py::test_no_function_of_a_caller_sees_rows_of_others",),
+    ),
+    Mutant(
+        "drain-ends-early",
+        "a drain does not wait for the next request by the rate of a host",
+        (Edit("python/pgnet/worker/loop.py", "_WORTH_WAITING = 1.0", "_WORTH_WAITING = 0.0"),),
+        ("tests/database/test_drain.py::test_it_sends_all_that_the_rate_of_a_host_allows",),
+    ),
+    Mutant(
         "high-water-mark",
         "requests are claimed behind the last id that was: who commits later with a lower one waits",
         (
