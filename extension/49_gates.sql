@@ -81,9 +81,7 @@ create table pgnet.ended_request (
     status_code integer,
     error_msg text,
     unblocks boolean not null default false,
-    -- of a request that was cancelled for another one: that one, and how it ended
-    root bigint,
-    root_state net.request_state,
+    cause text,
     noted timestamptz not null default pg_catalog.clock_timestamp(),
     retry_at timestamptz
 ) with (
@@ -97,8 +95,8 @@ comment on column pgnet.ended_request.state is
 comment on column pgnet.ended_request.blocks is 'Whether its key is blocked from now on.';
 comment on column pgnet.ended_request.unblocks is
     'An order of net.unblock: the request, which is the head of a blocked key, blocks it no more.';
-comment on column pgnet.ended_request.root is
-    'The request whose end is the reason, where this one was cancelled for another one.';
+comment on column pgnet.ended_request.cause is
+    'Of a request that was cancelled for another one: which one that is, and how it ended.';
 comment on column pgnet.ended_request.retry_at is
     'Another session had locked a row: when it is looked at again. NULL: now.';
 create index ended_request_fresh on pgnet.ended_request (requested_by, id) where retry_at is null;
@@ -108,7 +106,7 @@ create policy own_hints on pgnet.ended_request for select
 create policy insert_own_hints on pgnet.ended_request for insert
     with check (
         requested_by operator(pg_catalog.=) pgnet.caller_role() and unblocks and not blocks and state is null
-        and root is null and root_state is null and retry_at is null and error_msg is null and status_code is null
+        and cause is null and retry_at is null and error_msg is null and status_code is null
         -- A role that may not call net.unblock inserts nothing, although the table stands in pgnet.
         and pg_catalog.has_schema_privilege('net', 'usage'));
 
@@ -172,12 +170,11 @@ comment on function pgnet.note_dependants(bigint[]) is
 -- How a request stands that has to do with the option after.
 create type pgnet.gate_finding as (
     request_id bigint,
-    -- free: it waits for nobody; waits; cancel: root has not ended well; later: a row is locked
+    -- free: it waits for nobody; waits; cancel: via has not ended well; later: a row is locked
     verdict text,
-    root bigint,
-    root_state net.request_state,
-    -- the request in after, which is root or was cancelled for it
-    via bigint
+    -- the request in after, and how it ended, or for which other one it was cancelled
+    via bigint,
+    cause text
 );
 comment on type pgnet.gate_finding is
     'How a request with the option after stands: free, waits, cancel or later.';
@@ -242,17 +239,34 @@ $$;
 comment on function pgnet.check_after(bigint, jsonb) is
     'Raises 22023 where the option after names a request that does not exist, or is another role''s.';
 
-create function pgnet.dependency_message(root bigint, root_state net.request_state, via bigint)
+create function pgnet.cause_of(
+    -- a request that has not ended well; the state and the message of its response
+    request_id bigint, state net.request_state, error_msg text
+)
     returns text
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    select format('Request %s %s, and this request was to be sent after %s.', root,
-        case root_state when 'failed' then 'has failed' when 'unknown' then 'has ended as unknown' when 'expired' then 'has expired'
-            when 'cancelled' then 'was cancelled' else 'is not known any more' end,
-        case when via is distinct from root then format('request %s, which was cancelled for it', via) else 'it' end)
+    select coalesce(
+        -- It was cancelled for another one itself: pgnet.dependency_message has made the text.
+        case when state = 'cancelled' then substring(error_msg from '^(Request [0-9]+ [a-z ]+), and this request was to be sent after ') end,
+        format('Request %s %s', request_id, case state when 'failed' then 'has failed' when 'unknown' then 'has ended as unknown'
+            when 'expired' then 'has expired' when 'cancelled' then 'was cancelled' else 'is not known any more' end))
 $$;
-comment on function pgnet.dependency_message(bigint, net.request_state, bigint) is
+comment on function pgnet.cause_of(bigint, net.request_state, text) is
+    'Which request has not ended well, and how it ended, in words: a request or the one that it was '
+    'cancelled for.';
+
+create function pgnet.dependency_message(cause text, via bigint)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('%s, and this request was to be sent after %s.', cause,
+        case when starts_with(cause, format('Request %s ', via)) then 'it'
+            else format('request %s, which was cancelled for it', via) end)
+$$;
+comment on function pgnet.dependency_message(text, bigint) is
     'The error message of a request that is cancelled since one that it was to follow has not '
     'ended well.';
 
@@ -291,7 +305,8 @@ begin
     return query
     with standing as (
         select w.id, a.id as after_id, d.linked, d.linked is null and v.seen as later,
-            coalesce(r.state, case when a.id < w.id then f.state end) as state, coalesce(w.options -> 'after_any_end' = 'true', false) as any_end
+            coalesce(r.state, case when a.id < w.id then f.state end) as state, coalesce(r.error_msg, f.error_msg) as error_msg,
+            coalesce(w.options -> 'after_any_end' = 'true', false) as any_end
         from unnest(fresh) g (id)
         cross join lateral (
             select q.id, q.requested_by, q.options from net.http_request_queue q where q.id = g.id offset 0
@@ -307,17 +322,17 @@ begin
             where q.id = a.id and q.id < w.id and q.requested_by = w.requested_by and q.origin is null offset 0
         ) v on true
         left join lateral (
-            select r.state from net._http_response r where r.id = a.id and r.requested_by = w.requested_by offset 0
+            select r.state, r.error_msg from net._http_response r where r.id = a.id and r.requested_by = w.requested_by offset 0
         ) r on true
         left join lateral (
-            select f.state from pgnet.failed f where f.id = a.id and f.requested_by = w.requested_by offset 0
+            select f.state, f.error_msg from pgnet.failed f where f.id = a.id and f.requested_by = w.requested_by offset 0
         ) f on true
     ), judged as (
         select s.*, (s.linked or s.later or s.any_end or s.state = 'succeeded') is not true as bad from standing s
     )
     select j.id, case when bool_or(j.bad) then 'cancel' when bool_or(j.later) then 'later' when bool_or(j.linked) then 'waits' else 'free' end,
-        min(j.after_id) filter (where j.bad), (array_agg(j.state order by j.after_id) filter (where j.bad))[1],
-        min(j.after_id) filter (where j.bad)
+        min(j.after_id) filter (where j.bad),
+        (array_agg(pgnet.cause_of(j.after_id, j.state, j.error_msg) order by j.after_id) filter (where j.bad))[1]
     from judged j
     group by j.id;
 end
@@ -344,7 +359,7 @@ declare
     caught pgnet.error;
 begin
     with doomed as materialized (
-        select q.*, l.place, l.ordering_key, f.root, f.root_state, pgnet.dependency_message(f.root, f.root_state, f.via) as message,
+        select q.*, l.place, l.ordering_key, f.cause, pgnet.dependency_message(f.cause, f.via) as message,
             (select count(*)::integer from pgnet.attempt a where a.request_id = q.id) as attempts
         from unnest(findings) f
         cross join lateral (
@@ -382,8 +397,8 @@ begin
             d.options, d.retry_of, 'cancelled', d.attempts, d.message, pgnet.idempotency_key(d.id, d.created, d.method, d.options)
         from doomed d
     ), hinted as (
-        insert into pgnet.ended_request (request_id, requested_by, ordering_key, state, root, root_state)
-        select d.id, d.requested_by, d.ordering_key, 'cancelled', d.root, d.root_state from doomed d
+        insert into pgnet.ended_request (request_id, requested_by, ordering_key, state, cause)
+        select d.id, d.requested_by, d.ordering_key, 'cancelled', d.cause from doomed d
     )
     select array_agg(d.id) into ended from doomed d where (select pgnet.use_owners_path()) is not null;
     perform pgnet.fire_deferred();
@@ -494,8 +509,9 @@ begin
     end if;
     locked := pgnet.lock_requests(waiting);
     with pairs as materialized (
-        select d.place, d.request_id, d.any_end, e.request_id as via, coalesce(e.root, e.request_id) as root,
-            coalesce(e.root_state, e.state, r.state, f.state) as state, coalesce(e.state, r.state, f.state) = 'succeeded' as well,
+        select d.place, d.request_id, d.any_end, e.request_id as via,
+            coalesce(e.cause, pgnet.cause_of(e.request_id, coalesce(e.state, r.state, f.state), r.error_msg)) as cause,
+            coalesce(e.state, r.state, f.state) = 'succeeded' as well,
             d.request_id = any (locked) as locked,
             exists (select from net.http_request_queue q where q.id = d.request_id offset 0) as seen
         from unnest(hints) h (id)
@@ -508,7 +524,7 @@ begin
             order by d.after_id, d.request_id limit 1000
         ) d
         left join lateral (
-            select r.state from net._http_response r where r.id = e.request_id offset 0
+            select r.state, r.error_msg from net._http_response r where r.id = e.request_id offset 0
         ) r on true
         left join lateral (
             select f.state from pgnet.failed f where f.id = e.request_id offset 0
@@ -518,10 +534,10 @@ begin
         delete from pgnet.dependency d
         where d.ctid = any (array(select p.place from pairs p where not p.seen or p.locked and (p.any_end or p.well)))
     )
-    select array_agg(row(j.request_id, j.verdict, j.root, j.state, j.via)::pgnet.gate_finding) into findings
+    select array_agg(row(j.request_id, j.verdict, j.via, j.cause)::pgnet.gate_finding) into findings
     from (
         select distinct on (p.request_id) p.request_id, case when p.well or p.any_end then 'waits' else 'cancel' end as verdict,
-            p.root, p.state, p.via
+            p.via, p.cause
         from pairs p
         where p.locked
         order by p.request_id, (p.well or p.any_end) is true, p.via
@@ -532,7 +548,7 @@ begin
             select d.request_id from pgnet.dependency d
             where d.request_id >= f.request_id and d.request_id <= f.request_id order by d.request_id limit 1) is null
             then 'free' else f.verdict end,
-        f.root, f.root_state, f.via
+        f.via, f.cause
     from unnest(findings) f;
 end
 $$;

@@ -12,6 +12,7 @@ LONG = {
     "pgnet.take_requests",
     "pgnet.read_claimed",
     "pgnet.end_dependants",
+    "pgnet.help_entries",
     "pgnet.lock_new_requests",
     "pgnet.store_outcomes",
     "pgnet.carry_out_marks",

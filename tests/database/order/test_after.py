@@ -117,6 +117,12 @@ def test_one_that_did_not_end_well(
         ("cancelled", f"{message} after request {rest[1]}, which was cancelled for it."),
     ]
     assert ends(database, rest[3])[0][0] == "in_flight"
+    # One that is queued now hears of the same request.
+    late = send(database.connection, rest[2])
+    settle(recorder)
+    assert ends(database, late) == [
+        ("cancelled", f"{message} after request {rest[2]}, which was cancelled for it.")
+    ]
     # They can be sent again, and wait for nobody then.
     assert {row[0] for row in database.rows("select id from net.failures")} >= set(rest[:3])
     again = database.value("select net.retry(%s)", rest[2])

@@ -240,6 +240,7 @@ ROUTINES = {
     "pgnet.delete_expired_rows": "owner",
     "pgnet.delete_or_pass_over": "owner",
     "pgnet.dependants_of": "owner",
+    "pgnet.cause_of": "owner",
     "pgnet.dependency_message": "owner",
     "pgnet.derived_idempotency_key": "owner",
     "pgnet.do_duty": "owner",
