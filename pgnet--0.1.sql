@@ -5962,6 +5962,13 @@ begin
         case when f.verdict = 'waits' and (
             select d.request_id from pgnet.dependency d
             where d.request_id >= f.request_id and d.request_id <= f.request_id order by d.request_id limit 1) is null
+            -- One that is still new waits for others, too, which were locked when it was examined.
+            and exists (
+                select from net.http_request_queue q
+                cross join lateral (
+                    select l.gate from pgnet.flow l where l.request_id = q.id and l.requested_by = q.requested_by offset 0
+                ) l
+                where q.id = f.request_id and l.gate = 'ids' offset 0)
             then 'free' else f.verdict end,
         f.via, f.cause
     from unnest(findings) f;

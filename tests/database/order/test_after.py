@@ -286,6 +286,27 @@ def test_a_dependant_is_being_examined_while_it_is_recorded(
     assert list(recorder.claim()) == [second]
 
 
+def test_one_is_locked_and_another_one_ends(
+    database: Database, recorder: Recorder, other: Recorder
+) -> None:
+    """The dependant could not be linked to the first one yet: the second does not free it."""
+    first = send(database.connection)
+    claims = recorder.claim()
+    second = send(database.connection)
+    third = send(database.connection, first, second)
+    other.connection.autocommit = False
+    other.connection.execute(
+        "select from net.http_request_queue where id = %s for update", (first,)
+    )
+    claims |= recorder.claim()
+    recorder.record({second: claims[second]})
+    assert recorder.claim() == {}
+    other.connection.rollback()
+    assert recorder.claim() == {}
+    recorder.record({first: claims[first]})
+    assert list(recorder.claim()) == [third]
+
+
 def test_one_that_cannot_be_ended(database: Database, recorder: Recorder) -> None:
     """A trigger refuses it: the others are cancelled, and net.check() names it."""
     first = send(database.connection)
