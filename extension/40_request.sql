@@ -410,13 +410,15 @@ begin
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog();
     end if;
-    if others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb and pgnet.has_flow(others) then
+    if others operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
+        others := null;
+    elsif pgnet.has_flow(others) then
         return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen);
     end if;
     insert into net._new_request (method, url, headers, body, timeout_milliseconds, priority, context, options)
     values (token, target, typed_headers, content, total,
         coalesce((chosen operator(pg_catalog.->>) 'priority')::smallint, 0::smallint), http_request.context,
-        case when others operator(pg_catalog.<>) '{}'::pg_catalog.jsonb then others end)
+        others)
     returning id into request_id;
     return request_id;
 end
