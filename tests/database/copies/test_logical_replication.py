@@ -305,7 +305,7 @@ def test_all_tables_can_be_replicated(fresh_database: Database) -> None:
         " from pg_class c"
         " where c.relnamespace = any ('{net,pgnet}'::regnamespace[]) and c.relkind = 'r'"
     )
-    taken = {"http_request_queue", "attempt", "_http_response", "failed"}
+    taken = {"http_request_queue", "attempt", "_http_response", "failed", "flow"}
     assert len(tables) > 10
     for name, has_key, triggers in tables:
         assert has_key, name
