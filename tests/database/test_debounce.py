@@ -233,6 +233,23 @@ def test_a_key_is_its_roles_own(database: Database, roles: None) -> None:
     assert left == [(b"3",), (b"2",)]
 
 
+def test_a_place_in_an_order_stays(database: Database) -> None:
+    """Merged calls have the ordering key of the first; another one is refused."""
+    connection = database.connection
+    first = post(connection, "http://localhost/", 1, ordering_key="o")
+    assert post(connection, "http://localhost/", 2, ordering_key="o", on_conflict="replace") == (
+        first
+    )
+    with pytest.raises(errors.InvalidParameterValue, match="another ordering_key"):
+        post(connection, "http://localhost/", 3, on_conflict="replace")
+    with pytest.raises(errors.InvalidParameterValue, match="exclude each other"):
+        post(connection, "http://localhost/", 3, after=[first])
+    assert database.rows(
+        "select body, held, gate::text from net.http_request_queue join pgnet.flow"
+        " on request_id = id"
+    ) == [(b"2", True, "new")]
+
+
 # ---- many at once
 
 
