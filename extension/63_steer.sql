@@ -277,10 +277,11 @@ begin
         and (f_after is null or q.created >= f_after)
         and (f_url is null or q.url like f_url)
         and (f_context is null or q.context @> f_context)
-        and (f_states is null and f_kinds is null or exists (
-            select from net.requests r
-            where r.id = q.id and (f_states is null or r.state = any (f_states))
-                and (f_kinds is null or pgnet.is_error_of(f_kinds, r.status_code, r.error_msg)) offset 0))
+        and (f_states is null or exists (
+            select from net.requests r where r.id = q.id and r.state = any (f_states) offset 0))
+        and (f_kinds is null or (
+            select pgnet.is_error_of(f_kinds, a.status_code, a.error_msg) from pgnet.attempt a
+            where a.request_id = q.id order by a.attempt desc limit 1))
         and not exists (
             select from pgnet.mark m
             where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)

@@ -111,6 +111,8 @@ def test_each_key_of_a_filter_says_which(own: Database) -> None:
         "update net.http_request_queue set created = now() - interval '2 days'"
         " where url like '%:8080/'"
     )
+    # What waits for net.resume has not failed.
+    own.execute("select net.pause()")
     # Two wait for another attempt, and two are in flight.
     own.execute(
         "with chosen as (select id from net.http_request_queue where url like 'https%' limit 2),"
