@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chaos import orders
+from chaos import flow_rules, orders
 
-ENDS = frozenset(["succeeded", "failed", "unknown", "cancelled"])
+ENDS = frozenset(["succeeded", "failed", "unknown", "cancelled", "expired"])
 # Attempts of a request with the policy orders.QUICK that does not say its own number.
 _QUICK_ATTEMPTS = 4
 # Answers that it tries again.
@@ -23,7 +23,11 @@ _SAFE_ATTEMPTS, _SAFE_METHODS = 5, frozenset(["GET", "PUT"])
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A row of app.sent: a request that was committed. former: the one it is sent again for."""
+    """A row of app.sent: a request that was committed.
+
+    former: the one it is sent again for. blocks: whether its failure blocks its ordering key.
+    not_before, not_after: in seconds since the epoch.
+    """
 
     key: str
     id: int
@@ -33,11 +37,18 @@ class Sent:
     max_attempts: int | None = None
     idempotency_key: str | None = None
     former: int | None = None
+    ordering_key: str | None = None
+    blocks: bool = False
+    after: list[int] | None = None
+    after_any_end: bool = False
+    not_before: float | None = None
+    not_after: float | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A request that came to the witness; number: which one of this key."""
+    """A request that came to the witness; number: which one of this key. See chaos/witness.py."""
 
     key: str
     number: int
@@ -45,6 +56,9 @@ class Sighting:
     idempotency_key: str | None
     way: str
     status: int | None
+    time: float = 0.0
+    beside: Sequence[str] = ()
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,10 @@ class Evidence:
     responses: list[Response] = field(default_factory=list)
     # what happened to outcomes: operation, id, state
     operations: list[tuple[str, int, str]] = field(default_factory=list)
+    # what orders events: the numbers at which requests ended, and at which a blocked key was let
+    # run, by its head
+    ended: dict[int, int] = field(default_factory=dict)
+    let_run: list[tuple[int, int]] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
     # those that net.failures shows
     failed: set[int] = field(default_factory=set)
@@ -90,6 +108,10 @@ class Evidence:
     # keys that the server told a client of: committed, and rolled back
     acknowledged: set[str] = field(default_factory=set)
     undone: set[str] = field(default_factory=set)
+    # of those that were committed: the transaction, when it began, and when it was acknowledged
+    spans: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    # when claims were lost with a server, or connections outlived their claims
+    upsets: list[float] = field(default_factory=list)
     # requests that came with another body than was asked for
     wrong_bodies: list[str] = field(default_factory=list)
     # nothing went wrong that anybody may notice
@@ -116,6 +138,9 @@ KINDS = (
     "key",
     "left over",
     "attempts",
+    "order",
+    "limit",
+    "time",
     "database",
     "finding",
 )
@@ -134,6 +159,7 @@ def check(evidence: Evidence) -> list[Violation]:
         _keys,
         _left_over,
         _attempts,
+        _flow,
         _database,
         _calm,
     ):
@@ -190,6 +216,7 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
         for detail in _faults_of(request, response, seen[request.key]):
             yield Violation("wrong outcome", request.key, f"request {request.id}: {detail}")
     ended = {response.id: response.state for response in evidence.responses}
+    dooms = flow_rules.doomed(evidence)
     former = Counter(request.former for request in evidence.sent if request.former is not None)
     for id, state in ended.items():
         kept = state in ("failed", "unknown", "cancelled") and id not in former
@@ -197,13 +224,14 @@ def _outcomes(evidence: Evidence) -> Iterator[Violation]:
         if state != "cancelled" and kept != (id in evidence.failed):
             detail = f"{state}, and {'' if id in evidence.failed else 'not '}among the failures"
             yield Violation("wrong outcome", str(id), detail)
-        if state == "cancelled" and id not in evidence.cancelled:
+        if state == "cancelled" and id not in set(evidence.cancelled) | dooms:
             yield Violation("wrong outcome", str(id), "cancelled, and nobody has cancelled it")
     # An attempt that ended before a worker saw the cancel keeps its outcome. Without an attempt
     # there is no outcome to keep.
     for response in evidence.responses:
         cancelled = response.id in evidence.cancelled
-        if cancelled and response.state != "cancelled" and response.attempts == 0:
+        unsent = response.state in ("cancelled", "expired")
+        if cancelled and not unsent and response.attempts == 0:
             detail = f"{response.state} without an attempt, and it was cancelled"
             yield Violation("wrong outcome", str(response.id), detail)
     for id in evidence.marked:
@@ -231,7 +259,7 @@ def _faults_of(request: Sent, response: Response, seen: list[Sighting]) -> Itera
             yield "succeeded without an answer"
         if not response.error_msg:
             yield "neither an answer nor an error"
-        if response.state == "cancelled":
+        if response.state in ("cancelled", "expired"):
             return
         if request.delivery == "at_most_once" and response.state == "failed" and seen:
             yield f"failed, as if never sent ({response.error_msg}); yet it was seen"
@@ -325,7 +353,7 @@ def _attempts(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("attempts", str(response.id), detail)
             continue
         request = requests.get(response.id)
-        if request is None or response.state == "cancelled":
+        if request is None or response.state in ("cancelled", "expired"):
             continue
         if response.attempts < 1:
             yield Violation("attempts", request.key, "it has an outcome without an attempt")
@@ -370,6 +398,11 @@ def _is_poison(response: Response) -> bool:
     return "workers were lost with it" in (response.error_msg or "")
 
 
+def _flow(evidence: Evidence) -> Iterator[Violation]:
+    for rule in flow_rules.rules():
+        yield from (Violation(*finding) for finding in rule(evidence))
+
+
 def _database(evidence: Evidence) -> Iterator[Violation]:
     """The server has what it told its clients; otherwise the harness errs."""
     committed = {request.key for request in evidence.sent}
@@ -387,7 +420,7 @@ def _calm(evidence: Evidence) -> Iterator[Violation]:
         if count > 1:
             yield Violation("double outcome", key, f"seen {count} times, and nothing went wrong")
     for response in evidence.responses:
-        if response.state not in ("succeeded", "cancelled") or response.attempts > 1:
+        if response.state not in ("succeeded", "cancelled", "expired") or response.attempts > 1:
             detail = f"{response.state} after {response.attempts} attempts, and nothing went wrong"
             yield Violation("wrong outcome", str(response.id), detail)
 

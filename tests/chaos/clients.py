@@ -7,6 +7,7 @@ notes only the server's word: a commit that it was told of must be there, such a
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import threading
 import time
@@ -31,6 +32,15 @@ FATES = {
     "left without a word": 4,
     "sent again": 4,
     "cancelled": 4,
+    "unblocked": 4,
+}
+# How many of its last keys a client may name in the option after.
+_EARLIER = 20
+
+_STEERED = {
+    orders.CANCEL: "requests cancelled",
+    orders.SEND_AGAIN: "requests sent again",
+    orders.UNBLOCK: "keys unblocked",
 }
 
 
@@ -38,17 +48,25 @@ class Clients:
     """`dsns`: how each of them connects. `rate`: requests a second, all together."""
 
     def __init__(
-        self, dsns: list[str], resolver_dsn: str, url: str, rate: float, seed: int, tally: Tally
+        self,
+        dsns: list[str],
+        resolver_dsn: str,
+        urls: tuple[str, str],
+        rate: float,
+        seed: int,
+        tally: Tally,
     ) -> None:
-        self._url = url
+        self._url, self._limited_url = urls
         # between transactions of one client, in seconds
         self._pause = len(dsns) / rate * (1 + _MOST) / 2
         self._tally = tally
         self._stopped = threading.Event()
         self._lock = threading.Lock()
+        # by keys: the number of the transaction, when it was begun, and when it was acknowledged
+        self.acknowledged: dict[str, tuple[int, float, float]] = {}
         # keys
-        self.acknowledged: set[str] = set()
         self.undone: set[str] = set()
+        self._transactions = itertools.count()
         self._threads = [
             threading.Thread(
                 target=self._work,
@@ -85,11 +103,15 @@ class Clients:
     def _work(self, name: str, dsn: str, choose: random.Random) -> None:
         connection: psycopg.Connection[Any] | None = None
         number = 0
+        earlier: list[str] = []
         while not self._stopped.wait(choose.expovariate(1 / self._pause)):
             keys = [f"{name}-{number + n}" for n in range(choose.randint(1, _MOST))]
             number += len(keys)
             [fate] = choose.choices(list(FATES), list(FATES.values()))
-            made = [orders.draw(key, choose) for key in keys]
+            made = []
+            for key in keys:
+                made.append(orders.draw(key, choose, earlier))
+                earlier = [*earlier[-_EARLIER:], key]
             try:
                 if connection is None:
                     connection = psycopg.connect(dsn, connect_timeout=5)
@@ -111,52 +133,68 @@ class Clients:
 
     def _send(self, connection: psycopg.Connection[Any], made: list[orders.Order]) -> None:
         for order in made:
-            connection.execute(orders.SEND, {"url": self._url, **asdict(order)})
+            connection.execute(
+                orders.SEND,
+                {
+                    **asdict(order),
+                    "url": self._limited_url if order.limited else self._url,
+                    "after": list(order.after),
+                },
+            )
 
-    def _note(self, noted: set[str], made: list[orders.Order]) -> None:
+    def _note_commit(self, made: list[orders.Order], began: float) -> None:
+        span = (next(self._transactions), began, time.time())
         with self._lock:
-            noted.update(order.key for order in made)
+            self.acknowledged.update((order.key, span) for order in made)
+
+    def _note_rollback(self, made: list[orders.Order]) -> None:
+        with self._lock:
+            self.undone.update(order.key for order in made)
 
     def _committed(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
+        began = time.time()
         self._send(connection, made)
         if choose.random() < 0.05:
             # others claim and record meanwhile
             self._stopped.wait(choose.uniform(0, 2))
         connection.commit()
-        self._note(self.acknowledged, made)
+        self._note_commit(made, began)
 
     def _each_statement_by_itself(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         connection.autocommit = True
         for order in made:
+            began = time.time()
             self._send(connection, [order])
-            self._note(self.acknowledged, [order])
+            self._note_commit([order], began)
         connection.autocommit = False
 
     def _savepoint_released(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
+        began = time.time()
         for order in made:
             connection.execute("savepoint before")
             self._send(connection, [order])
             connection.execute("release savepoint before")
         connection.commit()
-        self._note(self.acknowledged, made)
+        self._note_commit(made, began)
 
     def _savepoint_rolled_back(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         half = len(made) // 2
+        began = time.time()
         self._send(connection, made[:half])
         connection.execute("savepoint before")
         self._send(connection, made[half:])
         connection.execute("rollback to savepoint before")
         connection.commit()
-        self._note(self.acknowledged, made[:half])
-        self._note(self.undone, made[half:])
+        self._note_commit(made[:half], began)
+        self._note_rollback(made[half:])
 
     def _rolled_back(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
@@ -165,7 +203,7 @@ class Clients:
         if choose.random() < 0.05:
             self._stopped.wait(choose.uniform(0, 2))
         connection.rollback()
-        self._note(self.undone, made)
+        self._note_rollback(made)
 
     def _failed(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
@@ -175,14 +213,14 @@ class Clients:
             connection.execute("select 1 / 0")
         # a COMMIT of it is a rollback
         connection.commit()
-        self._note(self.undone, made)
+        self._note_rollback(made)
 
     def _left_without_a_word(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         self._send(connection, made)
         connection.close()
-        self._note(self.undone, made)
+        self._note_rollback(made)
 
     def _prepared(
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
@@ -201,6 +239,11 @@ class Clients:
         self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
     ) -> None:
         self._steer(connection, orders.CANCEL, made, choose)
+
+    def _unblocked(
+        self, connection: psycopg.Connection[Any], made: list[orders.Order], choose: random.Random
+    ) -> None:
+        self._steer(connection, orders.UNBLOCK, made, choose)
 
     def _steer(
         self,
@@ -221,9 +264,7 @@ class Clients:
             connection.rollback()
             return
         connection.commit()
-        self._tally.add(
-            f"requests {'cancelled' if statement == orders.CANCEL else 'sent again'}", done
-        )
+        self._tally.add(_STEERED[statement], done)
 
     # ---- who ends what others have prepared
 

@@ -92,6 +92,7 @@ def _pause_process(run: Run, choose: random.Random) -> bool:
 @_kind("SIGSTOP of a worker process, its sessions ended, and SIGCONT", 30)
 def _orphan_process(run: Run, choose: random.Random) -> bool:
     """A process is rescued while it sleeps, and comes back with what it had begun."""
+    run.upsets.append(time.time())
     worker = choose.choice(run.processes)
     if not worker.signal(signal.SIGSTOP):
         return False
@@ -278,6 +279,7 @@ def _pull_cable(run: Run, choose: random.Random) -> bool:
     if run.link is None or not run.link_lock.acquire(blocking=False):
         return False
     try:
+        run.upsets.append(time.time())
         run.link.pull()
         # Sometimes longer than a connection lives without an answer.
         time.sleep(choose.choice([1, 2, 5, 10, 32]))

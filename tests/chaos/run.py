@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
-from chaos import checker, culprit, faults, server, witness
+from chaos import checker, culprit, faults, orders, server, witness
 from chaos.clients import Clients
 from chaos.link import Link
 from chaos.proxy import Proxy
@@ -43,6 +44,8 @@ class Run:
         self.seconds = seconds
         self.directory = directory
         self.tally = Tally()
+        # When something happened after which a host may get more at once than its limit.
+        self.upsets: list[float] = []
         self.link_lock = threading.Lock()
         self.witness_lock = threading.Lock()
         self._rate = rate
@@ -74,6 +77,7 @@ class Run:
             self.witness = stack.enter_context(
                 witness.running(self.record, str(self.seed), host, sockets)
             )
+            self._limit_hosts()
             self.proxy = Proxy(
                 self.server.cluster.port, lambda port: bool(culprit.kill(port, sockets))
             )
@@ -84,7 +88,7 @@ class Run:
             self.clients = Clients(
                 [direct, proxied, direct] * 3,
                 direct,
-                self.witness.url,
+                (self.witness.url, self.witness.limited_url),
                 self._rate,
                 self.seed,
                 self.tally,
@@ -96,6 +100,18 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _limit_hosts(self) -> None:
+        limits = {"concurrency": orders.CONCURRENCY, "rate": f"{orders.RATE}/second"}
+        host = self.witness.limited_url.split("/")[2]
+        with self.server.connect() as connection:
+            connection.execute(
+                "select net.configure_host(%s, %s)",
+                (host, Jsonb({**limits, "burst": orders.BURST})),
+            )
+            # A host that was broken for a minute would be broken for longer than the run lasts.
+            breaker = {"open_milliseconds": 500, "max_open_milliseconds": 4000}
+            connection.execute("select net.configure_host('*', %s)", (Jsonb({"breaker": breaker}),))
 
     def _make_workers(self) -> None:
         where = self.server.cluster.directory
@@ -130,6 +146,7 @@ class Run:
         plan.strike()
         self.server.cluster.set_clock(0)
         self.clients.stop()
+        self._bring_times_near()
         self.witness.tell("behave")
         self.drained = self._drain()
         evidence = self._evidence()
@@ -139,6 +156,17 @@ class Run:
         evidence.findings += plan.findings + self.server.findings
         evidence.findings += self.server.crashes()
         return evidence
+
+    def _bring_times_near(self) -> None:
+        """What was to wait for seconds, by a clock that was ahead of this one, waits for seconds.
+
+        not_before is a time, and it comes when the clock says so: tomorrow, perhaps.
+        """
+        with self.server.connect() as connection:
+            connection.execute(
+                "update pgnet.flow set not_before = clock_timestamp() + interval '1 s'"
+                " where not_before > clock_timestamp() + interval '5 s'"
+            )
 
     def _drain(self) -> float:
         """Wait until nothing is queued; gives the seconds it took."""
@@ -152,16 +180,21 @@ class Run:
                 ).fetchone()
                 if found == (0, 0, 0, 0):
                     break
+                with self.server.connect(server.CLIENT) as client:
+                    client.execute(orders.UNBLOCK, {"count": 1000})
             time.sleep(0.2)
         return time.monotonic() - started
 
     def _evidence(self) -> checker.Evidence:
         evidence = checker.Evidence(
-            acknowledged=self.clients.acknowledged, undone=self.clients.undone, calm=self.calm
+            acknowledged=set(self.clients.acknowledged),
+            spans=self.clients.acknowledged,
+            undone=self.clients.undone,
+            calm=self.calm,
+            upsets=sorted(self.upsets + self.server.ends),
         )
         for line in self.record.read_text().splitlines():
             entry: dict[str, Any] = json.loads(line)
-            entry.pop("time")
             if "killed" in entry:
                 if entry["killed"]:
                     what = "a worker process" if "python" in entry["killed"] else "a session"
@@ -178,12 +211,24 @@ class Run:
             evidence.sent = [
                 checker.Sent(*row)
                 for row in rows(
-                    "select key, id, method, delivery, retry, max_attempts, idempotency_key, null"
-                    " from app.sent"
+                    "select key, id, method, delivery, retry, max_attempts, idempotency_key, null,"
+                    " ordering_key, blocks, after, after_any_end,"
+                    " extract(epoch from not_before)::float8,"
+                    " extract(epoch from not_after)::float8, limited from app.sent"
                 )
             ]
             evidence.sent += _sent_again(
                 evidence.sent, rows("select id, former from app.sent_again")
+            )
+            evidence.let_run = [
+                (head, number)
+                for head, number in rows(
+                    "select head, number from app.let_run"
+                    " union all select former, number from app.sent_again"
+                )
+            ]
+            evidence.ended = dict(
+                rows("select id, number from app.outcome where operation = 'INSERT'")
             )
             evidence.cancelled = [id for (id,) in rows("select id from app.cancelled")]
             evidence.attempts = [
@@ -254,7 +299,10 @@ def _sent_again(sent: list[checker.Sent], again: list[tuple[Any, ...]]) -> Itera
     """The requests that net.retry made: as the first ones, with ids of their own."""
     requests = {request.id: request for request in sent}
     for id, former in sorted(again):
-        requests[id] = replace(requests[former], id=id, former=former)
+        # It does not wait for what the first one waited for.
+        requests[id] = replace(
+            requests[former], id=id, former=former, after=None, not_before=None, not_after=None
+        )
         yield requests[id]
 
 

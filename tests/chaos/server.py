@@ -81,17 +81,36 @@ create table app.sent (
     delivery text not null,
     retry text,
     max_attempts integer,
-    idempotency_key text
+    idempotency_key text,
+    ordering_key text,
+    blocks boolean not null,
+    after bigint[],
+    after_any_end boolean not null,
+    not_before timestamptz,
+    not_after timestamptz,
+    limited boolean not null
 );
--- The same of net.retry and net.cancel. Nothing is unique here: two instead of one is a finding.
-create table app.sent_again (id bigint not null, former bigint not null);
+-- Numbers what happens, in the order in which it happens.
+create sequence app.number;
+grant usage on sequence app.number to client;
+-- The same of net.retry, net.cancel and net.unblock. Nothing is unique here: two instead of one is
+-- a finding.
+create table app.sent_again (
+    id bigint not null,
+    former bigint not null,
+    number bigint not null default nextval('app.number')
+);
 create table app.cancelled (id bigint not null);
+create table app.let_run (
+    head bigint not null,
+    number bigint not null default nextval('app.number')
+);
 grant usage on schema app to client;
 grant select, insert on all tables in schema app to client;
 
 -- Everything that ever happened to an outcome: a second one could hide behind the first.
 create table app.outcome (
-    number bigint generated always as identity,
+    number bigint not null default nextval('app.number'),
     operation text not null,
     id bigint not null,
     state net.request_state not null
@@ -250,6 +269,8 @@ class Server:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self.findings: list[str] = []
+        # when it had ended
+        self.ends: list[float] = []
         # worth a look, but not a fault
         self.notes: list[str] = []
         self._guardian = threading.Thread(target=self._guard, daemon=True)
@@ -353,6 +374,7 @@ class Server:
                 crash.collect(self.cluster.data, self.cores)
                 if self.cluster.running:
                     continue
+                self.ends.append(time.time())
                 if process is not None:
                     self.tally.add("PostgreSQL ended by itself, and was started")
                 try:

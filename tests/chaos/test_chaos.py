@@ -150,7 +150,7 @@ def succeed_without_an_answer(run: Evidence) -> None:
 
 
 def end_otherwise(run: Evidence) -> None:
-    run.responses[0] = replace(run.responses[0], state="expired")
+    run.responses[0] = replace(run.responses[0], state="ready")
 
 
 def send_by_another_method(run: Evidence) -> None:

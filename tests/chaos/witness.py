@@ -3,13 +3,16 @@
 
     python3 tests/chaos/witness.py --record FILE --seed N [--host ADDRESS] [--sockets FILE ...]
 
-It prints its port when it listens. A line of JSON is written for each request as soon as its head
-has come, before anything else is done about it:
+It prints its ports when it listens: the second is that of a host with limits. A line of JSON is
+written for each request as soon as its head has come, before anything else is done about it:
 
-    {"key", "number" (of this key, from 1), "method", "idempotency_key", "way", "status", "time"}
+    {"key", "number" (of this key, from 1), "method", "idempotency_key", "way", "status", "time",
+     "beside", "at_once"}
 
-`status` is that of a complete answer, null where there will be none. Lines on its standard input
-are commands:
+`status` is that of a complete answer, null where there will be none. A path is /KEY, or
+/ORDERING_KEY/KEY: `beside` are the keys of the other requests of the same ordering key that are
+being answered just now. `at_once` is how many are at the host with limits, this one included; null
+for the other host. Lines on its standard input are commands:
 
     kill connect    kill -9 who connects next, right after the connect
     kill sent       kill -9 who sends the next request, right after its last byte
@@ -27,6 +30,7 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import itertools
 import json
 import random
 import select
@@ -76,6 +80,11 @@ class Witness:
         self._well = False
         self._slowly = False
         self._kills = 0
+        # The requests that are being answered: key, ordering key, whether at the host with limits,
+        # and where they came from.
+        self._open: dict[int, tuple[str, str, bool, asyncio.StreamReader]] = {}
+        self._opened = itertools.count()
+        self.limited_port = 0
         self._choose = random.Random(f"{seed}/connections")
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -109,11 +118,12 @@ class Witness:
         headers = {
             name.lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)
         }
-        key = target.rpartition("/")[2]
+        ordering_key, _, key = target[1:].rpartition("/")
         self._numbers[key] += 1
         number = self._numbers[key]
         choose = random.Random(f"{self._seed}/{key}/{number}")
         [way] = ["answer"] if self._well else choose.choices(list(WAYS), list(WAYS.values()))
+        limited = writer.get_extra_info("sockname")[1] == self.limited_port
         answers = way.startswith(("answer", "half"))
         status = int(way[:3]) if way[:3].isdigit() else 200 if answers else None
         self._write(
@@ -124,8 +134,38 @@ class Witness:
                 "idempotency_key": headers.get("idempotency-key"),
                 "way": way,
                 "status": status,
+                **self._beside(ordering_key, key, limited=limited),
             }
         )
+        place = next(self._opened)
+        self._open[place] = (key, ordering_key, limited, reader)
+        try:
+            return await self._read_and_answer(
+                way, status, key, number, choose, method, headers, reader, writer
+            )
+        finally:
+            del self._open[place]
+
+    def _beside(self, ordering_key: str, key: str, *, limited: bool) -> dict[str, Any]:
+        """What is being answered for clients that are still there."""
+        there = [entry for entry in self._open.values() if not entry[3].at_eof()]
+        return {
+            "beside": [k for k, o, _, _ in there if o and o == ordering_key and k != key],
+            "at_once": 1 + sum(entry[2] for entry in there) if limited else None,
+        }
+
+    async def _read_and_answer(
+        self,
+        way: str,
+        status: int | None,
+        key: str,
+        number: int,
+        choose: random.Random,
+        method: str,
+        headers: dict[str, str],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
         if way == "reset before the body is read":
             _reset(writer)
             return False
@@ -203,18 +243,23 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 async def serve(options: argparse.Namespace) -> None:
     witness = Witness(options.record, options.seed, options.sockets)
-    listening = await asyncio.start_server(witness.connection, options.host, 0, backlog=1024)
-    print(listening.sockets[0].getsockname()[1], flush=True)
+    servers = [
+        await asyncio.start_server(witness.connection, options.host, 0, backlog=1024)
+        for _ in range(2)
+    ]
+    ports = [server.sockets[0].getsockname()[1] for server in servers]
+    witness.limited_port = ports[1]
+    print(*ports, flush=True)
     await witness.obey()
 
 
 class Running:
     """The witness in a process of its own."""
 
-    def __init__(self, process: subprocess.Popen[str], host: str, port: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], host: str, ports: list[str]) -> None:
         self._process = process
         self._lock = threading.Lock()
-        self.url = f"http://{host}:{port}/"
+        self.url, self.limited_url = (f"http://{host}:{port}/" for port in ports)
 
     def kills(self) -> int:
         """How many processes it has killed."""
@@ -246,10 +291,10 @@ def running(record: Path, seed: str, host: str, sockets: list[Path]) -> Iterator
     try:
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], 10)
-        port = process.stdout.readline().strip() if ready else ""
-        if not port:
+        ports = process.stdout.readline().split() if ready else []
+        if not ports:
             raise RuntimeError(f"the witness did not start: {process.poll()}")
-        yield Running(process, host, int(port))
+        yield Running(process, host, ports)
     finally:
         process.kill()
         process.communicate()

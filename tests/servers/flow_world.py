@@ -48,6 +48,8 @@ class World:
         for name in ("ttl", "ttl_failed"):
             self.owner.execute("select net.configure(%s, '3000 days')", (name,))
         self.callers = {role: database.connect(role) for role in ROLES}
+        # Transactions that stay open for a while.
+        self.open_callers = {role: database.connect(role, autocommit=False) for role in ROLES}
         self.holder = database.connect(autocommit=False)
         self.owner.execute("set lock_timeout = '5 s'")
         self.workers: list[Worker] = []
@@ -65,7 +67,8 @@ class World:
 
     def close(self) -> None:
         workers = [worker.connection for worker in self.workers]
-        for connection in (self.owner, self.holder, *self.callers.values(), *workers, *self._spare):
+        callers = [*self.callers.values(), *self.open_callers.values()]
+        for connection in (self.owner, self.holder, *callers, *workers, *self._spare):
             connection.close()
 
     def _empty_tables(self) -> list[str]:
@@ -100,6 +103,8 @@ class World:
     def reset(self) -> None:
         """Forget everything, and begin anew at the tick 0."""
         self.let_go()
+        for connection in self.open_callers.values():
+            connection.rollback()
         self._spare += [worker.connection for worker in self.workers if worker.alive]
         self.workers = []
         with self.owner.transaction():
@@ -126,19 +131,26 @@ class World:
 
     # ---- callers
 
-    def call(self, role: str, query: str, *arguments: Any) -> Any:
-        row = self.callers[role].execute(query, arguments or None).fetchone()
+    def call(self, role: str, query: str, *arguments: Any, stays_open: bool = False) -> Any:
+        """What a statement gives; stays_open: in a transaction that is not ended yet."""
+        callers = self.open_callers if stays_open else self.callers
+        row = callers[role].execute(query, arguments or None).fetchone()
         assert row is not None
         return row[0]
 
-    def send(self, role: str, host: str, **options: Any) -> int:
+    def send(self, role: str, host: str, stays_open: bool = False, **options: Any) -> int:
         id: int = self.call(
             role,
             "select net.http_request('GET', %s, options => %s::jsonb)",
             f"http://{host}/",
             json.dumps({k: v for k, v in options.items() if v is not None}),
+            stays_open=stays_open,
         )
         return id
+
+    def administer(self, query: str, *arguments: Any) -> None:
+        """What the owner does."""
+        self.owner.execute(query, arguments)
 
     # ---- another session's locks
 
@@ -245,6 +257,21 @@ class World:
         return said
 
     # ---- what is there
+
+    def known(self, id: int) -> list[str]:
+        """All that the tables have of a request, for a person who looks why a step failed."""
+        found = []
+        for table, columns in self._rows(
+            "select c.oid::regclass::text, array_agg(a.attname::text) from pg_class c"
+            " join pg_attribute a on a.attrelid = c.oid"
+            " where c.relnamespace = any ('{net,pgnet}'::regnamespace[]) and c.relkind = 'r'"
+            " and a.attname = any ('{id,request_id,after_id,head,retry_of}')"
+            " and a.atttypid = 'bigint'::regtype group by 1"
+        ):
+            where = " or ".join(f"{column} = {id}" for column in columns)
+            query = f"select jsonb_strip_nulls(to_jsonb(t)) from {table} t where {where}"
+            found += [f"{table} {row}" for (row,) in self._rows(query)]
+        return found
 
     def queued(self) -> dict[int, int | None]:
         """The requests without an outcome, and the workers that have them, by their ids."""

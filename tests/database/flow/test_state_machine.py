@@ -8,10 +8,12 @@ each step the tables are compared with the model.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +33,8 @@ from servers.flow_model import Model, Request
 from servers.flow_world import ROLES, TICK, Worker, World
 
 HOSTS = ("a.example", "b.example", "c.example:8443")
+KEYS = ("k", "l")
+UNIQUE = "u"
 # How many examples Hypothesis makes of one seed.
 ROUND, STEPS = 15, 40
 WORKERS = 3
@@ -46,10 +50,16 @@ class Flow(RuleBasedStateMachine):
         self.world.reset()
         self.model = Model()
         self.noticed: dict[int, float] = {}
+        self.uncommitted: dict[str, list[Request]] = {}
+        # Requests that were claimed; and the ids of those that count until the connection is
+        # closed, for a limit or for a key.
+        self.claimed: dict[int, Request] = {}
+        self.counted: set[int] = set()
 
     @initialize()
     def begin(self) -> None:
-        self.world.begin_worker()
+        for _ in range(2):
+            self.world.begin_worker()
 
     # ---- who and what a step is about
 
@@ -70,6 +80,9 @@ class Flow(RuleBasedStateMachine):
         """Whether what the worker says of a request counts."""
         return request.open and request.worker == worker.number
 
+    def pick(self, requests: list[Request], which: int) -> Request:
+        return requests[which % len(requests)]
+
     # ---- callers
 
     @rule(
@@ -77,67 +90,248 @@ class Flow(RuleBasedStateMachine):
         host=st.sampled_from(HOSTS),
         count=st.integers(1, 3),
         at_most_once=st.booleans(),
+        key=st.none() | st.sampled_from(KEYS),
+        skips=st.booleans(),
+        times=st.none() | st.tuples(st.integers(0, 2), st.integers(1, 3)),
+        stays_open=st.booleans(),
     )
-    def send(self, role: str, host: str, count: int, at_most_once: bool) -> None:
+    def send(
+        self,
+        role: str,
+        host: str,
+        count: int,
+        at_most_once: bool,
+        key: str | None,
+        skips: bool,
+        times: tuple[int, int] | None,
+        stays_open: bool,
+    ) -> None:
         for _ in range(count):
-            delivery = "at_most_once" if at_most_once else None
-            id = self.world.send(role, host, delivery=delivery)
-            self.model.requests[id] = Request(id, role, host, at_most_once)
+            request = Request(0, role, host, at_most_once, key, skips and key is not None)
+            if times is not None and not stays_open:
+                request.not_before = self.model.now + times[0] - 0.5 if times[0] else None
+                request.not_after = self.model.now + sum(times) - 0.5
+            self._send(request, stays_open=stays_open)
+
+    def _send(self, request: Request, *, stays_open: bool = False, **options: Any) -> int:
+        id = self.world.send(
+            request.role,
+            request.host,
+            delivery="at_most_once" if request.at_most_once else None,
+            ordering_key=request.key,
+            on_failure="skip" if request.skips else None,
+            after=list(request.after) or None,
+            after_any_end=request.after_any_end or None,
+            not_before=self._interval(request.not_before),
+            not_after=self._interval(request.not_after),
+            unique_key=request.unique_key,
+            stays_open=stays_open,
+            **options,
+        )
+        new = replace(request, id=id, rank=id, made=self.model.now)
+        if stays_open:
+            self.uncommitted.setdefault(request.role, []).append(new)
+        else:
+            self.model.requests.setdefault(id, new)
+        return id
+
+    @precondition(lambda self: self.uncommitted)
+    @rule(which=st.integers(0, 1), commits=st.booleans())
+    def end_transaction(self, which: int, commits: bool) -> None:
+        """Requests with lower ids than others may be seen later."""
+        role = sorted(self.uncommitted)[which % len(self.uncommitted)]
+        requests = self.uncommitted.pop(role)
+        if commits:
+            self.world.open_callers[role].commit()
+            self.model.requests |= {request.id: request for request in requests}
+        else:
+            self.world.open_callers[role].rollback()
+
+    def _interval(self, time: float | None) -> str | None:
+        return None if time is None else f"{(time - self.model.now) * TICK} seconds"
+
+    @precondition(lambda self: self.model.requests)
+    @rule(
+        which=st.lists(st.integers(0, 99), min_size=1, max_size=3),
+        any_end=st.booleans(),
+        key=st.none() | st.sampled_from(KEYS),
+    )
+    def send_after(self, which: list[int], any_end: bool, key: str | None) -> None:
+        requests = list(self.model.requests.values())
+        first = self.pick(requests, which[0])
+        own = [request for request in requests if request.role == first.role]
+        after = {first.id, *(self.pick(own, number).id for number in which)}
+        if not any(self.model.requests[id].mark == "forget" for id in after):
+            self._send(
+                Request(0, first.role, HOSTS[0], key=key, after=tuple(after), after_any_end=any_end)
+            )
+
+    @rule(
+        role=st.sampled_from(ROLES),
+        host=st.sampled_from(HOSTS),
+        unique_for=st.none() | st.integers(1, 2),
+        delay=st.none() | st.integers(1, 2),
+        replaces=st.booleans(),
+    )
+    def send_once(
+        self, role: str, host: str, unique_for: int | None, delay: int | None, replaces: bool
+    ) -> None:
+        """A second request with the key changes the one that waits, or nothing."""
+        model = self.model
+        new = Request(0, role, host, unique_key=UNIQUE)
+        new.not_before = None if delay is None else model.now + delay - 0.5
+        for request in model.requests.values():
+            if request.unique_key == UNIQUE and request.role == role and request.locked:
+                self._let_go()
+        waiting = model.merges_with(role, UNIQUE)
+        # How long a call merges is its own option, and counts from the first call.
+        if waiting is not None and waiting.made + (unique_for or 99) - 0.5 <= model.now:
+            waiting.unique_key, waiting = None, None
+        id = self._send(
+            new,
+            on_conflict="replace" if replaces else None,
+            unique_for=unique_for and self._interval(model.now + unique_for - 0.5),
+        )
+        if waiting is None:
+            for request in model.requests.values():
+                if request.role == role and request.id != id:
+                    request.unique_key = None
+            return
+        assert id == waiting.id
+        if replaces:
+            waiting.host, waiting.not_before = host, new.not_before
 
     @precondition(lambda self: self.model.requests)
     @rule(which=st.integers(0, 99), action=st.sampled_from(["cancel", "forget"]))
     def mark(self, which: int, action: str) -> None:
         request = self.pick(list(self.model.requests.values()), which)
-        done = self.world.call(request.role, f"select net.{action}(%s)", request.id)
-        wanted = (
-            request.mark != "forget" if action == "forget" else not request.mark and request.open
-        )
-        assert done is wanted
-        if done:
-            request.mark = action
-
-    @precondition(lambda self: self.model.requests)
-    @rule(which=st.integers(0, 99), action=st.sampled_from(["cancel", "forget"]))
-    def mark_anothers(self, which: int, action: str) -> None:
-        """A role can do nothing to another role's requests."""
-        request = self.pick(list(self.model.requests.values()), which)
+        # A role can do nothing to another role's requests.
         [other] = set(ROLES) - {request.role}
         assert self.world.call(other, f"select net.{action}(%s)", request.id) is False
+        unblocks = self.model.unblock(request) if not request.open else False
+        done = self.world.call(request.role, f"select net.{action}(%s)", request.id)
+        if action == "cancel":
+            assert done is (unblocks or (request.mark is None and request.open))
+        else:
+            assert done is (request.mark != "forget")
+        if done and (action == "forget" or request.open):
+            request.mark = action
+
+    @rule(role=st.sampled_from(ROLES), key=st.sampled_from(KEYS))
+    def unblock(self, role: str, key: str) -> None:
+        head = self.model.head_of(role, key)
+        done = self.world.call(role, "select net.unblock(%s)", key)
+        assert done is (head is not None and self.model.unblock(head))
 
     @precondition(lambda self: self.model.failures())
     @rule(which=st.integers(0, 99))
     def send_again(self, which: int) -> None:
         request = self.pick(self.model.failures(), which)
-        if request.mark == "forget":
-            return
         id = self.world.call(request.role, "select net.retry(%s)", request.id)
-        request.sent_again = True
-        self.model.requests[id] = Request(id, request.role, request.host, request.at_most_once)
+        self.model.send_again(request, id)
 
-    def pick(self, requests: list[Request], which: int) -> Request:
-        return requests[which % len(requests)]
+    # ---- administrators
+
+    @rule(host=st.sampled_from([*HOSTS, "c.example", "*"]))
+    def pause_or_resume(self, host: str) -> None:
+        paused = host in self.model.paused
+        self.world.administer(f"select net.{'resume' if paused else 'pause'}(%s)", host)
+        self.model.paused ^= {host}
+
+    @rule(host=st.sampled_from(HOSTS), most=st.none() | st.integers(1, 3))
+    def limit(self, host: str, most: int | None) -> None:
+        """Set a limit, raise it, lower it, or take it away."""
+        self.world.administer(
+            "select net.configure_host(%s, %s)", host, json.dumps({"concurrency": most})
+        )
+        self.model.concurrency.pop(host, None)
+        if most is not None:
+            self.model.concurrency[host] = most
 
     # ---- workers
 
+    # Rules are drawn with equal chances: what is to happen more often has several names.
     @rule(which=st.integers(0, 9), slots=st.sampled_from([1, 2, 5, 100]))
     def claim(self, which: int, slots: int) -> None:
-        self._claim(self.worker(which), slots)
+        if slots == 100:
+            self._claim_all(self.worker(which))
+        else:
+            self._claim(self.worker(which), slots)
 
     @precondition(lambda self: self.model.ready(quarantined=True))
     @rule(which=st.integers(0, 9))
     def claim_what_was_lost(self, which: int) -> None:
         self._claim(self.worker(which), 100, quarantined=True)
 
+    claim_too = claim_again = claim
+
     def _claim(self, worker: Worker, slots: int, *, quarantined: bool = False) -> int:
-        rows, more = self.world.claim(worker, slots, quarantined=quarantined)
-        for row in rows:
-            self.model.take(row["id"], worker.number, quarantined=quarantined)
+        self._see_lingering()
+        rows, _more = self.world.claim(worker, slots, quarantined=quarantined)
         assert len(rows) <= slots
-        if not quarantined and not more and len(rows) < slots:
-            left = self.model.ready()
-            assert not left, f"a claim with free slots left {left}"
+        self.model.examine()
+        self._see_endings()
+        for row in rows:
+            try:
+                request = self.model.take(row["id"], worker.number, quarantined=quarantined)
+            except AssertionError as error:
+                self._explain(error, row["id"])
+                raise
+            self.claimed[request.id] = request
+            if request.host in self.model.concurrency or request.key is not None:
+                self.counted.add(request.id)
+            expires_in = json.loads(row["flow"] or "{}").get("expires_in", 1)
+            assert (expires_in <= 0) is self.model.is_too_late(request), row
+            if expires_in <= 0:
+                # A worker does not send it.
+                self.world.record(worker, {request.id: {"state": "expired", "error_msg": "late"}})
+                self.model.end(request, "expired")
         return len(rows)
 
+    def _explain(self, error: AssertionError, id: int) -> None:
+        """Say what the tables have of a request, and of those that it has to do with."""
+        request = self.model.requests.get(id)
+        others = [] if request is None else [*request.after, *self._same_key(request)]
+        for number in (id, *others):
+            error.add_note(f"{self.model.requests.get(number)} {self.world.known(number)}")
+
+    def _same_key(self, request: Request) -> list[int]:
+        mine = (request.role, request.key)
+        return [r.id for r in self.model.requests.values() if r.key and (r.role, r.key) == mine]
+
+    def _claim_all(self, worker: Worker) -> int:
+        """Claim until nothing is left that may be sent: then the model has nothing left, either."""
+        count, tries = 0, 0
+        while (claimed := self._claim(worker, 100)) or (self.model.ready() and tries < 20):
+            count += claimed
+            if not claimed:
+                # What another session had locked a moment ago is looked at again in a moment.
+                tries += 1
+                time.sleep(0.03)
+        left = self.model.ready()
+        assert not left, f"left by a claim: {[(r, self.world.known(r.id)) for r in left]}"
+        return count
+
+    def _see_lingering(self) -> None:
+        """What was cancelled in flight counts for a limit and a key until its worker drops it."""
+        requests = self.model.requests
+        claims = [id for id in self.world.claims() if id not in requests or not requests[id].open]
+        for worker in self.alive():
+            for id in worker.holds.keys() & self.counted:
+                # One whose outcome the worker was told to be stale is not held any more.
+                if (request := requests.get(id)) is None or request.ended == "cancelled":
+                    assert id in claims, f"{id} may be in flight, and does not count"
+        self.model.lingering = [replace(self.claimed[id], ended="cancelled") for id in claims]
+
+    def _see_endings(self) -> None:
+        """Requests end without anybody doing anything where the model says that they may."""
+        for id, state in self.world.outcomes().items():
+            request = self.model.requests.get(id)
+            if request is not None and request.open and state in self.model.endings(request):
+                self.model.end(request, state)
+                request.failure = state == "cancelled"
+
+    @precondition(lambda self: any(worker.holds for worker in self.alive()))
     @rule(
         which=st.integers(0, 9),
         first=st.integers(0, 99),
@@ -164,6 +358,9 @@ class Flow(RuleBasedStateMachine):
             else:
                 self.model.end(request, state)
 
+    record_too = record_again = record
+
+    @precondition(lambda self: any(worker.holds for worker in self.alive()))
     @rule(which=st.integers(0, 9), first=st.integers(0, 99), begun=st.booleans())
     def give_back(self, which: int, first: int, begun: bool) -> None:
         worker = self.worker(which)
@@ -174,10 +371,6 @@ class Flow(RuleBasedStateMachine):
         self.world.release(worker, ids, "stopped in a test" if begun else None)
         for request in own:
             self.model.give_back(request, begun=begun)
-
-    @rule(which=st.integers(0, 9))
-    def heartbeat(self, which: int) -> None:
-        self._heartbeat(self.worker(which))
 
     def _heartbeat(self, worker: Worker) -> None:
         held = set(worker.holds)
@@ -190,6 +383,7 @@ class Flow(RuleBasedStateMachine):
                     if not request.locked:
                         self.model.lose(request)
         self.model.act_on_marks()
+        self._see_endings()
         own = {id for id in held if (r := self.model.requests.get(id)) and self.holds(r, worker)}
         assert set(said["dropped"]) == held - own
 
@@ -199,20 +393,30 @@ class Flow(RuleBasedStateMachine):
         self.world.begin_worker()
 
     @precondition(lambda self: len(self.alive()) > 1)
-    @rule(which=st.integers(0, 9))
-    def kill(self, which: int) -> None:
+    @rule(which=st.integers(0, 9), rescued=st.booleans(), returns=st.booleans())
+    def kill(self, which: int, rescued: bool, returns: bool) -> None:
+        """A worker dies; perhaps others take what it had, and perhaps it comes back then."""
         self.world.kill(self.worker(which))
+        if rescued:
+            self._heartbeat(self.alive()[0])
+            self.advance(1)
+            self._claim_all(self.alive()[0])
+            if returns:
+                self.come_back(records=True)
 
     @precondition(lambda self: len(self.alive()) < len(self.world.workers))
-    @rule()
-    def come_back(self) -> None:
+    @rule(records=st.booleans())
+    def come_back(self, records: bool) -> None:
+        """A worker that was lost has what it had in flight, and perhaps others have it, too."""
         worker = next(worker for worker in self.world.workers if not worker.alive)
         self.noticed.pop(worker.number, None)
         assert self.world.come_back(worker)
+        if records:
+            self.record(self.alive().index(worker), 0, 100, "succeeded", 0)
 
     # ---- the clock, and another session
 
-    @rule(ticks=st.integers(1, 3))
+    @rule(ticks=st.sampled_from([1, 1, 2, 3]))
     def advance(self, ticks: int) -> None:
         self.world.advance(ticks)
         self.model.now += ticks
@@ -257,14 +461,24 @@ class Flow(RuleBasedStateMachine):
         if not self.world.workers:
             return
         self._let_go()
-        for _ in range(2 + 4 * len(self.model.requests)):
+        while self.uncommitted:
+            self.end_transaction(0, commits=True)
+        for host in sorted(self.model.paused):
+            self.world.administer("select net.resume(%s)", host)
+        self.model.paused.clear()
+        for _ in range(4 + 4 * len(self.model.requests)):
             if all(not r.open and r.mark is None for r in self.model.requests.values()):
                 break
+            for role in ROLES:
+                for key in KEYS:
+                    self.unblock(role, key)
             self.advance(4)
-            for worker in self.alive():
-                while self._claim(worker, 100) or self._claim(worker, 100, quarantined=True):
-                    self.record(self.alive().index(worker), 0, 1000, "succeeded", 0)
-                self.record(self.alive().index(worker), 0, 1000, "succeeded", 0)
+            for which, worker in enumerate(self.alive()):
+                self.record(which, 0, 1000, "succeeded", 0)
+                while self._claim_all(worker) or self._claim(worker, 100, quarantined=True):
+                    self.record(which, 0, 1000, "succeeded", 0)
+        for _ in range(3):
+            self.advance(1)
         self.the_tables_are_as_the_model()
         assert [r for r in self.model.requests.values() if r.open] == []
         assert self.world.claims() == {}, self.world.workers
