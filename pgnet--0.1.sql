@@ -5345,7 +5345,7 @@ as $$
 declare
     present timestamptz := clock_timestamp();
     place record;
-    request_id bigint;
+    unsent bigint;
     left_to_end integer := 500;
     any_place boolean := false;
 begin
@@ -5357,7 +5357,7 @@ begin
         order by s.host, s.role limit 1000
     loop
         any_place := true;
-        foreach request_id in array array(
+        foreach unsent in array array(
             select q.id from pgnet.ready_request q
             where q.host = place.host and q.role = place.role
                 and not exists (select from pgnet.claim c where c.id = q.id offset 0)
@@ -5366,9 +5366,9 @@ begin
                     where m.requested_by = q.requested_by and m.request_id = q.id and m.action <> 'retry' offset 0)
             order by q.priority, q.id limit left_to_end for update of q skip locked)
         loop
-            perform pgnet.end_without_answer(request_id, 'failed', format(
+            perform pgnet.end_without_answer(unsent, 'failed', format(
                 'Not sent: the circuit breaker of %s is open since %s: %s.', place.host, date_trunc('second', place.since), place.reason),
-                (select count(*)::integer from pgnet.attempt a where a.request_id = end_requests_of_broken_hosts.request_id));
+                (select count(*)::integer from pgnet.attempt a where a.request_id = unsent));
             left_to_end := left_to_end - 1;
         end loop;
         if left_to_end <= 0 then

@@ -43,6 +43,9 @@ class Hosts:
 
     def configure(self, table: HostTable, most: int) -> None:
         """Follow the settings of hosts. most: requests that one host may have in flight."""
+        if table != self._table:
+            # Under other settings what was counted may have another meaning.
+            self._tally.forget()
         self._table = table
         self.adaptive.most = most
 

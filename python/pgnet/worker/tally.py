@@ -161,6 +161,12 @@ class Tally:
         self._keep(self._sent)
         self._due(now)
 
+    def forget(self) -> None:
+        """Forget the counts that are not reported yet."""
+        self._counts.clear()
+        self._in_a_row.clear()
+        self.due_at = math.inf
+
     def _keep(self, counts: Mapping[Place, Count]) -> None:
         self._sent = {}
         for place, count in counts.items():
