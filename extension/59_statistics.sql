@@ -218,7 +218,7 @@ create view pgnet.ready_count as
             ) r) as counted
         from place p
     ), share as materialized (
-        select least(10000, 12000 operator(pg_catalog./) greatest(pg_catalog.count(*), 1)::integer) as most from few f where f.counted operator(pg_catalog.>) 20
+        select 10000 operator(pg_catalog./) greatest(pg_catalog.count(*), 1)::integer as most from few f where f.counted operator(pg_catalog.>) 20
     )
     select f.host, f.role, s.most, case when f.counted operator(pg_catalog.<=) 20 then f.counted else (
             select pg_catalog.count(*) from (

@@ -293,6 +293,51 @@ $$;
 comment on function pgnet.reasons_of_request(pgnet.request_fact) is
     'What net.explain says of the request itself: its times, its attempts, its row.';
 
+-- With the caller's rights: keys, and the requests that one comes after, are the role's own.
+create function pgnet.reasons_of_gates(fact pgnet.request_fact)
+    returns setof pgnet.reason
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    blocked record;
+    head bigint;
+begin
+    if fact.gate = 'new' then
+        return query
+        select 'gate', 'No worker has looked yet which requests it waits for.', null::timestamptz, null::text;
+    elsif fact.gate = 'key' then
+        select b.* into blocked from pgnet.key_block b
+        where b.requested_by = fact.requested_by and b.ordering_key = fact.ordering_key;
+        -- The request of the key whose gate is open.
+        head := (
+            select f.request_id from pgnet.flow f
+            where f.ordering_key = fact.ordering_key and f.requested_by = fact.requested_by and f.gate is null limit 1);
+        return query
+        select 'key', case when blocked.head is not null then format('Its ordering_key "%s" is blocked by request %s, which has ended as %s: %s.',
+                    fact.ordering_key, blocked.head, blocked.state,
+                    coalesce(rtrim(blocked.error_msg, '.'), 'status ' || blocked.status_code, 'no answer'))
+                when head is not null then format('It waits behind its ordering_key "%s", whose head is request %s.', fact.ordering_key, head)
+                else format('It waits behind its ordering_key "%s", whose next request workers are about to choose.', fact.ordering_key) end,
+            null::timestamptz,
+            case when blocked.head is not null then format('The ways out: select net.retry(%1$s); or select net.unblock(%2$L);',
+                    blocked.head, fact.ordering_key)
+                when head is not null then format('Why that one waits: select * from net.explain(%s);', head) end;
+    elsif fact.gate = 'ids' then
+        return query
+        select 'after', format('It is sent after requests that have not ended: %s%s.', string_agg(d.after_id::text, ', ' order by d.after_id),
+                case when count(*) = 10 then ' and perhaps more' else '' end),
+            null::timestamptz, format('Why the first of them waits: select * from net.explain(%s);', min(d.after_id))
+        from (
+            select d.after_id from pgnet.dependency d where d.request_id = fact.id order by d.after_id limit 10
+        ) d
+        having count(*) > 0;
+    end if;
+end
+$$;
+comment on function pgnet.reasons_of_gates(pgnet.request_fact) is
+    'What net.explain says of the requests that it waits for.';
+
 create function pgnet.reasons_of_limits(fact pgnet.request_fact)
     returns setof pgnet.reason
     language plpgsql stable parallel safe
@@ -385,6 +430,8 @@ begin
         union all
         select * from pgnet.reasons_of_request(fact)
         union all
+        select * from pgnet.reasons_of_gates(fact)
+        union all
         select * from pgnet.reasons_of_host(fact)
         union all
         select * from pgnet.reasons_of_limits(fact)
@@ -422,6 +469,8 @@ begin
     select f.* into fact from pgnet.request_fact f where f.id = request_id;
     return query
     select r.* from pgnet.reasons_of_request(fact) r where r.reason not in ('attempts', 'not after')
+    union all
+    select r.* from pgnet.reasons_of_gates(fact) r
     union all
     select r.* from pgnet.reasons_of_host(fact) r;
 end

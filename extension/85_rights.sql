@@ -140,7 +140,7 @@ grant execute on function
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- why it waits
     pgnet.caller_reads_all, pgnet.max_timeout_milliseconds, pgnet.is_copy, pgnet.is_locked, pgnet.time_words, pgnet.attempt_words,
-    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_limits, pgnet.reasons_of_workers,
+    pgnet.reasons_in_flight, pgnet.reasons_of_database, pgnet.reasons_of_request, pgnet.reasons_of_host, pgnet.reasons_of_gates, pgnet.reasons_of_limits, pgnet.reasons_of_workers,
     pgnet.reasons_to_wait, pgnet.reason_of_end, pgnet.explain_words, pgnet.idle_words, pgnet.any_host_waits, pgnet.holding_words, pgnet.both_words,
     pgnet.holding_reasons, pgnet.modes_of_workers,
     -- statistics

@@ -412,3 +412,55 @@ def test_times(database: Database, worker: Worker, nginx: Nginx) -> None:
     )
     (expired,) = wait_for(database, late, "expired")
     assert "not_after passed" in expired.detail
+
+
+def test_behind_its_key(database: Database, worker: Worker, silent: str, nginx: Nginx) -> None:
+    request = (
+        "select net.http_request('POST', %s, timeout_milliseconds => 20000,"
+        ' options => \'{"ordering_key": "k"}\')'
+    )
+    first, second = database.value(request, silent), database.value(request, nginx.url)
+    (key,) = wait_for(database, second, "key")
+    assert key.detail == f'It waits behind its ordering_key "k", whose head is request {first}.'
+    assert key.hint == f"Why that one waits: select * from net.explain({first});"
+    assert database.value("select error_msg from net.requests where id = %s", second) == key.detail
+    assert nobody_takes(database)
+
+
+def test_behind_a_key_that_is_blocked(database: Database, worker: Worker, nginx: Nginx) -> None:
+    request = "select net.http_request('POST', %s, options => '{\"ordering_key\": \"k''\"}')"
+    first = database.value(request, f"{nginx.url}/status/500")
+    wait_for(database, first, "failed")
+    second = database.value(request, nginx.url)
+    (key,) = wait_for(database, second, "key")
+    assert key.detail == (
+        f'Its ordering_key "k\'" is blocked by request {first},'
+        " which has ended as failed: status 500."
+    )
+    assert key.hint is not None
+    assert nobody_takes(database)
+    # The way out that it names is one.
+    database.execute(key.hint.split(" or ")[1])
+    wait_for(database, second, "succeeded")
+
+
+def test_after_others(database: Database, worker: Worker, silent: str, nginx: Nginx) -> None:
+    first, second = get(database, silent), get(database, silent)
+    third = database.value(
+        "select net.http_request('GET', %s, options => jsonb_build_object('after', %s::bigint[]))",
+        nginx.url,
+        [first, second],
+    )
+    (after,) = wait_for(database, third, "after")
+    assert after.detail == f"It is sent after requests that have not ended: {first}, {second}."
+    assert nobody_takes(database)
+    database.execute("select net.cancel(%s)", first)
+    (cancelled,) = wait_for(database, third, "cancelled")
+    assert str(first) in cancelled.detail
+
+
+def test_nobody_has_looked_at_its_key(database: Database, nginx: Nginx) -> None:
+    id = database.value(
+        "select net.http_request('POST', %s, options => '{\"ordering_key\": \"k\"}')", nginx.url
+    )
+    assert reasons(database, id) == ["no worker", "gate"]

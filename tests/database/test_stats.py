@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_a_database_where_nothing_happens(database: Database) -> None:
         (1, 9_999, "9,999", {"9,999"}),
         (1, 10_001, "10,000+", {"10,000+"}),
         (3, 3_000, "3,000", {"1,000"}),
-        (10, 30_000, "10,000+", {"1,200+"}),
+        (10, 30_000, "10,000+", {"1,000+"}),
         (100, 1_000, "1,000+", {"10"}),
     ],
 )
@@ -120,7 +121,9 @@ def test_what_is_in_flight_does_not_wait(database: Database, nginx: Nginx) -> No
                 "select net.http_get(%s, timeout_milliseconds => 30000)", f"{nginx.url}/slow?s=20"
             )
         found = wait_until(
-            lambda: stats(database), lambda f: f[None]["in_per_minute"] == 5, "five were made"
+            lambda: stats(database),
+            lambda f: (f[None]["in_per_minute"], f[None]["in_flight"]) == (5, 3),
+            "three of five are in flight",
         )
         for row in (found[None], found[host]):
             assert (row["in_flight"], row["waiting"]) == (3, "2")
@@ -167,7 +170,7 @@ def test_an_attempt_that_is_repeated_has_not_ended_its_request(
     database: Database, worker: Worker, nginx: Nginx
 ) -> None:
     database.execute(
-        "select net.configure_retry('later', '{\"statuses\": [503], \"methods\": \"any\","
+        'select net.configure_retry(\'later\', \'{"statuses": [503], "methods": "any",'
         ' "backoff_milliseconds": 60000}\')'
     )
     database.execute(
@@ -187,10 +190,10 @@ def test_workers_are_summed_up_and_old_minutes_do_not_count(database: Database) 
             put(database, 0, worker=worker, host=host, failed=worker - 1)
             put(database, 3, worker=worker, host=host, attempts=100)
     found = stats(database)
-    for host in (None, "a"):
-        assert found[host]["attempts_per_minute"] == 2
-        assert found[host]["failed_percent"] == 50
-        assert found[host]["total_p50_ms"] == pytest.approx(0.1 * 2**9.875, rel=0.001)
+    for place in (None, "a"):
+        assert found[place]["attempts_per_minute"] == 2
+        assert found[place]["failed_percent"] == 50
+        assert found[place]["total_p50_ms"] == pytest.approx(0.1 * 2**9.875, rel=0.001)
 
 
 def test_a_minute_counts_as_far_as_it_is_within_the_last_sixty_seconds(database: Database) -> None:
@@ -245,6 +248,12 @@ def quiet_cluster(make_cluster: Callable[..., Cluster]) -> Cluster:
     return make_cluster(autovacuum="off")
 
 
+def read_so_far(session: psycopg.Connection[Any]) -> int:
+    row = session.execute(READ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 @pytest.mark.parametrize("hosts", [1, 10, 1000])
 @pytest.mark.parametrize("seen", ["empty", "full"])
 def test_a_million_rows_are_not_read(
@@ -268,15 +277,11 @@ def test_a_million_rows_are_not_read(
         ):
             best = math.inf
             for _ in range(5):
-                before = session.execute(READ).fetchone()
-                row = session.execute("select clock_timestamp()").fetchone()
-                found = session.execute(query).fetchall()
-                ended = session.execute("select clock_timestamp()").fetchone()
-                after = session.execute(READ).fetchone()
+                before, began = read_so_far(session), time.perf_counter()
+                assert session.execute(query).fetchall()
+                best = min(best, time.perf_counter() - began)
+                assert read_so_far(session) - before < most, query
                 session.commit()
-                assert before and after and row and ended and found
-                best = min(best, (ended[0] - row[0]).total_seconds())
-                assert after[0] - before[0] < most, query
             took[query] = best
             # Wide, for a busy machine: the rows that are read are what counts.
             assert best < 0.2, query
@@ -300,8 +305,10 @@ def report(session: psycopg.Connection[Any], worker: int, **more: Any) -> float:
         "host": "a",
         "role": 10,
         **dict.fromkeys(("made", "attempts", "failed", "ended"), 1),
-        **dict.fromkeys(("first_byte_buckets", "first_byte_counts"), []),
-        **dict.fromkeys(("total_buckets", "total_counts"), []),
+        "first_byte_buckets": [],
+        "first_byte_counts": [],
+        "total_buckets": [],
+        "total_counts": [],
     }
     row = session.execute(
         "select pgnet.report_work(%s, %s::json)",

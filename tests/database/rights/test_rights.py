@@ -184,6 +184,7 @@ ROUTINES = {
     "pgnet.reason_of_end": "everyone",
     "pgnet.reasons_in_flight": "everyone",
     "pgnet.reasons_of_database": "everyone",
+    "pgnet.reasons_of_gates": "everyone",
     "pgnet.reasons_of_host": "everyone",
     "pgnet.reasons_of_limits": "everyone",
     "pgnet.reasons_of_request": "everyone",
