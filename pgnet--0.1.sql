@@ -2104,7 +2104,8 @@ create table pgnet.worker (
     ended timestamptz,
     cut_off integer not null default 0,
     mode text,
-    slots integer
+    slots integer,
+    full_places jsonb
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can '
@@ -2114,6 +2115,9 @@ comment on table pgnet.worker is
 comment on column pgnet.worker.mode is
     'The mode that the worker found at its last heartbeat.';
 comment on column pgnet.worker.slots is 'How many requests it may have in flight at once.';
+comment on column pgnet.worker.full_places is
+    'Places that may have no more in flight by what their hosts can bear, by "ROLE_OID HOST", and how '
+    'many they may have.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not
 -- take another's for its own.
@@ -9453,8 +9457,9 @@ comment on function pgnet.bucket_middle(integer) is
 
 create function pgnet.report_work(
     worker_id bigint,
-    -- slots: how many requests the worker may have in flight; minute: the one that it has counted,
-    -- in minutes since the epoch, NULL: the present one; places: columns of pgnet.host_minute;
+    -- slots: how many requests the worker may have in flight; full: full_places of pgnet.worker;
+    -- minute: the one that it has counted, in minutes since the epoch, NULL: the present one;
+    -- places: columns of pgnet.host_minute;
     -- progress: [id, what it waits for] of requests in flight, where that has changed
     report json
 )
@@ -9477,6 +9482,7 @@ declare
     counted bigint := case when abs((report ->> 'minute')::bigint - present / 60) < 5 then (report ->> 'minute')::bigint
         else floor(present / 60) end;
     all_slots integer := (report ->> 'slots')::integer;
+    all_full jsonb := nullif((report -> 'full')::jsonb, '{}');
     news jsonb := report -> 'progress';
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
@@ -9492,7 +9498,8 @@ begin
     set made = excluded.made, attempts = excluded.attempts, failed = excluded.failed, ended = excluded.ended,
         first_byte_buckets = excluded.first_byte_buckets, first_byte_counts = excluded.first_byte_counts,
         total_buckets = excluded.total_buckets, total_counts = excluded.total_counts;
-    update pgnet.worker w set slots = all_slots where w.id = worker_id and w.slots is distinct from all_slots;
+    update pgnet.worker w set slots = all_slots, full_places = all_full
+    where w.id = worker_id and (w.slots, w.full_places) is distinct from (all_slots, all_full);
     if news <> '{}' then
         update pgnet.claim c set progress = news ->> c.id::text
         where c.id = any (array(
@@ -9828,7 +9835,7 @@ create function pgnet.any_host_waits()
     returns boolean
     language sql stable parallel safe security definer
     set search_path = pg_catalog, pg_temp
-as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state) $$;
+as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state s where s.closed_until is not null) $$;
 comment on function pgnet.any_host_waits() is
     'Whether requests to some host may wait: it is paused, broken, or has asked to wait.';
 
@@ -10791,7 +10798,7 @@ create view pgnet.request_fact with (security_barrier) as
             (select pgnet.max_timeout_milliseconds())) operator(pg_catalog./) 1000.0::double precision) as deadline,
         w.gone_since, w.stalled_since, w.ended as worker_ended,
         p.host as paused_host, p.since as paused_since, p.reason as pause_reason,
-        s.closed_until, s.needs_probe, 
+        s.closed_until, s.needs_probe, s.state as breaker, s.since as broken_since, s.reason as broken_by, s.slowed_until, 
         -- As pgnet.claim_requests asks.
         (select exists (
             select from pgnet.host h where h.settings operator(pg_catalog.?|) '{concurrency,rate}'::pg_catalog.text[])) as has_limits
@@ -10835,7 +10842,8 @@ comment on view pgnet.request_fact is
     'What there is to say of each request that has not ended. A role sees its own.';
 
 create view pgnet.request_load with (security_barrier) as
-    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
+    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host,
+        (w.full_places operator(pg_catalog.->>) pg_catalog.concat(q.requested_by::pg_catalog.oid, ' ', pgnet.host_of_url(q.url)))::integer as adapted
     from net.http_request_queue q
     cross join lateral (
         select w.* from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start) offset 0
@@ -11144,11 +11152,16 @@ begin
         format('Whoever may steer resumes it: select net.resume(%s);', case when fact.paused_host <> '*' then quote_literal(fact.paused_host) end)
     where fact.paused_host is not null
     union all
-    select 'closed', format('The host %s is not asked before %s.', fact.host, pgnet.time_words(fact.closed_until)), fact.closed_until, null
-    where fact.closed_until > statement_timestamp()
+    select 'told to wait', format('The host %s has asked to wait until %s.', fact.host, pgnet.time_words(fact.slowed_until)), fact.slowed_until, null
+    where fact.slowed_until > statement_timestamp()
     union all
-    select 'probe', format('The host %s is broken: one request at a time finds out whether it works again.', fact.host), null, null
-    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= statement_timestamp();
+    select 'broken', format('The host %s is broken since %s: %s. %s', fact.host, pgnet.time_words(fact.broken_since), rtrim(fact.broken_by, '.'),
+            case when fact.breaker = 'half_open' then 'A probe is in flight.'
+                when fact.closed_until > statement_timestamp() then format('A probe is sent at %s.', pgnet.time_words(fact.closed_until))
+                else 'The next request is a probe.' end),
+        case when fact.breaker = 'open' and fact.closed_until > statement_timestamp() then fact.closed_until end,
+        'The circuit breaker and its settings: select * from net.hosts;'
+    where fact.needs_probe;
 end
 $$;
 comment on function pgnet.reasons_of_host(pgnet.request_fact) is
@@ -11162,7 +11175,8 @@ as $$
 begin
     return query
     with load as materialized (
-        select l.*, l.in_flight >= l.slots as is_full, l.at_host >= greatest(1, l.slots * 3 / 4) as host_is_full
+        select l.*, l.in_flight >= l.slots as is_full, l.adapted is not null as is_adapted,
+            l.at_host >= greatest(1, l.slots * 3 / 4) as host_is_full
         from pgnet.request_load l where l.id = fact.id
     )
     select 'busy', format('All %s slots of the %s running are taken: %s.', (select sum(l.slots) from load l),
@@ -11173,7 +11187,12 @@ begin
     union all
     select 'host busy', format('The host %s has all the slots that one host may have, three quarters of those of each worker: %s.', fact.host,
             (select sum(l.at_host) from load l)), null, 'Another worker helps, or shorter timeouts: docs/capacity.md.'
-    where (select bool_and(l.is_full or l.host_is_full) and not bool_and(l.is_full) from load l);
+    where (select bool_and(l.is_full or l.host_is_full) and not bool_and(l.is_full) from load l)
+    union all
+    select 'adaptive', format('Workers have %s in flight at the host %s, as many as it has shown that it can bear.',
+            (select case sum(l.adapted) when 1 then '1 request' else format('%s requests', sum(l.adapted)) end from load l), fact.host), null,
+        'More follow as it answers. How many is a setting, too: select net.configure_host(host, ''{"adaptive": false}'');'
+    where (select bool_and(l.is_full or l.host_is_full or l.is_adapted) and not bool_and(l.is_full or l.host_is_full) from load l);
 end
 $$;
 comment on function pgnet.reasons_of_workers(pgnet.request_fact) is

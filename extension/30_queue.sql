@@ -250,7 +250,8 @@ create table pgnet.worker (
     ended timestamptz,
     cut_off integer not null default 0,
     mode text,
-    slots integer
+    slots integer,
+    full_places jsonb
 ) with (autovacuum_vacuum_scale_factor = 0.1);
 comment on table pgnet.worker is
     'Workers, known by pid and start of their session: what pg_stat_activity shows nobody can '
@@ -260,6 +261,9 @@ comment on table pgnet.worker is
 comment on column pgnet.worker.mode is
     'The mode that the worker found at its last heartbeat.';
 comment on column pgnet.worker.slots is 'How many requests it may have in flight at once.';
+comment on column pgnet.worker.full_places is
+    'Places that may have no more in flight by what their hosts can bear, by "ROLE_OID HOST", and how '
+    'many they may have.';
 
 -- Ids begin at random: a worker that lives through DROP EXTENSION and CREATE EXTENSION must not
 -- take another's for its own.

@@ -56,8 +56,9 @@ comment on function pgnet.bucket_middle(integer) is
 
 create function pgnet.report_work(
     worker_id bigint,
-    -- slots: how many requests the worker may have in flight; minute: the one that it has counted,
-    -- in minutes since the epoch, NULL: the present one; places: columns of pgnet.host_minute;
+    -- slots: how many requests the worker may have in flight; full: full_places of pgnet.worker;
+    -- minute: the one that it has counted, in minutes since the epoch, NULL: the present one;
+    -- places: columns of pgnet.host_minute;
     -- progress: [id, what it waits for] of requests in flight, where that has changed
     report json
 )
@@ -80,6 +81,7 @@ declare
     counted bigint := case when abs((report ->> 'minute')::bigint - present / 60) < 5 then (report ->> 'minute')::bigint
         else floor(present / 60) end;
     all_slots integer := (report ->> 'slots')::integer;
+    all_full jsonb := nullif((report -> 'full')::jsonb, '{}');
     news jsonb := report -> 'progress';
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
@@ -95,7 +97,8 @@ begin
     set made = excluded.made, attempts = excluded.attempts, failed = excluded.failed, ended = excluded.ended,
         first_byte_buckets = excluded.first_byte_buckets, first_byte_counts = excluded.first_byte_counts,
         total_buckets = excluded.total_buckets, total_counts = excluded.total_counts;
-    update pgnet.worker w set slots = all_slots where w.id = worker_id and w.slots is distinct from all_slots;
+    update pgnet.worker w set slots = all_slots, full_places = all_full
+    where w.id = worker_id and (w.slots, w.full_places) is distinct from (all_slots, all_full);
     if news <> '{}' then
         update pgnet.claim c set progress = news ->> c.id::text
         where c.id = any (array(

@@ -31,7 +31,7 @@ create function pgnet.any_host_waits()
     returns boolean
     language sql stable parallel safe security definer
     set search_path = pg_catalog, pg_temp
-as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state) $$;
+as $$ select exists (select from pgnet.pause) or exists (select from pgnet.host_state s where s.closed_until is not null) $$;
 comment on function pgnet.any_host_waits() is
     'Whether requests to some host may wait: it is paused, broken, or has asked to wait.';
 

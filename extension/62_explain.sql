@@ -26,7 +26,7 @@ create view pgnet.request_fact with (security_barrier) as
             (select pgnet.max_timeout_milliseconds())) operator(pg_catalog./) 1000.0::double precision) as deadline,
         w.gone_since, w.stalled_since, w.ended as worker_ended,
         p.host as paused_host, p.since as paused_since, p.reason as pause_reason,
-        s.closed_until, s.needs_probe, 
+        s.closed_until, s.needs_probe, s.state as breaker, s.since as broken_since, s.reason as broken_by, s.slowed_until, 
         -- As pgnet.claim_requests asks.
         (select exists (
             select from pgnet.host h where h.settings operator(pg_catalog.?|) '{concurrency,rate}'::pg_catalog.text[])) as has_limits
@@ -70,7 +70,8 @@ comment on view pgnet.request_fact is
     'What there is to say of each request that has not ended. A role sees its own.';
 
 create view pgnet.request_load with (security_barrier) as
-    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host
+    select q.id, w.id as worker, coalesce(w.slots, (select pgnet.setting_value('concurrency')::integer)) as slots, l.in_flight, l.at_host,
+        (w.full_places operator(pg_catalog.->>) pg_catalog.concat(q.requested_by::pg_catalog.oid, ' ', pgnet.host_of_url(q.url)))::integer as adapted
     from net.http_request_queue q
     cross join lateral (
         select w.* from pgnet.worker w where w.ended is null and pgnet.session_is_alive(w.pid, w.backend_start) offset 0
@@ -379,11 +380,16 @@ begin
         format('Whoever may steer resumes it: select net.resume(%s);', case when fact.paused_host <> '*' then quote_literal(fact.paused_host) end)
     where fact.paused_host is not null
     union all
-    select 'closed', format('The host %s is not asked before %s.', fact.host, pgnet.time_words(fact.closed_until)), fact.closed_until, null
-    where fact.closed_until > statement_timestamp()
+    select 'told to wait', format('The host %s has asked to wait until %s.', fact.host, pgnet.time_words(fact.slowed_until)), fact.slowed_until, null
+    where fact.slowed_until > statement_timestamp()
     union all
-    select 'probe', format('The host %s is broken: one request at a time finds out whether it works again.', fact.host), null, null
-    where fact.needs_probe and coalesce(fact.closed_until, '-infinity') <= statement_timestamp();
+    select 'broken', format('The host %s is broken since %s: %s. %s', fact.host, pgnet.time_words(fact.broken_since), rtrim(fact.broken_by, '.'),
+            case when fact.breaker = 'half_open' then 'A probe is in flight.'
+                when fact.closed_until > statement_timestamp() then format('A probe is sent at %s.', pgnet.time_words(fact.closed_until))
+                else 'The next request is a probe.' end),
+        case when fact.breaker = 'open' and fact.closed_until > statement_timestamp() then fact.closed_until end,
+        'The circuit breaker and its settings: select * from net.hosts;'
+    where fact.needs_probe;
 end
 $$;
 comment on function pgnet.reasons_of_host(pgnet.request_fact) is
@@ -397,7 +403,8 @@ as $$
 begin
     return query
     with load as materialized (
-        select l.*, l.in_flight >= l.slots as is_full, l.at_host >= greatest(1, l.slots * 3 / 4) as host_is_full
+        select l.*, l.in_flight >= l.slots as is_full, l.adapted is not null as is_adapted,
+            l.at_host >= greatest(1, l.slots * 3 / 4) as host_is_full
         from pgnet.request_load l where l.id = fact.id
     )
     select 'busy', format('All %s slots of the %s running are taken: %s.', (select sum(l.slots) from load l),
@@ -408,7 +415,12 @@ begin
     union all
     select 'host busy', format('The host %s has all the slots that one host may have, three quarters of those of each worker: %s.', fact.host,
             (select sum(l.at_host) from load l)), null, 'Another worker helps, or shorter timeouts: docs/capacity.md.'
-    where (select bool_and(l.is_full or l.host_is_full) and not bool_and(l.is_full) from load l);
+    where (select bool_and(l.is_full or l.host_is_full) and not bool_and(l.is_full) from load l)
+    union all
+    select 'adaptive', format('Workers have %s in flight at the host %s, as many as it has shown that it can bear.',
+            (select case sum(l.adapted) when 1 then '1 request' else format('%s requests', sum(l.adapted)) end from load l), fact.host), null,
+        'More follow as it answers. How many is a setting, too: select net.configure_host(host, ''{"adaptive": false}'');'
+    where (select bool_and(l.is_full or l.host_is_full or l.is_adapted) and not bool_and(l.is_full or l.host_is_full) from load l);
 end
 $$;
 comment on function pgnet.reasons_of_workers(pgnet.request_fact) is

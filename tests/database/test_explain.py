@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ import pytest
 
 from servers.cluster import Database, Worker
 from servers.nginx import Nginx
+from servers.raw import Raw
 from servers.waiting import wait_until
 from servers.workers import one_worker
 
@@ -464,3 +466,51 @@ def test_nobody_has_looked_at_its_key(database: Database, nginx: Nginx) -> None:
         "select net.http_request('POST', %s, options => '{\"ordering_key\": \"k\"}')", nginx.url
     )
     assert reasons(database, id) == ["no worker", "gate"]
+
+
+def test_a_broken_host(database: Database, worker: Worker, nginx: Nginx) -> None:
+    host = nginx.url.split("/")[2]
+    database.execute(
+        "select net.configure_host(%s,"
+        ' \'{"breaker": {"failures_in_a_row": 3, "open_milliseconds": 60000}}\')',
+        host,
+    )
+    for _ in range(3):
+        wait_for(database, get(database, f"{nginx.url}/status/500"), "failed")
+    database.wait_for("select count(*) = 1 from net.hosts where state = 'open'")
+    id = get(database, nginx.url)
+    (broken,) = explain(database, id)
+    assert broken.reason == "broken"
+    assert broken.detail.startswith(f"The host {host} is broken since ")
+    assert ": 3 " in broken.detail
+    assert "A probe is sent at " in broken.detail
+    assert broken.until == database.value("select closed_until from pgnet.host_state")
+    assert nobody_takes(database)
+    assert database.value("select error_msg from net.requests where id = %s", id) == broken.detail
+
+
+def test_a_host_that_has_asked_to_wait(database: Database, worker: Worker) -> None:
+    with contextlib.closing(Raw()) as server:
+        url = server.answering(
+            b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n"
+        )
+        wait_for(database, get(database, url), "failed")
+        host = url.split("/")[2]
+        database.wait_for("select count(*) = 1 from pgnet.host_state where closed_until > now()")
+        id = get(database, url)
+        (told,) = explain(database, id)
+        assert told.reason == "told to wait"
+        assert told.detail.startswith(f"The host {host} has asked to wait until ")
+        seconds = database.value("select extract(epoch from %s - now())::float", told.until)
+        assert 50 < seconds <= 60
+        assert nobody_takes(database)
+
+
+def test_what_a_host_can_bear(database: Database, worker: Worker, silent: str) -> None:
+    """A host that has not answered yet gets a few requests at once."""
+    ids = [get(database, silent) for _ in range(60)]
+    last = ids[-1]
+    (adaptive,) = wait_for(database, last, "adaptive")
+    in_flight = database.value("select count(*) from pgnet.claim")
+    assert in_flight < 60
+    assert adaptive.detail.startswith(f"Workers have {in_flight} requests in flight at the host ")

@@ -166,25 +166,25 @@ def test_what_requests_wait_for_is_told_once_a_second_where_it_is_news() -> None
     assert report.due_at == 101.0
     clock.now = 101.2
     ids = [str(id) for id in in_flight.ids]
-    taken = json.loads(report.take(in_flight) or "")
+    taken = json.loads(report.take(in_flight, {}) or "")
     assert taken["progress"] == {ids[0]: "connecting"}
-    assert taken["slots"] == 7
+    assert (taken["slots"], taken["full"]) == (7, {})
     report.reported(NOW)
     assert report.due_at == 102.2
     clock.now = 102.2
     first.progress = "waiting"
-    taken = json.loads(report.take(in_flight) or "")
+    taken = json.loads(report.take(in_flight, {}) or "")
     assert taken["progress"] == {ids[0]: "waiting", ids[1]: "connecting"}
     # The database did not take it: it is told again.
     report.failed(OutboxFailed("a lock"))
     clock.now = 103.2
-    assert json.loads(report.take(in_flight) or "")["progress"] == taken["progress"]
+    assert json.loads(report.take(in_flight, {}) or "")["progress"] == taken["progress"]
     report.reported(NOW)
     clock.now = 104.2
-    assert report.take(in_flight) is None
+    assert report.take(in_flight, {}) is None
     for each in list(in_flight):
         in_flight.remove(each)
-    assert report.take(in_flight) is None
+    assert report.take(in_flight, {}) is None
     assert report.due_at == math.inf
 
 
@@ -194,7 +194,7 @@ def test_an_attempt_that_has_ended_is_reported_at_most_a_second_later() -> None:
     in_flight, _ = flights()
     report.ended(claim(), outcome())
     assert report.due_at < clock.now
-    report.take(in_flight)
+    report.take(in_flight, {})
     report.reported(NOW)
     clock.now += 0.2
     report.ended(claim(), outcome())

@@ -202,6 +202,14 @@ class Adaptive:
                 self._recovered.add(place)
         return rooms
 
+    def full(self) -> dict[str, int]:
+        """The places that have as many requests in flight as they may have, and how many."""
+        return {
+            f"{place.role} {place.host}": int(state.limit)
+            for place, state in self._places.items()
+            if state.in_flight >= int(state.limit) and self._applies_to(place)
+        }
+
     def changes(self) -> Mapping[Place, int]:
         """The limits that hosts have made less, as far as they are not known yet; 0: not less."""
         changes = dict.fromkeys(self._recovered, 0)

@@ -348,7 +348,7 @@ class Worker:
 
     def _send_report(self) -> None:
         """Tell the database of this worker's work, where there is something to tell."""
-        report = self._report.take(self._flights)
+        report = self._report.take(self._flights, self._hosts.adaptive.full())
         if report is None:
             return
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pgnet.outbox import Claim, OutboxFailed, Outcome
@@ -37,11 +37,12 @@ class Report:
         self._clock = clock
         self._statistics = Statistics(clock)
         self._last = -math.inf
-        # What the database knows of requests in flight, by id, and of the slots; and what it is
-        # being told.
+        # What the database knows of requests in flight, by id, and of the room for more; and what
+        # it is being told.
         self._told: dict[int, str] = {}
         self._telling: dict[int, str] = {}
-        self._slots_told = self._slots = 0
+        self._room_told: tuple[int, Mapping[str, int]] = (0, {})
+        self._room: tuple[int, Mapping[str, int]] = self._room_told
 
     def begun(self, claim: Claim) -> None:
         """An attempt has begun."""
@@ -55,16 +56,24 @@ class Report:
         if self.due_at == math.inf:
             self.due_at = self._last + _INTERVAL
 
-    def take(self, flights: Flights) -> str | None:
-        """The report as pgnet.report_work takes it; None where nothing has changed."""
+    def take(self, flights: Flights, full: Mapping[str, int]) -> str | None:
+        """The report as pgnet.report_work takes it; None where nothing has changed.
+
+        full: the places that may have no more in flight, and how many they may have.
+        """
         now = self._last = self._clock()
         self._telling = self._news(flights, now)
-        self._slots = flights.window.most
+        self._room = (flights.window.most, full)
         self.due_at = now + _INTERVAL if flights else math.inf
-        if self._statistics.is_empty and not self._telling and self._slots == self._slots_told:
+        if self._statistics.is_empty and not self._telling and self._room == self._room_told:
             return None
         minute, places = self._statistics.report()
-        report: dict[str, Any] = {"slots": self._slots, "places": places, "progress": self._telling}
+        report: dict[str, Any] = {
+            "slots": flights.window.most,
+            "full": full,
+            "places": places,
+            "progress": self._telling,
+        }
         if minute is not None:
             report["minute"] = minute
         return json.dumps(report, separators=(",", ":"))
@@ -86,7 +95,7 @@ class Report:
         self.backoff.succeeded()
         self._statistics.reported(database_time)
         self._told |= self._telling
-        self._slots_told = self._slots
+        self._room_told = self._room
 
     def failed(self, error: OutboxFailed) -> None:
         """The database has not taken the report: all of it is told again."""
