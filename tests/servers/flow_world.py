@@ -169,14 +169,28 @@ class World:
 
     # ---- workers
 
+    def _rows_for(
+        self, connection: psycopg.Connection[Any], query: str, arguments: tuple[Any, ...] = ()
+    ) -> list[dict[str, Any]]:
+        """What a worker's statement gives. As a worker, it comes again where a table is locked.
+
+        VACUUM locks a table for a moment when it cuts off the end of its file.
+        """
+        for _ in range(20):
+            try:
+                with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+                    return cursor.execute(query, arguments or None).fetchall()
+            except psycopg.errors.LockNotAvailable:
+                time.sleep(0.1)
+        raise AssertionError(f"a table stays locked: {query}")
+
     def begin_worker(self) -> Worker:
         connection = self._spare.pop() if self._spare else self.database.connect()
-        row = connection.execute(
-            "select worker_id, worker_secret from pgnet.register_worker('process')"
-        ).fetchone()
-        assert row is not None
+        [row] = self._rows_for(
+            connection, "select worker_id, worker_secret from pgnet.register_worker('process')"
+        )
         self._number += 1
-        worker = Worker(self._number, connection, *row)
+        worker = Worker(self._number, connection, row["worker_id"], row["worker_secret"])
         self.workers.append(worker)
         return worker
 
@@ -195,13 +209,13 @@ class World:
     def come_back(self, worker: Worker) -> bool:
         """Connect anew, with the secret and what it believes to hold; whether it is the same."""
         worker.connection = self.database.connect()
-        row = worker.connection.execute(
+        [row] = self._rows_for(
+            worker.connection,
             "select worker_id, worker_secret from pgnet.register_worker('process', %s, %s, %s)",
             (worker.id, worker.secret, list(worker.holds)),
-        ).fetchone()
-        assert row is not None
-        same = bool(row[0] == worker.id)
-        worker.id, worker.secret = row
+        )
+        same = bool(row["worker_id"] == worker.id)
+        worker.id, worker.secret = row["worker_id"], row["worker_secret"]
         worker.alive = True
         return same
 
@@ -209,48 +223,48 @@ class World:
         self, worker: Worker, slots: int, *, quarantined: bool = False
     ) -> tuple[list[dict[str, Any]], bool]:
         """Claim; gives the rows by the names of columns, and whether there is more to look at."""
-        with worker.connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
-            rows = cursor.execute(
-                "select * from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
-                " host_quota => %s::int, single_host_quota => %s::int, full_hosts => '{}',"
-                " max_bytes => 1000000000, after_host => '', quarantined_only => %s)",
-                (worker.id, slots, slots, slots, quarantined),
-            ).fetchall()
+        rows = self._rows_for(
+            worker.connection,
+            "select * from pgnet.claim_requests(worker_id => %s::bigint, slots => %s::int,"
+            " host_quota => %s::int, single_host_quota => %s::int, full_hosts => '{}',"
+            " max_bytes => 1000000000, after_host => '', quarantined_only => %s)",
+            (worker.id, slots, slots, slots, quarantined),
+        )
         claimed = [row for row in rows if row["id"] is not None]
         worker.holds |= {row["id"]: row["token"] for row in claimed}
         return claimed, len(rows) > len(claimed)
 
     def record(self, worker: Worker, outcomes: dict[int, dict[str, Any]]) -> list[int]:
         """Record outcomes by ids; gives those that are deferred, which the worker keeps."""
-        row = worker.connection.execute(
-            "select pgnet.record_outcomes(%s::json)",
-            (
-                json.dumps(
-                    [
-                        {"id": id, "token": worker.holds[id], "timed_out": False, **outcome}
-                        for id, outcome in outcomes.items()
-                    ]
-                ),
-            ),
-        ).fetchone()
-        assert row is not None
-        for id in outcomes.keys() - set(row[0]):
+        given = [
+            {"id": id, "token": worker.holds[id], "timed_out": False, **outcome}
+            for id, outcome in outcomes.items()
+        ]
+        [row] = self._rows_for(
+            worker.connection,
+            "select pgnet.record_outcomes(%s::json) as deferred",
+            (json.dumps(given),),
+        )
+        deferred: list[int] = row["deferred"]
+        for id in outcomes.keys() - set(deferred):
             del worker.holds[id]
-        return list(row[0])
+        return deferred
 
     def release(self, worker: Worker, ids: list[int], reason: str | None) -> None:
-        worker.connection.execute(
+        self._rows_for(
+            worker.connection,
             "select pgnet.release_requests(%s, %s::uuid[], %s)",
             (ids, [worker.holds.pop(id) for id in ids], reason),
         )
 
     def heartbeat(self, worker: Worker) -> dict[str, Any]:
         """The duties of all workers; the worker forgets what is no longer its own."""
-        row = worker.connection.execute(
-            "select pgnet.heartbeat(%s::bigint, %s)", (worker.id, list(worker.holds))
-        ).fetchone()
-        assert row is not None
-        said: dict[str, Any] = row[0]
+        [row] = self._rows_for(
+            worker.connection,
+            "select pgnet.heartbeat(%s::bigint, %s) as said",
+            (worker.id, list(worker.holds)),
+        )
+        said: dict[str, Any] = row["said"]
         assert said["faults"] in ([], {}, None), said["faults"]
         for id in said["dropped"]:
             del worker.holds[id]
