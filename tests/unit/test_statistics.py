@@ -199,3 +199,18 @@ def test_an_attempt_that_has_ended_is_reported_at_most_a_second_later() -> None:
     clock.now += 0.2
     report.ended(claim(), outcome())
     assert report.due_at == pytest.approx(101.0)
+
+
+def test_reports_that_take_long_are_rare() -> None:
+    clock = Clock()
+    report = Report(clock)
+    in_flight, _ = flights(clock.now)
+    report.ended(claim(), outcome())
+    for seconds, pause in ((0.001, 1.0), (0.04, 4.0), (3.0, 10.0)):
+        began = clock.now
+        report.take(in_flight, {})
+        clock.now += seconds
+        report.reported(NOW)
+        assert report.due_at == pytest.approx(began + pause)
+        report.ended(claim(), outcome())
+        clock.now = report.due_at

@@ -17,8 +17,9 @@ from pgnet.worker.backoff import Backoff
 from pgnet.worker.flights import Flights
 from pgnet.worker.statistics import Statistics
 
-# Seconds between two reports.
-_INTERVAL = 1.0
+# Seconds between two reports, at least and at most. In between the pause is so many times as long
+# as the last report took: reports take a hundredth of the worker's time.
+_INTERVAL, _LONGEST_INTERVAL, _REST = 1.0, 10.0, 100
 # What a request waits for is told where it has been in flight for so many seconds.
 _LONG = 1.0
 # Of so many requests at most it is looked up in one report: it takes a microsecond for each.
@@ -37,6 +38,7 @@ class Report:
         self._clock = clock
         self._statistics = Statistics(clock)
         self._last = -math.inf
+        self._pause = _INTERVAL
         # What the database knows of requests in flight, by id, and of the room for more; and what
         # it is being told.
         self._told: dict[int, str] = {}
@@ -48,13 +50,13 @@ class Report:
         """An attempt has begun."""
         self._statistics.begun(claim)
         if self.due_at == math.inf:
-            self.due_at = max(self._clock() + _LONG, self._last + _INTERVAL)
+            self.due_at = max(self._clock() + _LONG, self._last + self._pause)
 
     def ended(self, claim: Claim, outcome: Outcome) -> None:
         """An attempt has ended."""
         self._statistics.ended(claim, outcome)
         if self.due_at == math.inf:
-            self.due_at = self._last + _INTERVAL
+            self.due_at = self._last + self._pause
 
     def take(self, flights: Flights, full: Mapping[str, int]) -> str | None:
         """The report as pgnet.report_work takes it; None where nothing has changed.
@@ -93,6 +95,9 @@ class Report:
     def reported(self, database_time: float) -> None:
         """The database has taken the report. database_time: its clock, seconds since the epoch."""
         self.backoff.succeeded()
+        took = self._clock() - self._last
+        self._pause = min(max(_INTERVAL, _REST * took), _LONGEST_INTERVAL)
+        self.due_at = max(self.due_at, self._last + self._pause)
         self._statistics.reported(database_time)
         self._told |= self._telling
         self._room_told = self._room
