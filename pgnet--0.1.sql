@@ -1243,7 +1243,7 @@ create function pgnet.limit_fault(
     setting_kind text, maximum numeric, given jsonb
 )
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -1407,7 +1407,7 @@ comment on function pgnet.configured_host_pattern(text) is
 
 create function pgnet.patterns_of(host text)
     returns text[]
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -3107,7 +3107,6 @@ comment on function pgnet.encode_form(jsonb) is
     'form.';
 
 -- The options by which a request stands in pgnet.flow.
--- The options by which a request stands in pgnet.flow.
 create function pgnet.has_flow(options jsonb)
     returns boolean language sql immutable parallel safe cost 1
 as $$
@@ -3490,8 +3489,8 @@ as $$
 declare
     limits integer[] := pgnet.pending_limits();
     -- What this session has inserted and not reported yet, and how much of it before this
-    -- transaction: in a procedure that commits nothing is reported before its end. (Somebody may set
-    -- this to another value, as he may insert without these functions.)
+    -- transaction: in a procedure that commits, nothing is reported before its end. (A role may set
+    -- this to another value, as it may insert without these functions.)
     unreported bigint := pg_catalog.pg_stat_get_xact_tuples_inserted('net.http_request_queue'::pg_catalog.regclass);
     given pg_catalog.text := pg_catalog.current_setting('pgnet.inserted_before', true);
     before bigint := case when given operator(pg_catalog.<>) '' then given::bigint end;
@@ -3500,15 +3499,16 @@ begin
     if before is null then
         before := unreported;
         perform pg_catalog.set_config('pgnet.inserted_before', unreported::pg_catalog.text, true);
-        -- At its end the transaction reports what it has inserted. Otherwise a session reports once a
-        -- second, and one that is idle then after ten.
+        -- At its end the transaction reports what it has inserted. Otherwise a session reports
+        -- once a second, and one that is idle then after ten.
         perform pg_catalog.pg_stat_force_next_flush();
     end if;
     if limits[1] is not null then
         pending := pg_catalog.pg_stat_get_live_tuples('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.+) unreported;
         if pending operator(pg_catalog.+) adding operator(pg_catalog.>) limits[1] then
-            -- A worker in the database, too, reports what it has taken from the queue when its CALL
-            -- ends. So while workers count, their count counts as well, with what was inserted since.
+            -- A worker in the database, too, reports what it has taken from the queue when its
+            -- CALL ends. So while workers count, their count counts as well, with what was
+            -- inserted since.
             pending := least(pending, (
                 select b.pending operator(pg_catalog.+) unreported operator(pg_catalog.-) before operator(pg_catalog.+) greatest(0,
                     pg_catalog.pg_stat_get_tuples_inserted('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.-) b.inserted)
@@ -4307,7 +4307,7 @@ create function pgnet.look_up_limits(
     host text,
     out concurrency integer, out rate text, out burst integer
 )
-    language plpgsql stable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -4620,7 +4620,7 @@ create function pgnet.limits_of_host(
     -- when the next request may begin by the rate; NULL: now
     out next_token timestamptz
 )
-    language plpgsql stable parallel safe security definer
+    language plpgsql stable parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -4629,7 +4629,7 @@ as $$
 declare
     limits record;
     budget record;
-    present timestamptz := clock_timestamp();
+    present timestamptz := statement_timestamp();
     missing double precision;
 begin
     limits := pgnet.look_up_limits(host);
@@ -7238,9 +7238,10 @@ comment on function pgnet.crowded_roles() is
     'The roles that have thousands of marks which no worker has acted on yet.';
 
 -- Requests whose time not_before has come. Roles have equal shares, so that a million requests of
--- one role, which fall due at the same moment, keep those of others from nothing. One that waits for other requests, too, stays held. A
--- row without a request is somebody's mistake, and must not stand in front of others. Rows are
--- changed by their places: another role's row with the same id may be locked by that role.
+-- one role, which fall due at the same moment, keep those of others from nothing. A request that
+-- waits for other requests, too, stays held. A row without a request is somebody's mistake, and
+-- must not stand in front of others. Rows are changed by their places: another role's row with the same
+-- id may be locked by that role.
 create function pgnet.wake_held_requests(present timestamptz)
     -- how many rows of pgnet.flow wait for no time any more
     returns bigint
@@ -11113,7 +11114,7 @@ comment on function pgnet.reasons_of_gates(pgnet.request_fact) is
 
 create function pgnet.reasons_of_limits(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql stable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -11593,10 +11594,8 @@ declare
     f_states net.request_state[] := wanted.states;
     only_in_flight boolean := coalesce(wanted.states <@ '{in_flight}', false);
     f_kinds text[] := wanted.kinds;
-    f_before timestamptz := wanted.before;
-    f_after timestamptz := wanted.after;
-    f_url text := wanted.url_like;
-    f_context jsonb := wanted.context;
+    f_before timestamptz := wanted.before; f_after timestamptz := wanted.after;
+    f_url text := wanted.url_like; f_context jsonb := wanted.context;
 begin
     if not pgnet.caller_is_owner() and wanted.roles is not null and pgnet.caller_role()::oid <> all (wanted.roles) then
         return; -- other roles' requests are not seen
@@ -11634,11 +11633,8 @@ begin
         where not only_in_flight
     ) q
     where (f_hosts is null or q.host = any (f_hosts) or regexp_replace(q.host, ':[0-9]+$', '') = any (f_names))
-        and (f_roles is null or q.role = any (f_roles))
-        and (f_before is null or q.created < f_before)
-        and (f_after is null or q.created >= f_after)
-        and (f_url is null or q.url like f_url)
-        and (f_context is null or q.context @> f_context)
+        and (f_roles is null or q.role = any (f_roles)) and (f_before is null or q.created < f_before) and (f_after is null or q.created >= f_after)
+        and (f_url is null or q.url like f_url) and (f_context is null or q.context @> f_context)
         and (f_states is null or exists (
             select from net.requests r where r.id = q.id and r.state = any (f_states) offset 0))
         and (f_kinds is null or (
@@ -11805,8 +11801,8 @@ begin
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog(cardinality(ids));
     end if;
-    -- As in net.retry: of several sessions that retry a request, the one whose mark comes first does
-    -- so.
+    -- As in net.retry: of several sessions that retry a request, the one whose mark comes first
+    -- does so.
     number := (select count(*) from pgnet.send_again(pgnet.mark_requests(ids, requesters, 'retry'), false));
     perform net.wake();
     return number;

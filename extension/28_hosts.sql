@@ -45,7 +45,7 @@ create function pgnet.limit_fault(
     setting_kind text, maximum numeric, given jsonb
 )
     returns text
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -209,7 +209,7 @@ comment on function pgnet.configured_host_pattern(text) is
 
 create function pgnet.patterns_of(host text)
     returns text[]
-    language plpgsql immutable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -291,7 +291,6 @@ comment on function pgnet.encode_form(jsonb) is
     'form.';
 
 -- The options by which a request stands in pgnet.flow.
--- The options by which a request stands in pgnet.flow.
 create function pgnet.has_flow(options jsonb)
     returns boolean language sql immutable parallel safe cost 1
 as $$

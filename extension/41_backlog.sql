@@ -81,8 +81,8 @@ as $$
 declare
     limits integer[] := pgnet.pending_limits();
     -- What this session has inserted and not reported yet, and how much of it before this
-    -- transaction: in a procedure that commits nothing is reported before its end. (Somebody may set
-    -- this to another value, as he may insert without these functions.)
+    -- transaction: in a procedure that commits, nothing is reported before its end. (A role may set
+    -- this to another value, as it may insert without these functions.)
     unreported bigint := pg_catalog.pg_stat_get_xact_tuples_inserted('net.http_request_queue'::pg_catalog.regclass);
     given pg_catalog.text := pg_catalog.current_setting('pgnet.inserted_before', true);
     before bigint := case when given operator(pg_catalog.<>) '' then given::bigint end;
@@ -91,15 +91,16 @@ begin
     if before is null then
         before := unreported;
         perform pg_catalog.set_config('pgnet.inserted_before', unreported::pg_catalog.text, true);
-        -- At its end the transaction reports what it has inserted. Otherwise a session reports once a
-        -- second, and one that is idle then after ten.
+        -- At its end the transaction reports what it has inserted. Otherwise a session reports
+        -- once a second, and one that is idle then after ten.
         perform pg_catalog.pg_stat_force_next_flush();
     end if;
     if limits[1] is not null then
         pending := pg_catalog.pg_stat_get_live_tuples('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.+) unreported;
         if pending operator(pg_catalog.+) adding operator(pg_catalog.>) limits[1] then
-            -- A worker in the database, too, reports what it has taken from the queue when its CALL
-            -- ends. So while workers count, their count counts as well, with what was inserted since.
+            -- A worker in the database, too, reports what it has taken from the queue when its
+            -- CALL ends. So while workers count, their count counts as well, with what was
+            -- inserted since.
             pending := least(pending, (
                 select b.pending operator(pg_catalog.+) unreported operator(pg_catalog.-) before operator(pg_catalog.+) greatest(0,
                     pg_catalog.pg_stat_get_tuples_inserted('net.http_request_queue'::pg_catalog.regclass) operator(pg_catalog.-) b.inserted)

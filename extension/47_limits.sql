@@ -115,7 +115,7 @@ create function pgnet.look_up_limits(
     host text,
     out concurrency integer, out rate text, out burst integer
 )
-    language plpgsql stable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -428,7 +428,7 @@ create function pgnet.limits_of_host(
     -- when the next request may begin by the rate; NULL: now
     out next_token timestamptz
 )
-    language plpgsql stable parallel safe security definer
+    language plpgsql stable parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
     set enable_seqscan = off
     set enable_bitmapscan = off
@@ -437,7 +437,7 @@ as $$
 declare
     limits record;
     budget record;
-    present timestamptz := clock_timestamp();
+    present timestamptz := statement_timestamp();
     missing double precision;
 begin
     limits := pgnet.look_up_limits(host);

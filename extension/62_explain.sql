@@ -341,7 +341,7 @@ comment on function pgnet.reasons_of_gates(pgnet.request_fact) is
 
 create function pgnet.reasons_of_limits(fact pgnet.request_fact)
     returns setof pgnet.reason
-    language plpgsql stable parallel safe
+    language plpgsql stable parallel unsafe
     set search_path = pg_catalog, pg_temp
 as $$
 declare

@@ -231,10 +231,8 @@ declare
     f_states net.request_state[] := wanted.states;
     only_in_flight boolean := coalesce(wanted.states <@ '{in_flight}', false);
     f_kinds text[] := wanted.kinds;
-    f_before timestamptz := wanted.before;
-    f_after timestamptz := wanted.after;
-    f_url text := wanted.url_like;
-    f_context jsonb := wanted.context;
+    f_before timestamptz := wanted.before; f_after timestamptz := wanted.after;
+    f_url text := wanted.url_like; f_context jsonb := wanted.context;
 begin
     if not pgnet.caller_is_owner() and wanted.roles is not null and pgnet.caller_role()::oid <> all (wanted.roles) then
         return; -- other roles' requests are not seen
@@ -272,11 +270,8 @@ begin
         where not only_in_flight
     ) q
     where (f_hosts is null or q.host = any (f_hosts) or regexp_replace(q.host, ':[0-9]+$', '') = any (f_names))
-        and (f_roles is null or q.role = any (f_roles))
-        and (f_before is null or q.created < f_before)
-        and (f_after is null or q.created >= f_after)
-        and (f_url is null or q.url like f_url)
-        and (f_context is null or q.context @> f_context)
+        and (f_roles is null or q.role = any (f_roles)) and (f_before is null or q.created < f_before) and (f_after is null or q.created >= f_after)
+        and (f_url is null or q.url like f_url) and (f_context is null or q.context @> f_context)
         and (f_states is null or exists (
             select from net.requests r where r.id = q.id and r.state = any (f_states) offset 0))
         and (f_kinds is null or (
@@ -443,8 +438,8 @@ begin
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog(cardinality(ids));
     end if;
-    -- As in net.retry: of several sessions that retry a request, the one whose mark comes first does
-    -- so.
+    -- As in net.retry: of several sessions that retry a request, the one whose mark comes first
+    -- does so.
     number := (select count(*) from pgnet.send_again(pgnet.mark_requests(ids, requesters, 'retry'), false));
     perform net.wake();
     return number;

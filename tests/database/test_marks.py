@@ -503,12 +503,13 @@ def test_public_locks_no_row(own: Database) -> None:
         notices: list[str] = []
         connection.add_notice_handler(adds_to(notices))
         try:
-            connection.execute(statement)
+            found = connection.execute(statement).rowcount
         except (errors.InsufficientPrivilege, errors.WrongObjectType):
             pass
         else:
-            # VACUUM and ANALYZE skip with a warning.
-            assert notices, statement
+            # VACUUM and ANALYZE skip with a warning. A role may change, and so lock, its requests
+            # with a unique_key: this one has none.
+            assert notices or found == 0, statement
         connection.close()
     assert own.value("select count(*) from net.requests where id = %s", number) == 1
 
