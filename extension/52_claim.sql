@@ -200,8 +200,8 @@ comment on function pgnet.crowded_roles() is
 -- Requests whose time not_before has come. Roles have equal shares, so that a million requests of
 -- one role, which fall due at the same moment, keep those of others from nothing. A request that
 -- waits for other requests, too, stays held. A row without a request is somebody's mistake, and
--- must not stand in front of others. Rows are changed by their places: another role's row with the same
--- id may be locked by that role.
+-- must not stand in front of others. Rows are changed by their places: another role's row with the
+-- same id may be locked by that role.
 create function pgnet.wake_held_requests(present timestamptz)
     -- how many rows of pgnet.flow wait for no time any more
     returns bigint
