@@ -35,6 +35,8 @@ from servers.flow_world import ROLES, TICK, Worker, World
 HOSTS = ("a.example", "b.example", "c.example:8443")
 KEYS = ("k", "l")
 UNIQUE = "u"
+# How an attempt ends.
+STATES = ("succeeded", "failed", "retrying")
 # How many examples Hypothesis makes of one seed.
 ROUND, STEPS = 15, 40
 WORKERS = 3
@@ -56,10 +58,18 @@ class Flow(RuleBasedStateMachine):
         self.claimed: dict[int, Request] = {}
         self.counted: set[int] = set()
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(
+        role=st.sampled_from(ROLES),
+        host=st.sampled_from(HOSTS),
+        skips=st.booleans(),
+        states=st.lists(st.sampled_from(STATES), min_size=1, max_size=3),
+    )
+    def begin(self, role: str, host: str, skips: bool, states: list[str]) -> None:
         for _ in range(2):
             self.world.begin_worker()
+        self.send_in_order(role, host, 3, KEYS[0], skips)
+        self.send(role, host, 2, False, None, False, None, False)
+        self.work(0, 100, states, 0)
 
     # ---- who and what a step is about
 
@@ -112,6 +122,16 @@ class Flow(RuleBasedStateMachine):
                 request.not_before = self.model.now + times[0] - 0.5 if times[0] else None
                 request.not_after = self.model.now + sum(times) - 0.5
             self._send(request, stays_open=stays_open)
+
+    @rule(
+        role=st.sampled_from(ROLES),
+        host=st.sampled_from(HOSTS),
+        count=st.integers(2, 4),
+        key=st.sampled_from(KEYS),
+        skips=st.booleans(),
+    )
+    def send_in_order(self, role: str, host: str, count: int, key: str, skips: bool) -> None:
+        self.send(role, host, count, False, key, skips, None, False)
 
     def _send(self, request: Request, *, stays_open: bool = False, **options: Any) -> int:
         id = self.world.send(
@@ -250,7 +270,26 @@ class Flow(RuleBasedStateMachine):
 
     # ---- workers
 
-    # Rules are drawn with equal chances: what is to happen more often has several names.
+    # Rules are drawn with equal chances, and some are left out of an example: so what is to happen
+    # often has several rules.
+    @rule(
+        which=st.integers(0, 9),
+        slots=st.sampled_from([2, 100]),
+        states=st.lists(st.sampled_from(STATES), min_size=1, max_size=3),
+        wait=st.integers(0, 2),
+    )
+    def work(self, which: int, slots: int, states: list[str], wait: int) -> None:
+        """A worker claims, and records what it has in flight, some this way and some that."""
+        self.claim(which, slots)
+        for first, state in enumerate(states):
+            self.record(which, first, 2, state, wait)
+
+    @rule(which=st.integers(0, 9), states=st.lists(st.sampled_from(STATES), min_size=2, max_size=5))
+    def work_on(self, which: int, states: list[str]) -> None:
+        """One after the other, as a key has them."""
+        for state in states:
+            self.work(which, 100, [state], 0)
+
     @rule(which=st.integers(0, 9), slots=st.sampled_from([1, 2, 5, 100]))
     def claim(self, which: int, slots: int) -> None:
         if slots == 100:
@@ -262,8 +301,6 @@ class Flow(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9))
     def claim_what_was_lost(self, which: int) -> None:
         self._claim(self.worker(which), 100, quarantined=True)
-
-    claim_too = claim_again = claim
 
     def _claim(self, worker: Worker, slots: int, *, quarantined: bool = False) -> int:
         self._see_lingering()
@@ -336,7 +373,7 @@ class Flow(RuleBasedStateMachine):
         which=st.integers(0, 9),
         first=st.integers(0, 99),
         count=st.integers(1, 5),
-        state=st.sampled_from(["succeeded", "failed", "retrying"]),
+        state=st.sampled_from(STATES),
         wait=st.integers(0, 3),
     )
     def record(self, which: int, first: int, count: int, state: str, wait: int) -> None:
@@ -357,8 +394,6 @@ class Flow(RuleBasedStateMachine):
                 self.model.put_back(request, self.model.now + wait + 0.5)
             else:
                 self.model.end(request, state)
-
-    record_too = record_again = record
 
     @precondition(lambda self: any(worker.holds for worker in self.alive()))
     @rule(which=st.integers(0, 9), first=st.integers(0, 99), begun=st.booleans())
