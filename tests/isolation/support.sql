@@ -123,7 +123,7 @@ create function standing()
 #variable_conflict use_column
 begin
     return query
-    select r.id, r.state::text, r.attempts, w.number, a.content, r.error_msg
+    select r.id, r.state::text, r.attempts, w.number, a.content, regexp_replace(r.error_msg, '[A-Z][a-z][a-z] [A-Z][a-z][a-z] [0-9 :]+ [0-9]{4} [A-Z]+', 'TIME')
     from net.requests r
     left join net._http_response a on a.id = r.id
     left join pgnet.claim c on c.id = r.id
