@@ -516,6 +516,86 @@ MUTANTS = (
         ),
         ("tests/chaos/test_clocks.py::test_what_waits_is_sent_when_the_clock_is_put_back",),
     ),
+    Mutant(
+        "two-heads",
+        "a second request of a key is opened beside the first",
+        (
+            Edit(
+                "extension/49_gates.sql",
+                "except select o.id from unnest(opened) o (id)), 'key');",
+                "except select o.id from unnest(opened) o (id)), null);",
+            ),
+            Edit(
+                "extension/30_queue.sql",
+                "create unique index claim_ordering_key on pgnet.claim (role, ordering_key) where ordering_key is not null;\n",
+                "",
+            ),
+        ),
+        ("tests/database/order/test_keys.py::test_one_at_a_time_in_the_order_of_ids",),
+    ),
+    Mutant(
+        "late-is-last",
+        "a request that is committed late stays behind one with a higher id",
+        (
+            Edit(
+                "extension/49_gates.sql",
+                "            and not exists (select from pgnet.attempt a where a.request_id = o.id offset 0))\n",
+                "            and false)\n",
+            ),
+        ),
+        ("tests/database/order/test_keys.py::test_an_id_that_is_committed_late",),
+    ),
+    Mutant(
+        "nobody-is-told",
+        "the end of a request that others wait for is noted by nobody",
+        (
+            Edit(
+                "extension/49_gates.sql",
+                "    -- A statement of its own: its snapshot is taken when the rows of the queue are locked.\n",
+                "    return;\n",
+            ),
+        ),
+        ("tests/database/order/test_after.py::test_it_is_sent_when_all_have_ended_well",),
+    ),
+    Mutant(
+        "unlocked-link",
+        "what a request waits for is not locked while it is examined",
+        (
+            Edit(
+                "extension/49_gates.sql",
+                "        for key share of q skip locked\n",
+                "        offset 0\n",
+            ),
+        ),
+        (
+            "tests/database/order/test_after.py::test_it_is_being_recorded_while_a_dependant_is_examined",
+            "tests/database/order/test_after.py::test_a_dependant_is_being_examined_while_it_is_recorded",
+        ),
+    ),
+    Mutant(
+        "forged-key",
+        "the key of a row that no worker has opened counts in a claim",
+        (
+            Edit(
+                "extension/52_claim.sql",
+                "case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key\n                    from",
+                "f.ordering_key as ordering_key, f.unique_key\n                    from",
+            ),
+        ),
+        ("tests/database/order/test_keys.py::test_one_claim_for_a_key_whatever_is_forged",),
+    ),
+    Mutant(
+        "no-sweep",
+        "nobody looks for what a row deleted by hand has left",
+        (
+            Edit(
+                "extension/49_gates.sql",
+                "    perform pgnet.note_dependants(ids);\n    update pgnet.gate_keeper k\n",
+                "    update pgnet.gate_keeper k\n",
+            ),
+        ),
+        ("tests/database/order/test_after.py::test_one_that_was_taken_away",),
+    ),
 )
 
 
