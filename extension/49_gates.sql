@@ -101,6 +101,7 @@ comment on column pgnet.ended_request.retry_at is
     'Another session had locked a row: when it is looked at again. NULL: now.';
 create index ended_request_fresh on pgnet.ended_request (requested_by, id) where retry_at is null;
 create index ended_request_retry on pgnet.ended_request (retry_at) where retry_at is not null;
+create index ended_request_blocks on pgnet.ended_request (ordering_key, requested_by, id) where blocks;
 create policy own_hints on pgnet.ended_request for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy insert_own_hints on pgnet.ended_request for insert
@@ -476,13 +477,13 @@ begin
         ) e
         cross join lateral (
             select d.request_id from pgnet.dependency d
-            where d.after_id >= e.request_id and d.after_id <= e.request_id order by d.after_id, d.request_id limit 1000
+            where d.after_id >= e.request_id and d.after_id <= e.request_id order by d.after_id, d.request_id limit 200
         ) d
-        limit 1000);
+        limit 200);
 end
 $$;
 comment on function pgnet.dependants_of(bigint[]) is
-    'The requests, 1,000 at most, that wait for those which hints say have ended.';
+    'The requests, 200 at most, that wait for those which hints say have ended.';
 
 create function pgnet.resolve_dependants(
     -- of pgnet.ended_request, locked
@@ -702,7 +703,9 @@ comment on function pgnet.lock_hints(integer) is
 
 create function pgnet.update_blocked_keys(
     -- of pgnet.ended_request, locked
-    hints bigint[]
+    hints bigint[],
+    -- new requests, locked
+    fresh bigint[]
 )
     returns void
     language plpgsql volatile parallel unsafe
@@ -715,15 +718,38 @@ create function pgnet.update_blocked_keys(
     set plan_cache_mode = force_generic_plan
     set jit = off
 as $$
+declare
+    pending bigint[];
 begin
+    -- All hints that say that one of these keys is blocked, also those whose turn has not come: no
+    -- request of a blocked key is opened, and a retry of the head is known as such.
+    pending := array(
+        select b.id
+        from (
+            select f.requested_by::oid as role, f.ordering_key from pgnet.flows_of(fresh) f where f.ordering_key is not null
+            union
+            select e.requested_by::oid, e.ordering_key
+            from unnest(hints) h (id)
+            cross join lateral (
+                select e.requested_by, e.ordering_key from pgnet.ended_request e where e.id = h.id and e.ordering_key is not null offset 0
+            ) e
+        ) k
+        cross join lateral (
+            select e.id from pgnet.ended_request e
+            where e.blocks and (e.ordering_key, e.requested_by::oid) >= (k.ordering_key collate "C", k.role)
+                and (e.ordering_key, e.requested_by::oid) <= (k.ordering_key collate "C", k.role)
+            order by e.ordering_key, e.requested_by, e.id limit 100
+        ) b);
     -- A key has one head in flight. Where a caller has forged more, the first one that failed
     -- counts.
+    with blocking as (
+        update pgnet.ended_request e set blocks = false where e.id = any (pending)
+        returning e.id, e.requested_by, e.ordering_key, e.request_id, e.state, e.status_code, e.error_msg, e.noted
+    )
     insert into pgnet.blocked_key (requested_by, ordering_key, head, state, status_code, error_msg, since)
-    select e.requested_by, e.ordering_key, e.request_id, e.state, e.status_code, e.error_msg, e.noted
-    from unnest(hints) h (id)
-    cross join lateral (
-        select e.* from pgnet.ended_request e where e.id = h.id and e.blocks offset 0
-    ) e
+    select b.requested_by, b.ordering_key, b.request_id, b.state, b.status_code, b.error_msg, b.noted
+    from blocking b
+    order by b.id
     on conflict do nothing;
     delete from pgnet.blocked_key b
     where b.ctid = any (array(
@@ -738,7 +764,7 @@ begin
         ) b));
 end
 $$;
-comment on function pgnet.update_blocked_keys(bigint[]) is
+comment on function pgnet.update_blocked_keys(bigint[], bigint[]) is
     'Blocks the keys whose head has failed, and unblocks those that net.unblock names.';
 
 create function pgnet.open_retried_heads(
@@ -1146,8 +1172,8 @@ begin
         perform pgnet.set_gates(array(select f.request_id from unnest(findings) f where f.verdict = 'waits'), 'ids');
         ready := array(select r.id from unnest(ready) r (id) except select f.request_id from unnest(findings) f where f.verdict <> 'free');
     end if;
+    perform pgnet.update_blocked_keys(hints, ready);
     if hints <> '{}' then
-        perform pgnet.update_blocked_keys(hints);
         findings := findings || array(select f from pgnet.resolve_dependants(hints) f);
         ready := array(select r.id from unnest(ready) r (id) union select f.request_id from unnest(findings) f where f.verdict = 'free');
     end if;
@@ -1177,7 +1203,8 @@ create function pgnet.open_gates()
 as $$
 declare
     began timestamptz := clock_timestamp();
-    most constant integer := 500;
+    -- A claim waits for so many: a few milliseconds.
+    most constant integer := 100;
     found_work record;
     caught pgnet.error;
 begin

@@ -44,7 +44,12 @@ comment on function pgnet.requests_behind(regrole, text) is
 create view net.blocked_keys with (security_invoker) as
     select b.ordering_key as key, b.head, b.state, b.status_code, b.error_msg,
         pgnet.requests_behind(b.requested_by, b.ordering_key) as waiting, b.since, b.requested_by
-    from pgnet.key_block b;
+    from pgnet.key_block b
+    -- One that was sent again is on its way.
+    where not exists (
+        select from pgnet.mark m
+        where m.requested_by operator(pg_catalog.=) b.requested_by and m.request_id operator(pg_catalog.=) b.head
+            and m.action operator(pg_catalog.=) 'retry' offset 0);
 comment on view net.blocked_keys is
     'Ordering keys whose head has failed, so that no request of the key is sent: the head''s id and '
     'its error, how many requests wait behind it (exact up to 10,000), since when. The ways out: '

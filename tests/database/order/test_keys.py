@@ -256,6 +256,7 @@ def test_a_retry_of_the_head_goes_first(database: Database, recorder: Recorder) 
         f'request {again} goes first in key "a", which request {head} blocked;'
         " requests that wait behind it: 2"
     ]
+    assert database.rows("select * from net.blocked_keys") == []
     claims = recorder.claim()
     assert list(claims) == [again]
     assert database.rows("select * from net.blocked_keys") == []
@@ -268,6 +269,30 @@ def test_a_retry_of_the_head_goes_first(database: Database, recorder: Recorder) 
         claims = recorder.claim()
         assert list(claims) == [number]
         recorder.record(claims)
+
+
+def test_a_retry_of_a_head_whose_hint_waits_in_a_long_row(
+    database: Database, recorder: Recorder
+) -> None:
+    """Hundreds of heads fail at once, and are sent again before a worker has looked at that."""
+    heads = [send(database.connection, f"k{n}") for n in range(400)]
+    rest = [send(database.connection, f"k{n}") for n in range(400)]
+    claims: dict[int, str] = {}
+    while len(claims) < 400:
+        claims |= recorder.claim(1000)
+    assert sorted(claims) == heads
+    recorder.record(claims, state="failed")
+    database.execute("select net.retry(id) from net.failures order by id desc")
+    claims = {}
+    while len(claims) < 400:
+        claims |= recorder.claim(1000)
+    assert not set(claims) & set(rest)
+    assert database.rows("select * from net.blocked_keys") == []
+    recorder.record(claims)
+    again = recorder.claim(1000)
+    while len(again) < 400:
+        again |= recorder.claim(1000)
+    assert sorted(again) == rest
 
 
 def test_a_retry_of_what_blocks_nothing_goes_last(database: Database, recorder: Recorder) -> None:
