@@ -5457,7 +5457,8 @@ comment on function pgnet.forget_host_states() is
 -- Blocked keys. A request that ends as failed or unknown blocks its key, unless on_failure is skip.
 -- Its hint says so, and open_gates makes a row of pgnet.blocked_key of it. While the row is there,
 -- no request of the key is opened but one that net.retry has made of the head: that one goes first.
--- net.unblock, and net.cancel of the head, insert a hint that takes the row away.
+-- A hint of net.retry names it, so that it does not wait behind other new requests. net.unblock,
+-- and net.cancel of the head, insert a hint that takes the row away.
 --
 -- What a caller forges. A caller may insert rows of its own into pgnet.flow, for any request and
 -- with any gate. It spoils the order of its own keys by that and of no other: a key belongs to a
@@ -5502,6 +5503,7 @@ create table pgnet.ended_request (
     status_code integer,
     error_msg text,
     unblocks boolean not null default false,
+    retry_id bigint,
     cause text,
     noted timestamptz not null default pg_catalog.clock_timestamp(),
     retry_at timestamptz
@@ -5516,6 +5518,8 @@ comment on column pgnet.ended_request.state is
 comment on column pgnet.ended_request.blocks is 'Whether its key is blocked from now on.';
 comment on column pgnet.ended_request.unblocks is
     'An order of net.unblock: the request, which is the head of a blocked key, blocks it no more.';
+comment on column pgnet.ended_request.retry_id is
+    'What net.retry has made of the request, which is the head of a blocked key: it goes first.';
 comment on column pgnet.ended_request.cause is
     'Of a request that was cancelled for another one: which one that is, and how it ended.';
 comment on column pgnet.ended_request.retry_at is
@@ -5527,7 +5531,7 @@ create policy own_hints on pgnet.ended_request for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy insert_own_hints on pgnet.ended_request for insert
     with check (
-        requested_by operator(pg_catalog.=) pgnet.caller_role() and unblocks and not blocks and state is null
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and (unblocks or retry_id is not null) and not blocks and state is null
         and cause is null and retry_at is null and error_msg is null and status_code is null
         -- A role that may not call net.unblock inserts nothing, although the table stands in pgnet.
         and pg_catalog.has_schema_privilege('net', 'usage'));
@@ -5894,7 +5898,7 @@ begin
         select distinct d.request_id
         from unnest(hints) h (id)
         cross join lateral (
-            select e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+            select e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
         ) e
         cross join lateral (
             select d.request_id from pgnet.dependency d
@@ -5938,7 +5942,7 @@ begin
             exists (select from net.http_request_queue q where q.id = d.request_id offset 0) as seen
         from unnest(hints) h (id)
         cross join lateral (
-            select e.* from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+            select e.* from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
         ) e
         cross join lateral (
             select d.ctid as place, d.request_id, d.any_end from pgnet.dependency d
@@ -6187,6 +6191,43 @@ end
 $$;
 comment on function pgnet.update_blocked_keys(bigint[], bigint[]) is
     'Blocks the keys whose head has failed, and unblocks those that net.unblock names.';
+
+create function pgnet.lock_retries(
+    -- of pgnet.ended_request, locked
+    hints bigint[]
+)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    return array(
+        select q.id
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.request_id, e.requested_by, e.retry_id from pgnet.ended_request e
+            where e.id = h.id and e.retry_id is not null offset 0
+        ) e
+        cross join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = e.retry_id and q.requested_by = e.requested_by and q.retry_of = e.request_id and q.origin is null
+            for update of q skip locked
+        ) q
+        cross join lateral (
+            select f.request_id from pgnet.flow f
+            where f.request_id = q.id and f.requested_by = e.requested_by and f.gate = 'new' for update of f skip locked
+        ) f);
+end
+$$;
+comment on function pgnet.lock_retries(bigint[]) is
+    'The new requests, locked, that net.retry has made of heads of blocked keys.';
 
 create function pgnet.open_retried_heads(
     -- new requests that wait for nobody, locked
@@ -6464,7 +6505,7 @@ begin
             select e.id
             from unnest(hints) h (id)
             cross join lateral (
-                select e.id, e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+                select e.id, e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
             ) e
             where (select d.after_id from pgnet.dependency d where d.after_id >= e.request_id and d.after_id <= e.request_id
                     order by d.after_id, d.request_id limit 1) is not null
@@ -6587,7 +6628,7 @@ begin
         again_in := case when fresh.seen > 0 then 0.2 end;
         return;
     end if;
-    ready := coalesce(fresh.ids, '{}');
+    ready := array(select f.id from unnest(fresh.ids) f (id) union select r.id from unnest(pgnet.lock_retries(hints)) r (id));
     if fresh.linked is not null then
         findings := array(select f from pgnet.link_dependencies(fresh.linked) f);
         perform pgnet.set_gates(array(select f.request_id from unnest(findings) f where f.verdict = 'waits'), 'ids');
@@ -10415,10 +10456,11 @@ create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
     set enable_bitmapscan = off
     set jit = off
 as $$
+declare
+    made_ids bigint[];
 begin
     if pgnet.caller_is_owner() then
         -- The right to say whose request it is the owner has alone.
-        return query
         with made as (
             insert into net.http_request_queue as q (
                 method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
@@ -10431,9 +10473,8 @@ begin
             insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
             select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
         )
-        select m.id from made m;
+        select array_agg(m.id) into made_ids from made m;
     else
-        return query
         with made as (
             insert into net.http_request_queue as q (
                 method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
@@ -10446,8 +10487,10 @@ begin
             insert into net._new_flow (request_id, ordering_key, gate)
             select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
         )
-        select m.id from made m;
+        select array_agg(m.id) into made_ids from made m;
     end if;
+    perform pgnet.hint_retries(made_ids);
+    return query select m.id from unnest(made_ids) m (id);
 end
 $$;
 comment on function pgnet.send_again(bigint[], boolean) is
@@ -10659,7 +10702,7 @@ comment on column net.hosts.adaptive is
 
 -- A key is blocked from the commit on in which its head is recorded as failed: until open_gates has
 -- seen the hint, the hint stands for the block. It is not blocked any more from the commit of
--- net.unblock on.
+-- net.unblock or net.retry on.
 create view pgnet.key_block with (security_invoker) as
     select t.*
     from (
@@ -10675,7 +10718,8 @@ create view pgnet.key_block with (security_invoker) as
     ) t
     where not exists (
         select from pgnet.ended_request u
-        where u.unblocks and u.requested_by operator(pg_catalog.=) t.requested_by and u.request_id operator(pg_catalog.=) t.head);
+        where (u.unblocks or u.retry_id is not null)
+            and u.requested_by operator(pg_catalog.=) t.requested_by and u.request_id operator(pg_catalog.=) t.head);
 comment on view pgnet.key_block is
     'The keys that are blocked, and their heads. net.blocked_keys shows more.';
 
@@ -10700,12 +10744,7 @@ comment on function pgnet.requests_behind(regrole, text) is
 create view net.blocked_keys with (security_invoker) as
     select b.ordering_key as key, b.head, b.state, b.status_code, b.error_msg,
         pgnet.requests_behind(b.requested_by, b.ordering_key) as waiting, b.since, b.requested_by
-    from pgnet.key_block b
-    -- One that was sent again is on its way.
-    where not exists (
-        select from pgnet.mark m
-        where m.requested_by operator(pg_catalog.=) b.requested_by and m.request_id operator(pg_catalog.=) b.head
-            and m.action operator(pg_catalog.=) 'retry' offset 0);
+    from pgnet.key_block b;
 comment on view net.blocked_keys is
     'Ordering keys whose head has failed, so that no request of the key is sent: the head''s id and '
     'its error, how many requests wait behind it (exact up to 10,000), since when. The ways out: '
@@ -10779,6 +10818,38 @@ comment on function net.unblock(text) is
     'The owner, where no request of its own blocks the key, unblocks it for all roles. NULL gives '
     'false.';
 
+create function pgnet.hint_retries(
+    -- requests that were sent again, of the caller, or of any role where the caller is the owner
+    ids bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if pgnet.caller_is_owner() then
+        -- The right to say whose request it is the owner has alone.
+        insert into pgnet.ended_request (request_id, requested_by, ordering_key, retry_id)
+        select b.head, b.requested_by, b.ordering_key, q.id
+        from net.http_request_queue q
+        join pgnet.key_block b on b.head = q.retry_of and b.requested_by = q.requested_by
+        where q.id = any (ids);
+    else
+        insert into pgnet.ended_request (request_id, ordering_key, retry_id)
+        select b.head, b.ordering_key, q.id
+        from net.http_request_queue q
+        join pgnet.key_block b on b.head = q.retry_of and b.requested_by = q.requested_by
+        where q.id = any (ids) and q.requested_by = pgnet.caller_role();
+    end if;
+end
+$$;
+comment on function pgnet.hint_retries(bigint[]) is
+    'Hints for workers that requests go first in keys which the requests that they repeat block.';
+
 create function pgnet.announce_retry(
     -- a request that failed, and the one that net.retry has made of it
     head bigint, retry_id bigint
@@ -10791,7 +10862,8 @@ as $$
 declare
     blocked record;
 begin
-    select b.requested_by, b.ordering_key into blocked from pgnet.key_block b where b.head = announce_retry.head;
+    select e.requested_by, e.ordering_key into blocked
+    from pgnet.ended_request e where e.request_id = announce_retry.head and e.retry_id = announce_retry.retry_id;
     if found then
         raise notice 'request % goes first in key "%", which request % blocked; requests that wait behind it: %',
             retry_id, blocked.ordering_key, head, pgnet.requests_behind(blocked.requested_by, blocked.ordering_key) - 1;
@@ -12948,7 +13020,7 @@ grant update (method, url, headers, body, timeout_milliseconds, priority, contex
 grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
 grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
-grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request to public;
+grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -12987,7 +13059,7 @@ grant execute on function
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
-    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.announce_retry,
+    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,

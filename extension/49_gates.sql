@@ -36,7 +36,8 @@
 -- Blocked keys. A request that ends as failed or unknown blocks its key, unless on_failure is skip.
 -- Its hint says so, and open_gates makes a row of pgnet.blocked_key of it. While the row is there,
 -- no request of the key is opened but one that net.retry has made of the head: that one goes first.
--- net.unblock, and net.cancel of the head, insert a hint that takes the row away.
+-- A hint of net.retry names it, so that it does not wait behind other new requests. net.unblock,
+-- and net.cancel of the head, insert a hint that takes the row away.
 --
 -- What a caller forges. A caller may insert rows of its own into pgnet.flow, for any request and
 -- with any gate. It spoils the order of its own keys by that and of no other: a key belongs to a
@@ -81,6 +82,7 @@ create table pgnet.ended_request (
     status_code integer,
     error_msg text,
     unblocks boolean not null default false,
+    retry_id bigint,
     cause text,
     noted timestamptz not null default pg_catalog.clock_timestamp(),
     retry_at timestamptz
@@ -95,6 +97,8 @@ comment on column pgnet.ended_request.state is
 comment on column pgnet.ended_request.blocks is 'Whether its key is blocked from now on.';
 comment on column pgnet.ended_request.unblocks is
     'An order of net.unblock: the request, which is the head of a blocked key, blocks it no more.';
+comment on column pgnet.ended_request.retry_id is
+    'What net.retry has made of the request, which is the head of a blocked key: it goes first.';
 comment on column pgnet.ended_request.cause is
     'Of a request that was cancelled for another one: which one that is, and how it ended.';
 comment on column pgnet.ended_request.retry_at is
@@ -106,7 +110,7 @@ create policy own_hints on pgnet.ended_request for select
     using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
 create policy insert_own_hints on pgnet.ended_request for insert
     with check (
-        requested_by operator(pg_catalog.=) pgnet.caller_role() and unblocks and not blocks and state is null
+        requested_by operator(pg_catalog.=) pgnet.caller_role() and (unblocks or retry_id is not null) and not blocks and state is null
         and cause is null and retry_at is null and error_msg is null and status_code is null
         -- A role that may not call net.unblock inserts nothing, although the table stands in pgnet.
         and pg_catalog.has_schema_privilege('net', 'usage'));
@@ -473,7 +477,7 @@ begin
         select distinct d.request_id
         from unnest(hints) h (id)
         cross join lateral (
-            select e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+            select e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
         ) e
         cross join lateral (
             select d.request_id from pgnet.dependency d
@@ -517,7 +521,7 @@ begin
             exists (select from net.http_request_queue q where q.id = d.request_id offset 0) as seen
         from unnest(hints) h (id)
         cross join lateral (
-            select e.* from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+            select e.* from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
         ) e
         cross join lateral (
             select d.ctid as place, d.request_id, d.any_end from pgnet.dependency d
@@ -766,6 +770,43 @@ end
 $$;
 comment on function pgnet.update_blocked_keys(bigint[], bigint[]) is
     'Blocks the keys whose head has failed, and unblocks those that net.unblock names.';
+
+create function pgnet.lock_retries(
+    -- of pgnet.ended_request, locked
+    hints bigint[]
+)
+    returns bigint[]
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    return array(
+        select q.id
+        from unnest(hints) h (id)
+        cross join lateral (
+            select e.request_id, e.requested_by, e.retry_id from pgnet.ended_request e
+            where e.id = h.id and e.retry_id is not null offset 0
+        ) e
+        cross join lateral (
+            select q.id from net.http_request_queue q
+            where q.id = e.retry_id and q.requested_by = e.requested_by and q.retry_of = e.request_id and q.origin is null
+            for update of q skip locked
+        ) q
+        cross join lateral (
+            select f.request_id from pgnet.flow f
+            where f.request_id = q.id and f.requested_by = e.requested_by and f.gate = 'new' for update of f skip locked
+        ) f);
+end
+$$;
+comment on function pgnet.lock_retries(bigint[]) is
+    'The new requests, locked, that net.retry has made of heads of blocked keys.';
 
 create function pgnet.open_retried_heads(
     -- new requests that wait for nobody, locked
@@ -1043,7 +1084,7 @@ begin
             select e.id
             from unnest(hints) h (id)
             cross join lateral (
-                select e.id, e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks offset 0
+                select e.id, e.request_id from pgnet.ended_request e where e.id = h.id and not e.unblocks and e.retry_id is null offset 0
             ) e
             where (select d.after_id from pgnet.dependency d where d.after_id >= e.request_id and d.after_id <= e.request_id
                     order by d.after_id, d.request_id limit 1) is not null
@@ -1166,7 +1207,7 @@ begin
         again_in := case when fresh.seen > 0 then 0.2 end;
         return;
     end if;
-    ready := coalesce(fresh.ids, '{}');
+    ready := array(select f.id from unnest(fresh.ids) f (id) union select r.id from unnest(pgnet.lock_retries(hints)) r (id));
     if fresh.linked is not null then
         findings := array(select f from pgnet.link_dependencies(fresh.linked) f);
         perform pgnet.set_gates(array(select f.request_id from unnest(findings) f where f.verdict = 'waits'), 'ids');

@@ -583,10 +583,11 @@ create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
     set enable_bitmapscan = off
     set jit = off
 as $$
+declare
+    made_ids bigint[];
 begin
     if pgnet.caller_is_owner() then
         -- The right to say whose request it is the owner has alone.
-        return query
         with made as (
             insert into net.http_request_queue as q (
                 method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
@@ -599,9 +600,8 @@ begin
             insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
             select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
         )
-        select m.id from made m;
+        select array_agg(m.id) into made_ids from made m;
     else
-        return query
         with made as (
             insert into net.http_request_queue as q (
                 method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
@@ -614,8 +614,10 @@ begin
             insert into net._new_flow (request_id, ordering_key, gate)
             select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
         )
-        select m.id from made m;
+        select array_agg(m.id) into made_ids from made m;
     end if;
+    perform pgnet.hint_retries(made_ids);
+    return query select m.id from unnest(made_ids) m (id);
 end
 $$;
 comment on function pgnet.send_again(bigint[], boolean) is

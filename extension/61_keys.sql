@@ -3,7 +3,7 @@
 
 -- A key is blocked from the commit on in which its head is recorded as failed: until open_gates has
 -- seen the hint, the hint stands for the block. It is not blocked any more from the commit of
--- net.unblock on.
+-- net.unblock or net.retry on.
 create view pgnet.key_block with (security_invoker) as
     select t.*
     from (
@@ -19,7 +19,8 @@ create view pgnet.key_block with (security_invoker) as
     ) t
     where not exists (
         select from pgnet.ended_request u
-        where u.unblocks and u.requested_by operator(pg_catalog.=) t.requested_by and u.request_id operator(pg_catalog.=) t.head);
+        where (u.unblocks or u.retry_id is not null)
+            and u.requested_by operator(pg_catalog.=) t.requested_by and u.request_id operator(pg_catalog.=) t.head);
 comment on view pgnet.key_block is
     'The keys that are blocked, and their heads. net.blocked_keys shows more.';
 
@@ -44,12 +45,7 @@ comment on function pgnet.requests_behind(regrole, text) is
 create view net.blocked_keys with (security_invoker) as
     select b.ordering_key as key, b.head, b.state, b.status_code, b.error_msg,
         pgnet.requests_behind(b.requested_by, b.ordering_key) as waiting, b.since, b.requested_by
-    from pgnet.key_block b
-    -- One that was sent again is on its way.
-    where not exists (
-        select from pgnet.mark m
-        where m.requested_by operator(pg_catalog.=) b.requested_by and m.request_id operator(pg_catalog.=) b.head
-            and m.action operator(pg_catalog.=) 'retry' offset 0);
+    from pgnet.key_block b;
 comment on view net.blocked_keys is
     'Ordering keys whose head has failed, so that no request of the key is sent: the head''s id and '
     'its error, how many requests wait behind it (exact up to 10,000), since when. The ways out: '
@@ -123,6 +119,38 @@ comment on function net.unblock(text) is
     'The owner, where no request of its own blocks the key, unblocks it for all roles. NULL gives '
     'false.';
 
+create function pgnet.hint_retries(
+    -- requests that were sent again, of the caller, or of any role where the caller is the owner
+    ids bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if pgnet.caller_is_owner() then
+        -- The right to say whose request it is the owner has alone.
+        insert into pgnet.ended_request (request_id, requested_by, ordering_key, retry_id)
+        select b.head, b.requested_by, b.ordering_key, q.id
+        from net.http_request_queue q
+        join pgnet.key_block b on b.head = q.retry_of and b.requested_by = q.requested_by
+        where q.id = any (ids);
+    else
+        insert into pgnet.ended_request (request_id, ordering_key, retry_id)
+        select b.head, b.ordering_key, q.id
+        from net.http_request_queue q
+        join pgnet.key_block b on b.head = q.retry_of and b.requested_by = q.requested_by
+        where q.id = any (ids) and q.requested_by = pgnet.caller_role();
+    end if;
+end
+$$;
+comment on function pgnet.hint_retries(bigint[]) is
+    'Hints for workers that requests go first in keys which the requests that they repeat block.';
+
 create function pgnet.announce_retry(
     -- a request that failed, and the one that net.retry has made of it
     head bigint, retry_id bigint
@@ -135,7 +163,8 @@ as $$
 declare
     blocked record;
 begin
-    select b.requested_by, b.ordering_key into blocked from pgnet.key_block b where b.head = announce_retry.head;
+    select e.requested_by, e.ordering_key into blocked
+    from pgnet.ended_request e where e.request_id = announce_retry.head and e.retry_id = announce_retry.retry_id;
     if found then
         raise notice 'request % goes first in key "%", which request % blocked; requests that wait behind it: %',
             retry_id, blocked.ordering_key, head, pgnet.requests_behind(blocked.requested_by, blocked.ordering_key) - 1;

@@ -93,7 +93,7 @@ grant update (method, url, headers, body, timeout_milliseconds, priority, contex
 grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
 grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
 grant insert (request_id, action), select on pgnet.mark to public;
-grant insert (request_id, ordering_key, unblocks), select on pgnet.ended_request to public;
+grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
@@ -132,7 +132,7 @@ grant execute on function
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
-    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.announce_retry,
+    pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,

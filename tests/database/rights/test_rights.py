@@ -74,6 +74,7 @@ ROUTINES = {
     # call with the caller's rights.
     "pgnet.after_ids": "everyone",
     "pgnet.announce_retry": "everyone",
+    "pgnet.hint_retries": "everyone",
     "pgnet.append_to_query": "everyone",
     "pgnet.breaker_level": "owner",
     "pgnet.breaker_setting_fault": "owner",
@@ -216,6 +217,7 @@ ROUTINES = {
     "pgnet.flows_of": "owner",
     "pgnet.look_again": "owner",
     "pgnet.lock_requests": "owner",
+    "pgnet.lock_retries": "owner",
     "pgnet.act_on_marks": "owner",
     "pgnet.announce_configuration": "owner",
     "pgnet.applying_subscription": "owner",
@@ -414,6 +416,7 @@ RELATIONS = {
         "INSERT(request_id)",
         "INSERT(ordering_key)",
         "INSERT(unblocks)",
+        "INSERT(retry_id)",
     },
     "pgnet.blocked_key": {"SELECT"},
     "pgnet.key_block": {"SELECT"},
