@@ -15,6 +15,7 @@ from servers.cluster import Database
 from servers.httpd import Running
 from servers.nginx import Nginx
 from servers.recorder import Recorder
+from servers.traffic import crowd
 from servers.waiting import wait_until
 from servers.workers import serving
 
@@ -46,11 +47,6 @@ def insert(database: Database, url: str, count: int, timeout: int = 600_000) -> 
         timeout,
         count,
     )
-
-
-def crowd(database: Database) -> None:
-    """Have one host take all that a worker gives it, although it hangs."""
-    database.execute("select net.configure_host('*', '{\"adaptive\": false}')")
 
 
 def wait_for_open(witness: Running, count: int, timeout: float = 10.0) -> None:

@@ -18,7 +18,7 @@ from psycopg import sql
 from servers.cluster import Cluster, Database, process_fields
 from servers.httpd import Running
 from servers.nginx import Nginx
-from servers.traffic import queue, seen, states
+from servers.traffic import crowd, queue, seen, states
 from servers.waiting import wait_until
 from servers.workers import PROMPT, Session, serving
 
@@ -309,6 +309,7 @@ def test_a_session_works_again_after_a_cancel(database: Database, witness: Runni
 def slow_requests(
     database: Database, witness: Running, count: int
 ) -> Iterator[tuple[Session, list[int]]]:
+    crowd(database)
     with serving(database) as session:
         ids = queue(database, f"{witness.url}/delay/600?#", count, 60_000) if count else []
         seen(witness, count)

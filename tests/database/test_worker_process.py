@@ -12,7 +12,7 @@ import pytest
 
 from servers.cluster import Cluster, Database, Worker
 from servers.httpd import Running
-from servers.traffic import make_durable, queue, seen, states, targets, wait_for_states
+from servers.traffic import crowd, make_durable, queue, seen, states, targets, wait_for_states
 from servers.waiting import wait_until
 
 # ---- in pg_stat_activity
@@ -360,6 +360,7 @@ def outcomes(database: Database) -> list[tuple[Any, ...]]:
 
 def test_a_paused_worker_records_nothing_twice(database: Database, witness: Running) -> None:
     """The worker's session lives, but its claims pass their deadline and another takes them."""
+    crowd(database)
     with database.worker("--grace", "0") as paused:
         queue(database, f"{witness.url}/delay/0.5?#", 50)
         seen(witness, 50)
@@ -382,6 +383,7 @@ def test_a_paused_worker_records_nothing_twice(database: Database, witness: Runn
 
 def test_a_paused_worker_whose_session_is_gone(database: Database, witness: Running) -> None:
     """Five seconds: longer than rescue_after; the other one rescues, the first one comes back."""
+    crowd(database)
     with database.worker("--grace", "0") as paused:
         queue(database, f"{witness.url}/delay/0.5?#", 50)
         seen(witness, 50)

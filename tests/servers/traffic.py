@@ -7,6 +7,11 @@ from servers.httpd import Running
 from servers.waiting import wait_until
 
 
+def crowd(database: Database) -> None:
+    """Have a worker send one host all at once: how many are in flight there does not adapt."""
+    database.execute("select net.configure_host('*', '{\"adaptive\": false}')")
+
+
 def queue(database: Database, url: str, count: int = 1, timeout: int = 20_000) -> list[int]:
     """Commit that many requests in one transaction; `#` in the URL becomes each one's number."""
     found = database.rows(
