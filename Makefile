@@ -201,9 +201,10 @@ run-regress: need-python
 	  { cat build/regress/regression.diffs 2>/dev/null; exit 1; }
 
 # Sessions step by step against each other, in a throwaway cluster that can prepare transactions;
-# its environment names it. make run-isolation SPECS=cancel-record runs one.
+# its environment names it. A snapshot of autovacuum would keep marks that are done.
+# make run-isolation SPECS=cancel-record runs one.
 run-isolation: need-python build/isolation
-	@$(CLUSTER) --option max_prepared_transactions=10 $(MAKE) --no-print-directory isolation-specs SPECS="$(SPECS)" || \
+	@$(CLUSTER) --option max_prepared_transactions=10 --option autovacuum=off $(MAKE) --no-print-directory isolation-specs SPECS="$(SPECS)" || \
 	  { cat build/isolation/regression.diffs 2>/dev/null; exit 1; }
 
 isolation_regress = $(dir $(PGXS))../test/isolation/pg_isolation_regress
