@@ -24,7 +24,7 @@ def test_worker_down_and_up_again(unserved: Database, nginx: Nginx) -> None:
         worker.kill()
         unserved.wait_for("select not pgnet.worker_is_up()")
         second = get(unserved, nginx.url)
-        assert "no worker is running" in result(unserved, second)[1]
+        assert "No worker is running" in result(unserved, second)[1]
     with unserved.worker() as worker:
         assert outcome(unserved, second)["status_code"] == 200
         third = get(unserved, nginx.url)

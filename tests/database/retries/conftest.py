@@ -32,8 +32,10 @@ def served(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Databas
     """A database with the policies above and a worker of each kind."""
     database = cluster.create_database()
     database.execute("select net.allow_network('loopback')")
-    # So many requests fail here that each host would be taken for broken.
-    database.execute("select net.configure_host('*', '{\"breaker\": false}')")
+    # So many requests fail here that each host would be taken for broken; and a host that asks for
+    # a pause would get it for the requests of the next test, too.
+    learnt = {"breaker": False, "adaptive": False, "max_retry_after_milliseconds": 0}
+    database.execute("select net.configure_host('*', %s)", Jsonb(learnt))
     for name, settings in POLICIES.items():
         database.execute("select net.configure_retry(%s, %s)", name, Jsonb(settings))
     with one_worker(database, request.param):

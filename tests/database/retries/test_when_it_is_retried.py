@@ -46,7 +46,9 @@ def test_requests_that_wait_are_seen(served: Database, server: Scripted) -> None
         id,
     )
     assert row is not None
-    assert row[:3] == (503, None, 1)
+    assert (row[0], row[2]) == (503, 1)
+    assert row[1].startswith("Attempt 2 follows at ")
+    assert row[1].endswith(" Attempt 1 ended with: status 503")
     assert 0 <= row[3].total_seconds() <= 86400
     assert row[4] is None
     status, message = served.rows("select status::text, message from net.http_get_result(%s)", id)[
