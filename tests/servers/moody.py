@@ -95,7 +95,8 @@ class Moody:
             time.sleep(self.delay)
             while mood == "hang" and self.mood == "hang" and self._server is not None:
                 time.sleep(0.02)
-            handler.send_response(mood if isinstance(mood, int) else 200)
+            # send_response would add a second Date.
+            handler.send_response_only(mood if isinstance(mood, int) else 200)
             for name, value in {"Content-Length": "2", **headers}.items():
                 handler.send_header(name, value)
             handler.end_headers()
