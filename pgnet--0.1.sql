@@ -12370,6 +12370,8 @@ create function pgnet.own_objects()
     returns table (class regclass, oid oid, sub integer, kind text, name text, owner oid, acl aclitem[])
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
+    -- Some hundred rows: they must not need a temporary file.
+    set work_mem = '4MB'
 as $$
     with schemas as (
         select n.oid, n.nspname, n.nspowner, n.nspacl from pg_namespace n

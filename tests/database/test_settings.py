@@ -63,6 +63,8 @@ def test_what_was_done_is_said(fresh_database: Database) -> None:
 DEFAULTS = {
     "timeout_milliseconds": "1000",
     "max_timeout": "01:00:00",
+    "max_pending": "0",
+    "max_pending_per_role": "0",
     "ttl": "06:00:00",
     "ttl_failed": "14 days",
     "batch_size": "500",

@@ -47,6 +47,8 @@ class Request:
     mark: str | None = None
     # whether net.retry can send it again
     failure: bool = False
+    # whether it was sent again and given up before a worker has seen that: its place is not said
+    is_loose: bool = False
     # whether another session holds a lock on its row
     locked: bool = False
 
@@ -146,7 +148,7 @@ class Model:
             ):
                 if other.worker is not None or not other.open:
                     yield f"{other.id} of its key is in flight"
-                if other.place < request.place:
+                if other.place < request.place and not (other.is_loose or request.is_loose):
                     yield f"{other.id} of its key comes first"
 
     def fate(self, request: Request) -> str | None:
@@ -168,6 +170,10 @@ class Model:
             and self.obstacle(r) is None
             and self.fate(r) is None
             and not self.is_too_late(r)
+            and not any(
+                other.is_loose and other.open and (other.role, other.key) == (r.role, r.key)
+                for other in self.requests.values()
+            )
         ]
 
     def is_too_late(self, request: Request) -> bool:
@@ -212,9 +218,10 @@ class Model:
         """Let a key run that this head blocks; whether it did."""
         for head, retry in self.retried:
             if head is request:
-                # It was sent again, and is given up before a worker has seen that.
+                # It was sent again, and is given up before a worker has seen that. Whether it goes
+                # first or the others do is not said.
                 self.retried.remove((head, retry))
-                retry.rank = retry.id
+                retry.is_loose = True
                 return True
         key = (request.role, request.key or "")
         if self.blocked.get(key) is not request:

@@ -255,7 +255,8 @@ def test_who_stays_takes_over_what_waits(database: Database, server: Scripted) -
 def test_drain_sends_what_is_due_and_waits_for_nothing(
     database: Database, server: Scripted
 ) -> None:
-    url = server.script(Reply(503, {"Retry-After": "1"}), 200)
+    # A drain waits for what falls due within a second.
+    url = server.script(Reply(503, {"Retry-After": "3"}), 200)
     id = send(database, "GET", url, retry="safe")
     started = time.monotonic()
     database.execute("call net.drain()")
