@@ -371,12 +371,16 @@ class LibpqOutbox:
             " from (select set_config('synchronous_commit', 'off', true) as done offset 0) s"
             " where s.done is not null",
             {"worker": self._worker_id, "report": report},
+            refusable=True,
         )
         return float(rows[0]["now"])
 
     def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
         rows = self._call(
-            self._query, _REPORT, {"id": self._worker_id, "reports": json.dumps(reports)}
+            self._query,
+            _REPORT,
+            {"id": self._worker_id, "reports": json.dumps(reports)},
+            refusable=True,
         )
         return Reported.from_json(rows[0]["reported"])
 

@@ -263,7 +263,7 @@ class SpiOutbox:
         return WorkerState(**json.loads(row["state"]))
 
     def report_work(self, report: str) -> float:
-        with self._transaction():
+        with self._transaction(refusable=True):
             self._call("set local synchronous_commit = off")
             row = self._call(
                 "select pgnet.report_work($1, $2) as now",
@@ -274,7 +274,7 @@ class SpiOutbox:
         return float(row["now"])
 
     def report(self, reports: Sequence[Mapping[str, Any]]) -> Reported:
-        with self._transaction():
+        with self._transaction(refusable=True):
             # If this commit is lost, the counts of a second are.
             self._call("set local synchronous_commit = off")
             row = self._call(
