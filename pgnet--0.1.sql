@@ -5445,8 +5445,9 @@ comment on function pgnet.forget_host_states() is
 -- One at a time. open_gates works under the lock of the one row of pgnet.gate_keeper, which it
 -- takes with SKIP LOCKED; each of its statements has a snapshot of its own, taken under that lock.
 -- So it sees what the last one to hold the lock has done. A request that ends while it works is
--- either gone from the queue in that snapshot, and its hint is there, or it is still in the queue,
--- and its hint is found by the next one.
+-- either gone in a statement's snapshot, and its hint is there, or it is still in the queue, and
+-- its hint is found by the next one. So what one statement concludes from a row that is gone it
+-- concludes with a look at hints, too: pgnet.find_heads opens no key that a hint says is blocked.
 --
 -- Requests that others wait for. What ends a request cannot see that another session is just making
 -- another request wait for it. So open_gates locks the row that is waited for: what ends that
@@ -6380,7 +6381,14 @@ begin
             and not exists (select from pgnet.claim c where c.id = o.id offset 0)
             and not exists (select from pgnet.attempt a where a.request_id = o.id offset 0))
         and not exists (
-            select from pgnet.blocked_key b where b.requested_by = k.role and b.ordering_key = k.name offset 0);
+            select from pgnet.blocked_key b where b.requested_by = k.role and b.ordering_key = k.name offset 0)
+        -- Its last request may have ended a moment ago: in the snapshot of this statement it is
+        -- gone, and the hint is there that says whether it blocks the key.
+        and (
+            select e.id from pgnet.ended_request e
+            where e.blocks and (e.ordering_key, e.requested_by::oid) >= (k.name, k.role)
+                and (e.ordering_key, e.requested_by::oid) <= (k.name, k.role)
+            order by e.ordering_key, e.requested_by, e.id limit 1) is null;
 end
 $$;
 comment on function pgnet.find_heads(oid[], text[], bigint[]) is

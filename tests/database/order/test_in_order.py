@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from servers.cluster import Database
+from servers.cluster import Database, Worker
 from servers.ordered import Ordered, serving
 
 KEYS = int(os.environ.get("ORDER_KEYS", "100"))
@@ -55,11 +55,21 @@ def enqueue(database: Database, url: str, caller: int) -> None:
 
 def kill_some(database: Database, over: threading.Event, number: int) -> None:
     """Run workers, and kill one after the other."""
-    with ExitStack() as stack:
-        workers = [stack.enter_context(database.worker()) for _ in range(number)]
-        while not over.wait(LIFE):
-            workers.pop(0).kill()
-            workers.append(stack.enter_context(database.worker(seen=False)))
+    running: list[tuple[ExitStack, Worker]] = []
+
+    def start() -> None:
+        stack = ExitStack()
+        running.append((stack, stack.enter_context(database.worker(seen=False))))
+
+    for _ in range(number):
+        start()
+    while not over.wait(LIFE):
+        stack, worker = running.pop(0)
+        worker.kill()
+        stack.close()
+        start()
+    for stack, _ in running:
+        stack.close()
 
 
 def unblock_some(database: Database, chance: random.Random) -> None:

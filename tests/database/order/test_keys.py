@@ -203,6 +203,19 @@ def test_a_failed_head_blocks_its_key(database: Database, recorder: Recorder, st
     assert len(recorder.claim()) == 1
 
 
+def test_a_head_that_fails_while_its_key_is_examined(
+    database: Database, recorder: Recorder
+) -> None:
+    """Its failure is committed between two statements of another worker: the hint is seen."""
+    several(database, 2)
+    fail(recorder)
+    heads = "select head from pgnet.find_heads(array['postgres'::regrole::oid], array['a'], '{2}')"
+    assert database.rows(heads) == []
+    assert database.value("select count(*) from pgnet.blocked_key") == 0
+    database.execute("update pgnet.ended_request set blocks = false")
+    assert database.rows(heads) == [(2,)]
+
+
 @pytest.mark.parametrize("state", ["cancelled", "expired", "succeeded"])
 def test_no_other_end_blocks(database: Database, recorder: Recorder, state: str) -> None:
     several(database, 2)
