@@ -53,6 +53,7 @@ def test_every_workers_routine_asks(open_database: Database) -> None:
         "claim_requests": "select pgnet.claim_requests(1, 10, 10, 10, '{}', 1000000, '', false)",
         "record_outcomes": "select pgnet.record_outcomes('[]')",
         "report_attempts": "select pgnet.report_attempts(1, '[]')",
+        "report_work": "select pgnet.report_work(1, '{}')",
         "release_requests": "select pgnet.release_requests('{1}', array[gen_random_uuid()], 'x')",
         "claimed_secrets": "select pgnet.claimed_secrets('{1}', array[gen_random_uuid()], '{k}')",
         "deregister_worker": "select pgnet.deregister_worker(1, gen_random_uuid())",

@@ -339,7 +339,7 @@ class Flow(RuleBasedStateMachine):
     def _claim_all(self, worker: Worker) -> int:
         """Claim until nothing is left that may be sent: then the model has nothing left, either."""
         count, tries = 0, 0
-        while (claimed := self._claim(worker, 100)) or (self.model.ready() and tries < 20):
+        while (claimed := self._claim(worker, 100)) or (self.model.ready() and tries < 100):
             count += claimed
             if not claimed:
                 # What another session had locked a moment ago is looked at again in a moment.
