@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +36,9 @@ KEYS = ("k", "l")
 UNIQUE = "u"
 # How an attempt ends.
 STATES = ("succeeded", "failed", "retrying")
+# The suite takes the same way each time, so that a fault of today is not that of another change;
+# make model goes new ways.
+_SUITE_SEED = 77
 # How many examples Hypothesis makes of one seed.
 ROUND, STEPS = 15, 40
 WORKERS = 3
@@ -532,7 +534,7 @@ def world(make_cluster: Callable[..., Cluster]) -> Iterator[World]:
 @pytest.mark.timeout(1200)
 def test_flow_is_as_the_model_says(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     seconds = float(os.environ.get("MODEL_SECONDS", "60"))
-    first = int(os.environ.get("MODEL_SEED") or random.SystemRandom().randrange(1 << 32))
+    first = int(os.environ.get("MODEL_SEED") or _SUITE_SEED)
     # It takes minutes, which a run for a known seed has.
     shrink = "MODEL_SEED" in os.environ
     ends = time.monotonic() + seconds
