@@ -23,8 +23,20 @@ from servers.cluster import ROOT, Cluster, Database, pg_config, server_python
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 SWAP = DOCS / "coming-from-pg_net.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "tests/README.md", *sorted(DOCS.glob("*.md"))]
 EXAMPLES = ROOT / "examples"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "tests/README.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted(EXAMPLES.rglob("*.md")),
+]
+EXAMPLE_FILES = [
+    path
+    for folder in (EXAMPLES, ROOT / "contrib")
+    for path in folder.rglob("*")
+    if path.suffix in (".sql", ".py", ".service")
+]
 UNIT = EXAMPLES / "pgnet-worker@.service"
 
 # Internal names that users of pg_net know.
@@ -575,7 +587,7 @@ def test_what_the_pages_name_exists(catalog: Database) -> None:
             " on o.schema = n.oid where n.nspname in ('net', 'pgnet')"
         )
     }
-    for page in [*PAGES, *EXAMPLES.iterdir()]:
+    for page in [*PAGES, *EXAMPLE_FILES]:
         named = set(re.findall(r"(?<![\w.])net\.\w+", page.read_text()))
         assert named - known == set(), page.name
 
@@ -605,7 +617,7 @@ def test_every_file_is_in_the_architecture() -> None:
 
 def test_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.M))
-    for page in [*PAGES, *EXAMPLES.iterdir()]:
+    for page in [*PAGES, *EXAMPLE_FILES]:
         code = re.findall(r"`([^`\n]+)`|^((?:sudo )?make .*)$", page.read_text(), re.MULTILINE)
         for words in (" ".join(found) for found in code):
             for target in re.findall(r"\bmake ([a-z][\w-]*)", words):

@@ -23,6 +23,7 @@ from servers.cluster import ROOT
 PACKAGE = ROOT / "python/pgnet"
 PAGES = {path.name: path.read_text() for path in ROOT.glob("docs/*.md")}
 PAGES["the README"] = (ROOT / "README.md").read_text()
+PAGES |= {str(p.relative_to(ROOT)): p.read_text() for p in ROOT.glob("examples/**/*.md")}
 
 
 def page(name: str) -> str:
