@@ -14,6 +14,7 @@ as $$
         ('requests', 'http_patch', 'select net.http_patch(''https://example.com/1'', ''{"name": "value"}'');'),
         ('requests', 'http_head', 'select net.http_head(''https://example.com/'');'),
         ('requests', 'http_request', 'select net.http_request(''POST'', ''https://example.com/'', body_text => ''hello'', retry => ''safe'');'),
+        ('requests', 'webhook', 'create temp table orders (id bigint); create trigger order_hook after insert on orders for each row execute function net.webhook(''https://example.com/orders'');'),
         ('requests', 'multipart', 'select m.* from net.multipart(''[{"name": "note", "value": "hello"}]'') m;'),
         ('requests', 'requests', 'select id, state, url, error_msg from net.requests order by id desc limit 10;'),
         ('requests', 'explain', 'select * from net.explain(1);'),

@@ -113,7 +113,7 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
-    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help,
+    net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
 -- Functions that these, the views and the policies call with the caller's rights.
@@ -124,7 +124,7 @@ grant execute on function
     -- a request, and what it is made of
     pgnet.check_request, pgnet.inspect_request, pgnet.has_flow, pgnet.check_or_raise, pgnet.check_retry_policy, pgnet.refuse_altered_function,
     pgnet.with_content_type, pgnet.require_utf8, pgnet.inspect_form, pgnet.encode_form, pgnet.inspect_multipart,
-    pgnet.queue_request, pgnet.debounce_request, pgnet.lock_waiting_request, pgnet.queue_unique_request,
+    pgnet.queue_request, pgnet.queue_event, pgnet.debounce_request, pgnet.lock_waiting_request, pgnet.queue_unique_request,
     pgnet.may_be_changed,
     pgnet.read_times, pgnet.read_time, pgnet.read_unique_for, pgnet.read_interval,
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,

@@ -15,7 +15,7 @@ from pg_proc p
 where p.pronamespace = 'net'::regnamespace
     and p.proname in (
         'http_request', 'http_put', 'http_patch', 'http_head', 'multipart', 'secret_url', 'set_secret', 'drop_secret',
-        'grant_secret', 'revoke_secret', 'configure_host', 'wait', 'wait_all', 'fetch', 'cancel', 'check', 'configure', 'allow_network', 'deny_network', 'forget_network',
+        'grant_secret', 'revoke_secret', 'configure_host', 'wait', 'wait_all', 'webhook', 'fetch', 'cancel', 'check', 'configure', 'allow_network', 'deny_network', 'forget_network',
         'allow_host', 'deny_host', 'forget_host', 'grant_worker', 'revoke_worker', 'schedule_worker', 'unschedule_worker',
         'work', 'drain')
 order by p.proname collate "C" \gx
