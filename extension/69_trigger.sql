@@ -35,7 +35,12 @@ begin
                 'execute function net.webhook(''https://example.com/hook'', ''POST'', ''{}'', ''{}'', ''5000'')';
     end if;
     if token <> all (array['GET', 'HEAD']) then
-        own_headers := pgnet.with_content_type(own_headers, 'application/json');
+        -- Supabase's dashboard writes it so. Names of headers have no case.
+        if own_headers is null or own_headers = '{"Content-type": "application/json"}' then
+            own_headers := '{"Content-Type": "application/json"}';
+        elsif own_headers ->> 'Content-Type' is null then
+            own_headers := pgnet.with_content_type(own_headers, 'application/json');
+        end if;
         content := convert_to(payload::text, 'UTF8');
     end if;
     target := pgnet.check_request(token, url, query, own_headers, total, '{}');
