@@ -71,6 +71,7 @@ LIMITS = "extension/47_limits.sql"
 HOST_LIMITS = "tests/database/test_host_limits.py::"
 LIMIT_CLAIMS = "tests/database/test_host_limit_claims.py::"
 CRASHES = "tests/chaos/test_crashes.py::"
+SUPABASE = "tests/database/supabase/test_supabase.py::"
 
 MUTANTS = (
     Mutant(
@@ -109,6 +110,31 @@ MUTANTS = (
             ),
         ),
         tests=(LIMIT_CLAIMS + "test_a_first_limit_waits_for_its_own_hosts_claims",),
+    ),
+    Mutant(
+        "trigger-raises",
+        "a request that cannot be sent fails the statement that changes the row",
+        (
+            Edit(
+                "extension/69_trigger.sql",
+                "select coalesce(i.complete_url, url) into target from pgnet.inspect_request"
+                "(token, url, query, own_headers, total, '{}') i;",
+                "target := pgnet.check_or_raise(token, url, query, own_headers, total, '{}');",
+            ),
+        ),
+        tests=(SUPABASE + "test_a_broken_url_fails_no_statement",),
+    ),
+    Mutant(
+        "foreign-cast",
+        "a cast of a table's owner runs with the rights of the trigger function's owner",
+        (
+            Edit(
+                "contrib/supabase_functions.sql",
+                "        perform supabase_functions.refuse_foreign_casts(tg_relid);",
+                "        null;",
+            ),
+        ),
+        tests=(SUPABASE + "test_a_cast_of_the_tables_owner_is_not_run",),
     ),
     Mutant(
         "no-fence",
