@@ -117,6 +117,9 @@ comment on function supabase_functions.http_request() is
     'timeout in ms. The requests are those of supabase_functions_admin.';
 alter function supabase_functions.refuse_foreign_casts(regclass) owner to supabase_functions_admin;
 alter function supabase_functions.http_request() owner to supabase_functions_admin;
+-- DROP EXTENSION says that triggers need it, and with CASCADE takes them along. A trigger that stayed
+-- would fail every change of its table.
+alter function supabase_functions.http_request() depends on extension pgnet;
 
 -- A trigger fires without EXECUTE; to make one takes it. Who may make one has requests sent in the
 -- name of supabase_functions_admin: so nobody may, unless you grant it.

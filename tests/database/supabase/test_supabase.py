@@ -243,6 +243,15 @@ def test_a_second_run_changes_nothing(project: Database, witness: Running) -> No
     received(project, witness, 3)
 
 
+def test_without_the_extension_no_trigger_is_left(project: Database) -> None:
+    """It would fail every change of its table."""
+    with pytest.raises(errors.DependentObjectsStillExist) as caught:
+        project.execute("drop extension pgnet")
+    assert "trigger order_hook on table orders" in str(caught.value.diag.message_detail)
+    project.execute("drop extension pgnet cascade")
+    change_orders(project.connect("anon"))
+
+
 def test_without_the_extension_the_script_says_what_is_missing(cluster: Cluster) -> None:
     empty = cluster.create_database(extension=False)
     try:
