@@ -83,7 +83,7 @@ chaos: ## faults at random, and a check of what came of it: make chaos SECONDS=6
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-chaos
 
-model: ## the queue against a model of it, in any order: make model SECONDS=600 SEED=1
+model: ## the queue against a model of it, in any order: make model SECONDS=600; SEED=n goes the same ways again
 	@tools/deps run demo test
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-model
@@ -226,8 +226,9 @@ SECONDS ?= 600
 run-chaos: $(VENV)/stamp
 	@PYTHONPATH=tests $(VENV)/bin/python -m chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
+run-model: SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 run-model: $(VENV)/stamp
-	@MODEL_SECONDS=$(SECONDS) $(if $(SEED),MODEL_SEED=$(SEED)) $(VENV)/bin/python -m pytest -q -s --timeout=0 tests/database/flow/test_state_machine.py
+	@MODEL_SECONDS=$(SECONDS) MODEL_SEED=$(SEED) $(VENV)/bin/python -m pytest -q -s --timeout=0 tests/database/flow/test_state_machine.py
 
 run-bench: $(VENV)/stamp
 	@for part in $(sort $(wildcard bench/*.py)); do $(VENV)/bin/python $$part || exit 1; done

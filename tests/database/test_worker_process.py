@@ -160,6 +160,16 @@ def test_sigterm_while_the_server_is_away(stoppable: Database, stoppable_cluster
         assert "Traceback" not in worker.output()
 
 
+def test_sigterm_before_it_has_connected(stoppable: Database, stoppable_cluster: Cluster) -> None:
+    stoppable.close()
+    stoppable_cluster.stop("fast")
+    with stoppable.worker(seen=False) as worker:
+        wait_until(worker.output, lambda text: "waiting for" in text, "it says what it waits for")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(10) == 0
+        assert "Traceback" not in worker.output()
+
+
 # ---- the server restarts
 
 

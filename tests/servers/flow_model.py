@@ -47,8 +47,6 @@ class Request:
     mark: str | None = None
     # whether net.retry can send it again
     failure: bool = False
-    # whether it was sent again and given up before a worker has seen that: its place is not said
-    is_loose: bool = False
     # whether another session holds a lock on its row
     locked: bool = False
 
@@ -148,7 +146,7 @@ class Model:
             ):
                 if other.worker is not None or not other.open:
                     yield f"{other.id} of its key is in flight"
-                if other.place < request.place and not (other.is_loose or request.is_loose):
+                if other.place < request.place:
                     yield f"{other.id} of its key comes first"
 
     def fate(self, request: Request) -> str | None:
@@ -170,10 +168,6 @@ class Model:
             and self.obstacle(r) is None
             and self.fate(r) is None
             and not self.is_too_late(r)
-            and not any(
-                other.is_loose and other.open and (other.role, other.key) == (r.role, r.key)
-                for other in self.requests.values()
-            )
         ]
 
     def is_too_late(self, request: Request) -> bool:
@@ -216,13 +210,6 @@ class Model:
 
     def unblock(self, request: Request) -> bool:
         """Let a key run that this head blocks; whether it did."""
-        for head, retry in self.retried:
-            if head is request:
-                # It was sent again, and is given up before a worker has seen that. Whether it goes
-                # first or the others do is not said.
-                self.retried.remove((head, retry))
-                retry.is_loose = True
-                return True
         key = (request.role, request.key or "")
         if self.blocked.get(key) is not request:
             return False
@@ -230,9 +217,8 @@ class Model:
         return True
 
     def head_of(self, role: str, key: str) -> Request | None:
-        """The request that blocks a key, as callers see it."""
-        retried = [head for head, _ in self.retried if (head.role, head.key) == (role, key)]
-        return self.blocked.get((role, key)) or (retried[0] if retried else None)
+        """The request that blocks a key; from its retry on it does not."""
+        return self.blocked.get((role, key))
 
     def send_again(self, request: Request, id: int) -> None:
         """The head of a blocked key takes its old place."""

@@ -211,7 +211,8 @@ class LibpqOutbox:
         return former == (self._worker_id, self._secret)
 
     def _query(self, sql: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        assert self._connection is not None
+        if self._connection is None:
+            raise OutboxLost("the worker has not connected yet")
         with self._connection.cursor(binary=True) as cursor:
             return cursor.execute(sql, parameters, prepare=True).fetchall()
 
