@@ -318,11 +318,12 @@ comment on function pgnet.require_worker(bigint) is
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set
 -- to anything.
 
--- The one list of settings: name, kind, default, bounds, unit, meaning.
+-- The one list of settings: name, kind, default, bounds, unit, meaning. The function has no
+-- search_path of its own and names nothing, so that the planner makes it a part of the query that
+-- calls it.
 create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
-    language sql immutable parallel safe cost 10 rows 16
-    set search_path = pg_catalog, pg_temp
+    language sql immutable parallel safe cost 10 rows 21
 as $$
     values
         ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
@@ -470,23 +471,30 @@ comment on function pgnet.announce_configuration() is
     'Every function that changes the configuration calls it: workers follow at the commit. Owner '
     'only.';
 
+-- In PL/pgSQL, which keeps the plan: each claim asks for some.
 create function pgnet.setting_value(setting_name text)
     returns text
-    language sql stable parallel safe security definer cost 10
+    language plpgsql stable parallel safe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(
+begin
+    return coalesce(
         (select s.value from pgnet.setting s where s.name = setting_name),
-        (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
+        (select k.default_value from pgnet.known_settings() k where k.name = setting_name));
+end
 $$;
 comment on function pgnet.setting_value(text) is
     'The value of a setting in force, as text; NULL for a name that does not exist.';
 
 create function pgnet.max_timeout_milliseconds()
     returns integer
-    language sql stable parallel safe cost 10
+    language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
-as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
+as $$
+begin
+    return (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer;
+end
+$$;
 comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
 create function pgnet.settings_in_force()
@@ -7380,12 +7388,15 @@ create function pgnet.wake_due_requests()
 as $$
 declare
     present timestamptz := clock_timestamp();
-    next_due timestamptz := (
-        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
-    next_start timestamptz := (
-        select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1);
+    next_due timestamptz;
+    next_start timestamptz;
+    next_at timestamptz;
     path text;
 begin
+    select
+        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
+        (select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1)
+    into next_due, next_start;
     if next_due <= present then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -7402,8 +7413,9 @@ begin
             select f.not_before from pgnet.flow f where f.not_before > present and f.not_before < 'infinity'
             order by f.not_before limit 1));
     end if;
+    next_at := least(next_due, next_start);
     -- There may be more of them.
-    return (select greatest(extract(epoch from t.at - present), 0.02) from (select least(next_due, next_start) as at) t where t.at is not null);
+    return case when next_at is not null then greatest(extract(epoch from next_at - present), 0.02) end;
 end
 $$;
 comment on function pgnet.wake_due_requests() is

@@ -1,11 +1,12 @@
 -- Settings. They live in a table with checks, not in custom server settings: those anyone can set
 -- to anything.
 
--- The one list of settings: name, kind, default, bounds, unit, meaning.
+-- The one list of settings: name, kind, default, bounds, unit, meaning. The function has no
+-- search_path of its own and names nothing, so that the planner makes it a part of the query that
+-- calls it.
 create function pgnet.known_settings()
     returns table (name text, kind text, default_value text, minimum numeric, maximum numeric, unit text, description text)
-    language sql immutable parallel safe cost 10 rows 16
-    set search_path = pg_catalog, pg_temp
+    language sql immutable parallel safe cost 10 rows 21
 as $$
     values
         ('timeout_milliseconds', 'integer', '1000', 1, 86400000, 'ms',
@@ -153,23 +154,30 @@ comment on function pgnet.announce_configuration() is
     'Every function that changes the configuration calls it: workers follow at the commit. Owner '
     'only.';
 
+-- In PL/pgSQL, which keeps the plan: each claim asks for some.
 create function pgnet.setting_value(setting_name text)
     returns text
-    language sql stable parallel safe security definer cost 10
+    language plpgsql stable parallel safe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(
+begin
+    return coalesce(
         (select s.value from pgnet.setting s where s.name = setting_name),
-        (select k.default_value from pgnet.known_settings() k where k.name = setting_name))
+        (select k.default_value from pgnet.known_settings() k where k.name = setting_name));
+end
 $$;
 comment on function pgnet.setting_value(text) is
     'The value of a setting in force, as text; NULL for a name that does not exist.';
 
 create function pgnet.max_timeout_milliseconds()
     returns integer
-    language sql stable parallel safe cost 10
+    language plpgsql stable parallel safe cost 10
     set search_path = pg_catalog, pg_temp
-as $$ select (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer $$;
+as $$
+begin
+    return (extract(epoch from pgnet.setting_value('max_timeout')::interval) * 1000)::integer;
+end
+$$;
 comment on function pgnet.max_timeout_milliseconds() is 'The setting max_timeout in ms.';
 
 create function pgnet.settings_in_force()

@@ -264,12 +264,15 @@ create function pgnet.wake_due_requests()
 as $$
 declare
     present timestamptz := clock_timestamp();
-    next_due timestamptz := (
-        select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1);
-    next_start timestamptz := (
-        select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1);
+    next_due timestamptz;
+    next_start timestamptz;
+    next_at timestamptz;
     path text;
 begin
+    select
+        (select q.due from net.http_request_queue q where q.due < 'infinity' and q.origin is null order by q.due limit 1),
+        (select f.not_before from pgnet.flow f where f.not_before < 'infinity' order by f.not_before limit 1)
+    into next_due, next_start;
     if next_due <= present then
         with woken as (
             update net.http_request_queue q set due = null, waits_since = null
@@ -286,8 +289,9 @@ begin
             select f.not_before from pgnet.flow f where f.not_before > present and f.not_before < 'infinity'
             order by f.not_before limit 1));
     end if;
+    next_at := least(next_due, next_start);
     -- There may be more of them.
-    return (select greatest(extract(epoch from t.at - present), 0.02) from (select least(next_due, next_start) as at) t where t.at is not null);
+    return case when next_at is not null then greatest(extract(epoch from next_at - present), 0.02) end;
 end
 $$;
 comment on function pgnet.wake_due_requests() is

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
 
 import pytest
 
@@ -30,7 +29,7 @@ class Clock:
 
 
 def claim(host: str = "a", role: int = 10, attempt: int = 1, age: float = 0.1) -> Claim:
-    return replace(flight(host).claim, role=role, attempt=attempt, age=age)
+    return flight(host).claim._replace(role=role, attempt=attempt, age=age)
 
 
 def outcome(state: str = "succeeded", first: float | None = 5.0, total: float = 9.0) -> Outcome:

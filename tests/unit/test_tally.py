@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -75,7 +74,7 @@ def test_a_breaker_that_is_off_has_nothing_urgent() -> None:
 def test_the_end_of_a_probe_is_urgent(verdict: Verdict) -> None:
     tally = Tally()
     tally.take(100.0, {})
-    tally.add(replace(flight().claim, flow=Flow(probe=True)), verdict, USUAL, 300.0, 100.5)
+    tally.add(flight().claim._replace(flow=Flow(probe=True)), verdict, USUAL, 300.0, 100.5)
     assert tally.due_at == 100.5
     assert tally.take(100.5, {})[A].probe == verdict.result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,7 +102,7 @@ class FakeOutbox:
 
 
 def claim(headers: str | None = None) -> Claim:
-    return replace(flight("a").claim, headers=headers)
+    return flight("a").claim._replace(headers=headers)
 
 
 def outcomes(outbox: FakeOutbox) -> dict[int, str]:

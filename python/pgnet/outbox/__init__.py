@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 # The settings that a worker's session needs, whatever its database or its role has set: a worker
@@ -131,9 +131,8 @@ class Flow:
 NO_FLOW = Flow()
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A request that this worker has claimed.
+class Claim(NamedTuple):
+    """A request that this worker has claimed. A tuple is made in a third of the time.
 
     token: fences the recording of the outcome.
     attempt: counts from 1. lost: how many of the attempts before were lost with their workers.
@@ -190,8 +189,7 @@ def read_secrets(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Sec
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended, to be recorded under the token of its claim.
 
     The names are keys of the JSON that pgnet.record_outcomes takes.
@@ -245,8 +243,7 @@ class Outcome:
     def without_content(self) -> Outcome:
         """The same without the body, and with a message that says so."""
         message = "" if self.error_msg is None else f"{self.error_msg}. "
-        return replace(
-            self,
+        return self._replace(
             content=None,
             text_base64=None,
             content_base64=None,
@@ -256,14 +253,17 @@ class Outcome:
 
 # Not only ASCII: escapes would make six times as many bytes of some texts.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_FIELDS = tuple(entry.name for entry in fields(Outcome))
 
 
 def encode_outcomes(outcomes: Iterable[Outcome]) -> str:
     """Return the JSON array that pgnet.record_outcomes takes. A field that is None is left out."""
     return _encode(
         [
-            {name: value for name in _FIELDS if (value := getattr(outcome, name)) is not None}
+            {
+                name: value
+                for name, value in zip(Outcome._fields, outcome, strict=True)
+                if value is not None
+            }
             for outcome in outcomes
         ]
     )

@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pgnet.outbox import Claim, Outcome
 from pgnet.request.options import AT_MOST_ONCE
@@ -58,7 +58,7 @@ class Delivery:
             if error is None:
                 return outcome
             message = f"{outcome.error_msg}. {_UNKNOWN}"
-            return replace(outcome, state="unknown", error_msg=message)
+            return outcome._replace(state="unknown", error_msg=message)
         # An attempt that was lost with its worker does not count for the policy. Nor does a probe
         # that has failed: the request lent itself to finding out about the host.
         attempt = claim.attempt - claim.lost

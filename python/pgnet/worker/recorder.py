@@ -19,7 +19,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pgnet.outbox import OutboxFailed, Outcome
 from pgnet.wire.answer import Answer
@@ -126,7 +126,7 @@ class Recorder:
                 self.size -= ended.size
                 outcome = self._read(ended.flight, ended.answer)
                 if outcome.size > _LARGE:
-                    outcome = replace(outcome, put_aside=True)
+                    outcome = outcome._replace(put_aside=True)
                 self._outcomes.append(outcome)
                 self.size += _size(outcome)
             size += self._outcomes[number].size
@@ -137,7 +137,7 @@ class Recorder:
         """The database has taken a batch, except those with these ids, whose rows are locked."""
         self.backoff.succeeded()
         del self._outcomes[: len(batch)]
-        kept = [replace(outcome, put_aside=True) for outcome in batch if outcome.id in deferred]
+        kept = [outcome._replace(put_aside=True) for outcome in batch if outcome.id in deferred]
         self._deferred += kept
         self._retry_at = time.monotonic() + _RETRY_AFTER
         self.size += sum(map(_size, kept)) - sum(map(_size, batch))
@@ -150,7 +150,7 @@ class Recorder:
         self._most = max(1, len(batch) // 2)
         if len(batch) == 1:
             del self._outcomes[0]
-            self._deferred.append(replace(batch[0], put_aside=True))
+            self._deferred.append(batch[0]._replace(put_aside=True))
             self._retry_at = time.monotonic() + _RETRY_AFTER
 
     def lighten(self, batch: Sequence[Outcome]) -> None:
