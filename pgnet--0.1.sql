@@ -350,6 +350,8 @@ as $$
          'How many requests may be pending in all; a call beyond it fails with 53400. 0: no limit.'),
         ('max_pending_per_role', 'integer', '0', 0, 2147483647, 'requests',
          'How many requests of one role may be pending, each role counted by itself; a call beyond it fails with 53400. 0: no limit.'),
+        ('disable_webhook_after', 'interval', '5 days', 0, 315360000, 'interval',
+         'A webhook whose deliveries have failed for so long, all of them, is disabled. 0: never.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
@@ -1171,6 +1173,7 @@ begin
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
             (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
             jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
+                or q.options -> 'sign' ? a.name
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
             -- In here the current role is the owner.
             pg_has_role(q.requested_by, current_user, 'usage') or exists (
@@ -1178,7 +1181,9 @@ begin
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (
-            select q.url, q.headers, q.requested_by from net.http_request_queue q
+            select coalesce(e.url, q.url) as url, q.headers, q.requested_by, q.options
+            from net.http_request_queue q
+            left join pgnet.endpoint e on e.owner = q.requested_by and e.name = q.options ->> 'endpoint'
             where q.id = a.id and exists (select from pgnet.claim c where c.id = a.id and c.token = a.token offset 0)
             offset 0
         ) q
@@ -3156,7 +3161,8 @@ create function net.http_request(
     -- ordering_key (one in flight at a time, in the order of ids), on_failure (block, or skip, its
     -- key); after (ids of requests that have to end well first), after_any_end (however they end);
     -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
-    -- on_conflict (keep, or replace); NULL means none
+    -- on_conflict (keep, or replace); sign (names of secrets, as Standard Webhooks says); NULL
+    -- means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result
@@ -6895,9 +6901,10 @@ begin
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
                 pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
-                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally
                 in row exclusive mode nowait;
-            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host,
+                pgnet.webhook, pgnet.endpoint
                 in access share mode nowait;
             -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
@@ -6911,7 +6918,7 @@ begin
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
             'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
-            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault']
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -7222,7 +7229,7 @@ begin
         case when c.attempt = 1 then 0
             else (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
         case when q.fault is null then upper(q.method collate "C") else '' end,
-        case when q.fault is null then q.url else '' end,
+        case when q.fault is null then coalesce(h.url, q.url) else '' end,
         case when q.fault is null then q.header_text end,
         case when q.fault is null then q.body end,
         least(coalesce(q.timeout_milliseconds, usual_timeout), longest_timeout),
@@ -7239,9 +7246,10 @@ begin
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
         -- What the worker is to heed: limited; send_within, in seconds since the claim; probe;
-        -- expires_in, in seconds.
-        case when special then (
+        -- expires_in, in seconds; unsent and unsent_state, of a webhook.
+        case when special or h.unsent is not null then (
             select nullif(jsonb_strip_nulls(jsonb_build_object(
+                'unsent', h.unsent, 'unsent_state', h.unsent_state,
                 'limited', d.limited,
                 'send_within', (select b.send_within from pgnet.host_budget b where d.limited and b.host = d.host),
                 'probe', d.probe,
@@ -7281,6 +7289,9 @@ begin
         ) f
         offset 0
     ) q
+    left join lateral (
+        select w.* from pgnet.webhook_facts(q.requested_by, q.options) w where q.options ? 'webhook' offset 0
+    ) h on true
     -- Of a request that is sent once at most, or alone, the attempt is on disk before the first
     -- byte.
     where not (quarantined_only or q.options -> 'delivery' = '"at_most_once"') is true
@@ -7892,6 +7903,7 @@ as $$
 declare
     done bigint;
     flowing bigint[];
+    webhooks bigint[];
     deferred bigint[] := '{}';
 begin
     with held as materialized (
@@ -7970,12 +7982,17 @@ begin
     )
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
-    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying') into done, flowing from held h
+    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying'),
+        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook')
+    into done, flowing, webhooks from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
+    end if;
+    if webhooks is not null then
+        perform pgnet.count_deliveries(webhooks);
     end if;
     if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is not null then
         perform pgnet.note_dependants(array(select r.id from json_to_recordset(outcomes) as r (id bigint)));
@@ -9295,6 +9312,7 @@ begin
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
             when 'deleting statistics' then pgnet.forget_minutes()
+            when 'counting deliveries' then pgnet.judge_webhooks()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -9453,7 +9471,7 @@ begin
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
-        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
@@ -11939,6 +11957,1581 @@ comment on function net.retry_where(jsonb, integer, boolean) is
     'as at_most means all, as dry_run true. Raises 22023 for a filter that is NULL, empty or has '
     'an unknown key or value, 42704 for a role that does not exist.';
 
+-- ======== extension/66_webhooks.sql ========
+
+-- Table webhooks: net.create_webhook makes the triggers that send a table's changes.
+--
+-- Theory of operation
+--
+-- What is made. net.create_webhook runs with the caller's rights. It makes a trigger function and a
+-- trigger for each event. The function has its owner's rights, and its owner is the owner of the
+-- table. So the requests are the owner's, whoever changes the table, and a role without any right
+-- on pgnet may change it. Nobody else may execute the function, so nobody can attach it to a table
+-- of his own.
+--
+-- Why the owner of the table, and nobody else. The function writes rows as JSON. A type of a column
+-- may have a cast to JSON, which is code of the type's owner, and the table's owner may add such a
+-- column. That code runs with the rights of the function's owner. So both are one role, and
+-- pgnet.refuse_new_owner keeps it so.
+--
+-- Safe by construction. An error in the function would be an error of the user's statement. So it
+-- has no block that catches errors, and calls nothing that can fail:
+-- - No column is named. A column that is renamed or dropped leaves a key that is null.
+-- - Rows become text by row_to_json, which takes all that a row can hold. to_jsonb refuses the
+--   escape of a NUL, which a column of type json may have.
+-- - What was given as an argument stands in the function as a literal, and was checked.
+-- - The rights that the owner may lose are asked first.
+-- - The wake-up raises nothing (pgnet.arm_webhook).
+-- - A row that is too long becomes a request that fails, and says so.
+-- - The function and the triggers depend on the extension, and go with it.
+-- Two things can fail, and stand in a block of their own: a payload function, and the condition of
+-- a webhook by statement. Both cost a subtransaction.
+--
+-- Later, by the claim. Whether a webhook is disabled, and where an endpoint is, is looked up when a
+-- worker claims the request (pgnet.webhook_facts), and again at each attempt.
+--
+-- Order. A request gets its id while its transaction has the row locked, or the row's key in the
+-- unique index. Both last until the commit. So the ids of the events of one key follow the order of
+-- the commits, and with the option ordering they are sent in this order.
+
+create table pgnet.endpoint (
+    owner regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    name text not null,
+    url text,
+    changed timestamptz not null default pg_catalog.now(),
+    primary key (owner, name)
+);
+comment on table pgnet.endpoint is
+    'Where webhooks send to, by name: net.set_endpoint. A dump leaves it out: each environment has '
+    'its own.';
+comment on column pgnet.endpoint.url is 'NULL: the endpoint was dropped.';
+alter table pgnet.endpoint alter url set statistics 0;
+create policy own_endpoints on pgnet.endpoint for select
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy insert_own_endpoints on pgnet.endpoint for insert
+    with check (owner operator(pg_catalog.=) pgnet.caller_role() and pg_catalog.has_schema_privilege('net', 'usage'));
+create policy change_own_endpoints on pgnet.endpoint for update
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()))
+    with check (owner operator(pg_catalog.=) (select pgnet.caller_role()) and pg_catalog.has_schema_privilege('net', 'usage'));
+
+create table pgnet.webhook (
+    owner regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    name text not null,
+    on_table regclass not null,
+    definition jsonb not null,
+    created timestamptz not null default pg_catalog.now(),
+    dropped timestamptz,
+    disabled_since timestamptz,
+    disabled_reason text,
+    backfill jsonb,
+    primary key (owner, name)
+);
+comment on table pgnet.webhook is
+    'Webhooks on tables, by net.create_webhook. The triggers do what definition says; a role that '
+    'changes its rows here by hand changes what net.webhooks shows of its own webhooks.';
+comment on column pgnet.webhook.definition is
+    'The arguments of net.create_webhook, checked, and the name of the trigger function.';
+comment on column pgnet.webhook.dropped is
+    'NULL: it was not dropped. A role has no right to delete rows, since it could lock the table by '
+    'that.';
+comment on column pgnet.webhook.disabled_since is 'NULL: its requests are sent.';
+comment on column pgnet.webhook.backfill is
+    'The rows that net.backfill_webhook sends: which, how far it is; NULL: none.';
+select pg_catalog.pg_extension_config_dump('pgnet.webhook', 'where dropped is null');
+create policy own_webhooks on pgnet.webhook for select
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()));
+create policy insert_own_webhooks on pgnet.webhook for insert
+    with check (owner operator(pg_catalog.=) pgnet.caller_role() and pg_catalog.has_schema_privilege('net', 'usage'));
+create policy change_own_webhooks on pgnet.webhook for update
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()))
+    with check (owner operator(pg_catalog.=) (select pgnet.caller_role()) and pg_catalog.has_schema_privilege('net', 'usage'));
+
+-- ---- endpoints
+
+create view net.endpoints with (security_invoker) as
+    select e.name, e.url, e.owner, e.changed from pgnet.endpoint e where e.url is not null;
+comment on view net.endpoints is
+    'The endpoints of net.set_endpoint: where webhooks that name them send to. A role sees its own.';
+
+create function pgnet.check_webhook_name(kind text, name text)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if name is null or name !~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$' then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = case when name is null then format('the name of %s must not be NULL', kind)
+                else format('invalid name "%s" of %s', left(name, 60), kind) end,
+            hint = 'A name is of 1 to 40 letters, digits, and - _ . behind the first one.';
+    end if;
+end
+$$;
+comment on function pgnet.check_webhook_name(text, text) is
+    'Raises 22023 for a name that no webhook or endpoint can have.';
+
+create function pgnet.check_webhook_target(url text, headers jsonb, options jsonb)
+    -- the URL as it is stored
+    returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    asked jsonb := jsonb_strip_nulls(jsonb_build_object('sign', options -> 'sign'));
+    timeout integer := coalesce((options ->> 'timeout_milliseconds')::integer, 30000);
+begin
+    return coalesce(
+        pgnet.check_request('POST', url, '{}', headers, timeout, asked),
+        pgnet.check_or_raise('POST', url, '{}', headers, timeout, asked));
+end
+$$;
+comment on function pgnet.check_webhook_target(text, jsonb, jsonb) is
+    'Checks URL, headers and secrets of a webhook as net.http_request does, and raises as it does; '
+    'gives the URL as it is stored.';
+
+create function net.set_endpoint(
+    -- 1 to 40 letters, digits, and - _ . behind the first one
+    name text,
+    -- absolute http or https URL, or net.secret_url
+    url text
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+begin
+    perform pgnet.check_webhook_name('an endpoint', name);
+    insert into pgnet.endpoint (name, url) values (set_endpoint.name, pgnet.check_webhook_target(set_endpoint.url, '{}', '{}'))
+    on conflict on constraint endpoint_pkey do update set url = excluded.url, changed = now();
+    perform net.wake();
+end
+$$;
+comment on function net.set_endpoint(text, text) is
+    'Sets where webhooks of the current role that name this endpoint send to, also requests that '
+    'wait now. Raises 22023 for a name or URL that cannot be, and for NULL, and 42501 for a secret '
+    'that the role may not use.';
+
+create function net.drop_endpoint(
+    -- the endpoint
+    name text
+)
+    -- whether there was one
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+begin
+    update pgnet.endpoint e set url = null, changed = now()
+    where e.owner = pgnet.caller_role() and e.name = drop_endpoint.name and e.url is not null;
+    return found;
+end
+$$;
+comment on function net.drop_endpoint(text) is
+    'Drops an endpoint of the current role: requests of webhooks that name it fail until it is set '
+    'again. False where there was none, also for NULL.';
+
+-- ---- what the generated functions call
+
+create function pgnet.arm_webhook()
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+arm = SD.get("arm")
+if arm is None:
+    try:
+        from pgnet.sql_v1 import arm_quietly as arm
+    except Exception:
+        # The package is gone, or broken. The request is queued, and a worker finds it when it looks.
+        return
+    SD["arm"] = arm
+arm(plpy)
+$$;
+comment on function pgnet.arm_webhook() is
+    'Has the commit of this transaction wake a worker. Raises nothing, since it is called in a '
+    'statement that a user has made for something else.';
+
+create function pgnet.changed_values(new_row json, old_row json)
+    returns json
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(json_object_agg(o.key, o.value), '{}')
+    from json_each(old_row) o join json_each(new_row) n on n.key = o.key
+    where n.value::text is distinct from o.value::text
+$$;
+comment on function pgnet.changed_values(json, json) is
+    'The former values of the columns that have changed. NULL gives an empty object.';
+
+create function pgnet.webhook_probe()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return null;
+end
+$$;
+comment on function pgnet.webhook_probe() is
+    'The function of the trigger by which net.create_webhook has a condition read. It does nothing.';
+
+-- ---- the arguments of net.create_webhook
+
+create function pgnet.known_webhook_options()
+    returns table (name text, kind text, hint text)
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    values
+        ('changes', 'boolean', 'true or false'),
+        ('max_attempts', 'number', 'an integer from 1 to 1000'),
+        ('max_bytes', 'number', 'an integer from 1000 to 100000000'),
+        ('on_failure', 'string', '"block" or "skip"'),
+        ('ordering', 'boolean', 'true or false'),
+        ('payload', 'string', '"supabase", "hasura", "sequin", or the name of a function (jsonb) returns jsonb'),
+        ('sign', 'array', 'an array of names of secrets'),
+        ('timeout_milliseconds', 'number', 'an integer from 1 to 86400000')
+$$;
+comment on function pgnet.known_webhook_options() is 'The options of net.create_webhook.';
+
+create function pgnet.check_webhook_options(options jsonb)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given record;
+begin
+    if jsonb_typeof(options) <> 'object' then
+        perform pgnet.raise_error('22023', 'options must be a JSON object', 'For example {"payload": "sequin"}.');
+    end if;
+    for given in
+        select o.key, o.value, k.kind, k.hint
+        from jsonb_each(options) o left join pgnet.known_webhook_options() k on k.name = o.key
+        where o.value <> 'null'
+    loop
+        if given.kind is null then
+            perform pgnet.raise_error('22023', format('unknown option "%s"; known: %s', left(given.key, 60),
+                (select string_agg(k.name, ', ' order by k.name) from pgnet.known_webhook_options() k)), null);
+        elsif jsonb_typeof(given.value) <> given.kind
+            or given.key = 'on_failure' and given.value #>> '{}' not in ('block', 'skip')
+            or given.key = 'max_attempts' and (given.value::numeric % 1 <> 0 or given.value::numeric not between 1 and 1000)
+            or given.key = 'max_bytes' and (given.value::numeric % 1 <> 0 or given.value::numeric not between 1000 and 100000000)
+            or given.key = 'timeout_milliseconds' and (given.value::numeric % 1 <> 0 or given.value::numeric not between 1 and 86400000)
+        then
+            perform pgnet.raise_error('22023', format('option "%s" must be %s', given.key, given.hint), null);
+        end if;
+    end loop;
+    if options ? 'on_failure' and (options -> 'ordering') is distinct from 'true' then
+        perform pgnet.raise_error('22023', 'option "on_failure" is of no use without "ordering"', null);
+    end if;
+end
+$$;
+comment on function pgnet.check_webhook_options(jsonb) is
+    'Raises 22023 for an option that net.create_webhook does not know, or a value it cannot have.';
+
+create function pgnet.check_webhook_table(on_table regclass)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    target record;
+begin
+    if on_table is null then
+        perform pgnet.raise_error('22004', 'on_table must not be NULL', null);
+    end if;
+    select c.relkind, c.relpersistence, c.relowner, c.relnamespace, n.nspname into target
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = on_table;
+    if target.relkind not in ('r', 'p') or target.relpersistence = 't' or target.nspname in ('net', 'pgnet', 'pg_catalog', 'information_schema') then
+        raise exception using
+            errcode = 'wrong_object_type',
+            message = format('%s cannot have a webhook', on_table),
+            hint = 'A webhook is on a table or a partitioned table, not on a view, a temporary table, a foreign table, or a table of pgnet.';
+    elsif target.relowner <> pgnet.caller_role()::oid then
+        -- A member of the owner is not enough: other members could run code with its rights.
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" is not the owner of %s', current_user, on_table),
+            detail = 'The trigger function of a webhook runs with the rights of the role that makes it. The table''s owner can have that function run code of his own.',
+            hint = format('set role %s; and call net.create_webhook again.', target.relowner::regrole);
+    elsif not has_schema_privilege(target.relnamespace, 'create') then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('role "%s" may not create a function in the schema "%s"', current_user, target.nspname),
+            hint = format('grant create on schema %I to %I;', target.nspname, current_user);
+    end if;
+end
+$$;
+comment on function pgnet.check_webhook_table(regclass) is
+    'Raises where the current role can make no webhook on a table: 42809 for what is no table, 42501 '
+    'where it is not the table''s owner, or may not create functions in its schema.';
+
+create function pgnet.check_webhook_columns(on_table regclass, columns text[])
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    missing text;
+begin
+    select coalesce(c.name, 'NULL') into missing
+    from unnest(columns) c (name)
+    where not exists (
+        select from pg_attribute a
+        where a.attrelid = on_table and a.attname = c.name and a.attnum > 0 and not a.attisdropped);
+    if found or columns = '{}' then
+        raise exception using
+            errcode = 'undefined_column',
+            message = case when columns = '{}' then 'columns must name a column'
+                else format('table %s has no column "%s"', on_table, left(missing, 63)) end,
+            hint = 'columns => NULL sends all updates.';
+    end if;
+end
+$$;
+comment on function pgnet.check_webhook_columns(regclass, text[]) is
+    'Raises 42703 for a column that the table does not have, and for an empty array.';
+
+create function pgnet.check_payload(
+    payload text, per text,
+    -- the function that the name stands for in the caller's search_path
+    shape regprocedure
+)
+    -- supabase, hasura or sequin; or the qualified name of a function
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    known record;
+begin
+    if payload in ('supabase', 'sequin') or payload = 'hasura' and per = 'row' then
+        return payload;
+    elsif payload = 'hasura' then
+        perform pgnet.raise_error('22023', 'the payload "hasura" has one row: it needs per => ''row''', 'For several rows: "sequin" or "supabase".');
+    end if;
+    select p.oid, p.prorettype, p.proowner, p.prokind, n.nspname, p.proname into known
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace where p.oid = shape;
+    if not found or known.prokind <> 'f' or known.prorettype <> 'jsonb'::regtype then
+        raise exception using
+            errcode = 'undefined_function',
+            message = format('there is no payload "%s"', left(payload, 80)),
+            hint = 'known: supabase, hasura, sequin, or the name of a function of yours: create function app.shape(event jsonb) returns jsonb';
+    elsif known.proowner <> pgnet.caller_role()::oid
+        and not exists (select from pg_roles r where r.oid = known.proowner and r.rolsuper)
+    then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('the payload function %s belongs to another role', shape),
+            detail = 'It would run with the rights of the webhook''s owner.',
+            hint = format('alter function %s owner to %I;', shape, current_user);
+    elsif not has_function_privilege(shape, 'execute') then
+        perform pgnet.raise_error('42501', format('role "%s" may not execute %s', current_user, shape), null);
+    end if;
+    return format('%I.%I', known.nspname, known.proname);
+end
+$$;
+comment on function pgnet.check_payload(text, text, regprocedure) is
+    'The payload as a webhook keeps it. Raises 42883 where it is no known one and no function '
+    '(jsonb) returns jsonb, 42501 where the function is another role''s, 22023 for hasura by '
+    'statement.';
+
+create function pgnet.read_webhook(
+    name text, on_table regclass, url text, endpoint text, events text[], columns text[], per text, headers jsonb, secret text,
+    retry text, options jsonb, shape regprocedure
+)
+    returns jsonb
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+#variable_conflict use_variable
+declare
+    all_events text[] := array(select distinct upper(e.event) from unnest(events) e (event) order by 1);
+    chosen jsonb := jsonb_strip_nulls(coalesce(options, '{}'));
+    target text := url;
+begin
+    perform pgnet.check_webhook_name('a webhook', name);
+    perform pgnet.check_webhook_table(on_table);
+    if all_events = '{}' or (all_events <@ '{INSERT,UPDATE,DELETE}') is not true then
+        perform pgnet.raise_error('22023', 'events must be some of INSERT, UPDATE and DELETE', 'For example: events => ''{INSERT,UPDATE}''');
+    elsif per is null or per not in ('row', 'statement') then
+        perform pgnet.raise_error('22023', 'per must be row or statement', 'row: a request for each row. statement: one for all rows of a statement.');
+    elsif num_nonnulls(url, endpoint) <> 1 then
+        perform pgnet.raise_error('22023', 'a webhook needs either a url or an endpoint', 'An endpoint is a name of net.set_endpoint.');
+    end if;
+    perform pgnet.check_webhook_columns(on_table, columns);
+    perform pgnet.check_webhook_options(chosen);
+    if secret is not null then
+        chosen := chosen || jsonb_build_object('sign', jsonb_build_array(secret) || coalesce(chosen -> 'sign', '[]'));
+    end if;
+    if chosen -> 'ordering' = 'true' and (per <> 'row' or pgnet.primary_key(on_table) is null) then
+        perform pgnet.raise_error('22023', 'option "ordering" needs per => ''row'' and a table with a primary key', null);
+    end if;
+    if endpoint is not null then
+        target := (select e.url from pgnet.endpoint e where e.owner = pgnet.caller_role() and e.name = endpoint);
+        if target is null then
+            perform pgnet.raise_error('42704', format('role "%s" has no endpoint "%s"', current_user, left(endpoint, 60)),
+                format('select net.set_endpoint(%L, ''https://example.com/hook'')', left(endpoint, 60)));
+        end if;
+    end if;
+    if retry is not null then
+        perform pgnet.check_retry_policy(retry);
+    end if;
+    headers := pgnet.with_content_type(headers, 'application/json');
+    target := pgnet.check_webhook_target(target, headers, chosen);
+    return chosen || jsonb_strip_nulls(jsonb_build_object(
+        'url', case when endpoint is null then target end, 'endpoint', endpoint, 'events', all_events, 'columns', columns, 'per', per,
+        'retry', retry, 'payload', pgnet.check_payload(coalesce(chosen ->> 'payload', 'supabase'), per, shape)))
+        || jsonb_build_object('headers', headers);
+end
+$$;
+comment on function pgnet.read_webhook(text, regclass, text, text, text[], text[], text, jsonb, text, text, jsonb, regprocedure) is
+    'Checks the arguments of net.create_webhook, and gives the definition that they make.';
+
+create function pgnet.primary_key(on_table regclass)
+    -- the columns in their order; NULL: the table has no primary key
+    returns text[]
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg(a.attname::text order by k.place)
+    from pg_index i
+    cross join lateral unnest(i.indkey::int2[]) with ordinality k (number, place)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
+    where i.indrelid = on_table and i.indisprimary
+$$;
+comment on function pgnet.primary_key(regclass) is 'The columns of the primary key of a table.';
+
+create function pgnet.probe_condition(on_table regclass)
+    -- the condition of the trigger pgnet_probe, with every name qualified
+    returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    probe oid := (select t.oid from pg_trigger t where t.tgrelid = on_table and t.tgname = 'pgnet_probe');
+    condition text := substring(pg_get_triggerdef(probe) from ' FOR EACH ROW WHEN [(](.*)[)] EXECUTE FUNCTION ');
+    called regprocedure;
+begin
+    select d.refobjid into called
+    from pg_depend d
+    where d.classid = 'pg_trigger'::regclass and d.objid = probe and d.refclassid = 'pg_proc'::regclass
+        and not has_function_privilege('public', d.refobjid, 'execute');
+    if found then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('not every role may execute %s', called),
+            detail = 'The condition of a webhook is judged with the rights of the role that changes the table.',
+            hint = format('grant execute on function %s to public;', called);
+    end if;
+    -- A condition that raises an error would be an error of the user's statement. It is tried on
+    -- rows that are there.
+    execute format('select count(*) from (select t.* from %s t limit 1000) new cross join lateral (select new.*) old where %s', on_table, condition);
+    return condition;
+end
+$$;
+comment on function pgnet.probe_condition(regclass) is
+    'Reads the condition that the trigger pgnet_probe has, and tries it on some rows of the table. '
+    'Raises 42501 where it calls a function that not every role may execute.';
+
+-- ---- the code that is generated
+
+create function pgnet.webhook_message(
+    payload text, name text,
+    -- expressions of type text, in SQL: the event; the names of table and schema, the rows and the
+    -- former values, as JSON; what is added at the end
+    op text, relation text, namespace text, new_row text, old_row text, changes text, mark text
+)
+    -- an expression of type text
+    returns text
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select replace(replace(replace(replace(replace(replace(replace(replace(case payload
+        when 'hasura' then
+            $e$'{"id":"' || gen_random_uuid() || '","created_at":' || to_json(clock_timestamp()) || ',"trigger":{"name":"@name"},"table":{"schema":' || @nsp || ',"name":' || @rel || '},"event":{"op":"' || @op || '","data":{"old":' || @old || ',"new":' || @new || '},"session_variables":null,"trace_context":null},"delivery_info":{"max_retries":0,"current_retry":0}' || @mark || '}'$e$
+        when 'sequin' then
+            $e$'{"record":' || case when @op = 'DELETE' then @old else @new end || ',"changes":' || case when @op = 'UPDATE' then @changes else 'null' end || ',"action":"' || lower(@op) || '","metadata":{"table_schema":' || @nsp || ',"table_name":' || @rel || ',"commit_timestamp":' || to_json(now()) || ',"sink":{"name":"@name"}}' || @mark || '}'$e$
+        else
+            $e$'{"type":"' || @op || '","table":' || @rel || ',"schema":' || @nsp || ',"record":' || @new || ',"old_record":' || @old || @mark || '}'$e$
+        end, '@name', name), '@op', op), '@rel', relation), '@nsp', namespace), '@new', new_row), '@old', old_row), '@changes', changes), '@mark', mark)
+$$;
+comment on function pgnet.webhook_message(text, text, text, text, text, text, text, text, text) is
+    'The SQL that makes the body of a webhook''s request for one row.';
+
+create function pgnet.webhook_batch(
+    definition jsonb, name text, op text, relation text, namespace text, mark text
+)
+    -- an expression of type text; its rows have nj and oj, and come in their order
+    returns text
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when definition ->> 'payload' = 'sequin' then
+        $e$'{"data":[' || string_agg($e$ || pgnet.webhook_message('sequin', name, op, relation, namespace,
+            $e$coalesce(c.nj::text, 'null')$e$, $e$coalesce(c.oj::text, 'null')$e$, 'pgnet.changed_values(c.nj, c.oj)', mark) || $e$, ',') || ']}'$e$
+    else
+        replace(replace(replace(replace($e$'{"type":"' || @op || '","table":' || @rel || ',"schema":' || @nsp
+            || ',"records":' || case when @op = 'DELETE' then 'null' else '[' || string_agg(coalesce(c.nj::text, 'null'), ',') || ']' end
+            || ',"old_records":' || case when @op = 'INSERT' then 'null' else '[' || string_agg(coalesce(c.oj::text, 'null'), ',') || ']' end
+            || @mark || '}'$e$, '@op', op), '@rel', relation), '@nsp', namespace),
+            '@mark', mark || case when definition -> 'changes' = 'true'
+                then $e$ || ',"changes":' || case when $e$ || op || $e$ <> 'UPDATE' then 'null' else '[' || string_agg(pgnet.changed_values(c.nj, c.oj)::text, ',') || ']' end$e$ else '' end)
+    end
+$$;
+comment on function pgnet.webhook_batch(jsonb, text, text, text, text, text) is
+    'The SQL that makes the body of a webhook''s request for several rows.';
+
+create function pgnet.webhook_is_custom(definition jsonb)
+    returns boolean
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select definition ->> 'payload' not in ('supabase', 'hasura', 'sequin') $$;
+comment on function pgnet.webhook_is_custom(jsonb) is 'Whether a function of a role''s own makes the payload.';
+
+create function pgnet.webhook_options(definition jsonb, name text)
+    -- what the column options of its requests has
+    returns jsonb
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select jsonb_strip_nulls(jsonb_build_object(
+        'webhook', name, 'retry', definition -> 'retry', 'max_attempts', definition -> 'max_attempts', 'sign', definition -> 'sign',
+        'endpoint', definition -> 'endpoint', 'on_failure', definition -> 'on_failure'))
+$$;
+comment on function pgnet.webhook_options(jsonb, text) is 'The options of a webhook''s requests.';
+
+-- The URL of an endpoint is looked up for each row, for its host: by its host a request stands in
+-- the turns of workers.
+create function pgnet.webhook_insert(
+    definition jsonb, name text,
+    -- expressions in SQL: the body as text, and what describes the event
+    content text, context text
+)
+    returns text
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format(
+        $f$insert into net._new_request (method, url, headers, body, timeout_milliseconds, context, options%s)
+    values ('POST', %s, %L::jsonb, case when fault is null then convert_to(%s, %L) end, %s,
+        %s,
+        case when fault is null then %s else %L::jsonb || jsonb_build_object('fault', fault) end%s)%s;$f$,
+        case when definition -> 'ordering' = 'true' then ', held' end,
+        case when definition ? 'url' then quote_literal(definition ->> 'url')
+            else format($f$coalesce((select e.url from pgnet.endpoint e where e.owner = pgnet.caller_role() and e.name = %1$L), 'http://endpoint.invalid/')$f$,
+                definition ->> 'endpoint') end,
+        definition -> 'headers', content,
+        case when getdatabaseencoding() = 'SQL_ASCII' then 'SQL_ASCII' else 'UTF8' end,
+        coalesce(definition ->> 'timeout_milliseconds', '30000'), context,
+        case when definition -> 'ordering' = 'true' then format($f$%L::jsonb || jsonb_build_object('ordering_key', ordering_key)$f$, o.options)
+            else format('%L::jsonb', o.options) end,
+        o.options,
+        case when definition -> 'ordering' = 'true' then ', true' end,
+        case when definition -> 'ordering' = 'true' then $f$
+    returning id into request_id;
+    insert into net._new_flow (request_id, ordering_key, gate) values (request_id, ordering_key, 'new')$f$ end)
+    from (select pgnet.webhook_options(definition, name) as options) o
+$$;
+comment on function pgnet.webhook_insert(jsonb, text, text, text) is
+    'The statement that queues a webhook''s request.';
+
+-- Of a partition the name of the partitioned table is shown, where the webhook is on that.
+create function pgnet.webhook_names(on_table regclass, out relation text, out namespace text)
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when c.relkind = 'p' then r.name else 'to_json(tg_table_name::text)' end,
+        case when c.relkind = 'p' then r.space else 'to_json(tg_table_schema::text)' end
+    from pg_class c
+    cross join (values (
+        '(select to_json(r.relname::text) from pg_class r where r.oid = coalesce(pg_partition_root(tg_relid), tg_relid))',
+        '(select to_json(s.nspname::text) from pg_class r join pg_namespace s on s.oid = r.relnamespace where r.oid = coalesce(pg_partition_root(tg_relid), tg_relid))'
+    )) r (name, space)
+    where c.oid = on_table
+$$;
+comment on function pgnet.webhook_names(regclass) is
+    'The SQL for the names of table and schema in a webhook''s trigger function.';
+
+-- A call of a payload function, in a block that catches its errors. Where it gives NULL, nothing is
+-- sent.
+create function pgnet.payload_block(
+    payload text,
+    -- expression of type text
+    content text
+)
+    returns text
+    language sql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$begin
+            content := %s(%s::jsonb)::text;
+            if content is null then
+                %s
+            end if;
+        exception when others then
+            fault := %L || left(sqlerrm, 500);
+        end;$f$, payload, content, 'return null;', format('The payload function %s has failed: ', payload))
+$$;
+comment on function pgnet.payload_block(text, text) is 'The block that calls a payload function.';
+
+create function pgnet.webhook_row_code(on_table regclass, name text, definition jsonb)
+    returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    names record := pgnet.webhook_names(on_table);
+    key_columns text[] := pgnet.primary_key(on_table);
+    most integer := coalesce((definition ->> 'max_bytes')::integer, 10000000);
+    is_ordered boolean := definition -> 'ordering' = 'true';
+    has_old boolean := definition -> 'events' <> '["INSERT"]';
+    has_new boolean := definition -> 'events' <> '["DELETE"]';
+    any_row text := case when has_old and has_new then 'coalesce(new_row, old_row)' when has_new then 'new_row' else 'old_row' end;
+    -- The values are JSON already, so that the cast reads them as they are.
+    key text := coalesce(
+        (select string_agg(format($e$%L || coalesce((%s -> %L)::text, 'null')$e$, case k.place when 1 then '{' else ',' end || to_json(k.name) || ':', any_row, k.name), ' || ' order by k.place)
+            from unnest(key_columns) with ordinality k (name, place)) || $e$ || '}'$e$, '''null''');
+    message text := pgnet.webhook_message(definition ->> 'payload', name, 'tg_op', names.relation, names.namespace,
+        case when has_new then $e$coalesce(new_row::text, 'null')$e$ else '''null''' end,
+        case when has_old then $e$coalesce(old_row::text, 'null')$e$ else '''null''' end,
+        'pgnet.changed_values(new_row, old_row)',
+        case when definition -> 'changes' = 'true' and definition ->> 'payload' <> 'sequin'
+            then $e$case when tg_op = 'UPDATE' then ',"changes":' || pgnet.changed_values(new_row, old_row) else '' end$e$ else '''''' end);
+begin
+    return concat_ws(chr(10),
+        'declare',
+        '    new_row json;', '    old_row json;', '    content text;', '    fault text;',
+        case when is_ordered then '    ordering_key text;' end, case when is_ordered then '    request_id bigint;' end,
+        'begin',
+        '    if not has_schema_privilege(''net'', ''usage'') or not has_schema_privilege(''pgnet'', ''usage'') then',
+        '        return null; -- net.webhooks says so',
+        '    end if;',
+        '    perform pgnet.arm_webhook();',
+        format('    if %s > %s then', concat_ws(' + ',
+            case when has_new then 'coalesce(pg_column_size(new), 0)' end, case when has_old then 'coalesce(pg_column_size(old), 0)' end), most),
+        format('        fault := %L;', pgnet.too_long_words(most)),
+        '    else',
+        case when has_new then '        new_row := row_to_json(new);' end,
+        case when has_old then '        old_row := row_to_json(old);' end,
+        case when pgnet.webhook_is_custom(definition) then pgnet.payload_block(definition ->> 'payload', '(' || message || ')')
+            else format('        content := %s;', message) end,
+        format('        if octet_length(content) > %s then fault := %L; end if;', most, pgnet.too_long_words(most)),
+        '    end if;',
+        case when is_ordered then format($f$    ordering_key := concat_ws(',', %s);
+    ordering_key := %L || case when ordering_key ~ '^[ -~]{1,200}$' then ordering_key else md5(ordering_key) end;$f$,
+            (select string_agg(format('%s ->> %L', any_row, k.name), ', ') from unnest(key_columns) k (name)), name || ' ') end,
+        '    ' || pgnet.webhook_insert(definition, name, 'content', format($e$(%L || tg_op || '","key":' || %s || '}')::jsonb$e$, '{"webhook":"' || name || '","event":"', key)),
+        '    return null;',
+        'end');
+end
+$$;
+comment on function pgnet.webhook_row_code(regclass, text, jsonb) is
+    'The body of the trigger function of a webhook by row.';
+
+create function pgnet.too_long_words(most integer)
+    returns text language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select format('The row is longer than max_bytes of the webhook (%s) as JSON, and is not sent.', most) $$;
+comment on function pgnet.too_long_words(integer) is 'Why a row is not sent.';
+
+create function pgnet.webhook_rows(
+    definition jsonb, event text,
+    -- the condition, with every name qualified; NULL: none
+    condition text
+)
+    -- a query of nj and oj: the rows as JSON, in their order
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format($f$select r.nj, r.oj from (%s) r%s$f$,
+        case event
+            when 'INSERT' then
+                'select case when pg_column_size(new) <= 50000000 then row_to_json(new) end as nj, null::json as oj from pgnet_new new'
+                || coalesce(' where ' || condition, '') || ' offset 0'
+            when 'DELETE' then
+                'select null::json as nj, case when pg_column_size(old) <= 50000000 then row_to_json(old) end as oj from pgnet_old old'
+                || coalesce(' where ' || condition, '') || ' offset 0'
+            -- PostgreSQL adds both rows of an update at the same moment: they have the same number.
+            else
+                'select case when pg_column_size(n.r) <= 50000000 then row_to_json(n.r) end as nj, case when pg_column_size(o.r) <= 50000000 then row_to_json(o.r) end as oj'
+                ' from (select row_number() over () as i, t as r from pgnet_new t) n join (select row_number() over () as i, t as r from pgnet_old t) o on o.i = n.i'
+                || coalesce(' cross join lateral (select (n.r).*) new cross join lateral (select (o.r).*) old where ' || condition, '')
+                || ' order by n.i offset 0'
+        end,
+        case when event = 'UPDATE' and definition ? 'columns' then (
+            select ' where ' || string_agg(format('(r.nj -> %1$L)::text is distinct from (r.oj -> %1$L)::text', c.name), ' or ')
+            from jsonb_array_elements_text(definition -> 'columns') c (name)) end)
+$$;
+comment on function pgnet.webhook_rows(jsonb, text, text) is
+    'The query for the rows of a statement that a webhook sends.';
+
+create function pgnet.webhook_statement_code(on_table regclass, name text, definition jsonb, condition text)
+    returns text
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    names record := pgnet.webhook_names(on_table);
+    most integer := coalesce((definition ->> 'max_bytes')::integer, 1000000);
+    content text := pgnet.webhook_batch(definition, name, 'tg_op', names.relation, names.namespace, '''''');
+    send text := 'perform pgnet.arm_webhook(); ' || pgnet.webhook_insert(definition, name, 'content', format('jsonb_build_object(''webhook'', %L, ''event'', tg_op, ''rows'', part.rows)', name));
+    shape text := case when pgnet.webhook_is_custom(definition)
+        then replace(pgnet.payload_block(definition ->> 'payload', 'content'), 'return null;', 'continue;') end;
+    branches text := (
+        select string_agg(format($f$if tg_op = %L then
+        for part in
+            select %s as content, count(*) as rows
+            from (
+                select s.*,
+                    sum(coalesce(octet_length(s.nj::text), 0) + coalesce(octet_length(s.oj::text), 0))
+                        over (rows between unbounded preceding and current row) / %s as part
+                from (%s) s
+            ) c
+            group by c.part order by c.part
+        loop
+            content := part.content;
+            fault := null;
+            %s
+            %s
+        end loop;
+    end if;$f$,
+            e.event, content, most, pgnet.webhook_rows(definition, e.event, condition), shape, send), chr(10) || '    ')
+        from jsonb_array_elements_text(definition -> 'events') e (event));
+begin
+    return concat_ws(chr(10),
+        '#variable_conflict use_column',
+        'declare', '    part record;', '    content text;', '    fault text;',
+        'begin',
+        '    if not has_schema_privilege(''net'', ''usage'') or not has_schema_privilege(''pgnet'', ''usage'') then',
+        '        return null; -- net.webhooks says so',
+        '    end if;',
+        case when condition is not null then '    begin' end,
+        '    ' || branches,
+        case when condition is not null then $f$        fault := null;
+    exception when others then
+        fault := 'The condition or the payload has failed: ' || left(sqlerrm, 500);
+    end;$f$ end,
+        case when condition is not null then '    if fault is not null then' end,
+        case when condition is not null then '        perform pgnet.arm_webhook();' end,
+        case when condition is not null then '        ' || pgnet.webhook_insert(definition, name, 'content', format('jsonb_build_object(''webhook'', %L, ''event'', tg_op)', name)) end,
+        case when condition is not null then '    end if;' end,
+        '    return null;',
+        'end');
+end
+$$;
+comment on function pgnet.webhook_statement_code(regclass, text, jsonb, text) is
+    'The body of the trigger function of a webhook by statement.';
+
+-- ---- making and removing
+
+create function pgnet.webhook_triggers(on_table regclass, name text)
+    returns table (id oid, trigger_name name, function_id oid, enabled boolean)
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select t.oid, t.tgname, t.tgfoid, t.tgenabled <> 'D'
+    from pg_trigger t
+    where t.tgrelid = on_table and t.tgname = any (array[
+        'pgnet_' || name || '_insert', 'pgnet_' || name || '_update', 'pgnet_' || name || '_delete']::name[])
+$$;
+comment on function pgnet.webhook_triggers(regclass, text) is 'The triggers of a webhook, as far as they are there.';
+
+create function pgnet.webhook_trigger(
+    on_table regclass, name text, definition jsonb, event text, condition text,
+    -- the trigger function, as SQL names it
+    function_name text
+)
+    -- the statement that makes the trigger
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select case when definition ->> 'per' = 'row' then
+        format('create trigger %I after %s on %s for each row%s execute function %s()', 'pgnet_' || name || '_' || lower(event), event, on_table,
+            -- record_image_eq compares what is stored: every type has that, and it calls nobody's
+            -- operators. As an operator it would not be dumped as it is.
+            ' when (' || nullif(concat_ws(' and ', '(' || condition || ')', case when event = 'UPDATE' and definition ? 'columns' then (
+                select format('not pg_catalog.record_image_eq(row(%s), row(%s))', string_agg(format('old.%I', c.name), ', '), string_agg(format('new.%I', c.name), ', '))
+                from jsonb_array_elements_text(definition -> 'columns') c (name)) end), '') || ')',
+            function_name)
+    else
+        format('create trigger %I after %s on %s referencing%s%s for each statement execute function %s()', 'pgnet_' || name || '_' || lower(event), event, on_table,
+            case when event <> 'DELETE' then ' new table as pgnet_new' end, case when event <> 'INSERT' then ' old table as pgnet_old' end,
+            function_name)
+    end
+$$;
+comment on function pgnet.webhook_trigger(regclass, text, jsonb, text, text, text) is
+    'The statement that makes a webhook''s trigger for an event.';
+
+create function pgnet.remove_webhook(
+    -- of a webhook of the current role
+    on_table regclass, name text, definition jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+    function_id oid := to_regprocedure((definition ->> 'function') || '()');
+begin
+    for made in select t.trigger_name, t.function_id from pgnet.webhook_triggers(on_table, name) t loop
+        function_id := made.function_id; -- the schema may have been renamed
+        execute format('drop trigger %I on %s', made.trigger_name, on_table);
+    end loop;
+    if exists (select from pg_proc p where p.oid = function_id and p.proowner = pgnet.caller_role()::oid and p.prorettype = 'trigger'::regtype) then
+        execute format('drop function %s', function_id::regprocedure);
+    end if;
+end
+$$;
+comment on function pgnet.remove_webhook(regclass, text, jsonb) is
+    'Drops the triggers of a webhook and their function, as far as they are there.';
+
+create function pgnet.make_webhook(name text, on_table regclass, definition jsonb, condition text)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    function_name text := (
+        select format('%I.%I', n.nspname, 'pgnet_' || name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = on_table);
+    event text;
+begin
+    execute format(
+        'create function %s() returns trigger language plpgsql volatile security definer set search_path = pg_catalog, pg_temp%s as %L',
+        -- By hashing, a group's rows stay in their order; it is also faster.
+        function_name, case when definition ->> 'per' = 'statement' then ' set enable_sort = off set jit = off' end, chr(10) || '-- Made by net.create_webhook. It goes with net.drop_webhook.' || chr(10) || case when definition ->> 'per' = 'row'
+            then pgnet.webhook_row_code(on_table, name, definition)
+            else pgnet.webhook_statement_code(on_table, name, definition, condition) end || chr(10));
+    execute format('revoke all on function %s() from public', function_name);
+    execute format('alter function %s() depends on extension pgnet', function_name);
+    for event in select e.event from jsonb_array_elements_text(definition -> 'events') e (event) loop
+        execute pgnet.webhook_trigger(on_table, name, definition, event, condition, function_name);
+        execute format('alter trigger %I on %s depends on extension pgnet', 'pgnet_' || name || '_' || lower(event), on_table);
+    end loop;
+    insert into pgnet.webhook as w (name, on_table, definition)
+    values (make_webhook.name, make_webhook.on_table,
+        definition || jsonb_strip_nulls(jsonb_build_object('function', function_name, 'condition', condition)))
+    on conflict on constraint webhook_pkey do update
+    set on_table = excluded.on_table, definition = excluded.definition, created = now(), dropped = null, disabled_since = null,
+        disabled_reason = null, backfill = null;
+end
+$$;
+comment on function pgnet.make_webhook(text, regclass, jsonb, text) is
+    'Makes the triggers of a webhook and their function, and its row in pgnet.webhook.';
+
+create function pgnet.replace_webhook(name text, replaces boolean)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    former record;
+begin
+    select w.on_table, w.definition into former
+    from pgnet.webhook w where w.owner = pgnet.caller_role() and w.name = replace_webhook.name and w.dropped is null;
+    if not found then
+        return;
+    elsif replaces is not true then
+        raise exception using
+            errcode = 'duplicate_object',
+            message = format('role "%s" has a webhook "%s"', current_user, name),
+            hint = format('To make it anew, give replace => true. To remove it: select net.drop_webhook(%L)', name);
+    end if;
+    perform pgnet.remove_webhook(former.on_table, name, former.definition);
+end
+$$;
+comment on function pgnet.replace_webhook(text, boolean) is
+    'Removes the webhook that is to be made anew; raises 42710 where it is not to be replaced.';
+
+create function net.create_webhook(
+    -- 1 to 40 letters, digits, and - _ . behind the first one; a role''s webhooks have different
+    -- names
+    name text,
+    -- a table or partitioned table that the current role owns
+    on_table regclass,
+    -- where to: absolute http or https URL, or net.secret_url; NULL: an endpoint is given
+    url text default null,
+    -- some of INSERT, UPDATE and DELETE
+    events text[] default '{INSERT,UPDATE,DELETE}',
+    -- an UPDATE that changes none of them sends nothing; NULL: every UPDATE sends
+    columns text[] default null,
+    -- an expression of new and old, as in WHEN of CREATE TRIGGER; NULL: all rows
+    condition text default null,
+    -- row: a request for each row; statement: one for all rows of a statement
+    per text default 'row',
+    -- names and values of request headers, {"secret": name} is a secret; NULL means none
+    headers jsonb default '{}'::pg_catalog.jsonb,
+    -- the secret that requests are signed with, as Standard Webhooks says; NULL: none is
+    secret text default null,
+    -- a retry policy; NULL means the policy of the host, or none
+    retry text default 'webhook',
+    -- whether it takes the place of one with this name
+    replace boolean default false,
+    -- a name of net.set_endpoint, in place of url
+    endpoint text default null,
+    -- payload (supabase, hasura, sequin, or a function (jsonb) returns jsonb), changes, sign,
+    -- ordering, on_failure (block, or skip), timeout_milliseconds (30000), max_attempts, max_bytes;
+    -- NULL means none
+    options jsonb default '{}'::pg_catalog.jsonb
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    definition pg_catalog.jsonb := pgnet.read_webhook(
+        create_webhook.name, create_webhook.on_table, create_webhook.url, create_webhook.endpoint, create_webhook.events, create_webhook.columns,
+        create_webhook.per, create_webhook.headers, create_webhook.secret, create_webhook.retry, create_webhook.options,
+        -- Looked for in the caller's search_path, and so not in a function that has one of its own.
+        pg_catalog.to_regprocedure((create_webhook.options operator(pg_catalog.->>) 'payload') operator(pg_catalog.||) '(jsonb)'));
+    event pg_catalog.text;
+    known_condition pg_catalog.text;
+begin
+    perform pgnet.replace_webhook(create_webhook.name, create_webhook.replace);
+    if create_webhook.condition is not null then
+        for event in select e.event from pg_catalog.jsonb_array_elements_text(definition operator(pg_catalog.->) 'events') e (event) loop
+            execute pg_catalog.format('create trigger pgnet_probe after %s on %s for each row when (%s) execute function pgnet.webhook_probe()',
+                event, pgnet.qualified_name(create_webhook.on_table), create_webhook.condition);
+            known_condition := pgnet.probe_condition(create_webhook.on_table);
+            execute pg_catalog.format('drop trigger pgnet_probe on %s', pgnet.qualified_name(create_webhook.on_table));
+        end loop;
+    end if;
+    perform pgnet.make_webhook(create_webhook.name, create_webhook.on_table, definition, known_condition);
+end
+$$;
+comment on function net.create_webhook(text, regclass, text, text[], text[], text, text, jsonb, text, text, boolean, text, jsonb) is
+    'Sends the changes of a table as HTTP requests, from the commit of this transaction on: it '
+    'makes a trigger function and triggers, which no change of the table can fail by. The requests '
+    'are the current role''s, which has to own the table (42501). Raises 42710 for a name that is '
+    'taken, 42703 for a column and 42704 for an endpoint that is not there, 42883 for a payload '
+    'that is not known, 22023 for other arguments that cannot be, and what the condition raises.';
+
+create function pgnet.qualified_name(relation regclass)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select relation::text $$;
+comment on function pgnet.qualified_name(regclass) is 'A relation with its schema, as SQL names it.';
+
+create function net.drop_webhook(
+    -- the webhook
+    name text
+)
+    -- whether there was one
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    former record;
+begin
+    select w.on_table, w.definition into former
+    from pgnet.webhook w where w.owner = pgnet.caller_role() and w.name = drop_webhook.name and w.dropped is null;
+    if not found then
+        return false;
+    end if;
+    perform pgnet.remove_webhook(former.on_table, name, former.definition);
+    update pgnet.webhook w set dropped = now(), backfill = null where w.owner = pgnet.caller_role() and w.name = drop_webhook.name;
+    return true;
+end
+$$;
+comment on function net.drop_webhook(text) is
+    'Removes a webhook of the current role, its triggers and their function. Requests that it has '
+    'queued are sent. False where there was none, also for NULL.';
+
+-- The trigger function runs what the table's owner puts into the table: see the theory above.
+create function pgnet.refuse_new_owner()
+    returns event_trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    made record;
+begin
+    select c.oid::regclass as relation, c.relowner::regrole as owner, p.oid::regprocedure as function, p.proowner::regrole as former into made
+    from pg_event_trigger_ddl_commands() d
+    join pg_trigger t on d.classid = 'pg_class'::regclass and t.tgrelid = d.objid and t.tgname ^@ 'pgnet_'
+    join pg_class c on c.oid = t.tgrelid
+    join pg_proc p on p.oid = t.tgfoid
+    where p.prosecdef and p.proname ^@ 'pgnet_' and p.proowner <> c.relowner
+    limit 1;
+    if found then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('a webhook of role %s is on %s, which would have another owner', made.former, made.relation),
+            detail = 'Its trigger function runs with the rights of its owner. The table''s owner could have it run code of his own.',
+            hint = format('Drop the webhook first, as %s, and make it again as %s. net.webhooks shows it. Or give the function to the new owner first: alter function %s owner to %s;',
+                made.former, made.owner, made.function, made.owner);
+    end if;
+end
+$$;
+comment on function pgnet.refuse_new_owner() is
+    'Raises 42501 where a table with a webhook gets another owner than the webhook''s function has.';
+create event trigger pgnet_refuse_new_owner on ddl_command_end
+    when tag in ('ALTER TABLE')
+    execute function pgnet.refuse_new_owner();
+comment on event trigger pgnet_refuse_new_owner is
+    'Keeps the owner of a webhook''s trigger function the owner of its table.';
+
+-- ---- what a worker has to know of a request
+
+create function pgnet.webhook_facts(
+    -- of a request that is claimed
+    role regrole, options jsonb,
+    -- where its endpoint is now; NULL: the request has no endpoint, or none that is set
+    out url text,
+    -- why it is not sent, and the state that it ends in; NULL: it is sent
+    out unsent text, out unsent_state text
+)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    known record;
+begin
+    if options ? 'endpoint' then
+        url := (select e.url from pgnet.endpoint e where e.owner = role and e.name = options ->> 'endpoint');
+        if url is null then
+            unsent := format('Role %s has no endpoint "%s": select net.set_endpoint(%2$L, url), then net.retry.', role, left(options ->> 'endpoint', 60));
+            unsent_state := 'failed';
+        end if;
+    end if;
+    if jsonb_typeof(options -> 'fault') = 'string' then
+        unsent := left(options ->> 'fault', 1000);
+        unsent_state := 'failed';
+    end if;
+    select w.disabled_since, w.disabled_reason into known
+    from pgnet.webhook w where w.owner = role and w.name = options ->> 'webhook' and w.disabled_since is not null;
+    if found then
+        unsent := format('The webhook "%s" is disabled since %s: %s', left(options ->> 'webhook', 60),
+            to_char(known.disabled_since, 'YYYY-MM-DD HH24:MI:SS TZ'), coalesce(known.disabled_reason, 'no reason was given.'));
+        unsent_state := 'cancelled';
+    end if;
+end
+$$;
+comment on function pgnet.webhook_facts(regrole, jsonb) is
+    'What a claim looks up for a request of a webhook: where its endpoint is, and whether it is sent '
+    'at all.';
+
+-- ======== extension/67_deliveries.sql ========
+
+-- What becomes of webhooks' requests: counts, net.webhooks, net.webhook_deliveries; webhooks that
+-- are disabled and enabled again; samples, and sending again.
+--
+-- Counts. The transaction that records a batch of outcomes inserts a row for each webhook among
+-- them into pgnet.webhook_tally: so no worker waits for another one, and no count is lost. The
+-- heartbeat sums these rows up in pgnet.webhook_state. A view shows both together.
+--
+-- Disabled. The requests of a disabled webhook are still queued. A worker ends them as cancelled,
+-- unsent, and pgnet.failed keeps them for the setting ttl_failed. net.enable_webhook sends them
+-- again, or leaves them.
+
+create table pgnet.webhook_tally (
+    id bigint generated always as identity primary key,
+    owner regrole not null,
+    name text not null,
+    sent integer not null,
+    failed integer not null,
+    unsent integer not null,
+    status_code integer,
+    error_msg text,
+    recorded timestamptz not null default pg_catalog.now(),
+    buckets smallint[]
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+alter table pgnet.webhook_tally alter error_msg set statistics 0;
+comment on table pgnet.webhook_tally is
+    'What a batch of outcomes says of a webhook, until the heartbeat has added it to '
+    'pgnet.webhook_state.';
+comment on column pgnet.webhook_tally.unsent is 'Requests that were not sent, since the webhook is disabled or the mode is record.';
+comment on column pgnet.webhook_tally.buckets is 'The times of answers, as pgnet.bucket_middle reads them.';
+create policy own_tallies on pgnet.webhook_tally for select
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()));
+
+create table pgnet.webhook_state (
+    owner regrole not null,
+    name text not null,
+    sent bigint not null default 0,
+    failed bigint not null default 0,
+    unsent bigint not null default 0,
+    last_status integer,
+    last_error text,
+    last_ended timestamptz,
+    failing_since timestamptz,
+    times integer[] not null default '{}',
+    primary key (owner, name)
+) with (fillfactor = 50, autovacuum_vacuum_threshold = 2000);
+alter table pgnet.webhook_state alter last_error set statistics 0;
+comment on table pgnet.webhook_state is
+    'What has become of the requests of each webhook. net.webhooks shows it.';
+comment on column pgnet.webhook_state.failing_since is
+    'When the first request failed of those that failed since the last success; NULL: none did.';
+comment on column pgnet.webhook_state.times is
+    'How many answers took how long: a number for each bucket of pgnet.bucket_middle, of the last ten '
+    'thousand or so.';
+create policy own_states on pgnet.webhook_state for select
+    using (owner operator(pg_catalog.=) (select pgnet.caller_role()));
+
+create function pgnet.count_deliveries(ids bigint[])
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+begin
+    insert into pgnet.webhook_tally (owner, name, sent, failed, unsent, status_code, error_msg, buckets)
+    select r.requested_by, left(r.context ->> 'webhook', 40),
+        count(*) filter (where r.state = 'succeeded'), count(*) filter (where r.state in ('failed', 'unknown')),
+        count(*) filter (where r.state not in ('succeeded', 'failed', 'unknown')),
+        (array_agg(r.status_code order by r.id desc) filter (where r.state in ('succeeded', 'failed', 'unknown')))[1],
+        left((array_agg(coalesce(r.error_msg, 'Status ' || r.status_code) order by r.id desc)
+            filter (where r.state in ('failed', 'unknown')))[1], 500),
+        array_agg(least(greatest(ceil(4 * log(2, (greatest(r.total_ms, 0.1) * 10)::numeric)), 1), 100)::smallint)
+            filter (where r.status_code is not null)
+    from unnest(ids) i (id)
+    cross join lateral (
+        select a.id, a.requested_by, a.context, a.state, a.status_code, a.error_msg, a.total_ms
+        from net._http_response a where a.id = i.id and a.context ? 'webhook' offset 0
+    ) r
+    group by r.requested_by, left(r.context ->> 'webhook', 40);
+end
+$$;
+comment on function pgnet.count_deliveries(bigint[]) is
+    'Counts the requests of webhooks among those that were recorded just now.';
+
+create function pgnet.add_times(times integer[], buckets smallint[])
+    returns integer[]
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select array_agg((coalesce(times[n.n], 0) + coalesce(b.number, 0))
+        / case when (select sum(t.number) from unnest(times) t (number)) > 10000 then 2 else 1 end order by n.n)::integer[]
+    from generate_series(1, 100) n (n)
+    left join (select b.bucket, count(*) as number from unnest(buckets) b (bucket) group by b.bucket) b on b.bucket = n.n
+$$;
+comment on function pgnet.add_times(integer[], smallint[]) is
+    'Adds times to a histogram, which forgets half of what it has when it has ten thousand.';
+
+create function pgnet.median_time(times integer[])
+    -- milliseconds; NULL: no answer was counted
+    returns double precision
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select pgnet.bucket_middle(min(t.bucket)::integer)
+    from (
+        select u.bucket, sum(u.number) over (order by u.bucket) as so_far, sum(u.number) over () as number
+        from unnest(times) with ordinality u (number, bucket)
+    ) t
+    where t.number > 0 and t.so_far * 2 >= t.number
+$$;
+comment on function pgnet.median_time(integer[]) is 'The median of a histogram of times, right to 10 %.';
+
+create function pgnet.judge_webhooks()
+    -- seconds until more is to be counted; NULL: nothing waits
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    disable_after interval := pgnet.setting_value('disable_webhook_after')::interval;
+    done bigint;
+begin
+    if (select t.id from pgnet.webhook_tally t order by t.id limit 1) is null then
+        return null;
+    end if;
+    lock table pgnet.webhook_tally, pgnet.webhook_state, pgnet.webhook in row exclusive mode nowait;
+    with taken as (
+        delete from pgnet.webhook_tally t
+        where t.id = any (array(select o.id from pgnet.webhook_tally o order by o.id limit 5000 for update skip locked))
+        returning t.*
+    ), summed as (
+        select t.owner, t.name, sum(t.sent) as sent, sum(t.failed) as failed, sum(t.unsent) as unsent,
+            (array_agg(t.status_code order by t.id desc) filter (where t.sent + t.failed > 0))[1] as status_code,
+            (array_agg(t.error_msg order by t.id desc) filter (where t.failed > 0))[1] as error_msg,
+            max(t.recorded) filter (where t.sent + t.failed > 0) as recorded,
+            max(t.id) filter (where t.sent > 0) as last_success,
+            array_agg(t.id) filter (where t.failed > 0 and t.sent = 0) as bad, array_agg(t.recorded) filter (where t.failed > 0 and t.sent = 0) as bad_times,
+            (select array_agg(b.bucket) from taken o cross join lateral unnest(o.buckets) b (bucket) where o.owner = t.owner and o.name = t.name) as buckets
+        from taken t
+        group by t.owner, t.name
+    ), counted as (
+        select s.*, (
+            select min(b.recorded) from unnest(s.bad, s.bad_times) b (id, recorded) where b.id > coalesce(s.last_success, 0)
+        ) as failing
+        from summed s
+    ), stored as (
+        insert into pgnet.webhook_state as w (owner, name, sent, failed, unsent, last_status, last_error, last_ended, failing_since, times)
+        select c.owner, c.name, c.sent, c.failed, c.unsent, c.status_code, c.error_msg, c.recorded, c.failing, pgnet.add_times('{}', c.buckets)
+        from counted c
+        order by c.owner, c.name
+        on conflict on constraint webhook_state_pkey do update
+        set sent = w.sent + excluded.sent, failed = w.failed + excluded.failed, unsent = w.unsent + excluded.unsent,
+            last_status = case when excluded.last_ended is null then w.last_status else excluded.last_status end,
+            last_error = coalesce(excluded.last_error, w.last_error), last_ended = coalesce(excluded.last_ended, w.last_ended),
+            failing_since = case when excluded.sent > 0 then excluded.failing_since else coalesce(w.failing_since, excluded.failing_since) end,
+            times = pgnet.add_times(w.times, (select array_agg(n.bucket::smallint) from unnest(excluded.times) with ordinality n (number, bucket)
+                cross join generate_series(1, n.number)))
+    )
+    select count(*) into done from taken;
+    if disable_after > interval '0' then
+        perform pgnet.disable_failing_webhooks(disable_after);
+    end if;
+    return case when done = 5000 then 0.1 else 5 end;
+end
+$$;
+comment on function pgnet.judge_webhooks() is
+    'Adds what was recorded of webhooks to pgnet.webhook_state, and disables those that have failed '
+    'for long.';
+
+create function pgnet.disable_failing_webhooks(disable_after interval)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    -- A row that its role has locked is looked at again.
+    update pgnet.webhook w
+    set disabled_since = now(), disabled_reason = (
+        select format('No request was accepted since %s. The last error: %s', to_char(s.failing_since, 'YYYY-MM-DD HH24:MI:SS TZ'), s.last_error)
+        from pgnet.webhook_state s where s.owner = w.owner and s.name = w.name)
+    where w.ctid = any (array(
+        select o.ctid from pgnet.webhook o join pgnet.webhook_state s on s.owner = o.owner and s.name = o.name
+        where s.failing_since < clock_timestamp() - disable_after and o.disabled_since is null and o.dropped is null
+        for update of o skip locked));
+end
+$$;
+comment on function pgnet.disable_failing_webhooks(interval) is
+    'Disables the webhooks whose requests have all failed for so long.';
+
+-- ---- views
+
+create function pgnet.webhook_fault(owner regrole, name text, on_table regclass, definition jsonb)
+    -- NULL: nothing is wrong
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found_triggers integer;
+    enabled boolean;
+begin
+    if not exists (select from pg_class c where c.oid = on_table) then
+        return 'The table was dropped.';
+    end if;
+    select count(*), bool_and(t.enabled) into found_triggers, enabled from pgnet.webhook_triggers(on_table, name) t;
+    return case
+        when found_triggers < jsonb_array_length(definition -> 'events') then
+            'Triggers of it were dropped, perhaps with a column: call net.create_webhook again with replace => true.'
+        when not enabled then 'Triggers of it are disabled: alter table ... enable trigger user.'
+        when not has_schema_privilege(owner, to_regnamespace('net'), 'usage') or not has_schema_privilege(owner, to_regnamespace('pgnet'), 'usage') then
+            'Its owner may not use the schemas net and pgnet: nothing is sent.'
+        when definition ? 'endpoint' and not exists (
+            select from pgnet.endpoint e where e.owner = webhook_fault.owner and e.name = definition ->> 'endpoint' and e.url is not null) then
+            'Its endpoint is not set: net.set_endpoint.'
+        when (select bool_or(not exists (
+                select from pg_attribute a where a.attrelid = on_table and a.attname = c.name and not a.attisdropped))
+            from jsonb_array_elements_text(definition -> 'columns') c (name)) then
+            'A column that it names has another name now: call net.create_webhook again with replace => true.'
+        end;
+end
+$$;
+comment on function pgnet.webhook_fault(regrole, text, regclass, jsonb) is
+    'Why a webhook sends nothing, or not all; NULL where nothing is wrong.';
+
+create view net.webhooks with (security_invoker) as
+    select w.name, w.on_table, w.owner,
+        coalesce(w.definition operator(pg_catalog.->>) 'url', e.url) as url, w.definition operator(pg_catalog.->>) 'endpoint' as endpoint,
+        w.definition operator(pg_catalog.->) 'events' as events, w.definition operator(pg_catalog.->>) 'per' as per,
+        w.disabled_since is null as enabled,
+        coalesce(s.sent, 0) operator(pg_catalog.+) coalesce(t.sent, 0) as sent,
+        coalesce(s.failed, 0) operator(pg_catalog.+) coalesce(t.failed, 0) as failed,
+        coalesce(s.unsent, 0) operator(pg_catalog.+) coalesce(t.unsent, 0) as unsent,
+        (
+            select pg_catalog.count(*) from (
+                select from net.http_request_queue q
+                where q.requested_by operator(pg_catalog.=) w.owner and q.options operator(pg_catalog.->>) 'webhook' operator(pg_catalog.=) w.name
+                limit 10000
+            ) q
+        ) as waiting,
+        coalesce(t.status_code, s.last_status) as last_status, coalesce(t.error_msg, s.last_error) as last_error,
+        coalesce(t.recorded, s.last_ended) as last_ended,
+        pgnet.median_time(pgnet.add_times(coalesce(s.times, '{}'), t.buckets)) as p50_ms,
+        s.failing_since, w.disabled_since, w.disabled_reason,
+        pgnet.webhook_fault(w.owner, w.name, w.on_table, w.definition) as fault,
+        w.backfill operator(pg_catalog.->>) 'state' as backfill, (w.backfill operator(pg_catalog.->>) 'sent')::bigint as backfilled,
+        w.created
+    from pgnet.webhook w
+    left join pgnet.endpoint e on e.owner operator(pg_catalog.=) w.owner and e.name operator(pg_catalog.=) (w.definition operator(pg_catalog.->>) 'endpoint')
+    left join pgnet.webhook_state s on s.owner operator(pg_catalog.=) w.owner and s.name operator(pg_catalog.=) w.name
+    left join lateral (
+        select pg_catalog.sum(t.sent) as sent, pg_catalog.sum(t.failed) as failed, pg_catalog.sum(t.unsent) as unsent,
+            (pg_catalog.array_agg(t.status_code order by t.id desc) filter (where t.sent operator(pg_catalog.+) t.failed operator(pg_catalog.>) 0))[1] as status_code,
+            (pg_catalog.array_agg(t.error_msg order by t.id desc) filter (where t.failed operator(pg_catalog.>) 0))[1] as error_msg,
+            pg_catalog.max(t.recorded) as recorded,
+            (select pg_catalog.array_agg(b.bucket) from pgnet.webhook_tally o cross join lateral pg_catalog.unnest(o.buckets) b (bucket)
+                where o.owner operator(pg_catalog.=) w.owner and o.name operator(pg_catalog.=) w.name) as buckets
+        from pgnet.webhook_tally t
+        where t.owner operator(pg_catalog.=) w.owner and t.name operator(pg_catalog.=) w.name
+    ) t on true
+    where w.dropped is null;
+comment on view net.webhooks is
+    'Each webhook: where it sends to, whether it is enabled, and how many of its requests were sent '
+    '(and accepted), have failed, were not sent since it was disabled, and wait (10,000 stands for '
+    'more); the last status and error, the median of times. fault says what is wrong with it. A '
+    'role sees its own.';
+
+create view net.webhook_deliveries with (security_invoker) as
+    select c.id as request_id, c.context operator(pg_catalog.->>) 'webhook' as webhook, c.context operator(pg_catalog.->>) 'event' as event,
+        c.context operator(pg_catalog.->) 'key' as key, (c.context operator(pg_catalog.->>) 'rows')::integer as rows,
+        r.state, r.attempts, r.status_code, r.error_msg, r.next_attempt, r.requested, r.ended, r.retry_of, c.requested_by as owner
+    from (
+        select q.id, q.context, q.requested_by from net.http_request_queue q where q.context operator(pg_catalog.?&) '{webhook,event}'
+        union all
+        select a.id, a.context, a.requested_by from net._http_response a where a.context operator(pg_catalog.?&) '{webhook,event}'
+    ) c
+    cross join lateral (
+        select r.state, r.attempts, r.status_code, r.error_msg, r.next_attempt, r.requested, r.ended, r.retry_of
+        from net.requests r where r.id operator(pg_catalog.=) c.id offset 0
+    ) r;
+comment on view net.webhook_deliveries is
+    'A row for each request of a webhook that waits or whose response is kept: the key of its row, or '
+    'how many rows it has, the event, state, attempts. A role sees its own.';
+
+-- ---- steering
+
+create function pgnet.require_webhook(name text)
+    -- a webhook of the current role
+    returns pgnet.webhook
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    known pgnet.webhook;
+begin
+    select w.* into known from pgnet.webhook w where w.owner = pgnet.caller_role() and w.name = require_webhook.name and w.dropped is null;
+    if known.name is null then
+        raise exception using
+            errcode = 'undefined_object',
+            message = format('role "%s" has no webhook %s', current_user, coalesce('"' || left(name, 60) || '"', 'NULL')),
+            hint = 'net.webhooks shows them. As the role that has made it, call the function again.';
+    end if;
+    return known;
+end
+$$;
+comment on function pgnet.require_webhook(text) is
+    'A webhook of the current role. Raises 42704 where there is none, also for NULL.';
+
+create function net.disable_webhook(
+    -- the webhook
+    name text,
+    -- why, for net.webhooks; NULL: no reason is given
+    reason text default null
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+begin
+    perform pgnet.require_webhook(name);
+    update pgnet.webhook w set disabled_since = now(), disabled_reason = left(coalesce(reason, 'by net.disable_webhook.'), 1000)
+    where w.owner = pgnet.caller_role() and w.name = disable_webhook.name and w.disabled_since is null;
+end
+$$;
+comment on function net.disable_webhook(text, text) is
+    'Stops a webhook of the current role: its requests end as cancelled, unsent, and are kept for '
+    'net.enable_webhook. No lock on the table is taken. Raises 42704 where there is no such webhook, '
+    'also for NULL.';
+
+create function net.enable_webhook(
+    -- the webhook
+    name text,
+    -- whether to send what was not sent meanwhile, as far as it is kept (the setting ttl_failed);
+    -- NULL means false
+    with_missed boolean default true
+)
+    -- how many requests are sent again
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    known pgnet.webhook := pgnet.require_webhook(name);
+begin
+    update pgnet.webhook w set disabled_since = null, disabled_reason = null
+    where w.owner = pgnet.caller_role() and w.name = enable_webhook.name;
+    if known.disabled_since is null or with_missed is not true then
+        return 0;
+    end if;
+    return pgnet.replay_failures(name, null, null, '{cancelled}', known.disabled_since);
+end
+$$;
+comment on function net.enable_webhook(text, boolean) is
+    'Lets a webhook of the current role send again, with what was not sent since it was disabled, or '
+    'from now on. Raises 42704 where there is no such webhook, also for NULL.';
+
+create function net.replay_webhook(
+    -- the webhook
+    name text,
+    -- requests that were made from this time on; NULL: all that are kept
+    since timestamptz default null,
+    -- and before this time; NULL: until now
+    until timestamptz default null,
+    -- false: also those that were cancelled, unsent
+    only_failed boolean default true
+)
+    -- how many requests are sent again
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+begin
+    perform pgnet.require_webhook(name);
+    return pgnet.replay_failures(name, since, until, case when only_failed is false then '{failed,unknown,cancelled}' else '{failed,unknown}' end::text[], null);
+end
+$$;
+comment on function net.replay_webhook(text, timestamptz, timestamptz, boolean) is
+    'Sends again what has failed of a webhook of the current role and is still kept (the setting '
+    'ttl_failed), in the order in which it was made. Raises 42704 where there is no such webhook, '
+    'also for NULL.';
+
+create function pgnet.replay_failures(
+    name text,
+    -- of requests that were made in this time; NULL: any time
+    since timestamptz, until timestamptz, states text[],
+    -- and that have ended from this time on; NULL: any time
+    ended_since timestamptz
+)
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    ids bigint[] := array(
+        select f.id from pgnet.failed f
+        where f.requested_by = pgnet.caller_role() and f.context ->> 'webhook' = replay_failures.name and f.state::text = any (states)
+            and (f.created < since) is not true and (f.created >= until) is not true
+            and (f.failed < ended_since) is not true
+            and not exists (select from pgnet.mark m where m.requested_by = f.requested_by and m.request_id = f.id and m.action <> 'cancel')
+        order by f.id);
+    number bigint := (
+        select count(*) from pgnet.send_again(
+            pgnet.mark_requests(ids, array_fill(pgnet.caller_role(), array[cardinality(ids)]), 'retry'), false));
+begin
+    perform net.wake();
+    return number;
+end
+$$;
+comment on function pgnet.replay_failures(text, timestamptz, timestamptz, text[], timestamptz) is
+    'Sends failures of a webhook again.';
+
+create function pgnet.queue_sample(name text)
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    known pgnet.webhook := pgnet.require_webhook(name);
+    definition jsonb := known.definition;
+    payload text := definition ->> 'payload';
+    relation text;
+    namespace text;
+    message text;
+    content text;
+    target text := definition ->> 'url';
+    request_id bigint;
+begin
+    select format('%L', to_json(c.relname::text)), format('%L', to_json(n.nspname::text)) into relation, namespace
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = known.on_table;
+    if relation is null then
+        perform pgnet.raise_error('42P01', format('the table of webhook "%s" was dropped', name), format('select net.drop_webhook(%L)', name));
+    end if;
+    message := case when definition ->> 'per' = 'row'
+        then pgnet.webhook_message(payload, name, case payload when 'hasura' then '''MANUAL''' else '''INSERT''' end, relation, namespace,
+            $e$coalesce(c.nj::text, 'null')$e$, $e$'null'$e$, $e$'null'$e$, $e$',"test":true'$e$)
+        else pgnet.webhook_batch(definition, name, '''INSERT''', relation, namespace, $e$',"test":true'$e$) end;
+    if pgnet.webhook_is_custom(definition) then
+        message := format('(%s(%s::jsonb))::text', payload, '(' || message || ')');
+    end if;
+    execute format('select %s from (select 1 as i, (select row_to_json(t) from %s t limit 1) as nj, null::json as oj) c', message, known.on_table) into content;
+    if definition ? 'endpoint' then
+        target := (select e.url from pgnet.endpoint e where e.owner = known.owner and e.name = definition ->> 'endpoint');
+    end if;
+    -- Checked anew: secrets may have been revoked.
+    target := pgnet.check_webhook_target(target, definition -> 'headers', definition);
+    insert into net._new_request (method, url, headers, body, timeout_milliseconds, context, options)
+    values ('POST', target, definition -> 'headers', convert_to(content, 'UTF8'), coalesce((definition ->> 'timeout_milliseconds')::integer, 30000),
+        jsonb_build_object('webhook', name, 'event', 'TEST'),
+        -- The option webhook is left out: a sample is sent although the webhook is disabled, and
+        -- counts nowhere.
+        jsonb_strip_nulls(jsonb_build_object('sign', definition -> 'sign', 'retry', 'none')))
+    returning id into request_id;
+    return request_id;
+end
+$$;
+comment on function pgnet.queue_sample(text) is
+    'Queues a sample of a webhook of the current role: the first row of its table, marked as a test.';
+
+create procedure net.test_webhook(
+    -- the webhook
+    name text,
+    -- the answer: these show it
+    inout id bigint default null,
+    inout status_code integer default null,
+    inout content text default null,
+    inout error_msg text default null
+)
+    language plpgsql
+as $$
+declare
+    outcome record;
+    nap double precision := 0.001;
+begin
+    id := pgnet.queue_sample(name);
+    commit;
+    perform pgnet.warn_without_worker(id);
+    loop
+        select * into outcome from pgnet.outcome_so_far(id);
+        exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
+        commit;
+        perform pg_catalog.pg_sleep(nap);
+        commit;
+        nap := least(nap operator(pg_catalog.*) 1.5::double precision, 0.05::double precision);
+    end loop;
+    status_code := outcome.status_code;
+    content := outcome.content;
+    error_msg := coalesce(outcome.error_msg, case when outcome.state is null then 'The request was deleted.' end);
+end
+$$;
+comment on procedure net.test_webhook(text, bigint, integer, text, text) is
+    'Sends a sample of a webhook of the current role, marked by "test": true, and waits for the answer: '
+    'one attempt, also where the webhook is disabled. Raises 42704 where there is no such webhook, '
+    'also for NULL, and 25001 in a transaction block.';
+
 -- ======== extension/69_trigger.sql ========
 
 -- The trigger function net.webhook(), with the arguments of Supabase's Database Webhooks. Its
@@ -12374,6 +13967,17 @@ as $$
         ('failures', 'unblock', 'select net.unblock(''invoice 17'');'),
         ('failures', 'retry_policies', 'select * from net.retry_policies;'),
         ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
+        ('webhooks', 'create_webhook', 'create table orders (id bigint primary key); select net.create_webhook(''orders'', ''orders'', ''https://example.com/hook'');'),
+        ('webhooks', 'webhooks', 'select name, enabled, sent, failed, waiting, last_error, fault from net.webhooks;'),
+        ('webhooks', 'webhook_deliveries', 'select * from net.webhook_deliveries where webhook = ''orders'' order by request_id desc limit 10;'),
+        ('webhooks', 'test_webhook', 'call net.test_webhook(''orders'');'),
+        ('webhooks', 'disable_webhook', 'select net.disable_webhook(''orders'', ''the shop moves'');'),
+        ('webhooks', 'enable_webhook', 'select net.enable_webhook(''orders'', with_missed => true);'),
+        ('webhooks', 'replay_webhook', 'select net.replay_webhook(''orders'', since => now() - interval ''1 day'');'),
+        ('webhooks', 'set_endpoint', 'select net.set_endpoint(''shop'', ''https://example.com/hook'');'),
+        ('webhooks', 'drop_endpoint', 'select net.drop_endpoint(''shop'');'),
+        ('webhooks', 'endpoints', 'select name, url from net.endpoints;'),
+        ('webhooks', 'drop_webhook', 'select net.drop_webhook(''orders'');'),
         ('workers', 'work', 'call net.work();'),
         ('workers', 'drain', 'call net.drain();'),
         ('workers', 'schedule_worker', 'select net.schedule_worker();'),
@@ -12423,7 +14027,8 @@ create type pgnet.help_row as (
 comment on type pgnet.help_row is 'A row of net.help().';
 
 create function net.help(
-    -- requests, responses, failures, workers, egress, hosts, secrets, settings or upkeep; NULL: all
+    -- requests, responses, failures, webhooks, workers, egress, hosts, secrets, settings or upkeep;
+    -- NULL: all
     topic text default null
 )
     returns setof pgnet.help_row
@@ -13135,13 +14740,17 @@ grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
+grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
+grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
+    on pgnet.webhook to public;
+grant select on pgnet.webhook_tally, pgnet.webhook_state to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
-    net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
+    net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
 -- The functions and procedures that people call.
@@ -13150,6 +14759,8 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
+    net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook,
+    net.set_endpoint, net.drop_endpoint,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -13173,6 +14784,14 @@ grant execute on function
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
+    -- webhooks
+    pgnet.arm_webhook, pgnet.changed_values, pgnet.webhook_probe, pgnet.check_webhook_name, pgnet.check_webhook_target,
+    pgnet.known_webhook_options, pgnet.check_webhook_options, pgnet.check_webhook_table, pgnet.check_webhook_columns, pgnet.check_payload,
+    pgnet.read_webhook, pgnet.primary_key, pgnet.probe_condition, pgnet.webhook_message, pgnet.webhook_batch, pgnet.webhook_is_custom,
+    pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,
+    pgnet.webhook_rows, pgnet.webhook_statement_code, pgnet.webhook_triggers, pgnet.webhook_trigger, pgnet.remove_webhook, pgnet.make_webhook,
+    pgnet.replace_webhook, pgnet.qualified_name, pgnet.require_webhook, pgnet.replay_failures, pgnet.queue_sample, pgnet.add_times,
+    pgnet.median_time, pgnet.webhook_fault,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- why it waits

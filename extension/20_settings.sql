@@ -33,6 +33,8 @@ as $$
          'How many requests may be pending in all; a call beyond it fails with 53400. 0: no limit.'),
         ('max_pending_per_role', 'integer', '0', 0, 2147483647, 'requests',
          'How many requests of one role may be pending, each role counted by itself; a call beyond it fails with 53400. 0: no limit.'),
+        ('disable_webhook_after', 'interval', '5 days', 0, 315360000, 'interval',
+         'A webhook whose deliveries have failed for so long, all of them, is disabled. 0: never.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',

@@ -300,6 +300,7 @@ begin
         select a.id, a.name, q.url, s.name is not null as known, s.value, s.url_prefix,
             (select r.rolname from pg_roles r where r.oid = q.requested_by) as role,
             jsonb_path_exists(q.headers, '$.*.secret ? (@ == $name)', jsonb_build_object('name', a.name))
+                or q.options -> 'sign' ? a.name
                 or substring(q.url from '^https?://[^/?#{}]*/[{]secret:([A-Za-z0-9][A-Za-z0-9_.-]{0,62})[}](?:[?].*)?$') = a.name as named,
             -- In here the current role is the owner.
             pg_has_role(q.requested_by, current_user, 'usage') or exists (
@@ -307,7 +308,9 @@ begin
                 where g.secret = a.name and pg_has_role(q.requested_by, g.role, 'usage')) as granted
         from unnest(ids, tokens, names) as a (id, token, name)
         cross join lateral (
-            select q.url, q.headers, q.requested_by from net.http_request_queue q
+            select coalesce(e.url, q.url) as url, q.headers, q.requested_by, q.options
+            from net.http_request_queue q
+            left join pgnet.endpoint e on e.owner = q.requested_by and e.name = q.options ->> 'endpoint'
             where q.id = a.id and exists (select from pgnet.claim c where c.id = a.id and c.token = a.token offset 0)
             offset 0
         ) q

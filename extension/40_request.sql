@@ -332,7 +332,8 @@ create function net.http_request(
     -- ordering_key (one in flight at a time, in the order of ids), on_failure (block, or skip, its
     -- key); after (ids of requests that have to end well first), after_any_end (however they end);
     -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
-    -- on_conflict (keep, or replace); NULL means none
+    -- on_conflict (keep, or replace); sign (names of secrets, as Standard Webhooks says); NULL
+    -- means none
     options jsonb default '{}'::pg_catalog.jsonb
 )
     -- the request's id, for net.wait and net.http_get_result

@@ -71,9 +71,10 @@ begin
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
                 pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
-                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally
                 in row exclusive mode nowait;
-            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host
+            lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host,
+                pgnet.webhook, pgnet.endpoint
                 in access share mode nowait;
             -- At the commit, after other statements of the session, its path would count, and from
             -- PostgreSQL 18 on the owner's rights.
@@ -87,7 +88,7 @@ begin
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
             'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
-            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault']
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);

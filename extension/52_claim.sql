@@ -98,7 +98,7 @@ begin
         case when c.attempt = 1 then 0
             else (select count(*) from pgnet.attempt a where a.request_id = c.id and a.ending <> 'answered')::integer end,
         case when q.fault is null then upper(q.method collate "C") else '' end,
-        case when q.fault is null then q.url else '' end,
+        case when q.fault is null then coalesce(h.url, q.url) else '' end,
         case when q.fault is null then q.header_text end,
         case when q.fault is null then q.body end,
         least(coalesce(q.timeout_milliseconds, usual_timeout), longest_timeout),
@@ -115,9 +115,10 @@ begin
             when not pgnet.is_idempotent(q.method)
                 then pgnet.derived_idempotency_key((select d.key_namespace from pgnet.database d), q.id, q.created) end,
         -- What the worker is to heed: limited; send_within, in seconds since the claim; probe;
-        -- expires_in, in seconds.
-        case when special then (
+        -- expires_in, in seconds; unsent and unsent_state, of a webhook.
+        case when special or h.unsent is not null then (
             select nullif(jsonb_strip_nulls(jsonb_build_object(
+                'unsent', h.unsent, 'unsent_state', h.unsent_state,
                 'limited', d.limited,
                 'send_within', (select b.send_within from pgnet.host_budget b where d.limited and b.host = d.host),
                 'probe', d.probe,
@@ -157,6 +158,9 @@ begin
         ) f
         offset 0
     ) q
+    left join lateral (
+        select w.* from pgnet.webhook_facts(q.requested_by, q.options) w where q.options ? 'webhook' offset 0
+    ) h on true
     -- Of a request that is sent once at most, or alone, the attempt is on disk before the first
     -- byte.
     where not (quarantined_only or q.options -> 'delivery' = '"at_most_once"') is true

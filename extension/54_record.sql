@@ -77,6 +77,7 @@ as $$
 declare
     done bigint;
     flowing bigint[];
+    webhooks bigint[];
     deferred bigint[] := '{}';
 begin
     with held as materialized (
@@ -155,12 +156,17 @@ begin
     )
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
-    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying') into done, flowing from held h
+    select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying'),
+        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook')
+    into done, flowing, webhooks from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
+    end if;
+    if webhooks is not null then
+        perform pgnet.count_deliveries(webhooks);
     end if;
     if (select d.after_id from pgnet.dependency d order by d.after_id limit 1) is not null then
         perform pgnet.note_dependants(array(select r.id from json_to_recordset(outcomes) as r (id bigint)));

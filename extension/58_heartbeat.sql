@@ -38,6 +38,7 @@ begin
             when 'deleting expired failed requests' then pgnet.expire('failed requests')
             when 'deleting expired attempts' then pgnet.expire('attempts')
             when 'deleting statistics' then pgnet.forget_minutes()
+            when 'counting deliveries' then pgnet.judge_webhooks()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -196,7 +197,7 @@ begin
         'saying what is in flight', 'mending clocks', 'rescuing requests', 'acting on marks', 'recording what was put aside',
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
-        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics',
+        'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));

@@ -36,6 +36,17 @@ as $$
         ('failures', 'unblock', 'select net.unblock(''invoice 17'');'),
         ('failures', 'retry_policies', 'select * from net.retry_policies;'),
         ('failures', 'configure_retry', 'select net.configure_retry(''patient'', ''{"max_attempts": 10}'');'),
+        ('webhooks', 'create_webhook', 'create table orders (id bigint primary key); select net.create_webhook(''orders'', ''orders'', ''https://example.com/hook'');'),
+        ('webhooks', 'webhooks', 'select name, enabled, sent, failed, waiting, last_error, fault from net.webhooks;'),
+        ('webhooks', 'webhook_deliveries', 'select * from net.webhook_deliveries where webhook = ''orders'' order by request_id desc limit 10;'),
+        ('webhooks', 'test_webhook', 'call net.test_webhook(''orders'');'),
+        ('webhooks', 'disable_webhook', 'select net.disable_webhook(''orders'', ''the shop moves'');'),
+        ('webhooks', 'enable_webhook', 'select net.enable_webhook(''orders'', with_missed => true);'),
+        ('webhooks', 'replay_webhook', 'select net.replay_webhook(''orders'', since => now() - interval ''1 day'');'),
+        ('webhooks', 'set_endpoint', 'select net.set_endpoint(''shop'', ''https://example.com/hook'');'),
+        ('webhooks', 'drop_endpoint', 'select net.drop_endpoint(''shop'');'),
+        ('webhooks', 'endpoints', 'select name, url from net.endpoints;'),
+        ('webhooks', 'drop_webhook', 'select net.drop_webhook(''orders'');'),
         ('workers', 'work', 'call net.work();'),
         ('workers', 'drain', 'call net.drain();'),
         ('workers', 'schedule_worker', 'select net.schedule_worker();'),
@@ -85,7 +96,8 @@ create type pgnet.help_row as (
 comment on type pgnet.help_row is 'A row of net.help().';
 
 create function net.help(
-    -- requests, responses, failures, workers, egress, hosts, secrets, settings or upkeep; NULL: all
+    -- requests, responses, failures, webhooks, workers, egress, hosts, secrets, settings or upkeep;
+    -- NULL: all
     topic text default null
 )
     returns setof pgnet.help_row

@@ -98,13 +98,17 @@ grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
+grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
+grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
+    on pgnet.webhook to public;
+grant select on pgnet.webhook_tally, pgnet.webhook_state to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
 grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
     net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
-    net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
+    net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
 -- The functions and procedures that people call.
@@ -113,6 +117,8 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
+    net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook,
+    net.set_endpoint, net.drop_endpoint,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
     net._urlencode_string, net._encode_url_with_params_array
 to public;
@@ -136,6 +142,14 @@ grant execute on function
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
+    -- webhooks
+    pgnet.arm_webhook, pgnet.changed_values, pgnet.webhook_probe, pgnet.check_webhook_name, pgnet.check_webhook_target,
+    pgnet.known_webhook_options, pgnet.check_webhook_options, pgnet.check_webhook_table, pgnet.check_webhook_columns, pgnet.check_payload,
+    pgnet.read_webhook, pgnet.primary_key, pgnet.probe_condition, pgnet.webhook_message, pgnet.webhook_batch, pgnet.webhook_is_custom,
+    pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,
+    pgnet.webhook_rows, pgnet.webhook_statement_code, pgnet.webhook_triggers, pgnet.webhook_trigger, pgnet.remove_webhook, pgnet.make_webhook,
+    pgnet.replace_webhook, pgnet.qualified_name, pgnet.require_webhook, pgnet.replay_failures, pgnet.queue_sample, pgnet.add_times,
+    pgnet.median_time, pgnet.webhook_fault,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- why it waits

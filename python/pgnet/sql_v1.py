@@ -129,6 +129,12 @@ def arm(plpy: Plpy, signal: str) -> str | None:
     return commit_hook.arm(signal)
 
 
+def arm_quietly(plpy: Plpy) -> None:
+    """For pgnet.arm_webhook: wake a worker at the commit if that can be. Raises nothing of ours."""
+    if commit_hook.registered() or (commit_hook.fault() is None and not _polls(plpy)):
+        commit_hook.arm("wake")
+
+
 def _polls(plpy: Plpy) -> bool:
     rows = plpy.execute("select pgnet.setting_value('wake_up') as wake_up", 1)
     return bool(rows[0]["wake_up"] == "poll")

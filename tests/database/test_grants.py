@@ -122,6 +122,13 @@ def populate(database: Database) -> None:
         " values (%(canary)s, %(victim)s::regrole, 'closed', %(canary)s)",
         "insert into pgnet.host_minute values"
         " (now(), %(canary)s, 1, 1, 1, 1, 1, 1, '{1}', '{1}', '{1}', '{1}')",
+        "insert into pgnet.endpoint (owner, name, url) values (%(victim)s, 'crm', %(canary)s)",
+        "insert into pgnet.webhook (owner, name, on_table, definition)"
+        " values (%(victim)s, %(canary)s, 'pg_class', jsonb_build_object('url', %(canary)s::text))",
+        "insert into pgnet.webhook_tally (owner, name, sent, failed, unsent, error_msg)"
+        " values (%(victim)s, %(canary)s, 0, 1, 0, %(canary)s)",
+        "insert into pgnet.webhook_state (owner, name, last_error)"
+        " values (%(victim)s, %(canary)s, %(canary)s)",
         "insert into pgnet.worker (kind, pid, backend_start, host)"
         " values ('process', 1, now(), %(canary)s)",
         "insert into pgnet.claim (id, host, worker, token, attempt, deadline, role)"

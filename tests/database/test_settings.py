@@ -73,6 +73,7 @@ DEFAULTS = {
     "rescue_after": "00:00:03",
     "max_losses": "5",
     "max_grace": "00:00:30",
+    "disable_webhook_after": "5 days",
     "mode": "on",
     "wake_up": "callback",
     "connect_timeout_milliseconds": "10000",

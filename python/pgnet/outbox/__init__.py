@@ -120,12 +120,16 @@ class Flow:
     given back. None: the host has no rate.
     probe: the attempt finds out whether a broken host works again.
     expires_in: seconds after which the request is not sent any more; None: it does not expire.
+    unsent: why the request is not sent at all, and unsent_state the state that it ends in; None: it
+    is sent.
     """
 
     limited: bool = False
     send_within: float | None = None
     probe: bool = False
     expires_in: float | None = None
+    unsent: str | None = None
+    unsent_state: str = "failed"
 
 
 NO_FLOW = Flow()

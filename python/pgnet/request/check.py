@@ -19,8 +19,20 @@ from pgnet.request.headers import (
 from pgnet.request.json_text import json_object
 from pgnet.request.options import parse_options
 from pgnet.request.params import add_params
-from pgnet.request.secret_reference import Reference, canonical_secret_url, collect_names
+from pgnet.request.secret_reference import (
+    Reference,
+    add_names,
+    canonical_secret_url,
+    collect_names,
+)
 from pgnet.request.url import canonical_url
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Of Standard Webhooks: what the option sign adds.
+SIGNED_HEADERS = frozenset(("webhook-id", "webhook-timestamp", "webhook-signature"))
 
 
 def check(
@@ -72,15 +84,30 @@ def check(
             collect_names(fields, secrets)
         if method == "POST" and options is None:
             require_json(fields)
-    asks_for_key = (
-        options is not None and options != "{}" and "idempotency_key" in parse_options(options)
-    )
-    if asks_for_key and any(name.lower() == "idempotency-key" for name, _value in fields):
+    if options is not None and options != "{}":
+        _check_with_headers(parse_options(options), fields, secrets)
+    return complete
+
+
+def _check_with_headers(
+    options: dict[str, Any], fields: list[tuple[str, str | Reference]], secrets: list[str] | None
+) -> None:
+    """Refuse options that give what a header gives, too; collect the secrets that they name."""
+    given = {name.lower() for name, _value in fields}
+    if "idempotency_key" in options and "idempotency-key" in given:
         raise InvalidRequest(
             "the idempotency key is given twice",
             "Give the option idempotency_key or the header Idempotency-Key.",
         )
-    return complete
+    if "sign" in options:
+        if given & SIGNED_HEADERS:
+            raise InvalidRequest(
+                "a header of the signature is given beside the option sign",
+                "Leave out webhook-id, webhook-timestamp and webhook-signature.",
+            )
+        if secrets is None:
+            raise InvalidRequest("the request names a secret")
+        add_names(options["sign"], secrets)
 
 
 def _check_method(method: str) -> None:

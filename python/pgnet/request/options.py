@@ -6,6 +6,7 @@ import re
 
 from pgnet.request.errors import InvalidRequest, printable
 from pgnet.request.json_text import Number, json_object
+from pgnet.request.secret_reference import HINT_NAME, MAX_SECRETS, is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ AT_MOST_ONCE = "at_most_once"
 # Each id costs a look-up or two, and a worker looks them all up at once.
 _MOST_IDS = 1000
 TIME, INTERVAL, KEY, IDS, BOOLEAN = "time", "interval", "key", "ids", "boolean"
+SECRETS, WORDS = "secrets", "words"
 # The values that each option takes: an integer between two bounds, one of some words, a kind, or,
 # with None, a value of the header Idempotency-Key.
 _STORED: dict[str, tuple[int, int] | tuple[str, ...] | str | None] = {
@@ -28,6 +30,7 @@ _STORED: dict[str, tuple[int, int] | tuple[str, ...] | str | None] = {
     "on_failure": ("block", "skip"),
     "ordering_key": KEY,
     "priority": (-32768, 32767),
+    "sign": SECRETS,
 }
 # Of these a row has columns, and its options do not have them. The database reads times and
 # intervals, since it reads them by its own clock: they are only checked to be strings here.
@@ -62,7 +65,15 @@ _ARGUMENTS = frozenset(
     )
 )
 # The options of a row hold these arguments, too; net.http_request has checked them.
-STORED_OPTIONS = {**_STORED, "max_attempts": (1, 1000), "retry": None}
+# So do those that a webhook's requests have, which SQL reads.
+STORED_OPTIONS = {
+    **_STORED,
+    "max_attempts": (1, 1000),
+    "retry": None,
+    "webhook": WORDS,
+    "endpoint": WORDS,
+    "fault": WORDS,
+}
 
 
 def parse_options(text: str | None, *, stored: bool = False) -> dict[str, Any]:
@@ -119,6 +130,10 @@ def _option(
         return value
     if bounds == IDS:
         return _ids(name, value)
+    if bounds == SECRETS:
+        return _secrets(name, value)
+    if bounds == WORDS:
+        return value
     if isinstance(bounds, str):
         if type(value) is not str or not 1 <= len(value) <= 255 or not value.isprintable():
             raise InvalidRequest(f'option "{name}" must be {_KINDS[bounds]}')
@@ -153,6 +168,14 @@ def _ids(name: str, value: object) -> list[int]:
             "Have a request wait for each thousand of them, and this one for those.",
         )
     return [int(number) for number in value]
+
+
+def _secrets(name: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not value or not all(map(is_name, value)):
+        raise InvalidRequest(f'option "{name}" must be an array of names of secrets', HINT_NAME)
+    if len(value) > MAX_SECRETS:
+        raise InvalidRequest(f"a request names at most {MAX_SECRETS} secrets")
+    return value
 
 
 def _is_id(value: object) -> bool:

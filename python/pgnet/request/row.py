@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.headers import parse_headers
 from pgnet.request.options import parse_options
-from pgnet.request.secret_reference import Reference, SecretUrl, collect_names, read_secret_url
+from pgnet.request.secret_reference import (
+    Reference,
+    SecretUrl,
+    add_names,
+    collect_names,
+    read_secret_url,
+)
 from pgnet.request.url import canonical_url
 
 _NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -53,4 +59,6 @@ def read_row(url: str, headers: str | None, timeout_milliseconds: int, options: 
         names.append(secret_url.name)
     if headers is not None and "secret" in headers:
         collect_names(fields, names)
+    if "sign" in known_options:
+        add_names(known_options["sign"], names)
     return Row(url, secret_url, fields, known_options, names)

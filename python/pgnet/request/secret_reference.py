@@ -85,9 +85,17 @@ def collect_names(headers: Iterable[tuple[str, object]], names: list[str]) -> No
 
     Raises InvalidRequest for too many.
     """
-    for _header, value in headers:
-        if isinstance(value, Reference) and value.name not in names:
-            names.append(value.name)
+    add_names((value.name for _header, value in headers if isinstance(value, Reference)), names)
+
+
+def add_names(more: Iterable[str], names: list[str]) -> None:
+    """Add names of secrets, each once, to those that a request has so far.
+
+    Raises InvalidRequest for too many.
+    """
+    for name in more:
+        if name not in names:
+            names.append(name)
             if len(names) > MAX_SECRETS:
                 raise InvalidRequest(f"a request names at most {MAX_SECRETS} secrets")
 

@@ -60,6 +60,11 @@ def registered() -> bool:
     return _hook is not None
 
 
+def fault() -> str | None:
+    """Why this backend cannot have its callback, as far as it is known."""
+    return _fault
+
+
 def register() -> str | None:
     """Register this backend's callback, if it has none; returns None, or why it cannot have one."""
     global _hook, _fault

@@ -8,6 +8,7 @@ secrets are there.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from pgnet.request.prefix import within
 from pgnet.request.row import Row, read_row
 from pgnet.secret.directory import Directory
 from pgnet.secret.mask import Mask
+from pgnet.secret.signature import signature_headers
 from pgnet.secret.value import check_value, expand_url, header_value, sensitive
 from pgnet.wire.host import BreakerSettings, HostSettings, HostTable
 from pgnet.wire.message import WireRequest
@@ -94,6 +96,8 @@ def assemble(
     fields, bound = _fields_with_secrets(row, url, secrets, values)
     if key_header is not None:
         fields.append(key_header)
+    if "sign" in row.options:
+        _sign(claim, row, url, secrets, values, fields, bound)
     prefixes = [secrets[name].url_prefix or "" for name in values]
     own = Mask(part for n, v in values.items() for part in sensitive(v, secrets[n].url_prefix))
     return Assembled(
@@ -131,6 +135,32 @@ def _fields_with_secrets(
         fields.append((header, header_value(value, values[name])))
     check_size(fields)
     return fields, bound
+
+
+def _sign(
+    claim: Claim,
+    row: Row,
+    url: str,
+    secrets: Mapping[str, Secret],
+    values: Mapping[str, str],
+    fields: list[tuple[str, str]],
+    bound: dict[str, str],
+) -> None:
+    """Add the headers of the signature. They go where the secrets may go, and no further.
+
+    Raises InvalidRequest for a secret that may not go to the URL, or that cannot sign.
+    """
+    names = row.options["sign"]
+    for name in names:
+        prefix = secrets[name].url_prefix or ""
+        if not within(prefix, url):
+            raise InvalidRequest(f'secret "{name}" is bound to {prefix} and may not go to this URL')
+    # The same at each attempt, and for what net.retry makes of the request.
+    message_id = f"msg_{claim.idempotency_key or claim.id}"
+    signed = [(name, values[name]) for name in names]
+    fields += signature_headers(message_id, int(time.time()), claim.body, signed)
+    prefix = max((secrets[name].url_prefix or "" for name in names), key=len)
+    bound.update(dict.fromkeys(("webhook-id", "webhook-timestamp", "webhook-signature"), prefix))
 
 
 def _follower(

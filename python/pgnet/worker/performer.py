@@ -73,6 +73,9 @@ class Performer:
         claim, configuration = flight.claim, self._configuration
         try:
             assert self._exchange is not None
+            if claim.flow.unsent is not None:
+                self._on_ended(flight, NotSent(claim.flow.unsent, claim.flow.unsent_state))
+                return
             flight.delivery = delivery = delivery_of(
                 claim, row, configuration.policies, configuration.hosts
             )

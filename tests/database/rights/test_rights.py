@@ -12,10 +12,13 @@ from psycopg import errors
 from servers.cluster import Database
 from servers.nginx import Nginx
 from servers.rights import URL, value
+from servers.webhook_rights import CALLS as WEBHOOK_CALLS
+from servers.webhook_rights import RELATIONS as WEBHOOK_RELATIONS
+from servers.webhook_rights import ROUTINES as WEBHOOK_ROUTINES
 
 # Every routine of the extension: who may call it where every role has usage on the schema.
 # everyone; worker: the owner, and roles that net.grant_worker was called for; owner.
-ROUTINES = {
+ROUTINES = WEBHOOK_ROUTINES | {
     # The public surface, and the private names that users of pg_net know: \df net.*
     "net.http_get": "everyone",
     "net.http_post": "everyone",
@@ -357,7 +360,7 @@ ROUTINES = {
 }
 
 # Every relation, and what every role may do with it; columns in parentheses.
-RELATIONS = {
+RELATIONS = WEBHOOK_RELATIONS | {
     "net.http_request_queue": {
         "SELECT",
         "INSERT(method)",
@@ -480,6 +483,7 @@ COLUMN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "REFERENCES")
 
 # One call of each that an end user may call, with what needs no worker.
 CALLS = (
+    *WEBHOOK_CALLS,
     "select net.http_get('http://localhost/')",
     "select net.http_post('http://localhost/', '{\"a\": 1}', '{\"b\": 2}')",
     "select net.http_delete('http://localhost/', body => '1')",
