@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors
 
-from servers.cluster import ROOT, Cluster, Database
+from servers.cluster import Cluster, Database
 from servers.httpd import Running
-from servers.waiting import wait_until
+from servers.supabase import SCRIPT, dump, received, run
 
-HERE = Path(__file__).parent
-SCRIPT = ROOT / "contrib/supabase_functions.sql"
-ROLES = ("anon", "supabase_admin", "supabase_mallory")
 OWNER = "supabase_functions_admin"
-
-
-@pytest.fixture(scope="module")
-def roles(cluster: Cluster) -> Iterator[None]:
-    """Roles that a project has, and those of its dump."""
-    with cluster.connect() as connection:
-        for name in ROLES:
-            connection.execute(f"create role {name} login")
-    yield
-    with cluster.connect() as connection:
-        for name in ROLES:
-            connection.execute(f"drop role {name}")
-        connection.execute(f"drop role if exists {OWNER}")
-
-
-@pytest.fixture
-def bare(database: Database, roles: None) -> Iterator[Database]:
-    yield database
-    # Roles own objects in it, and are dropped with the module.
-    database.drop()
-
-
-@pytest.fixture
-def project(bare: Database, witness: Running) -> Database:
-    """A database into which the project's dump was restored."""
-    run(bare, SCRIPT.read_text())
-    run(bare, dump(witness))
-    return bare
-
-
-def run(database: Database, script: str, stop: bool = True) -> str:
-    """Feed a script to psql as a superuser; give what it printed."""
-    finished = subprocess.run(
-        [
-            database.cluster.bindir / "psql",
-            "--no-psqlrc",
-            f"--set=ON_ERROR_STOP={'on' if stop else 'off'}",
-            "--file=-",
-        ],
-        input=script,
-        env={**os.environ, **database.cluster.environment, "PGDATABASE": database.name},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if finished.returncode != 0:
-        raise RuntimeError(finished.stdout)
-    return finished.stdout
-
-
-def dump(witness: Running, name: str = "project.sql") -> str:
-    return (HERE / name).read_text().replace("localhost:9/", f"localhost:{witness.port}/")
-
-
-def received(database: Database, witness: Running, count: int) -> list[dict[str, Any]]:
-    """Send what is due; give what has come, in the order of the requests."""
-    database.execute("call net.drain()")
-    found = wait_until(witness.record, lambda record: len(record) >= count, "the webhooks")
-    assert len(found) == count
-    return found
 
 
 def change_orders(connection: psycopg.Connection[Any]) -> None:
