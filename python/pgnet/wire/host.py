@@ -5,6 +5,7 @@ This module imports the standard library only, so that a check of settings does 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -161,6 +162,8 @@ class HostTable:
         return HostSettings(**merged)
 
 
+# Asked several times for each request where a host has settings.
+@functools.lru_cache(_CACHED_HOSTS)
 def split_port(pattern: str) -> tuple[str, int | None]:
     """The two parts of a host and port; the port is None where there is none."""
     match = re.fullmatch(r"([^:]*|\[.*\]):([0-9]{1,5})", pattern)
@@ -177,6 +180,7 @@ def _usual_pattern(pattern: str) -> str:
     return usual if port is None else _with_port(usual, port)
 
 
+@functools.lru_cache(_CACHED_HOSTS)
 def usual_authority(authority: str) -> str:
     """Return the authority of a canonical URL with its host as limits know it.
 
