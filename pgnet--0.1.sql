@@ -253,7 +253,7 @@ create function pgnet.require_worker(
     worker_id bigint default null
 )
     returns void
-    language plpgsql stable parallel restricted security definer cost 10
+    language plpgsql volatile parallel unsafe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -270,6 +270,10 @@ begin
             message = format('role "%s" may not run workers', session_role),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
+    -- A callback runs in a worker's session, whose role this function goes by. PostgreSQL refuses
+    -- this statement, which does nothing elsewhere, in what it calls a security-restricted
+    -- operation: callbacks are one.
+    execute 'unlisten pgnet';
     -- A foreign key's action runs the triggers of its table as the owner of that table, in the
     -- session of the role that deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
@@ -309,7 +313,7 @@ end
 $$;
 comment on function pgnet.require_worker(bigint) is
     'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a '
-    'member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where '
+    'member of a role that net.grant_worker was called for; in a trigger; and in a callback. Raises 55000 where '
     'the session has temporary tables or types and is not the owner''s. Raises 08003 where there '
     'is no worker with this id, 55000 where that worker is another session.';
 
@@ -352,6 +356,14 @@ as $$
          'How many requests of one role may be pending, each role counted by itself; a call beyond it fails with 53400. 0: no limit.'),
         ('disable_webhook_after', 'interval', '5 days', 0, 315360000, 'interval',
          'A webhook whose deliveries have failed for so long, all of them, is disabled. 0: never.'),
+        ('callback_timeout', 'interval', '00:00:30', 1, 3600, 'interval',
+         'How long a callback may run; then it is cancelled, and its effects are undone.'),
+        ('callback_attempts', 'integer', '5', 1, 100, 'attempts',
+         'How often a callback that fails is tried, after 1 s, 4 s, 16 s and so on; then it waits for net.run_callback.'),
+        ('callback_runners', 'integer', '4', 0, 64, 'sessions',
+         'In how many sessions at most a worker process runs callbacks, each those of one role. 0: it runs none.'),
+        ('callback_memory', 'integer', '536870912', 16777216, 2147483647, 'bytes',
+         'How much memory a callback may take, beyond what its session has anyway.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
@@ -2052,6 +2064,8 @@ create table pgnet.flow (
     merges tstzrange,
     gate pgnet.gate,
     opened timestamptz,
+    callback text,
+    callback_oid oid,
     primary key (request_id, requested_by)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
@@ -2080,6 +2094,11 @@ comment on column pgnet.flow.gate is
 comment on column pgnet.flow.opened is
     'When a worker has opened the gate. No caller can set it: where it is missing, the ordering_key '
     'does not count in pgnet.claim, so that no worker waits for another one because of forged rows.';
+comment on column pgnet.flow.callback is
+    'The function that is called when the request has ended, with its schema, quoted; NULL: none is.';
+comment on column pgnet.flow.callback_oid is
+    'The number of that function: another one of the same name is not called. It is an oid, since '
+    'pg_upgrade refuses columns of the type regprocedure.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
 create index flow_turn on pgnet.flow (requested_by, not_before) where not_before is not null;
 create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
@@ -2096,7 +2115,7 @@ create policy change_own_flow on pgnet.flow for update
 
 -- As net._new_request: it shows nothing, and the role is never the caller's to choose.
 create view net._new_flow as
-    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate, f.callback, f.callback_oid
     from pgnet.flow f
     where false;
 comment on view net._new_flow is
@@ -2458,6 +2477,113 @@ create policy insert_own_requests on net.http_request_queue for insert
             where m.requested_by operator(pg_catalog.=) http_request_queue.requested_by
                 and m.request_id operator(pg_catalog.=) retry_of and m.action operator(pg_catalog.=) 'retry')));
 
+-- ======== extension/31_callbacks.sql ========
+
+-- The tables of callbacks: functions that are called when requests have ended. 64_callbacks.sql
+-- says how they come here, and how they are called.
+
+create table pgnet.callback (
+    request_id bigint not null,
+    requested_by regrole not null,
+    request_ids bigint[],
+    callback text not null,
+    callback_oid oid,
+    state text not null default 'waiting'
+        constraint callback_state check (state operator(pg_catalog.=) any (array['waiting', 'retrying', 'done', 'failed'])),
+    attempts integer not null default 0,
+    due timestamptz,
+    made timestamptz not null default pg_catalog.clock_timestamp(),
+    token uuid,
+    pid integer,
+    backend_start timestamptz,
+    error_msg text,
+    error_code text,
+    error_context text,
+    ended timestamptz,
+    expires timestamptz,
+    outcome net.outcome,
+    primary key (request_id, requested_by)
+) with (
+    autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
+);
+alter table pgnet.callback
+    alter error_msg set statistics 0,
+    alter error_context set statistics 0,
+    alter outcome set statistics 0;
+comment on table pgnet.callback is
+    'Functions to be called, and those that were: for requests that have ended, and for sets of '
+    'requests. Workers write it; a role sees its own. Its key has the role, as that of pgnet.flow.';
+comment on column pgnet.callback.request_id is
+    'The request; of a set the number that net.on_all_done gave, which is negative.';
+comment on column pgnet.callback.request_ids is 'The requests of a set; NULL: it is a single request.';
+comment on column pgnet.callback.callback_oid is
+    'The number of the function. Another function that has the name by now is not called.';
+comment on column pgnet.callback.state is
+    'waiting: to be called. retrying: it has failed, and is called again. done: it was called, and '
+    'has returned. failed: it has failed, and waits for net.run_callback.';
+comment on column pgnet.callback.attempts is
+    'How often it was begun, since the end of its request or the last net.run_callback.';
+comment on column pgnet.callback.due is 'When it is called; NULL: it runs, or has ended.';
+comment on column pgnet.callback.token is
+    'Of the attempt that runs: no other one can say how it has ended.';
+comment on column pgnet.callback.pid is 'The session that runs it; NULL: none does.';
+comment on column pgnet.callback.outcome is
+    'What the function is called with where the response is not kept any more; NULL: it is.';
+create index callback_due on pgnet.callback (requested_by, due) where due is not null;
+create index callback_running on pgnet.callback (requested_by) where pid is not null;
+create index callback_expires on pgnet.callback (expires) where expires is not null;
+create policy own_callbacks on pgnet.callback for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+create table pgnet.callback_turn (
+    role oid primary key,
+    served timestamptz not null default '-infinity',
+    paused_until timestamptz not null default '-infinity',
+    timeouts integer not null default 0
+);
+comment on table pgnet.callback_turn is
+    'Whose callbacks are next. The session that has the row of a role locked begins one, and no '
+    'other.';
+comment on column pgnet.callback_turn.served is 'When a session has last begun with callbacks of the role.';
+comment on column pgnet.callback_turn.paused_until is
+    'No callback of the role is called before: one has run out of its time.';
+comment on column pgnet.callback_turn.timeouts is 'How many in a row have run out of their time.';
+
+-- What a caller asks for. Its numbers are negative, so that they are no request's.
+create table pgnet.callback_order (
+    id bigint generated always as identity (increment by -1 start with -1) primary key,
+    requested_by regrole not null default pg_catalog.quote_ident(current_user)::pg_catalog.regrole,
+    request_id bigint,
+    request_ids bigint[],
+    callback text not null,
+    callback_oid oid,
+    made timestamptz not null default pg_catalog.clock_timestamp(),
+    look_at timestamptz not null default pg_catalog.clock_timestamp()
+);
+comment on table pgnet.callback_order is
+    'The orders of net.on_all_done and net.run_callback, until they are carried out. An order counts '
+    'only for requests of the role that stands in it.';
+comment on column pgnet.callback_order.request_id is
+    'net.run_callback: whose function is to be called again; NULL: it is an order of net.on_all_done.';
+comment on column pgnet.callback_order.request_ids is
+    'net.on_all_done: the requests that are to end first.';
+comment on column pgnet.callback_order.look_at is
+    'When it is to be looked at: a set when the request has ended that pgnet.dependency names, and once '
+    'a minute, since that one may have been deleted by hand.';
+create index callback_order_look_at on pgnet.callback_order (requested_by, look_at);
+create policy own_callback_orders on pgnet.callback_order for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+-- As net._new_request: it shows nothing, and the role and the number are never the caller's to
+-- choose.
+create view net._new_callback as
+    select coalesce(o.id) as id, o.request_id, o.request_ids, o.callback, o.callback_oid
+    from pgnet.callback_order o
+    where false;
+comment on view net._new_callback is
+    'What net.on_all_done and net.run_callback ask for is inserted here. The view has no rows to '
+    'show.';
+
 -- ======== extension/35_copies.sql ========
 
 -- Copies: a copy of a database must not send what the original sends. A database remembers which
@@ -2517,7 +2643,7 @@ comment on function pgnet.copy_fault() is
 
 create function pgnet.refuse_copy()
     returns void
-    language plpgsql stable parallel restricted security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -2732,7 +2858,10 @@ comment on function pgnet.keep_own_row() is
 
 -- ---- adoption
 
-create function pgnet.take_over_requests()
+create function pgnet.take_over_requests(
+    -- whether the numbers of functions may have changed
+    was_copy boolean
+)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -2751,9 +2880,12 @@ begin
             select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
         else q.held end
     where q.origin is not null;
+    if was_copy then
+        perform pgnet.renumber_callbacks();
+    end if;
 end
 $$;
-comment on function pgnet.take_over_requests() is
+comment on function pgnet.take_over_requests(boolean) is
     'Makes requests that replication has brought this server''s own.';
 
 create function net.adopt_database()
@@ -2809,7 +2941,7 @@ begin
     from pg_control_system() s
     join pg_database c on c.datname = current_database();
 
-    perform pgnet.take_over_requests();
+    perform pgnet.take_over_requests(was_copy);
     -- The sessions of a copy's workers may be alive in the original.
     delete from pgnet.worker w
     where was_copy or not exists (
@@ -3154,6 +3286,8 @@ create function net.http_request(
     retry text default null,
     -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
     max_attempts integer default null,
+    -- a function of one argument net.outcome, called when the request has ended; NULL means none
+    on_response text default null,
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
@@ -3180,6 +3314,7 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
+    callback record;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -3239,7 +3374,10 @@ begin
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog();
     end if;
-    if others operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
+    if http_request.on_response is not null then
+        select r.callback as name, r.callback_oid as oid into callback from pgnet.resolve_callback(http_request.on_response, 'net.outcome') r;
+        return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen, callback.name, callback.oid);
+    elsif others operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
         others := null;
     elsif pgnet.has_flow(others) then
         return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen);
@@ -3252,11 +3390,13 @@ begin
     return request_id;
 end
 $$;
-comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, text, jsonb, jsonb) is
     'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent '
     'if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL '
     'means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second '
-    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
+    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501, an '
+    'on_response that is no function of one argument net.outcome 42883, or that the role may not '
+    'execute 42501.';
 
 create function net.http_put(
     -- absolute http or https URL
@@ -3842,9 +3982,10 @@ create function pgnet.queue_unique_request(new net._new_request, flow net._new_f
     set jit = off
 as $$
 begin
-    insert into net._new_flow (request_id, not_before, not_after, ordering_key, unique_key, gate)
+    insert into net._new_flow (request_id, not_before, not_after, ordering_key, unique_key, gate, callback, callback_oid)
     values (
-        -1 - floor(random() * 9e18)::bigint, flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate)
+        -1 - floor(random() * 9e18)::bigint, flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate,
+        flow.callback, flow.callback_oid)
     on conflict do nothing;
     if not found then
         return null;
@@ -3914,7 +4055,9 @@ begin
             if found then
                 update pgnet.flow f
                 set merges = waiting.merges, not_before = case when replaces then flow.not_before else f.not_before end,
-                    not_after = case when replaces then flow.not_after else f.not_after end
+                    not_after = case when replaces then flow.not_after else f.not_after end,
+                    callback = case when replaces then flow.callback else f.callback end,
+                    callback_oid = case when replaces then flow.callback_oid else f.callback_oid end
                 where f.request_id = waiting.id and f.requested_by = pgnet.caller_role();
                 return waiting.id;
             end if;
@@ -3930,7 +4073,9 @@ comment on function pgnet.debounce_request(net._new_request, net._new_flow, inte
 
 create function pgnet.queue_request(
     -- what is queued, checked; the options as the row has them, and all that the caller gave
-    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer, context jsonb, stored jsonb, given jsonb
+    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer, context jsonb, stored jsonb, given jsonb,
+    -- as pgnet.resolve_callback gives them; NULL: no function is called
+    callback text default null, callback_oid oid default null
 )
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -3945,6 +4090,8 @@ begin
     flow.ordering_key := given ->> 'ordering_key';
     flow.unique_key := given ->> 'unique_key';
     flow.gate := case when given ?| '{ordering_key,after}' then 'new' end;
+    flow.callback := callback;
+    flow.callback_oid := callback_oid;
     new.method := method;
     new.url := url;
     new.headers := headers;
@@ -3953,7 +4100,7 @@ begin
     new.priority := coalesce((given ->> 'priority')::smallint, 0::smallint);
     new.context := context;
     new.options := nullif(stored - array['not_before', 'not_after', 'unique_key', 'unique_for', 'on_conflict'], '{}');
-    if num_nonnulls(flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate) > 0 then
+    if num_nonnulls(flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate, flow.callback) > 0 then
         new.held := num_nonnulls(flow.not_before, flow.gate) > 0;
     end if;
     if flow.unique_key is not null then
@@ -3967,15 +4114,15 @@ begin
         if given ? 'after' then
             perform pgnet.check_after(new.id, given);
         end if;
-        insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
-        values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate);
+        insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate, callback, callback_oid)
+        values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate, flow.callback, flow.callback_oid);
     end if;
     return new.id;
 end
 $$;
-comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb, jsonb, jsonb) is
-    'Queues a request of net.http_request with options by which it stands in pgnet.flow; gives its '
-    'id.';
+comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb, jsonb, jsonb, text, oid) is
+    'Queues a request of net.http_request with what stands in pgnet.flow: options, a callback; gives '
+    'its id.';
 
 -- ======== extension/45_wake_up.sql ========
 
@@ -4041,15 +4188,17 @@ create procedure pgnet.wait_for_signals(
     -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
     inout signals text default null,
     -- the slot this session listens on; NULL where none was free
-    inout slot integer default null
+    inout slot integer default null,
+    -- whether it waits for callbacks that are due, too: then callback may come
+    callbacks boolean default false
 )
     language plpython3u
 as $$
 from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
-return sql_v1.wait(plpy, timeout)
+return sql_v1.wait(plpy, timeout, callbacks)
 $$;
-comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
+comment on procedure pgnet.wait_for_signals(double precision, text, integer, boolean) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
     'lock, for at most timeout seconds.';
 
@@ -5367,7 +5516,8 @@ declare
     left_to_end integer := 500;
     any_place boolean := false;
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.host_state in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.host_state,
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     for place in
         select s.host, s.role, s.reason, s.since from pgnet.host_state s
@@ -6797,8 +6947,8 @@ begin
     then
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.flow, pgnet.gate_keeper, pgnet.ended_request, pgnet.dependency, pgnet.blocked_key
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.flow, pgnet.gate_keeper, pgnet.ended_request, pgnet.dependency, pgnet.blocked_key,
+        pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     select k.* into keeper from pgnet.gate_keeper k for update skip locked;
     if not found then
         return 5;
@@ -6901,7 +7051,8 @@ begin
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
                 pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
-                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally,
+                pgnet.callback, pgnet.callback_order
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host,
                 pgnet.webhook, pgnet.endpoint
@@ -6918,7 +7069,8 @@ begin
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
             'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
-            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint']
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint', 'pgnet.callback',
+            'pgnet.callback_order']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);
@@ -7578,12 +7730,13 @@ begin
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.held, f.ordering_key, f.unique_key
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, f.ordering_key,
+                    f.unique_key is not null or f.not_after is not null as special
                 from pgnet.ready_request q
                 -- Few requests have a row there. A caller that has locked it is about to change the
                 -- request.
                 left join lateral (
-                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key, f.not_after
                     from pgnet.flow f
                     where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
                     for update of f skip locked
@@ -7604,15 +7757,15 @@ begin
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room, r.ahead
+            r.odd_size is null as plain, r.place, r.turn, r.special, r.ordering_key, nullif(r.needs_probe, false) as probe, r.host_room, r.ahead
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.held, f.ordering_key, f.unique_key, null,
+            q.held is not null, f.ordering_key, null,
             case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end, null
         from net.http_request_queue q
         left join lateral (
-            select case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+            select case when f.opened is not null then f.ordering_key end as ordering_key
             from pgnet.flow f
             where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
         ) f on true
@@ -7661,7 +7814,8 @@ begin
     into ids, attempts, plain, special, denied, more, host, role
     from (
         select bool_and(b.plain) as plain,
-            bool_or(b.held is not null or b.host_room is not null or b.probe) as special
+            -- A key, or a callback, is nothing to account for.
+            bool_or(b.special or b.host_room is not null or b.probe) as special
         from chosen b
     ) x
     left join claimed c on true;
@@ -8195,7 +8349,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)
@@ -8365,6 +8519,17 @@ begin
         where a.request_id = any (array(
             select m.request_id from marked m
             where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
+    ), callbacks as (
+        -- One that runs at this moment is locked: what it does was asked for before.
+        delete from pgnet.callback b
+        where b.ctid = any (array(
+            select b.place
+            from marked m
+            cross join lateral (
+                select b.ctid as place from pgnet.callback b
+                where b.request_id = m.request_id and b.requested_by = m.requested_by for update of b skip locked
+            ) b
+            where m.free and m.action = 'forget'))
     ), unmarked as (
         delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
@@ -8453,7 +8618,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m
@@ -8728,7 +8893,7 @@ declare
     stalled_after interval := interval '5 s';
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     update pgnet.worker w set gone_since = clock_timestamp()
     where w.id in (
         select g.id from pgnet.worker g
@@ -8840,7 +9005,13 @@ declare
 begin
     if kind = 'responses' then
         with old as (
-            delete from net._http_response r where r.id = any (ids) returning r.id, r.attempts
+            delete from net._http_response r where r.id = any (ids) returning r.*
+        ), kept as (
+            -- A callback that is still to run is called with it.
+            update pgnet.callback b
+            set outcome = (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
+            from old o
+            where b.request_id = o.id and b.requested_by = o.requested_by and b.state <> 'done'
         ), attempts as (
             delete from pgnet.attempt a
             where a.request_id = any (array(
@@ -9024,7 +9195,7 @@ begin
         lock table pgnet.attempt in row exclusive mode nowait;
         lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
     else
-        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
+        lock table net._http_response, pgnet.failed, pgnet.attempt, pgnet.callback in row exclusive mode nowait;
     end if;
     select f.* into fault from pgnet.fault f where f.duty = own_duty;
     probe := coalesce(fault.retry_at <= clock_timestamp(), false);
@@ -9222,7 +9393,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed,
-        pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     ids := array(
         select f.request_id
@@ -9313,6 +9484,7 @@ begin
             when 'deleting expired attempts' then pgnet.expire('attempts')
             when 'deleting statistics' then pgnet.forget_minutes()
             when 'counting deliveries' then pgnet.judge_webhooks()
+            when 'forgetting callbacks' then pgnet.expire_callbacks()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -9345,7 +9517,7 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
 as $$
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -9441,7 +9613,8 @@ create function pgnet.heartbeat(
     owned bigint[] default null
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
-    -- another one restart; mode; quarantined: whether requests wait in quarantine; dropped: ids of
+    -- another one restart; mode; quarantined: whether requests wait in quarantine; callbacks:
+    -- whether there are any to run; dropped: ids of
     -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
     -- seconds to call again
     returns jsonb
@@ -9463,7 +9636,7 @@ begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
         pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
-    lock table pgnet.fault in row exclusive mode nowait;
+    lock table pgnet.fault, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
@@ -9472,6 +9645,7 @@ begin
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
+        'forgetting callbacks',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
@@ -9494,6 +9668,7 @@ begin
         'policies', pgnet.retry_policy_settings(),
         'mode', mode,
         'quarantined', quarantined,
+        'callbacks', pgnet.has_callbacks(),
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
         'faults', pgnet.fault_messages());
 end
@@ -10106,8 +10281,14 @@ create view net.responses with (security_invoker) as
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
-        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of,
+        b.callback, case when b.pid is not null then 'running' else b.state end as callback_state, b.attempts as callback_attempts,
+        b.error_msg as callback_error
     from net._http_response r
+    left join lateral (
+        select b.callback, b.state, b.pid, b.attempts, b.error_msg from pgnet.callback b
+        where b.request_id operator(pg_catalog.=) r.id and b.requested_by operator(pg_catalog.=) r.requested_by offset 0
+    ) b on true
     where not exists (
         select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
@@ -10483,6 +10664,30 @@ comment on function net.forget(bigint) is
     'response, its failure, its attempts. From the commit on it is not sent (again), and blocks '
     'no key; a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
+create function pgnet.held_again(request_id bigint, requested_by regrole, options jsonb)
+    returns boolean
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if jsonb_typeof(options -> 'ordering_key') = 'string' then
+        return true;
+    elsif exists (
+        select from pgnet.callback b where b.request_id = held_again.request_id and b.requested_by = held_again.requested_by)
+    then
+        return false;
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.held_again(bigint, regrole, jsonb) is
+    'The column held of a request that is sent again: it has the ordering key of the first one, and '
+    'its callback.';
+
 -- The caller has marked the failures first: the policy of the queue asks for that.
 create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
     -- the ids of the new requests
@@ -10504,12 +10709,16 @@ begin
                 method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
             select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
                 pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
-                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+                pgnet.held_again(f.id, f.requested_by, f.options)
             from pgnet.failed f where f.id = any (ids)
-            returning q.id, q.requested_by, q.options, q.held
+            returning q.id, q.requested_by, q.options, q.held, q.retry_of
         ), flows as (
-            insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
-            select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
+            insert into pgnet.flow (request_id, requested_by, ordering_key, gate, callback, callback_oid)
+            select m.id, m.requested_by, case when m.held then m.options ->> 'ordering_key' end, case when m.held then 'new'::pgnet.gate end,
+                b.callback, b.callback_oid
+            from made m
+            left join pgnet.callback b on b.request_id = m.retry_of and b.requested_by = m.requested_by
+            where m.held is not null
         )
         select array_agg(m.id) into made_ids from made m;
     else
@@ -10518,12 +10727,16 @@ begin
                 method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
             select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
                 pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
-                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+                pgnet.held_again(f.id, f.requested_by, f.options)
             from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
-            returning q.id, q.options, q.held
+            returning q.id, q.options, q.held, q.retry_of
         ), flows as (
-            insert into net._new_flow (request_id, ordering_key, gate)
-            select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
+            insert into net._new_flow (request_id, ordering_key, gate, callback, callback_oid)
+            select m.id, case when m.held then m.options ->> 'ordering_key' end, case when m.held then 'new'::pgnet.gate end,
+                b.callback, b.callback_oid
+            from made m
+            left join pgnet.callback b on b.request_id = m.retry_of and b.requested_by = pgnet.caller_role()
+            where m.held is not null
         )
         select array_agg(m.id) into made_ids from made m;
     end if;
@@ -11956,6 +12169,1031 @@ comment on function net.retry_where(jsonb, integer, boolean) is
     'filter names the state. A role''s own requests only; for the owner, those of all roles. NULL '
     'as at_most means all, as dry_run true. Raises 22023 for a filter that is NULL, empty or has '
     'an unknown key or value, 42704 for a role that does not exist.';
+
+-- ======== extension/64_callbacks.sql ========
+
+-- Callbacks: functions that are called when requests have ended, each with its effect exactly once.
+--
+-- Theory of operation
+--
+-- Where they come from. A request with a callback has a row in pgnet.flow, which names the function
+-- by its name and its number. Whatever ends the request deletes that row, in the same transaction
+-- or a later one; the trigger make_callbacks then makes a row of pgnet.callback. So no way to end a
+-- request can be forgotten. A request that is forgotten, or was deleted by hand, has no response:
+-- nothing is called for it.
+--
+-- Sets. net.on_all_done inserts an order. pgnet.examine_orders looks for a request of the set that
+-- is still queued, locks its row, and makes a row of pgnet.dependency: the set waits for it. What
+-- ends a request takes its row with SKIP LOCKED and then asks who waits for it (49_gates.sql): so
+-- it either sees the row of pgnet.dependency, or the order is examined once more. When that row is
+-- deleted, the trigger note_set has the set examined again. When none of its requests is queued,
+-- the set has ended.
+--
+-- How they are run. A runner is a session: of a worker process, or of net.run_callbacks or
+-- net.drain. It takes a callback in one transaction, which counts the attempt, and calls it in the
+-- next, which notes that it is done: so an effect is there if, and only if, the callback is done. A
+-- callback that fails is undone; its transaction notes the error. Of a runner that dies the attempt
+-- counts, and its row is free again, since its session is gone.
+--
+-- Roles take turns, and have one callback running at a time: pgnet.callback_turn. A role whose
+-- callback has run out of its time pauses, for longer each time.
+--
+-- What a callback may do. It runs as the role that made the request, in a security-restricted
+-- operation, as an index function in a superuser's VACUUM does: server/restricted.py has how, and
+-- what it may not do. While it runs, its runner holds no lock but those of its own rows, on tables
+-- that nothing else writes for long.
+--
+-- What a caller forges. A role may insert rows into pgnet.flow and pgnet.callback_order, with any
+-- function. It has its own callbacks called by that, as itself. The name in a row is compared with
+-- the function's and never run.
+
+-- ---- at the call
+
+-- A function that was altered to SECURITY DEFINER, as migrations for pg_net do, makes the request
+-- its owner's, who is a superuser, and with it the callback that any role could name.
+create function pgnet.refuse_altered_callers()
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    altered regprocedure := (
+        select p.oid from pg_proc p
+        where p.prosecdef and (
+                p.pronamespace = to_regnamespace('net') and p.proname in ('http_request', 'on_all_done')
+                or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
+                    'resolve_callback', 'queue_request', 'debounce_request', 'queue_unique_request', 'caller_role', 'report_call'))
+        limit 1);
+begin
+    if altered is not null then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('%s was altered to SECURITY DEFINER: no callback can be named or called', altered),
+            detail = 'It would run as the owner of pgnet, whoever names it.',
+            hint = format('alter function %s security invoker;', altered);
+    end if;
+end
+$$;
+comment on function pgnet.refuse_altered_callers() is
+    'Raises 42501 where a function that makes callbacks, or that calls them, was altered to SECURITY '
+    'DEFINER.';
+
+-- The name is looked for in the caller's path, so this has none of its own.
+create function pgnet.resolve_callback(
+    -- a function, perhaps with its schema; the type of its argument
+    name text, argument text,
+    out callback text, out callback_oid oid
+)
+    language plpgsql stable parallel safe
+as $$
+declare
+    parts pg_catalog.text[] := pg_catalog.parse_ident(resolve_callback.name);
+    found record;
+begin
+    perform pgnet.refuse_altered_callers();
+    if pg_catalog.cardinality(parts) operator(pg_catalog.=) 1 then
+        callback_oid := pg_catalog.to_regprocedure(pg_catalog.format('%I(%s)', parts[1], resolve_callback.argument));
+    elsif pg_catalog.cardinality(parts) operator(pg_catalog.=) 2 then
+        callback_oid := pg_catalog.to_regprocedure(pg_catalog.format('%I.%I(%s)', parts[1], parts[2], resolve_callback.argument));
+    end if;
+    if callback_oid is null then
+        perform pgnet.raise_error('42883', pg_catalog.format('function %s(%s) does not exist', resolve_callback.name, resolve_callback.argument),
+            pg_catalog.format('A callback is a function of one argument: create function %s(o %s) returns void ...',
+                resolve_callback.name, resolve_callback.argument));
+    end if;
+    select pg_catalog.format('%I.%I', n.nspname, p.proname) as name,
+        p.prokind operator(pg_catalog.=) 'f'::pg_catalog."char" and not p.proretset as is_plain into found
+    from pg_catalog.pg_proc p
+    join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) p.pronamespace
+    where p.oid operator(pg_catalog.=) callback_oid;
+    callback := found.name;
+    if not found.is_plain then
+        perform pgnet.raise_error('42809', pg_catalog.format('%s is no function that gives one value', callback),
+            'A callback is neither a procedure nor an aggregate, and returns no set: let it return void.');
+    elsif not pg_catalog.has_function_privilege(callback_oid, 'execute') then
+        perform pgnet.raise_error('42501', pg_catalog.format('role "%s" may not execute %s(%s)', current_user, callback, resolve_callback.argument),
+            pg_catalog.format('The callback runs as this role. Its owner grants it: grant execute on function %s(%s) to %I;',
+                callback, resolve_callback.argument, current_user));
+    end if;
+end
+$$;
+comment on function pgnet.resolve_callback(text, text) is
+    'The function of this name and argument in the caller''s path: its name with the schema, and its '
+    'number. Raises 42883 where there is none, 42809 where it cannot be a callback, 42501 where the '
+    'caller may not execute it.';
+
+-- Any role may have runners look; that is all a caller of it can do.
+create function pgnet.wake_runners()
+    returns void
+    language sql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$ select pgnet.arm_wake_up('callback') $$;
+comment on function pgnet.wake_runners() is 'Has runners look for callbacks at the commit.';
+
+create function pgnet.check_set(ids bigint[])
+    -- each id once, in its place
+    returns bigint[]
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    missing bigint;
+begin
+    if ids is null or array_position(ids, null) is not null then
+        perform pgnet.raise_error('22004', 'ids must not be NULL, nor contain NULL', 'Give an array of ids: array[1, 2].');
+    elsif cardinality(ids) > 10000 then
+        perform pgnet.raise_error('22023', format('a set has at most 10000 requests, not %s', cardinality(ids)), 'Make several sets.');
+    end if;
+    missing := (
+        select min(a.id)
+        from unnest(ids) a (id)
+        where not exists (
+                select from net.http_request_queue q where q.id = a.id and q.requested_by = pgnet.caller_role() offset 0)
+            and not exists (
+                select from net._http_response r where r.id = a.id and r.requested_by = pgnet.caller_role() offset 0)
+            and not exists (
+                select from pgnet.failed f where f.id = a.id and f.requested_by = pgnet.caller_role() offset 0));
+    if missing is not null then
+        perform pgnet.raise_error('22023', format('there is no request %s of role "%s"', missing, current_user),
+            'A set has requests of the role itself that are queued, or whose response is kept: the setting ttl says for how long.');
+    end if;
+    return array(select a.id from unnest(ids) with ordinality a (id, place) group by a.id order by min(a.place));
+end
+$$;
+comment on function pgnet.check_set(bigint[]) is
+    'The ids of a set, each once. Raises 22004 for NULL, 22023 for an id that is no request of the '
+    'caller''s, and for more than 10,000.';
+
+create function net.on_all_done(
+    -- requests of the caller's; those that have ended count as well
+    ids bigint[],
+    -- a function of one argument net.outcome[]
+    callback text
+)
+    -- the set's number, for net.callbacks and net.run_callback; it is negative
+    returns bigint
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    resolved record;
+    set_id bigint;
+begin
+    if on_all_done.callback is null then
+        perform pgnet.raise_error('22004', 'callback must not be NULL', 'It is the name of a function.');
+    end if;
+    select r.callback as name, r.callback_oid as oid into resolved from pgnet.resolve_callback(on_all_done.callback, 'net.outcome[]') r;
+    insert into net._new_callback (request_ids, callback, callback_oid)
+    values (pgnet.check_set(on_all_done.ids), resolved.name, resolved.oid)
+    returning id into set_id;
+    perform pgnet.wake_runners();
+    return set_id;
+end
+$$;
+comment on function net.on_all_done(bigint[], text) is
+    'Has a function called once, when all of these requests have ended, with their outcomes in the '
+    'order of the ids; an empty array calls it at once. Gives the number of the set. A NULL raises 22004; '
+    'an id that is no request of the caller''s, or more than 10,000 of them, 22023; a function that is not there '
+    '42883, or may not be executed 42501.';
+
+create function net.run_callback(
+    -- the id of a request, or the number that net.on_all_done gave
+    id bigint
+)
+    -- whether there is something to call
+    returns boolean
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    made pgnet.callback;
+    resolved record;
+begin
+    select b.* into made from pgnet.callback b
+    where b.request_id = run_callback.id and (b.requested_by = pgnet.caller_role() or pgnet.caller_is_owner());
+    if made.callback is null or made.state = 'done' then
+        return false;
+    end if;
+    select * into resolved
+    from pgnet.resolve_callback(made.callback, case when made.request_ids is null then 'net.outcome' else 'net.outcome[]' end);
+    if made.requested_by = pgnet.caller_role() then
+        insert into net._new_callback (request_id, callback, callback_oid) values (made.request_id, resolved.callback, resolved.callback_oid);
+    else
+        -- The right to say whose request it is the owner has alone.
+        insert into pgnet.callback_order (request_id, requested_by, callback, callback_oid)
+        values (made.request_id, made.requested_by, resolved.callback, resolved.callback_oid);
+    end if;
+    perform pgnet.wake_runners();
+    return true;
+end
+$$;
+comment on function net.run_callback(bigint) is
+    'Has a callback that failed, or that waits for its next attempt, called now, as often as a new '
+    'one: true. The function of its name is looked for again. False where it is done, or there is '
+    'none, or it is another role''s. NULL gives false. Raises 42883 where the function is not there, 42501 where the '
+    'caller may not execute it.';
+
+create view net.callbacks with (security_invoker) as
+    select b.request_id as id, b.request_ids, b.callback,
+        case when b.pid is not null then 'running' else b.state end as state,
+        b.attempts, b.due as next_attempt, b.error_msg, b.error_code, b.error_context, b.requested_by, b.made, b.ended
+    from pgnet.callback b
+    where not exists (
+        select from pgnet.mark m
+        where m.requested_by operator(pg_catalog.=) b.requested_by and m.request_id operator(pg_catalog.=) b.request_id
+            and m.action operator(pg_catalog.=) 'forget' offset 0)
+    union all
+    select o.id, o.request_ids, o.callback, 'pending', 0, null, null, null, null, o.requested_by, o.made, null
+    from pgnet.callback_order o
+    where o.request_ids is not null;
+comment on view net.callbacks is
+    'Callbacks of requests that have ended, and of sets: pending (requests of the set have not '
+    'ended), waiting, running, retrying, done, failed; the error of the last attempt. A role sees its '
+    'own.';
+
+-- ---- at the end of a request
+
+create function pgnet.make_callbacks()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    insert into pgnet.callback (request_id, requested_by, callback, callback_oid, due)
+    select g.request_id, g.requested_by, g.callback, g.callback_oid, clock_timestamp()
+    from gone g
+    -- A name with its schema is shorter; a forged one may be of any length.
+    where octet_length(g.callback) < 1000
+        and exists (select from net._http_response r where r.id = g.request_id and r.requested_by = g.requested_by offset 0)
+    on conflict do nothing;
+    if found then
+        perform pgnet.arm_wake_up('callback');
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.make_callbacks() is
+    'After rows of pgnet.flow are deleted: of requests that have ended, the callbacks are to be '
+    'called.';
+create trigger make_callbacks after delete on pgnet.flow referencing old table as gone
+    for each statement execute function pgnet.make_callbacks();
+
+create function pgnet.note_set()
+    returns trigger
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    update pgnet.callback_order o set look_at = clock_timestamp()
+    where o.id = any (array(select g.request_id from gone g where g.request_id < 0));
+    if found then
+        perform pgnet.arm_wake_up('callback');
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.note_set() is
+    'After rows of pgnet.dependency are deleted: the sets that waited for these requests are looked '
+    'at.';
+create trigger note_set after delete on pgnet.dependency referencing old table as gone
+    for each statement execute function pgnet.note_set();
+
+-- ---- orders
+
+create function pgnet.examine_set(asked pgnet.callback_order)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    awaited bigint := (
+        select max(q.id)
+        from unnest(asked.request_ids) a (id)
+        cross join lateral (
+            select q.id from net.http_request_queue q where q.id = a.id and q.requested_by = asked.requested_by offset 0
+        ) q);
+begin
+    if awaited is null then
+        insert into pgnet.callback (request_id, requested_by, request_ids, callback, callback_oid, due)
+        values (asked.id, asked.requested_by, asked.request_ids, left(asked.callback, 1000), asked.callback_oid, clock_timestamp())
+        on conflict do nothing;
+        delete from pgnet.callback_order o where o.id = asked.id;
+        return;
+    end if;
+    perform from net.http_request_queue q where q.id = awaited for key share skip locked;
+    if not found then
+        -- It ends at this moment, or somebody has locked it.
+        update pgnet.callback_order o set look_at = clock_timestamp() + interval '0.05 s' where o.id = asked.id;
+        return;
+    end if;
+    insert into pgnet.dependency (after_id, request_id, any_end) values (awaited, asked.id, true) on conflict do nothing;
+    update pgnet.callback_order o set look_at = clock_timestamp() + interval '1 minute' where o.id = asked.id;
+end
+$$;
+comment on function pgnet.examine_set(pgnet.callback_order) is
+    'Has a set wait for one of its requests that is still queued, or be called where none is.';
+
+create function pgnet.examine_orders()
+    -- when the next one is to be looked at; NULL: there is none
+    returns timestamptz
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    asked pgnet.callback_order;
+begin
+    for asked in
+        with recursive roles (role) as (
+            (select o.requested_by::oid from pgnet.callback_order o order by o.requested_by, o.look_at limit 1)
+            union all
+            select n.role
+            from roles r
+            cross join lateral (
+                select o.requested_by::oid as role from pgnet.callback_order o
+                where (o.requested_by::oid, o.look_at) > (r.role, 'infinity') order by o.requested_by, o.look_at limit 1
+            ) n
+        )
+        select t.*
+        from roles r
+        cross join lateral (
+            select o.* from pgnet.callback_order o
+            where (o.requested_by::oid, o.look_at) >= (r.role, '-infinity') and (o.requested_by::oid, o.look_at) <= (r.role, present)
+            order by o.requested_by, o.look_at limit 20 for update of o skip locked
+        ) t
+    loop
+        if asked.request_ids is not null then
+            perform pgnet.examine_set(asked);
+        elsif exists (
+            select from pgnet.callback b
+            where b.request_id = asked.request_id and b.requested_by = asked.requested_by and b.pid is not null)
+        then
+            update pgnet.callback_order o set look_at = clock_timestamp() + interval '1 s' where o.id = asked.id;
+        else
+            update pgnet.callback b
+            set state = 'waiting', attempts = 0, due = clock_timestamp(), ended = null, expires = null,
+                callback = left(asked.callback, 1000), callback_oid = asked.callback_oid
+            where b.request_id = asked.request_id and b.requested_by = asked.requested_by and b.state <> 'done';
+            delete from pgnet.callback_order o where o.id = asked.id;
+        end if;
+    end loop;
+    return (
+        with recursive roles (role, look_at) as (
+            (select o.requested_by::oid, o.look_at from pgnet.callback_order o order by o.requested_by, o.look_at limit 1)
+            union all
+            select n.role, n.look_at
+            from roles r
+            cross join lateral (
+                select o.requested_by::oid as role, o.look_at from pgnet.callback_order o
+                where (o.requested_by::oid, o.look_at) > (r.role, 'infinity') order by o.requested_by, o.look_at limit 1
+            ) n
+        )
+        select min(r.look_at) from roles r);
+end
+$$;
+comment on function pgnet.examine_orders() is
+    'Carries out what net.on_all_done and net.run_callback ask for, 20 orders of each role.';
+
+create function pgnet.has_callbacks()
+    returns boolean
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+begin
+    return (select b.request_id from pgnet.callback b where b.due is not null order by b.requested_by, b.due limit 1) is not null
+        or (select b.request_id from pgnet.callback b where b.pid is not null order by b.requested_by limit 1) is not null
+        or (select o.id from pgnet.callback_order o order by o.requested_by, o.look_at limit 1) is not null;
+end
+$$;
+comment on function pgnet.has_callbacks() is
+    'Whether there is something for runners to look at, at once or later.';
+
+create function pgnet.expire_callbacks()
+    -- seconds until it is to be called again; NULL: at any time
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    most constant integer := 5000;
+    places tid[];
+begin
+    lock table pgnet.callback, pgnet.callback_turn in row exclusive mode nowait;
+    places := array(
+        select b.ctid from pgnet.callback b where b.expires < present order by b.expires limit most for update skip locked);
+    delete from pgnet.callback b where b.ctid = any (places);
+    delete from pgnet.callback_turn t
+    where t.served < present - interval '1 day'
+        and not exists (select from pgnet.callback b where b.requested_by = t.role and (b.due is not null or b.pid is not null));
+    return case when cardinality(places) = most then 0.1 end;
+end
+$$;
+comment on function pgnet.expire_callbacks() is
+    'Deletes callbacks that are done and past the setting ttl, and those that failed, or whose '
+    'request did, and are past ttl_failed.';
+
+create function pgnet.callback_number(callback text, argument text)
+    returns oid
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    -- A forged name may be any text, and PostgreSQL 15 raises for what is no name.
+    select case when octet_length(callback) < 1000
+            and callback ~ '^("([^"]|"")+"|[a-z_][a-z0-9_$]*)[.]("([^"]|"")+"|[a-z_][a-z0-9_$]*)$'
+        then to_regprocedure(callback || '(' || argument || ')') end
+$$;
+comment on function pgnet.callback_number(text, text) is
+    'The number of the function that has a name now; NULL where there is none.';
+
+create function pgnet.renumber_callbacks()
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    update pgnet.flow f set callback_oid = pgnet.callback_number(f.callback, 'net.outcome') where f.callback is not null;
+    update pgnet.callback b
+    set callback_oid = pgnet.callback_number(b.callback, case when b.request_ids is null then 'net.outcome' else 'net.outcome[]' end),
+        pid = null, due = case when b.state in ('waiting', 'retrying') then clock_timestamp() end
+    where b.state <> 'done';
+    update pgnet.callback_order o
+    set callback_oid = pgnet.callback_number(o.callback, case when o.request_ids is null then 'net.outcome' else 'net.outcome[]' end);
+$$;
+comment on function pgnet.renumber_callbacks() is
+    'Functions have other numbers in a copy that pg_upgrade has made: it looks for them by their '
+    'names.';
+
+-- ======== extension/65_runners.sql ========
+
+-- Runners: the sessions that call what pgnet.callback names. 64_callbacks.sql has the theory.
+
+create function pgnet.role_path(role regrole)
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce((
+        -- The temporary schema is searched last, not first: in a session of net.drain() it is the
+        -- caller's.
+        select nullif(trim(substr(c.assignment, 13)), '') || case when c.assignment ~ 'pg_temp' then '' else ', pg_temp' end
+        from pg_db_role_setting s
+        cross join lateral unnest(s.setconfig) c (assignment)
+        where s.setrole in (0, role) and s.setdatabase in (0, (select d.oid from pg_database d where d.datname = current_database()))
+            and lower(left(c.assignment, 12)) = 'search_path='
+        order by s.setrole <> 0 desc, s.setdatabase <> 0 desc
+        limit 1), '"$user", public, pg_temp');
+end
+$$;
+comment on function pgnet.role_path(regrole) is
+    'The search_path that a role has in a new session of this database: what ALTER ROLE ... SET or '
+    'ALTER DATABASE ... SET says, or else PostgreSQL''s default.';
+
+-- ---- how an attempt has ended
+
+create function pgnet.settle_callback(
+    -- the callback, as it was taken
+    taken pgnet.callback,
+    -- why it has failed; NULL: it is done
+    error_msg text, error_code text, error_context text,
+    -- whether it is not tried again by itself
+    is_final boolean,
+    most_attempts integer,
+    -- how long it is kept, done and failed
+    keep interval, keep_failed interval
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    next_state text := case when error_msg is null then 'done'
+        when is_final or taken.attempts >= most_attempts then 'failed' else 'retrying' end;
+begin
+    update pgnet.callback b
+    set state = next_state, token = null, pid = null, backend_start = null,
+        error_msg = left(settle_callback.error_msg, 10000), error_code = settle_callback.error_code,
+        error_context = left(settle_callback.error_context, 10000),
+        due = case when next_state = 'retrying' then present + least(interval '1 s' * 4 ^ least(taken.attempts - 1, 10), interval '1 hour') end,
+        ended = case when next_state <> 'retrying' then present end,
+        expires = case next_state when 'done' then present + keep when 'failed' then present + keep_failed end,
+        outcome = case when next_state <> 'done' then b.outcome end
+    where b.request_id = taken.request_id and b.requested_by = taken.requested_by;
+end
+$$;
+comment on function pgnet.settle_callback(pgnet.callback, text, text, text, boolean, integer, interval, interval) is
+    'Notes how an attempt of a callback has ended, and when the next one is due.';
+
+create function pgnet.pause_callbacks(
+    role oid,
+    -- whether a callback of the role has run out of its time
+    timed_out boolean
+)
+    returns void
+    language sql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+    update pgnet.callback_turn t
+    set timeouts = case when timed_out then least(t.timeouts + 1, 1000) else 0 end,
+        paused_until = case when timed_out
+            then clock_timestamp() + least(interval '1 s' * 2 ^ least(t.timeouts, 10), interval '5 minutes') else '-infinity' end
+    where t.role = pause_callbacks.role and (timed_out or t.timeouts > 0)
+$$;
+comment on function pgnet.pause_callbacks(oid, boolean) is
+    'A role whose callback has run out of its time pauses: 1 s, 2 s, ... 5 minutes.';
+
+create function pgnet.free_callbacks()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    lost pgnet.callback;
+begin
+    for lost in
+        select b.* from pgnet.callback b
+        -- This session runs none: it is just looking for one.
+        where b.pid is not null and (b.pid = pg_backend_pid() or not pgnet.session_is_alive(b.pid, b.backend_start))
+        order by b.requested_by for update skip locked
+    loop
+        perform pgnet.settle_callback(lost, 'The session that ran it was lost.', '08006', null, false,
+            pgnet.setting_value('callback_attempts')::integer, null, pgnet.setting_value('ttl_failed')::interval);
+        perform pgnet.pause_callbacks(lost.requested_by, true);
+    end loop;
+end
+$$;
+comment on function pgnet.free_callbacks() is
+    'Ends attempts whose session is gone: what they did is undone.';
+
+-- ---- whose turn it is
+
+create function pgnet.due_roles(
+    present timestamptz
+)
+    returns table (role oid, due timestamptz, is_suspect boolean, served timestamptz)
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
+as $$
+#variable_conflict use_column
+begin
+    return query
+    with recursive roles (role) as (
+        (select b.requested_by::oid from pgnet.callback b where b.due is not null order by b.requested_by, b.due limit 1)
+        union all
+        select n.role
+        from roles r
+        cross join lateral (
+            select b.requested_by::oid as role from pgnet.callback b
+            where b.due is not null and (b.requested_by::oid, b.due) > (r.role, 'infinity') order by b.requested_by, b.due limit 1
+        ) n
+    )
+    select r.role,
+        -- No pause is so long: a clock was put back.
+        greatest(case when d.due > present + interval '1 day' then present else d.due end,
+            case when t.paused_until < present + interval '1 day' then t.paused_until end),
+        coalesce(t.timeouts > 0, false), coalesce(t.served, '-infinity')
+    from roles r
+    cross join lateral (
+        select b.due from pgnet.callback b
+        where b.due is not null and (b.requested_by::oid, b.due) >= (r.role, '-infinity') and (b.requested_by::oid, b.due) <= (r.role, 'infinity')
+        order by b.requested_by, b.due limit 1
+    ) d
+    left join lateral (
+        select t.paused_until, t.timeouts, t.served from pgnet.callback_turn t where t.role = r.role offset 0
+    ) t on true
+    where not exists (select from pgnet.callback b where b.requested_by = r.role and b.pid is not null offset 0);
+end
+$$;
+comment on function pgnet.due_roles(timestamptz) is
+    'The roles that have callbacks waiting and none running, and when the next one may be called.';
+
+-- What a runner calls first, as pgnet.lock_tables: it waits for no lock while it holds one.
+create function pgnet.lock_callbacks()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table pgnet.worker_role, pgnet.worker, pgnet.setting, pgnet.database in access share mode nowait;
+    perform pgnet.require_worker();
+    lock table net.http_request_queue, pgnet.dependency, pgnet.callback, pgnet.callback_turn, pgnet.callback_order
+        in row exclusive mode nowait;
+end
+$$;
+comment on function pgnet.lock_callbacks() is
+    'Asks pgnet.require_worker, and takes the locks of a runner that looks for callbacks. Raises 55P03 '
+    'at once.';
+
+create function pgnet.look_for_callbacks(
+    -- roles whose callbacks are due, in their turns; of these the ones whose callbacks have run out
+    -- of their time of late
+    out roles oid[], out suspects oid[],
+    -- seconds until more are due; NULL: no more wait
+    out look_in double precision,
+    -- the setting callback_runners
+    out runners integer
+)
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    present timestamptz;
+    next_order timestamptz;
+begin
+    perform pgnet.lock_callbacks();
+    perform pgnet.refuse_copy();
+    perform pgnet.refuse_altered_callers();
+    roles := '{}';
+    suspects := '{}';
+    runners := pgnet.setting_value('callback_runners')::integer;
+    if pgnet.mode_in_force() = 'off' then
+        return;
+    end if;
+    perform pgnet.free_callbacks();
+    next_order := pgnet.examine_orders();
+    present := clock_timestamp();
+    select coalesce(array_agg(d.role order by d.is_suspect, d.served, d.role) filter (where d.due <= present), '{}'),
+        coalesce(array_agg(d.role) filter (where d.due <= present and d.is_suspect), '{}'),
+        extract(epoch from min(d.due) filter (where d.due > present) - present)
+    into roles, suspects, look_in
+    from pgnet.due_roles(present) d;
+    look_in := least(look_in, greatest(extract(epoch from next_order - present), 0.01));
+    if (select b.request_id from pgnet.callback b where b.pid is not null order by b.requested_by limit 1) is not null then
+        -- Its session may be lost.
+        look_in := least(look_in, 1);
+    end if;
+end
+$$;
+comment on function pgnet.look_for_callbacks() is
+    'A runner looks whose callbacks are due. It carries out orders, and frees the callbacks of runners '
+    'that are gone. Raises 55000 in a copy of another database.';
+
+create function pgnet.take_next_callback(role oid)
+    returns uuid
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    present timestamptz := clock_timestamp();
+    next pgnet.callback;
+    taken uuid := gen_random_uuid();
+begin
+    perform from pgnet.callback_turn t where t.role = take_next_callback.role for update skip locked;
+    if not found then
+        return null;
+    end if;
+    -- A statement of its own: it sees what the last session to have the turn has taken.
+    if exists (select from pgnet.callback b where b.requested_by = take_next_callback.role::regrole and b.pid is not null) then
+        return null;
+    end if;
+    select b.* into next from pgnet.callback b
+    where b.due is not null and (b.requested_by::oid, b.due) >= (take_next_callback.role, '-infinity')
+        and (b.requested_by::oid, b.due) <= (take_next_callback.role, 'infinity')
+    order by b.requested_by, b.due limit 1 for update skip locked;
+    if next.due is null or next.due > present and next.due < present + interval '1 day' then
+        return null;
+    end if;
+    update pgnet.callback b
+    set token = taken, pid = pg_backend_pid(), backend_start = (select a.backend_start from pg_stat_get_activity(pg_backend_pid()) a),
+        attempts = b.attempts + 1, due = null
+    where b.request_id = next.request_id and b.requested_by = next.requested_by;
+    return taken;
+end
+$$;
+comment on function pgnet.take_next_callback(oid) is
+    'Begins an attempt of the next callback of a role, where none of the role runs, and gives its '
+    'token; NULL where there is none.';
+
+create function pgnet.take_callback(role oid)
+    returns uuid
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.lock_callbacks();
+    insert into pgnet.callback_turn (role) values (take_callback.role) on conflict do nothing;
+    update pgnet.callback_turn t set served = clock_timestamp()
+    where t.role = (
+        select o.role from pgnet.callback_turn o
+        where o.role = take_callback.role and (o.paused_until <= clock_timestamp() or o.paused_until > clock_timestamp() + interval '1 day')
+        for update skip locked);
+    return case when found then pgnet.take_next_callback(role) end;
+end
+$$;
+comment on function pgnet.take_callback(oid) is
+    'A runner begins with the callbacks of a role: the token of the first attempt, which is committed '
+    'before it runs; NULL where there is none, or another runner has the role.';
+
+-- ---- the call
+
+-- All that is read for a call. Its locks are released: this is undone, but for the variables.
+create function pgnet.read_callback(
+    taken pgnet.callback,
+    -- why it cannot be called; gone: there is nothing to call it with
+    out fault text, out gone boolean,
+    out query text, out argument text, out path text,
+    -- settings: in seconds, and in bytes
+    out timeout double precision, out memory bigint, out most_attempts integer, out keep interval, out keep_failed interval
+)
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+declare
+    kind text := case when taken.request_ids is null then 'net.outcome' else 'net.outcome[]' end;
+begin
+    lock table net._http_response, pgnet.failed, pgnet.mark, pgnet.setting in access share mode nowait;
+    timeout := extract(epoch from pgnet.setting_value('callback_timeout')::interval);
+    memory := pgnet.setting_value('callback_memory');
+    most_attempts := pgnet.setting_value('callback_attempts');
+    keep_failed := pgnet.setting_value('ttl_failed');
+    -- net.retry has the callback called for the new request, too.
+    keep := case when exists (select from pgnet.failed f where f.id = taken.request_id) then keep_failed
+        else pgnet.setting_value('ttl')::interval end;
+    path := pgnet.role_path(taken.requested_by);
+    select format('select %I.%I($1::%s) is null', n.nspname, p.proname, kind) into query
+    from pg_proc p
+    join pg_namespace n on n.oid = p.pronamespace
+    where p.oid = taken.callback_oid and format('%I.%I', n.nspname, p.proname) = taken.callback
+        and p.prokind = 'f' and not p.proretset and p.pronargs = 1 and p.proargtypes[0] = kind::regtype;
+    fault := case when not exists (select from pg_roles r where r.oid = taken.requested_by) then 'The role does not exist any more.'
+        when query is null then format('The function %s(%s) was dropped, renamed or replaced. Is it there again? select net.run_callback(%s);',
+            taken.callback, kind, taken.request_id) end;
+    argument := pgnet.callback_argument(taken);
+    gone := argument is null or exists (
+        select from pgnet.mark m where m.requested_by = taken.requested_by and m.request_id = taken.request_id and m.action = 'forget');
+    raise exception using errcode = 'PN000';
+exception when sqlstate 'PN000' then
+    null;
+when program_limit_exceeded or out_of_memory then
+    fault := 'It cannot be called with so large an answer: ' || sqlerrm || '.';
+end
+$$;
+comment on function pgnet.read_callback(pgnet.callback) is
+    'What a callback is called with, or why it cannot be called.';
+
+create function pgnet.callback_argument(taken pgnet.callback)
+    -- as text; NULL: it was forgotten
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+begin
+    if taken.request_ids is null then
+        return coalesce((
+            select (r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context)::net.outcome::text
+            from net._http_response r
+            where r.id = taken.request_id and r.requested_by = taken.requested_by), taken.outcome::text);
+    end if;
+    return array(
+        select (a.id, coalesce(r.state, f.state), r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context)::net.outcome
+        from unnest(taken.request_ids) with ordinality a (id, place)
+        left join lateral (
+            select r.* from net._http_response r where r.id = a.id and r.requested_by = taken.requested_by offset 0
+        ) r on true
+        left join lateral (
+            select f.state from pgnet.failed f where f.id = a.id and f.requested_by = taken.requested_by offset 0
+        ) f on true
+        order by a.place)::text;
+end
+$$;
+comment on function pgnet.callback_argument(pgnet.callback) is
+    'The outcome of a request, or the outcomes of a set, as text.';
+
+-- PostgreSQL refuses temporary tables in the operation, and its later minor releases types, which
+-- would be found before others in the rest of the session, but not all temporary objects.
+create function pgnet.temporary_objects()
+    returns bigint
+    language plpgsql stable parallel restricted
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if pg_my_temp_schema() = 0 then
+        return 0;
+    end if;
+    return (select count(*) from pg_depend d where d.refclassid = 'pg_namespace'::regclass and d.refobjid = pg_my_temp_schema());
+end
+$$;
+comment on function pgnet.temporary_objects() is 'How many temporary objects the session has.';
+
+-- This runs as the role, in its path, within the operation that server/restricted.py begins. So it
+-- has no path of its own, every name in it is qualified, and it may be called by everybody.
+create function pgnet.report_call(query text, argument text, out message text, out state text, out detail text, out hint text, out context text)
+    language plpgsql volatile parallel unsafe
+as $$
+declare
+    temporary_objects bigint := pgnet.temporary_objects();
+begin
+    execute query using argument;
+    if pgnet.temporary_objects() operator(pg_catalog.<>) temporary_objects then
+        raise exception using errcode = 'insufficient_privilege', message = 'a callback cannot create temporary objects';
+    end if;
+exception when query_canceled or assert_failure or others then
+    get stacked diagnostics message = message_text, state = returned_sqlstate, detail = pg_exception_detail,
+        hint = pg_exception_hint, context = pg_exception_context;
+end
+$$;
+comment on function pgnet.report_call(text, text) is
+    'Runs a query of the caller''s, and gives the error that it raises, with its context.';
+
+create function pgnet.call_restricted(
+    role oid, path text, query text, argument text,
+    -- seconds, bytes
+    timeout double precision, memory bigint,
+    -- whether advisory locks of the session stay
+    keep_locks boolean,
+    out message text, out state text, out context text,
+    -- whether it has run out of its time, or was cancelled from outside
+    out timed_out boolean, out cancelled boolean
+)
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+return sql_v1.call_restricted(plpy, role, path, query, argument, timeout, memory, keep_locks)
+$$;
+comment on function pgnet.call_restricted(oid, text, text, text, double precision, bigint, boolean) is
+    'Runs a query as a role, with nothing that the session''s own role may do: the error that it '
+    'raised, with its effects undone; or NULLs.';
+
+create function pgnet.lock_taken(token uuid)
+    returns pgnet.callback
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    taken pgnet.callback;
+begin
+    lock table pgnet.callback, pgnet.callback_turn in row exclusive mode nowait;
+    select b.* into taken from pgnet.callback b
+    where b.pid is not null and b.pid = pg_backend_pid() and b.token = lock_taken.token
+    order by b.requested_by for update skip locked;
+    return taken;
+end
+$$;
+comment on function pgnet.lock_taken(uuid) is
+    'The callback that this session has taken under a token; NULLs: it has not, or not any more.';
+
+-- No settings but these: they would hold for the callback as well.
+create function pgnet.perform_callback(
+    -- of the attempt, from pgnet.take_callback
+    token uuid,
+    -- whether the next callback of the role is to be taken after it
+    go_on boolean,
+    keep_locks boolean default false,
+    -- of the next attempt; NULL: none is begun
+    out next_token uuid,
+    -- whether a cancel of the session has ended it
+    out cancelled boolean
+)
+    language plpgsql volatile parallel unsafe security definer
+    set search_path = pg_catalog, pg_temp
+    set session_replication_role = origin
+as $$
+declare
+    taken pgnet.callback;
+    asked record;
+    result record;
+begin
+    perform pgnet.require_runner();
+    perform pgnet.refuse_altered_callers();
+    select * into taken from pgnet.lock_taken(token);
+    if taken.callback is null then
+        return;
+    end if;
+    select * into asked from pgnet.read_callback(taken);
+    if asked.gone then
+        delete from pgnet.callback b where b.request_id = taken.request_id and b.requested_by = taken.requested_by;
+    elsif asked.fault is not null then
+        perform pgnet.settle_callback(taken, asked.fault, '42883', null, true, 0, asked.keep, asked.keep_failed);
+    else
+        select * into result
+        from pgnet.call_restricted(taken.requested_by, asked.path, asked.query, asked.argument, asked.timeout, asked.memory, keep_locks);
+        cancelled := result.cancelled;
+        perform pgnet.settle_callback(taken, result.message, result.state, result.context, false, asked.most_attempts, asked.keep, asked.keep_failed);
+        perform pgnet.pause_callbacks(taken.requested_by, result.timed_out or result.cancelled);
+        go_on := go_on and not (result.timed_out or result.cancelled);
+    end if;
+    if go_on then
+        next_token := pgnet.take_next_callback(taken.requested_by);
+    end if;
+end
+$$;
+comment on function pgnet.perform_callback(uuid, boolean, boolean) is
+    'Calls a callback that this session has taken, and notes how it has ended, in the transaction '
+    'that has its effects. It may take the next one of the role.';
+
+create function pgnet.require_runner()
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    lock table pgnet.worker_role, pgnet.worker in access share mode nowait;
+    perform pgnet.require_worker();
+    -- The locks are released.
+    raise exception using errcode = 'PN000';
+exception when sqlstate 'PN000' then
+    null;
+end
+$$;
+comment on function pgnet.require_runner() is
+    'Asks pgnet.require_worker, and holds no lock afterwards.';
+
+-- ---- in a session
+
+create procedure pgnet.serve_callbacks(
+    max_runtime interval,
+    -- true where nothing can be committed: inside a transaction block
+    inout in_transaction_block boolean
+)
+    language plpython3u
+as $$
+from pgnet import sql_v1
+plpy.execute("select pgnet.require_worker()")
+return sql_v1.serve_callbacks(plpy, max_runtime)
+$$;
+comment on procedure pgnet.serve_callbacks(interval, boolean) is 'The runner behind net.run_callbacks.';
+
+create procedure net.run_callbacks(
+    -- begin no callback after this time; NULL stays
+    max_runtime interval default null
+)
+    language plpgsql
+as $$
+declare
+    in_transaction_block boolean;
+begin
+    perform pgnet.require_worker();
+    perform pgnet.refuse_copy();
+    call pgnet.serve_callbacks(max_runtime, in_transaction_block);
+    if in_transaction_block then
+        perform pgnet.refuse_transaction_block('net.run_callbacks');
+    end if;
+end
+$$;
+comment on procedure net.run_callbacks(interval) is
+    'Runs callbacks in this session as they fall due, until max_runtime has passed (NULL: for ever), '
+    'a cancel, or the end of the server. A worker process runs them itself, and so does net.drain(). Raises '
+    '25001 inside a transaction block, 55000 in a copy of another database. net.grant_worker lets a '
+    'role call it.';
 
 -- ======== extension/66_webhooks.sql ========
 
@@ -13709,10 +14947,10 @@ create function pgnet.worker_routines()
 as $$
     select p.oid::regprocedure
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
+    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain', 'run_callbacks')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
             'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'deregister_worker',
-            'heartbeat', 'report_work', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
+            'heartbeat', 'report_work', 'look_for_callbacks', 'take_callback', 'perform_callback', 'serve_callbacks', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')
 $$;
@@ -13728,6 +14966,8 @@ begin
     for routine in
         select p.oid from pgnet.worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
         where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
+            -- They would hold for callbacks, too.
+            and p.proname operator(pg_catalog.<>) 'perform_callback'
     loop
         execute pg_catalog.format(
             'alter function %s set session_replication_role = origin set temp_file_limit = -1 set extra_float_digits = 1', routine);
@@ -13873,9 +15113,10 @@ declare
     job bigint;
 begin
     if to_regprocedure('cron.schedule(text, text, text)') is not null then
+        execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet callbacks', '* * * * *', 'call net.run_callbacks()';
         execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
-        raise notice using message = format('pg_cron keeps a worker running in this database by job %s', job),
-            hint = 'It starts at the next full minute.';
+        raise notice using message = format('pg_cron keeps a worker running in this database by job %s, and callbacks by another', job),
+            hint = 'They start at the next full minute.';
         return job;
     end if;
     if cron_database is null then
@@ -13894,13 +15135,15 @@ begin
     raise exception using
         errcode = 'object_not_in_prerequisite_state',
         message = format('pg_cron keeps its jobs in the database "%s", not in this one', cron_database),
-        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L);',
-            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database());
+        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L); '
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database(),
+            'pgnet callbacks of ' || current_database(), '* * * * *', 'call net.run_callbacks()', current_database());
 end
 $$;
 comment on function net.schedule_worker() is
-    'Has pg_cron keep a worker running in this database: a job by the minute that starts '
-    'net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not '
+    'Has pg_cron keep a worker running in this database, and a session for callbacks: jobs by the minute that '
+    'start net.work() and net.run_callbacks() again whenever they have ended. Gives the number of the first. Raises 55000 with what to do where pg_cron is not '
     'here.';
 
 create function net.unschedule_worker()
@@ -13910,21 +15153,26 @@ create function net.unschedule_worker()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    done boolean;
+    job text;
+    found_job boolean;
+    done boolean := false;
 begin
     -- The argument is a name in older versions, text in newer ones.
     if coalesce(to_regprocedure('cron.unschedule(text)'), to_regprocedure('cron.unschedule(name)')) is null then
         return false;
     end if;
-    execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into done using 'pgnet worker';
-    if done then
-        execute 'select cron.unschedule(''pgnet worker'')';
-    end if;
+    foreach job in array array['pgnet worker', 'pgnet callbacks'] loop
+        execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into found_job using job;
+        if found_job then
+            execute format('select cron.unschedule(%L)', job);
+            done := true;
+        end if;
+    end loop;
     return done;
 end
 $$;
 comment on function net.unschedule_worker() is
-    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs '
+    'Removes the pg_cron jobs of net.schedule_worker; true where there was one. A worker that runs '
     'goes on until it is cancelled.';
 
 -- ======== extension/72_help.sql ========
@@ -13949,6 +15197,9 @@ as $$
         ('requests', 'requests', 'select id, state, url, error_msg from net.requests order by id desc limit 10;'),
         ('requests', 'explain', 'select * from net.explain(1);'),
         ('requests', 'attempts', 'select * from net.attempts where request_id = 1;'),
+        ('requests', 'callbacks', 'select id, callback, state, attempts, error_msg from net.callbacks order by made desc limit 10;'),
+        ('requests', 'on_all_done', 'create function all_done(o net.outcome[]) returns void language sql as ''''; select net.on_all_done(''{}'', ''all_done'');'),
+        ('requests', 'run_callback', 'select net.run_callback(1);'),
         ('requests', 'cancel', 'select net.cancel(1);'),
         ('requests', 'cancel_where', 'select net.cancel_where(''{"host": "api.example.com", "older_than": "1 hour"}'', dry_run => true);'),
         ('requests', 'forget', 'select net.forget(1);'),
@@ -13980,6 +15231,7 @@ as $$
         ('webhooks', 'webhook', 'create temp table orders (id bigint); create trigger order_hook after insert on orders for each row execute function net.webhook(''https://example.com/orders'');'),
         ('workers', 'work', 'call net.work();'),
         ('workers', 'drain', 'call net.drain();'),
+        ('workers', 'run_callbacks', 'call net.run_callbacks();'),
         ('workers', 'schedule_worker', 'select net.schedule_worker();'),
         ('workers', 'unschedule_worker', 'select net.unschedule_worker();'),
         ('workers', 'grant_worker', 'select net.grant_worker(''worker_role'');'),
@@ -14567,6 +15819,28 @@ $$;
 comment on function pgnet.check_secrets() is
     'The rows of net.check() about secrets.';
 
+create function pgnet.check_callbacks()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with oldest as (
+        select d.role, clock_timestamp() - d.due as age from pgnet.due_roles(clock_timestamp()) d order by d.due limit 1
+    ), waits as (
+        select o.role, o.age, coalesce(o.age > interval '1 minute', false) as long from (select) e left join oldest o on true
+    )
+    select 'callbacks', not w.long,
+        case when w.role is null then 'none waits' when not w.long then 'some wait for their time'
+            else format('those of role %s are due for %s', w.role::regrole, date_trunc('second', w.age)) end,
+        case when w.long then 'Nobody runs them, or they hang: select * from net.callbacks where state in (''waiting'', ''running''). A worker process runs them, '
+            'unless the setting callback_runners is 0; beside net.work() it takes: call net.run_callbacks().' end
+    from waits w;
+end
+$$;
+comment on function pgnet.check_callbacks() is 'The row of net.check() about callbacks.';
+
 create function pgnet.check_cron()
     returns setof pgnet.finding
     language plpgsql volatile parallel unsafe
@@ -14630,6 +15904,7 @@ begin
     return query select * from pgnet.check_definers();
     return query select * from pgnet.check_network();
     return query select * from pgnet.check_hosts();
+    return query select * from pgnet.check_callbacks();
     return query select * from pgnet.check_secrets();
     return query select * from pgnet.check_cron();
 end
@@ -14732,8 +16007,10 @@ grant insert (method, url, headers, body, timeout_milliseconds, priority, contex
     on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
 grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
-grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
-grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
+grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate, callback, callback_oid) on net._new_flow to public;
+grant update (request_id, not_before, not_after, unique_key, merges, callback, callback_oid), select on pgnet.flow to public;
+grant insert (request_id, request_ids, callback, callback_oid), select (id) on net._new_callback to public;
+grant select on pgnet.callback, pgnet.callback_order to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
@@ -14749,7 +16026,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
+    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
     net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
@@ -14759,6 +16036,7 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
+    net.on_all_done, net.run_callback,
     net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook,
     net.set_endpoint, net.drop_endpoint,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
@@ -14779,7 +16057,9 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
-    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
+    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
+    -- callbacks; pgnet.report_call is called as the role of a callback
+    pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,
     pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,

@@ -118,7 +118,7 @@ create function pgnet.require_worker(
     worker_id bigint default null
 )
     returns void
-    language plpgsql stable parallel restricted security definer cost 10
+    language plpgsql volatile parallel unsafe security definer cost 10
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -135,6 +135,10 @@ begin
             message = format('role "%s" may not run workers', session_role),
             hint = format('The owner of pgnet grants it: select net.grant_worker(%L);', session_role);
     end if;
+    -- A callback runs in a worker's session, whose role this function goes by. PostgreSQL refuses
+    -- this statement, which does nothing elsewhere, in what it calls a security-restricted
+    -- operation: callbacks are one.
+    execute 'unlisten pgnet';
     -- A foreign key's action runs the triggers of its table as the owner of that table, in the
     -- session of the role that deletes a request: a worker's.
     if pg_trigger_depth() > 0 then
@@ -174,6 +178,6 @@ end
 $$;
 comment on function pgnet.require_worker(bigint) is
     'Raises 42501 where the role of the session may not run workers: it is neither the owner nor a '
-    'member of a role that net.grant_worker was called for; and in a trigger. Raises 55000 where '
+    'member of a role that net.grant_worker was called for; in a trigger; and in a callback. Raises 55000 where '
     'the session has temporary tables or types and is not the owner''s. Raises 08003 where there '
     'is no worker with this id, 55000 where that worker is another session.';

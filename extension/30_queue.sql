@@ -185,6 +185,8 @@ create table pgnet.flow (
     merges tstzrange,
     gate pgnet.gate,
     opened timestamptz,
+    callback text,
+    callback_oid oid,
     primary key (request_id, requested_by)
 ) with (
     autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0
@@ -213,6 +215,11 @@ comment on column pgnet.flow.gate is
 comment on column pgnet.flow.opened is
     'When a worker has opened the gate. No caller can set it: where it is missing, the ordering_key '
     'does not count in pgnet.claim, so that no worker waits for another one because of forged rows.';
+comment on column pgnet.flow.callback is
+    'The function that is called when the request has ended, with its schema, quoted; NULL: none is.';
+comment on column pgnet.flow.callback_oid is
+    'The number of that function: another one of the same name is not called. It is an oid, since '
+    'pg_upgrade refuses columns of the type regprocedure.';
 create index flow_not_before on pgnet.flow (not_before) where not_before is not null;
 create index flow_turn on pgnet.flow (requested_by, not_before) where not_before is not null;
 create index flow_not_after on pgnet.flow (not_after) where not_after is not null;
@@ -229,7 +236,7 @@ create policy change_own_flow on pgnet.flow for update
 
 -- As net._new_request: it shows nothing, and the role is never the caller's to choose.
 create view net._new_flow as
-    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate
+    select f.request_id, f.not_before, f.not_after, f.ordering_key, f.unique_key, f.gate, f.callback, f.callback_oid
     from pgnet.flow f
     where false;
 comment on view net._new_flow is

@@ -55,7 +55,7 @@ comment on function pgnet.copy_fault() is
 
 create function pgnet.refuse_copy()
     returns void
-    language plpgsql stable parallel restricted security definer
+    language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -270,7 +270,10 @@ comment on function pgnet.keep_own_row() is
 
 -- ---- adoption
 
-create function pgnet.take_over_requests()
+create function pgnet.take_over_requests(
+    -- whether the numbers of functions may have changed
+    was_copy boolean
+)
     returns void
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -289,9 +292,12 @@ begin
             select case when count(*) > 0 then true end from pgnet.flow f where f.request_id = q.id and f.requested_by = q.requested_by)
         else q.held end
     where q.origin is not null;
+    if was_copy then
+        perform pgnet.renumber_callbacks();
+    end if;
 end
 $$;
-comment on function pgnet.take_over_requests() is
+comment on function pgnet.take_over_requests(boolean) is
     'Makes requests that replication has brought this server''s own.';
 
 create function net.adopt_database()
@@ -347,7 +353,7 @@ begin
     from pg_control_system() s
     join pg_database c on c.datname = current_database();
 
-    perform pgnet.take_over_requests();
+    perform pgnet.take_over_requests(was_copy);
     -- The sessions of a copy's workers may be alive in the original.
     delete from pgnet.worker w
     where was_copy or not exists (

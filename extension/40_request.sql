@@ -325,6 +325,8 @@ create function net.http_request(
     retry text default null,
     -- attempts at most, instead of the policy's, from 1 to 1000; NULL means the policy's
     max_attempts integer default null,
+    -- a function of one argument net.outcome, called when the request has ended; NULL means none
+    on_response text default null,
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
@@ -351,6 +353,7 @@ declare
     bodies integer;
     others pg_catalog.jsonb;
     target pg_catalog.text;
+    callback record;
     request_id bigint;
 begin
     bodies := pg_catalog.num_nonnulls(http_request.body, http_request.body_text, http_request.body_form, http_request.body_bytes);
@@ -410,7 +413,10 @@ begin
     if pgnet.pending_limits() is not null then
         perform pgnet.refuse_backlog();
     end if;
-    if others operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
+    if http_request.on_response is not null then
+        select r.callback as name, r.callback_oid as oid into callback from pgnet.resolve_callback(http_request.on_response, 'net.outcome') r;
+        return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen, callback.name, callback.oid);
+    elsif others operator(pg_catalog.=) '{}'::pg_catalog.jsonb then
         others := null;
     elsif pgnet.has_flow(others) then
         return pgnet.queue_request(token, target, typed_headers, content, total, http_request.context, others, chosen);
@@ -423,11 +429,13 @@ begin
     return request_id;
 end
 $$;
-comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, jsonb, jsonb) is
+comment on function net.http_request(text, text, jsonb, jsonb, jsonb, integer, text, jsonb, bytea, text, integer, text, jsonb, jsonb) is
     'Queues a request of any method but CONNECT and TRACE, with at most one of four bodies, sent '
     'if and when the transaction commits, and returns its id. timeout_milliseconds is total; NULL '
     'means 30000. A NULL method raises 22004, a NULL url 23502, what cannot be sent, a second '
-    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501.';
+    'body, an unknown option or retry policy 22023, a secret that the role may not use 42501, an '
+    'on_response that is no function of one argument net.outcome 42883, or that the role may not '
+    'execute 42501.';
 
 create function net.http_put(
     -- absolute http or https URL

@@ -183,9 +183,10 @@ create function pgnet.queue_unique_request(new net._new_request, flow net._new_f
     set jit = off
 as $$
 begin
-    insert into net._new_flow (request_id, not_before, not_after, ordering_key, unique_key, gate)
+    insert into net._new_flow (request_id, not_before, not_after, ordering_key, unique_key, gate, callback, callback_oid)
     values (
-        -1 - floor(random() * 9e18)::bigint, flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate)
+        -1 - floor(random() * 9e18)::bigint, flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate,
+        flow.callback, flow.callback_oid)
     on conflict do nothing;
     if not found then
         return null;
@@ -255,7 +256,9 @@ begin
             if found then
                 update pgnet.flow f
                 set merges = waiting.merges, not_before = case when replaces then flow.not_before else f.not_before end,
-                    not_after = case when replaces then flow.not_after else f.not_after end
+                    not_after = case when replaces then flow.not_after else f.not_after end,
+                    callback = case when replaces then flow.callback else f.callback end,
+                    callback_oid = case when replaces then flow.callback_oid else f.callback_oid end
                 where f.request_id = waiting.id and f.requested_by = pgnet.caller_role();
                 return waiting.id;
             end if;
@@ -271,7 +274,9 @@ comment on function pgnet.debounce_request(net._new_request, net._new_flow, inte
 
 create function pgnet.queue_request(
     -- what is queued, checked; the options as the row has them, and all that the caller gave
-    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer, context jsonb, stored jsonb, given jsonb
+    method text, url text, headers jsonb, body bytea, timeout_milliseconds integer, context jsonb, stored jsonb, given jsonb,
+    -- as pgnet.resolve_callback gives them; NULL: no function is called
+    callback text default null, callback_oid oid default null
 )
     returns bigint
     language plpgsql volatile parallel unsafe
@@ -286,6 +291,8 @@ begin
     flow.ordering_key := given ->> 'ordering_key';
     flow.unique_key := given ->> 'unique_key';
     flow.gate := case when given ?| '{ordering_key,after}' then 'new' end;
+    flow.callback := callback;
+    flow.callback_oid := callback_oid;
     new.method := method;
     new.url := url;
     new.headers := headers;
@@ -294,7 +301,7 @@ begin
     new.priority := coalesce((given ->> 'priority')::smallint, 0::smallint);
     new.context := context;
     new.options := nullif(stored - array['not_before', 'not_after', 'unique_key', 'unique_for', 'on_conflict'], '{}');
-    if num_nonnulls(flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate) > 0 then
+    if num_nonnulls(flow.not_before, flow.not_after, flow.ordering_key, flow.unique_key, flow.gate, flow.callback) > 0 then
         new.held := num_nonnulls(flow.not_before, flow.gate) > 0;
     end if;
     if flow.unique_key is not null then
@@ -308,12 +315,12 @@ begin
         if given ? 'after' then
             perform pgnet.check_after(new.id, given);
         end if;
-        insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate)
-        values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate);
+        insert into net._new_flow (request_id, not_before, not_after, ordering_key, gate, callback, callback_oid)
+        values (new.id, flow.not_before, flow.not_after, flow.ordering_key, flow.gate, flow.callback, flow.callback_oid);
     end if;
     return new.id;
 end
 $$;
-comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb, jsonb, jsonb) is
-    'Queues a request of net.http_request with options by which it stands in pgnet.flow; gives its '
-    'id.';
+comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb, jsonb, jsonb, text, oid) is
+    'Queues a request of net.http_request with what stands in pgnet.flow: options, a callback; gives '
+    'its id.';

@@ -60,14 +60,16 @@ create procedure pgnet.wait_for_signals(
     -- what came: wake, reload, prepared, separated by spaces; empty after the timeout
     inout signals text default null,
     -- the slot this session listens on; NULL where none was free
-    inout slot integer default null
+    inout slot integer default null,
+    -- whether it waits for callbacks that are due, too: then callback may come
+    callbacks boolean default false
 )
     language plpython3u
 as $$
 from pgnet import sql_v1
 plpy.execute("select pgnet.require_worker()")
-return sql_v1.wait(plpy, timeout)
+return sql_v1.wait(plpy, timeout, callbacks)
 $$;
-comment on procedure pgnet.wait_for_signals(double precision, text, integer) is
+comment on procedure pgnet.wait_for_signals(double precision, text, integer, boolean) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
     'lock, for at most timeout seconds.';

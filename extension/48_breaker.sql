@@ -666,7 +666,8 @@ declare
     left_to_end integer := 500;
     any_place boolean := false;
 begin
-    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.host_state in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.host_state,
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     for place in
         select s.host, s.role, s.reason, s.since from pgnet.host_state s

@@ -1362,8 +1362,8 @@ begin
     then
         return null;
     end if;
-    lock table net.http_request_queue, pgnet.flow, pgnet.gate_keeper, pgnet.ended_request, pgnet.dependency, pgnet.blocked_key
-        in row exclusive mode nowait;
+    lock table net.http_request_queue, pgnet.flow, pgnet.gate_keeper, pgnet.ended_request, pgnet.dependency, pgnet.blocked_key,
+        pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     select k.* into keeper from pgnet.gate_keeper k for update skip locked;
     if not found then
         return 5;

@@ -71,7 +71,8 @@ begin
             perform pgnet.require_worker(worker_id);
             lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded, pgnet.worker,
                 pgnet.flow, pgnet.host_budget, pgnet.limit_change, pgnet.host_state,
-                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally
+                pgnet.gate_keeper, pgnet.dependency, pgnet.ended_request, pgnet.blocked_key, pgnet.fault, pgnet.webhook_tally,
+                pgnet.callback, pgnet.callback_order
                 in row exclusive mode nowait;
             lock table pgnet.ready_request, pgnet.setting, pgnet.configuration, pgnet.database, pgnet.mark, pgnet.pause, pgnet.host,
                 pgnet.webhook, pgnet.endpoint
@@ -88,7 +89,8 @@ begin
             'pgnet.worker', 'pgnet.ready_request', 'pgnet.setting', 'pgnet.configuration', 'pgnet.database', 'pgnet.worker_role',
             'pgnet.mark', 'pgnet.pause', 'pgnet.host', 'pgnet.flow',
             'pgnet.host_budget', 'pgnet.limit_change', 'pgnet.host_state', 'pgnet.gate_keeper', 'pgnet.dependency',
-            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint']
+            'pgnet.ended_request', 'pgnet.blocked_key', 'pgnet.fault', 'pgnet.webhook_tally', 'pgnet.webhook', 'pgnet.endpoint', 'pgnet.callback',
+            'pgnet.callback_order']
         loop
             begin
                 execute format('lock table %s in row exclusive mode', relation);

@@ -447,12 +447,13 @@ begin
         cross join lateral (
             select o.*, row_number() over () as turn
             from (
-                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, q.held, f.ordering_key, f.unique_key
+                select q.id, q.host, q.role, q.timeout_milliseconds, q.size, q.plain_size, q.odd_size, f.ordering_key,
+                    f.unique_key is not null or f.not_after is not null as special
                 from pgnet.ready_request q
                 -- Few requests have a row there. A caller that has locked it is about to change the
                 -- request.
                 left join lateral (
-                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+                    select f.request_id, case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key, f.not_after
                     from pgnet.flow f
                     where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by
                     for update of f skip locked
@@ -473,15 +474,15 @@ begin
         limit slots
     ), either as (
         select r.id, r.host, r.role, r.timeout_milliseconds, r.size + coalesce(r.odd_size, r.plain_size) as size,
-            r.odd_size is null as plain, r.place, r.turn, r.held, r.ordering_key, r.unique_key, nullif(r.needs_probe, false) as probe, r.host_room, r.ahead
+            r.odd_size is null as plain, r.place, r.turn, r.special, r.ordering_key, nullif(r.needs_probe, false) as probe, r.host_room, r.ahead
         from ready r
         union all
         select q.id, pgnet.host_of_url(q.url) collate "C", q.requested_by::oid, q.timeout_milliseconds, 0, false, 1, 1,
-            q.held, f.ordering_key, f.unique_key, null,
+            q.held is not null, f.ordering_key, null,
             case when has_limits then pgnet.host_room(pgnet.host_of_url(q.url)) end, null
         from net.http_request_queue q
         left join lateral (
-            select case when f.opened is not null then f.ordering_key end as ordering_key, f.unique_key
+            select case when f.opened is not null then f.ordering_key end as ordering_key
             from pgnet.flow f
             where q.held is not null and f.request_id = q.id and f.requested_by = q.requested_by offset 0
         ) f on true
@@ -530,7 +531,8 @@ begin
     into ids, attempts, plain, special, denied, more, host, role
     from (
         select bool_and(b.plain) as plain,
-            bool_or(b.held is not null or b.host_room is not null or b.probe) as special
+            -- A key, or a callback, is nothing to account for.
+            bool_or(b.special or b.host_room is not null or b.probe) as special
         from chosen b
     ) x
     left join claimed c on true;

@@ -369,7 +369,7 @@ declare
     caught pgnet.error;
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.unrecorded,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     -- Outcomes are read one by one: any of them may be 10 MB.
     foreach request_id in array array(
         select u.id from pgnet.unrecorded u where u.retry_at <= present order by u.retry_at limit 100)

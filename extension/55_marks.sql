@@ -120,6 +120,17 @@ begin
         where a.request_id = any (array(
             select m.request_id from marked m
             where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
+    ), callbacks as (
+        -- One that runs at this moment is locked: what it does was asked for before.
+        delete from pgnet.callback b
+        where b.ctid = any (array(
+            select b.place
+            from marked m
+            cross join lateral (
+                select b.ctid as place from pgnet.callback b
+                where b.request_id = m.request_id and b.requested_by = m.requested_by for update of b skip locked
+            ) b
+            where m.free and m.action = 'forget'))
     ), unmarked as (
         delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
@@ -208,7 +219,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m

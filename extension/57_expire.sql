@@ -19,7 +19,13 @@ declare
 begin
     if kind = 'responses' then
         with old as (
-            delete from net._http_response r where r.id = any (ids) returning r.id, r.attempts
+            delete from net._http_response r where r.id = any (ids) returning r.*
+        ), kept as (
+            -- A callback that is still to run is called with it.
+            update pgnet.callback b
+            set outcome = (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
+            from old o
+            where b.request_id = o.id and b.requested_by = o.requested_by and b.state <> 'done'
         ), attempts as (
             delete from pgnet.attempt a
             where a.request_id = any (array(
@@ -203,7 +209,7 @@ begin
         lock table pgnet.attempt in row exclusive mode nowait;
         lock table net.http_request_queue, net._http_response, pgnet.failed in access share mode nowait;
     else
-        lock table net._http_response, pgnet.failed, pgnet.attempt in row exclusive mode nowait;
+        lock table net._http_response, pgnet.failed, pgnet.attempt, pgnet.callback in row exclusive mode nowait;
     end if;
     select f.* into fault from pgnet.fault f where f.duty = own_duty;
     probe := coalesce(fault.retry_at <= clock_timestamp(), false);
@@ -401,7 +407,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.flow, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed,
-        pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     lock table pgnet.mark in access share mode nowait;
     ids := array(
         select f.request_id

@@ -39,6 +39,7 @@ begin
             when 'deleting expired attempts' then pgnet.expire('attempts')
             when 'deleting statistics' then pgnet.forget_minutes()
             when 'counting deliveries' then pgnet.judge_webhooks()
+            when 'forgetting callbacks' then pgnet.expire_callbacks()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -71,7 +72,7 @@ create function pgnet.renew_claims(worker_id bigint, owned bigint[])
 as $$
 begin
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     update pgnet.worker w set stalled_since = null where w.id = worker_id and w.stalled_since is not null;
     if owned is not null then
         -- The worker works. So the requests that it owns stay its own, whatever the clock says.
@@ -167,7 +168,8 @@ create function pgnet.heartbeat(
     owned bigint[] default null
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
-    -- another one restart; mode; quarantined: whether requests wait in quarantine; dropped: ids of
+    -- another one restart; mode; quarantined: whether requests wait in quarantine; callbacks:
+    -- whether there are any to run; dropped: ids of
     -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
     -- seconds to call again
     returns jsonb
@@ -189,7 +191,7 @@ begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
         pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
-    lock table pgnet.fault in row exclusive mode nowait;
+    lock table pgnet.fault, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
     select f.revision, f.generation into configuration from pgnet.configuration f;
@@ -198,6 +200,7 @@ begin
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
+        'forgetting callbacks',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
@@ -220,6 +223,7 @@ begin
         'policies', pgnet.retry_policy_settings(),
         'mode', mode,
         'quarantined', quarantined,
+        'callbacks', pgnet.has_callbacks(),
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
         'faults', pgnet.fault_messages());
 end

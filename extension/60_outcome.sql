@@ -195,8 +195,14 @@ create view net.responses with (security_invoker) as
         r.content_bytes, r.timed_out, r.error_msg, r.attempts, r.context, r.requested_by, r.requested, r.created,
         case when pg_catalog.isfinite(r.requested) then r.created operator(pg_catalog.-) r.requested end as took,
         r.header_list, coalesce(r.final_url, r.url) as final_url, r.redirects, r.http_version, r.address,
-        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of
+        r.name_ms, r.connect_ms, r.tls_ms, r.first_byte_ms, r.total_ms, r.retry_of,
+        b.callback, case when b.pid is not null then 'running' else b.state end as callback_state, b.attempts as callback_attempts,
+        b.error_msg as callback_error
     from net._http_response r
+    left join lateral (
+        select b.callback, b.state, b.pid, b.attempts, b.error_msg from pgnet.callback b
+        where b.request_id operator(pg_catalog.=) r.id and b.requested_by operator(pg_catalog.=) r.requested_by offset 0
+    ) b on true
     where not exists (
         select from pgnet.mark m
         where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
@@ -572,6 +578,30 @@ comment on function net.forget(bigint) is
     'response, its failure, its attempts. From the commit on it is not sent (again), and blocks '
     'no key; a worker removes the rows. False where it is not there, or is another role''s. NULL gives false.';
 
+create function pgnet.held_again(request_id bigint, requested_by regrole, options jsonb)
+    returns boolean
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+as $$
+begin
+    if jsonb_typeof(options -> 'ordering_key') = 'string' then
+        return true;
+    elsif exists (
+        select from pgnet.callback b where b.request_id = held_again.request_id and b.requested_by = held_again.requested_by)
+    then
+        return false;
+    end if;
+    return null;
+end
+$$;
+comment on function pgnet.held_again(bigint, regrole, jsonb) is
+    'The column held of a request that is sent again: it has the ordering key of the first one, and '
+    'its callback.';
+
 -- The caller has marked the failures first: the policy of the queue asks for that.
 create function pgnet.send_again(ids bigint[], new_idempotency_key boolean)
     -- the ids of the new requests
@@ -593,12 +623,16 @@ begin
                 method, url, headers, body, timeout_milliseconds, requested_by, priority, context, options, retry_of, held)
             select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.requested_by, f.priority, f.context,
                 pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
-                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+                pgnet.held_again(f.id, f.requested_by, f.options)
             from pgnet.failed f where f.id = any (ids)
-            returning q.id, q.requested_by, q.options, q.held
+            returning q.id, q.requested_by, q.options, q.held, q.retry_of
         ), flows as (
-            insert into pgnet.flow (request_id, requested_by, ordering_key, gate)
-            select m.id, m.requested_by, m.options ->> 'ordering_key', 'new' from made m where m.held
+            insert into pgnet.flow (request_id, requested_by, ordering_key, gate, callback, callback_oid)
+            select m.id, m.requested_by, case when m.held then m.options ->> 'ordering_key' end, case when m.held then 'new'::pgnet.gate end,
+                b.callback, b.callback_oid
+            from made m
+            left join pgnet.callback b on b.request_id = m.retry_of and b.requested_by = m.requested_by
+            where m.held is not null
         )
         select array_agg(m.id) into made_ids from made m;
     else
@@ -607,12 +641,16 @@ begin
                 method, url, headers, body, timeout_milliseconds, priority, context, options, retry_of, held)
             select f.method, f.url, f.headers, f.body, f.timeout_milliseconds, f.priority, f.context,
                 pgnet.options_again(f.options, f.idempotency_key, new_idempotency_key), f.id,
-                case when jsonb_typeof(f.options -> 'ordering_key') = 'string' then true end
+                pgnet.held_again(f.id, f.requested_by, f.options)
             from pgnet.failed f where f.id = any (ids) and f.requested_by = pgnet.caller_role()
-            returning q.id, q.options, q.held
+            returning q.id, q.options, q.held, q.retry_of
         ), flows as (
-            insert into net._new_flow (request_id, ordering_key, gate)
-            select m.id, m.options ->> 'ordering_key', 'new' from made m where m.held
+            insert into net._new_flow (request_id, ordering_key, gate, callback, callback_oid)
+            select m.id, case when m.held then m.options ->> 'ordering_key' end, case when m.held then 'new'::pgnet.gate end,
+                b.callback, b.callback_oid
+            from made m
+            left join pgnet.callback b on b.request_id = m.retry_of and b.requested_by = pgnet.caller_role()
+            where m.held is not null
         )
         select array_agg(m.id) into made_ids from made m;
     end if;

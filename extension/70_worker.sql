@@ -86,10 +86,10 @@ create function pgnet.worker_routines()
 as $$
     select p.oid::regprocedure
     from pg_proc p
-    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain')
+    where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain', 'run_callbacks')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
             'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'deregister_worker',
-            'heartbeat', 'report_work', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
+            'heartbeat', 'report_work', 'look_for_callbacks', 'take_callback', 'perform_callback', 'serve_callbacks', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')
 $$;
@@ -105,6 +105,8 @@ begin
     for routine in
         select p.oid from pgnet.worker_routines() r join pg_catalog.pg_proc p on p.oid operator(pg_catalog.=) r.r
         where p.prosecdef and p.prokind operator(pg_catalog.=) 'f'
+            -- They would hold for callbacks, too.
+            and p.proname operator(pg_catalog.<>) 'perform_callback'
     loop
         execute pg_catalog.format(
             'alter function %s set session_replication_role = origin set temp_file_limit = -1 set extra_float_digits = 1', routine);
@@ -250,9 +252,10 @@ declare
     job bigint;
 begin
     if to_regprocedure('cron.schedule(text, text, text)') is not null then
+        execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet callbacks', '* * * * *', 'call net.run_callbacks()';
         execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
-        raise notice using message = format('pg_cron keeps a worker running in this database by job %s', job),
-            hint = 'It starts at the next full minute.';
+        raise notice using message = format('pg_cron keeps a worker running in this database by job %s, and callbacks by another', job),
+            hint = 'They start at the next full minute.';
         return job;
     end if;
     if cron_database is null then
@@ -271,13 +274,15 @@ begin
     raise exception using
         errcode = 'object_not_in_prerequisite_state',
         message = format('pg_cron keeps its jobs in the database "%s", not in this one', cron_database),
-        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L);',
-            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database());
+        hint = format('There, run: select cron.schedule_in_database(%L, %L, %L, %L); '
+            'select cron.schedule_in_database(%L, %L, %L, %L);',
+            'pgnet worker of ' || current_database(), '* * * * *', 'call net.work()', current_database(),
+            'pgnet callbacks of ' || current_database(), '* * * * *', 'call net.run_callbacks()', current_database());
 end
 $$;
 comment on function net.schedule_worker() is
-    'Has pg_cron keep a worker running in this database: a job by the minute that starts '
-    'net.work() again whenever it has ended. Raises 55000 with what to do where pg_cron is not '
+    'Has pg_cron keep a worker running in this database, and a session for callbacks: jobs by the minute that '
+    'start net.work() and net.run_callbacks() again whenever they have ended. Gives the number of the first. Raises 55000 with what to do where pg_cron is not '
     'here.';
 
 create function net.unschedule_worker()
@@ -287,19 +292,24 @@ create function net.unschedule_worker()
     set search_path = pg_catalog, pg_temp
 as $$
 declare
-    done boolean;
+    job text;
+    found_job boolean;
+    done boolean := false;
 begin
     -- The argument is a name in older versions, text in newer ones.
     if coalesce(to_regprocedure('cron.unschedule(text)'), to_regprocedure('cron.unschedule(name)')) is null then
         return false;
     end if;
-    execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into done using 'pgnet worker';
-    if done then
-        execute 'select cron.unschedule(''pgnet worker'')';
-    end if;
+    foreach job in array array['pgnet worker', 'pgnet callbacks'] loop
+        execute 'select exists (select from cron.job where jobname = $1 and username = current_user)' into found_job using job;
+        if found_job then
+            execute format('select cron.unschedule(%L)', job);
+            done := true;
+        end if;
+    end loop;
     return done;
 end
 $$;
 comment on function net.unschedule_worker() is
-    'Removes the pg_cron job of net.schedule_worker; true where there was one. A worker that runs '
+    'Removes the pg_cron jobs of net.schedule_worker; true where there was one. A worker that runs '
     'goes on until it is cancelled.';

@@ -502,6 +502,28 @@ $$;
 comment on function pgnet.check_secrets() is
     'The rows of net.check() about secrets.';
 
+create function pgnet.check_callbacks()
+    returns setof pgnet.finding
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return query
+    with oldest as (
+        select d.role, clock_timestamp() - d.due as age from pgnet.due_roles(clock_timestamp()) d order by d.due limit 1
+    ), waits as (
+        select o.role, o.age, coalesce(o.age > interval '1 minute', false) as long from (select) e left join oldest o on true
+    )
+    select 'callbacks', not w.long,
+        case when w.role is null then 'none waits' when not w.long then 'some wait for their time'
+            else format('those of role %s are due for %s', w.role::regrole, date_trunc('second', w.age)) end,
+        case when w.long then 'Nobody runs them, or they hang: select * from net.callbacks where state in (''waiting'', ''running''). A worker process runs them, '
+            'unless the setting callback_runners is 0; beside net.work() it takes: call net.run_callbacks().' end
+    from waits w;
+end
+$$;
+comment on function pgnet.check_callbacks() is 'The row of net.check() about callbacks.';
+
 create function pgnet.check_cron()
     returns setof pgnet.finding
     language plpgsql volatile parallel unsafe
@@ -565,6 +587,7 @@ begin
     return query select * from pgnet.check_definers();
     return query select * from pgnet.check_network();
     return query select * from pgnet.check_hosts();
+    return query select * from pgnet.check_callbacks();
     return query select * from pgnet.check_secrets();
     return query select * from pgnet.check_cron();
 end

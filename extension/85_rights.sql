@@ -90,8 +90,10 @@ grant insert (method, url, headers, body, timeout_milliseconds, priority, contex
     on net.http_request_queue to public;
 grant insert (method, url, headers, body, timeout_milliseconds, priority, context, options, held), select (id) on net._new_request to public;
 grant update (method, url, headers, body, timeout_milliseconds, priority, context, options, held) on net.http_request_queue to public;
-grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate) on net._new_flow to public;
-grant update (request_id, not_before, not_after, unique_key, merges), select on pgnet.flow to public;
+grant insert (request_id, not_before, not_after, ordering_key, unique_key, gate, callback, callback_oid) on net._new_flow to public;
+grant update (request_id, not_before, not_after, unique_key, merges, callback, callback_oid), select on pgnet.flow to public;
+grant insert (request_id, request_ids, callback, callback_oid), select (id) on net._new_callback to public;
+grant select on pgnet.callback, pgnet.callback_order to public;
 grant insert (request_id, action), select on pgnet.mark to public;
 grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
@@ -107,7 +109,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
+    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
     net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
@@ -117,6 +119,7 @@ grant execute on routine
     net.http_request, net.http_put, net.http_patch, net.http_head, net.multipart, net.secret_url,
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
+    net.on_all_done, net.run_callback,
     net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook,
     net.set_endpoint, net.drop_endpoint,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
@@ -137,7 +140,9 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
     pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
-    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again,
+    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
+    -- callbacks; pgnet.report_call is called as the role of a callback
+    pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,
     pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,
     -- many at once
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,

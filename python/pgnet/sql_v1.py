@@ -150,14 +150,20 @@ def wake_next(slot: int | None) -> None:
     wake_up.Sender(backend.database_oid()).send("wake", after=-1 if slot is None else slot)
 
 
-def wait(plpy: Plpy, timeout: float | None) -> tuple[str, int | None]:
-    """For pgnet.wait_for_signals: what signals came within ``timeout`` seconds, and the slot."""
+def wait(
+    plpy: Plpy, timeout: float | None, callbacks: bool | None = False
+) -> tuple[str, int | None]:
+    """For pgnet.wait_for_signals: what signals came within ``timeout`` seconds, and the slot.
+
+    callbacks: signals to runners, too.
+    """
     from pgnet.server import waiting
 
     plpy.commit()  # lets go of the snapshot of the CALL
     listening = wake_up.listener()
+    both = (listening, wake_up.listener(wake_up.RUNNERS) if callbacks else None)
     signals = waiting.wait(
-        listening,
+        [listener for listener in both if listener is not None],
         backend.interrupt_flag(),
         backend.postmaster_fd(),
         backend.client_fd(),
@@ -179,6 +185,34 @@ def serve(plpy: Plpy, max_runtime: str | None, until_idle: bool) -> tuple[bool]:
     from pgnet.worker.session import run
 
     return (not run(plpy, max_runtime, until_idle=until_idle),)
+
+
+def call_restricted(
+    plpy: Plpy,
+    role: int,
+    path: str,
+    query: str,
+    argument: str,
+    timeout: float,
+    memory: int,
+    keep_locks: bool,
+) -> tuple[str | None, str | None, str | None, bool, bool]:
+    """For pgnet.call_restricted: message, SQLSTATE and context; timed out; cancelled."""
+    from pgnet.server import restricted
+
+    return restricted.call(
+        plpy, role, path, query, argument, timeout, memory, keep_locks=keep_locks
+    )
+
+
+def serve_callbacks(plpy: Plpy, max_runtime: str | None) -> tuple[bool]:
+    """For pgnet.serve_callbacks: run callbacks until the time is over.
+
+    Returns what ``serve`` does.
+    """
+    from pgnet.worker.session import run_callbacks
+
+    return (not run_callbacks(plpy, max_runtime),)
 
 
 def python_check(

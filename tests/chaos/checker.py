@@ -44,6 +44,7 @@ class Sent:
     not_before: float | None = None
     not_after: float | None = None
     limited: bool = False
+    calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,11 @@ class Evidence:
     upsets: list[float] = field(default_factory=list)
     # requests that came with another body than was asked for
     wrong_bodies: list[str] = field(default_factory=list)
+    # what callbacks have done: ids with states; the sets that were made, by their ids, and what was
+    # called for them
+    called: list[tuple[int, str]] = field(default_factory=list)
+    sets: list[tuple[int, ...]] = field(default_factory=list)
+    called_sets: list[tuple[tuple[int, ...], tuple[str, ...]]] = field(default_factory=list)
     # nothing went wrong that anybody may notice
     calm: bool = False
     # other faults: a worker that ended by itself, a backend that crashed
@@ -141,6 +147,7 @@ KINDS = (
     "order",
     "limit",
     "time",
+    "callback",
     "database",
     "finding",
 )
@@ -160,6 +167,7 @@ def check(evidence: Evidence) -> list[Violation]:
         _left_over,
         _attempts,
         _flow,
+        _callbacks,
         _database,
         _calm,
     ):
@@ -401,6 +409,26 @@ def _is_poison(response: Response) -> bool:
 def _flow(evidence: Evidence) -> Iterator[Violation]:
     for rule in flow_rules.rules():
         yield from (Violation(*finding) for finding in rule(evidence))
+
+
+def _callbacks(evidence: Evidence) -> Iterator[Violation]:
+    """Each callback was called once, with the outcome of its request; and no other was."""
+    states = {response.id: response.state for response in evidence.responses}
+    called = Counter(id for id, _state in evidence.called)
+    expected = {request.id for request in evidence.sent if request.calls}
+    for id in expected | called.keys():
+        if called[id] != (id in expected):
+            yield Violation("callback", str(id), f"called {called[id]} times")
+    for id, state in evidence.called:
+        if state != states.get(id):
+            yield Violation("callback", str(id), f"called with {state}, and it is {states.get(id)}")
+    sets = Counter(ids for ids, _states in evidence.called_sets)
+    for ids in {*evidence.sets, *sets}:
+        if sets[ids] != (ids in evidence.sets):
+            yield Violation("callback", str(ids[0]), f"the set {ids} was called {sets[ids]} times")
+    for ids, found in evidence.called_sets:
+        if found != tuple(states.get(id) for id in ids):
+            yield Violation("callback", str(ids[0]), f"the set {ids} was called with {found}")
 
 
 def _database(evidence: Evidence) -> Iterator[Violation]:

@@ -141,6 +141,8 @@ class Clients:
                     "after": list(order.after),
                 },
             )
+        if made and made[0].calls:
+            connection.execute(orders.MAKE_SET, {"keys": [order.key for order in made]})
 
     def _note_commit(self, made: list[orders.Order], began: float) -> None:
         span = (next(self._transactions), began, time.time())

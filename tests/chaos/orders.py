@@ -31,7 +31,8 @@ _RETRY = {None: 30, "none": 5, "safe": 20, QUICK: 35, "webhook": 10}
 class Order:
     """One request. key is in its URL: the witness and the checker know it by this key.
 
-    after: the keys of earlier ones. not_before and not_after: seconds from the call.
+    after: the keys of earlier ones. not_before and not_after: seconds from the call. calls: it has
+    a callback.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Order:
     not_before: float | None = None
     not_after: float | None = None
     limited: bool = False
+    calls: bool = False
 
 
 def draw(key: str, choose: random.Random, earlier: Sequence[str] = ()) -> Order:
@@ -68,6 +70,7 @@ def draw(key: str, choose: random.Random, earlier: Sequence[str] = ()) -> Order:
         max_attempts,
         f"asked for by {key}" if choose.random() < 0.15 else None,
         **_draw_flow(choose, earlier),
+        calls=choose.random() < 0.3,
     )
 
 
@@ -92,7 +95,7 @@ def _draw_flow(choose: random.Random, earlier: Sequence[str]) -> dict[str, Any]:
 SEND = """
 insert into app.sent (
     key, id, method, delivery, retry, max_attempts, idempotency_key, ordering_key, blocks, after,
-    after_any_end, not_before, not_after, limited)
+    after_any_end, not_before, not_after, limited, calls)
 select %(key)s::text, net.http_request(
         %(method)s,
         %(url)s || coalesce(%(ordering_key)s::text || '/', '') || %(key)s,
@@ -100,6 +103,7 @@ select %(key)s::text, net.http_request(
         timeout_milliseconds => %(timeout_milliseconds)s,
         retry => %(retry)s,
         max_attempts => %(max_attempts)s,
+        on_response => case when %(calls)s then 'app.note_call' end,
         options => jsonb_strip_nulls(jsonb_build_object(
             'delivery', %(delivery)s::text, 'idempotency_key', %(idempotency_key)s::text,
             'ordering_key', %(ordering_key)s::text, 'on_failure', %(on_failure)s::text,
@@ -111,9 +115,17 @@ select %(key)s::text, net.http_request(
     %(ordering_key)s, %(ordering_key)s is not null and %(on_failure)s::text is distinct from 'skip',
     a.ids, %(after_any_end)s::boolean is not null,
     clock_timestamp() + %(not_before)s::float8 * interval '1 s',
-    clock_timestamp() + %(not_after)s::float8 * interval '1 s', %(limited)s
+    clock_timestamp() + %(not_after)s::float8 * interval '1 s', %(limited)s, %(calls)s
 from (select array_agg(s.id) as ids from app.sent s where s.key = any (%(after)s)) a
 returning id
+"""
+
+# A callback for all of a transaction's requests so far.
+MAKE_SET = """
+insert into app.made_set (id, ids)
+select net.on_all_done(array_agg(s.id order by s.id), 'app.note_set'), array_agg(s.id order by s.id)
+from app.sent s where s.key = any (%(keys)s)
+having count(*) > 0
 """
 
 # A few that have failed are sent again, but none that is to be sent at most once: the witness could

@@ -130,6 +130,7 @@ class Run:
         self.sessions = [
             BackendWorker("a session", direct, self.tally),
             BackendWorker("a session by the proxy", proxied, self.tally),
+            BackendWorker("callbacks", direct, self.tally, "call net.run_callbacks()"),
         ]
         self.workers: list[ProcessWorker | BackendWorker] = [*self.processes, *self.sessions]
 
@@ -176,10 +177,17 @@ class Run:
                 found = connection.execute(
                     "select (select count(*) from net.http_request_queue),"
                     " (select count(*) from pgnet.claim), (select count(*) from pg_prepared_xacts),"
-                    " (select count(*) from pgnet.mark where not done)"
+                    " (select count(*) from pgnet.mark where not done),"
+                    " (select count(*) from net.callbacks where state not in ('done', 'failed'))"
                 ).fetchone()
-                if found == (0, 0, 0, 0):
+                if found == (0, 0, 0, 0, 0):
                     break
+                # Their pauses are longer than this wait.
+                connection.execute("update pgnet.callback_turn set paused_until = '-infinity'")
+                connection.execute(
+                    "update pgnet.callback set due = clock_timestamp()"
+                    " where due > clock_timestamp() + interval '1 s'"
+                )
                 with self.server.connect(server.CLIENT) as client:
                     client.execute(orders.UNBLOCK, {"count": 1000})
             time.sleep(0.2)
@@ -214,7 +222,7 @@ class Run:
                     "select key, id, method, delivery, retry, max_attempts, idempotency_key, null,"
                     " ordering_key, blocks, after, after_any_end,"
                     " extract(epoch from not_before)::float8,"
-                    " extract(epoch from not_after)::float8, limited from app.sent"
+                    " extract(epoch from not_after)::float8, limited, calls from app.sent"
                 )
             ]
             evidence.sent += _sent_again(
@@ -230,6 +238,14 @@ class Run:
             evidence.ended = dict(
                 rows("select id, number from app.outcome where operation = 'INSERT'")
             )
+            evidence.called = [
+                (id, state) for id, state in rows("select id, state::text from app.called")
+            ]
+            evidence.sets = [tuple(ids) for (ids,) in rows("select ids from app.made_set")]
+            evidence.called_sets = [
+                (tuple(ids), tuple(states))
+                for ids, states in rows("select ids, states::text[] from app.called_set")
+            ]
             evidence.cancelled = [id for (id,) in rows("select id from app.cancelled")]
             evidence.attempts = [
                 checker.Attempt(*row)

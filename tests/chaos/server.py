@@ -37,10 +37,13 @@ _SHARED_MB = 64
 
 # Points at which a backend is killed, at the end of a transaction that did this.
 POINTS = tuple(
-    f"{when} {what}" for what in ("claim", "record", "call") for when in ("before", "after")
+    f"{when} {what}"
+    for what in ("claim", "record", "call", "callback")
+    for when in ("before", "after")
 )
 
-# Runs in the backend that claims, records or calls; the end of its transaction reads what it did.
+# Runs in the backend that claims, records, calls or runs a callback; the end of its transaction
+# reads what it did.
 _POINTS_SQL = """
 create function app.at_point() returns trigger language plpython3u as $python$
 import os, signal
@@ -69,6 +72,8 @@ create trigger at_record after insert on net._http_response
     for each statement execute function app.at_point('record');
 create trigger at_call after insert on app.sent
     for each statement execute function app.at_point('call');
+create trigger at_callback after insert on app.called
+    for each statement execute function app.at_point('callback');
 """
 
 _SETUP_SQL = """
@@ -88,8 +93,26 @@ create table app.sent (
     after_any_end boolean not null,
     not_before timestamptz,
     not_after timestamptz,
-    limited boolean not null
+    limited boolean not null,
+    calls boolean not null
 );
+-- What callbacks have done, and the sets that there are. Again nothing is unique.
+create table app.called (id bigint not null, state net.request_state not null);
+create table app.made_set (id bigint not null, ids bigint[] not null);
+create table app.called_set (ids bigint[] not null, states net.request_state[] not null);
+-- Some fail, and are tried again.
+create function app.note_call(o net.outcome) returns void language plpgsql as $$
+begin
+    insert into app.called (id, state) values (o.id, o.state);
+    if random() < 0.05 then
+        raise exception 'this callback fails by chance';
+    end if;
+end $$;
+create function app.note_set(o net.outcome[]) returns void language plpgsql as $$
+begin
+    insert into app.called_set (ids, states)
+    select array_agg(u.id order by u.id), array_agg(u.state order by u.id) from unnest(o) u;
+end $$;
 -- Numbers what happens, in the order in which it happens.
 create sequence app.number;
 grant usage on sequence app.number to client;
@@ -305,6 +328,8 @@ class Server:
             connection.execute("select net.grant_worker('worker')")
             for network in ["127.0.0.0/8", *(f"{address}/32" for address in self._addresses)]:
                 connection.execute("select net.allow_network(%s)", (network,))
+            # Sessions that run callbacks are killed, too.
+            connection.execute("select net.configure('callback_attempts', '100')")
             # The clock is moved by hours, and what has been recorded is evidence.
             for name in ("ttl", "ttl_failed"):
                 connection.execute("select net.configure(%s, '3000 days')", (name,))

@@ -128,10 +128,11 @@ class ProcessWorker:
 
 
 class BackendWorker:
-    """A session that calls net.work(), again and again."""
+    """A session that calls net.work(), or another procedure, again and again."""
 
-    def __init__(self, name: str, dsn: str, tally: Tally) -> None:
+    def __init__(self, name: str, dsn: str, tally: Tally, call: str = "call net.work()") -> None:
         self.name = name
+        self._call = call
         self._dsn = dsn
         self._tally = tally
         self._stopped = threading.Event()
@@ -149,7 +150,7 @@ class BackendWorker:
                     self._connection = connection
                     connection.execute("set application_name = 'chaos worker'")
                     self._tally.add("worker sessions started")
-                    connection.execute("call net.work()")
+                    connection.execute(self._call)
             except (psycopg.OperationalError, psycopg.errors.DiskFull):
                 # The server, the connection or a cancel ended it.
                 pass

@@ -31,6 +31,7 @@ ITEMS = [
     "egress",
     "hosts",
     "circuit breakers",
+    "callbacks",
     "secrets",
     "pg_cron",
 ]

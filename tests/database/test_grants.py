@@ -114,6 +114,11 @@ def populate(database: Database) -> None:
         " values (1000, %(victim)s, %(canary)s)",
         "insert into pgnet.blocked_key (requested_by, ordering_key, head, state, since)"
         " values (%(victim)s, %(canary)s, 1000, 'failed', now())",
+        "insert into pgnet.callback (request_id, requested_by, callback, state, error_msg)"
+        " values (1000, %(victim)s, %(canary)s, 'failed', %(canary)s)",
+        "insert into pgnet.callback_turn (role) values (%(victim)s::regrole)",
+        "insert into pgnet.callback_order (requested_by, request_id, callback)"
+        " values (%(victim)s, 1000, %(canary)s)",
         "insert into pgnet.pause (host) values (%(canary)s)",
         "insert into pgnet.backlog (role, pending) values (%(victim)s::regrole, 1)",
         "insert into pgnet.host_budget (host, revision) values (%(canary)s, 1)",

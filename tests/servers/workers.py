@@ -57,9 +57,17 @@ class Session:
 
 @contextlib.contextmanager
 def serving(
-    database: Database, call: str = "call net.work()", *, user: str = "postgres", setup: str = ""
+    database: Database,
+    call: str = "call net.work()",
+    *,
+    user: str = "postgres",
+    setup: str = "",
+    registers: bool = True,
 ) -> Iterator[Session]:
-    """Run a worker in a session of its own; it has registered when this returns."""
+    """Run a worker in a session of its own; it has registered when this returns.
+
+    registers: false for a session that only runs callbacks; then it is just begun.
+    """
     connection = database.connect(user)
     if setup:
         connection.execute(setup)
@@ -67,7 +75,8 @@ def serving(
     try:
         wait_until(
             lambda: (
-                (
+                not registers
+                or (
                     session.running
                     and database.value(
                         "select exists (select from pgnet.worker where pid = %s)", session.pid

@@ -319,6 +319,7 @@ class WorkerState:
     quarantined: whether a request in quarantine waits for a worker.
     dropped: the requests that the worker owns no longer, of those that it gave: they were
     cancelled, forgotten or deleted, or freed for others.
+    callbacks: whether there are any to look for.
     next_poll: seconds until the next heartbeat.
     faults: the duties of the heartbeat that fail, and why, by the name of the duty.
     """
@@ -334,6 +335,7 @@ class WorkerState:
     dropped: Sequence[int]
     next_poll: float
     faults: Mapping[str, str] = field(default_factory=dict)
+    callbacks: bool = False
 
 
 @dataclass(slots=True)
@@ -400,6 +402,56 @@ class Reported:
             [Place(host, role) for host, role in given["deferred"]],
             [HostEvent(**event) for event in given["events"]],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DueCallbacks:
+    """Whose callbacks are due. Roles are oids.
+
+    roles: in their turns. suspects: those of them whose callbacks have run out of their time of
+    late. look_in: seconds until more are due, None where no more wait. runners: in how many
+    sessions at most a worker process runs callbacks.
+    """
+
+    roles: Sequence[int]
+    suspects: Sequence[int]
+    look_in: float | None
+    runners: int
+
+
+class Performed(NamedTuple):
+    """What follows a callback: the token of the next one, which is begun; was it cancelled?"""
+
+    next_token: str | None
+    cancelled: bool
+
+
+class Runner(Protocol):
+    """A session that runs callbacks. Each call is a transaction of its own.
+
+    Every method may raise OutboxLost and OutboxFailed; then a callback that was begun is free again
+    when this session looks the next time, or is gone.
+    """
+
+    def look(self) -> DueCallbacks:
+        """See whose callbacks are due."""
+        ...
+
+    def take(self, role: int) -> str | None:
+        """Begin the next callback of a role; its token, or None where there is none to begin."""
+        ...
+
+    def perform(self, token: str, *, go_on: bool) -> Performed:
+        """Run a callback that was begun. go_on: begin the next one of its role."""
+        ...
+
+    def cancel(self) -> None:
+        """End what runs now."""
+        ...
+
+    def close(self) -> None:
+        """End the session."""
+        ...
 
 
 class Outbox(Protocol):

@@ -31,6 +31,7 @@ from typing import Any
 import gevent
 import psycopg
 from gevent.event import Event
+from gevent.threadpool import ThreadPool
 from psycopg.adapt import Dumper
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
@@ -56,6 +57,7 @@ from pgnet.outbox import (
     read_secrets,
     translate_error,
 )
+from pgnet.outbox.libpq_runner import LibpqRunner
 
 log = logging.getLogger("pgnet.outbox")
 
@@ -134,6 +136,10 @@ _WAIT = 60.0
 # Seconds that a cancelled statement has to end, before its connection is shut down.
 _CANCELLED = 2.0
 _FIRST_RETRY, _LONGEST_RETRY = 0.2, 5.0
+# The most that the setting callback_runners may be.
+_MOST_RUNNERS = 64
+# Seconds that idle threads of runners have to end.
+_THREADS_END = 0.5
 
 
 class _Json:
@@ -172,6 +178,7 @@ class LibpqOutbox:
         self._listener: psycopg.Connection[dict[str, Any]] | None = None
         self._slot: int | None = None
         self._connected = Event()
+        self._runners: ThreadPool | None = None
         self.wake_up_fault: str | None = "the listener is not connected yet"
 
     # ---- in the pool's threads
@@ -240,7 +247,9 @@ class LibpqOutbox:
 
     # ---- in the hub's thread
 
-    def _in_pool(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _in_pool(
+        self, function: Callable[..., Any], *arguments: Any, pool: ThreadPool | None = None
+    ) -> Any:
         """Run a function in a thread of the pool. Raises what the function raises.
 
         The pool prints what a function raises in it. So such errors come back as values.
@@ -252,7 +261,7 @@ class LibpqOutbox:
             except (psycopg.Error, OutboxError) as error:
                 return None, error
 
-        result, error = self._pool.apply(guarded)
+        result, error = (pool or self._pool).apply(guarded)
         if error is not None:
             raise error
         return result
@@ -418,6 +427,17 @@ class LibpqOutbox:
         self.stop_listening()
         with contextlib.suppress(OutboxError):
             self._call(self._deregister_and_close, cut_off)
+        if self._runners is not None:
+            # A thread that waits for a server that hangs is left alone.
+            with gevent.Timeout(_THREADS_END, False):
+                self._runners.kill()
+
+    def open_runner(self) -> LibpqRunner:
+        """A session for callbacks, whose threads are not those that requests wait for."""
+        if self._runners is None:
+            self._runners = ThreadPool(_MOST_RUNNERS)
+        pool = self._runners
+        return LibpqRunner(self._open, lambda *call: self._in_pool(*call, pool=pool))
 
     # ---- waking up
 
@@ -459,7 +479,7 @@ class LibpqOutbox:
     def _wait(self, timeout: float) -> dict[str, Any]:
         assert self._listener is not None
         row = self._listener.execute(
-            "call pgnet.wait_for_signals(%s::float8)", (timeout,)
+            "call pgnet.wait_for_signals(%s::float8, callbacks => true)", (timeout,)
         ).fetchone()
         assert row is not None
         return row

@@ -26,7 +26,8 @@ class CommitHook:
     def arm(self, signal: str) -> None:
         """Send ``signal`` when the running transaction commits.
 
-        ``wake`` goes to one worker, ``reload`` to all.
+        ``wake`` goes to one worker, ``callback`` to all runners, and what else there is to all
+        workers.
         """
         self._armed.add(signal)
 
@@ -36,8 +37,10 @@ class CommitHook:
             return
         if event in (backend.COMMIT, backend.PARALLEL_COMMIT):
             # Settings and rules first: requests of the same transaction are meant to meet them.
-            for signal in self._armed - {"wake"}:
+            for signal in self._armed - {"wake", "callback"}:
                 self._sender.send_all(signal)
+            if "callback" in self._armed:
+                self._sender.send_to_runners()
             if "wake" in self._armed:
                 self._sender.send("wake")
         elif event == backend.PREPARE:

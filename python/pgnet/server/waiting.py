@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from pgnet.server.unpatched import poll as python_poll
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgnet.server.wake_up import Listener
 
 _POLLIN = 0x001
@@ -40,7 +42,7 @@ def is_gone(client_fd: int) -> bool:
 
 
 def wait(
-    listener: Listener | None,
+    listeners: Sequence[Listener],
     interrupt: ctypes.c_int,
     postmaster_fd: int,
     client_fd: int,
@@ -55,10 +57,10 @@ def wait(
     """
     poll = ctypes.CDLL(None).poll
     poll.argtypes = [ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.c_int]
-    watched = (_PollFd * 3)(
+    watched = (_PollFd * (2 + len(listeners)))(
         _PollFd(postmaster_fd, _POLLIN, 0),
         _PollFd(client_fd, select.POLLRDHUP, 0),
-        _PollFd(listener.fileno() if listener else -1, _POLLIN, 0),
+        *(_PollFd(listener.fileno(), _POLLIN, 0) for listener in listeners),
     )
     deadline = time.monotonic() + timeout
     while not interrupt.value:
@@ -68,6 +70,12 @@ def wait(
         poll(watched, len(watched), min(_SLICE, int(remaining * 1000) + 1))
         if watched[0].revents or watched[1].revents:
             break
-        if listener is not None and watched[2].revents:
-            return listener.read()
+        signals = {
+            signal
+            for listener, entry in zip(listeners, watched[2:], strict=True)
+            if entry.revents
+            for signal in listener.read()
+        }
+        if signals:
+            return signals
     return set()

@@ -19,15 +19,17 @@ import socket
 from pgnet.server import backend
 
 SLOTS = 8
+# The slots of runners, which wait for callbacks, stand beside those of workers.
+RUNNERS = "c"
 _DIRECTORY = "pg_stat_tmp"
 
 # The signals, one byte each in a datagram.
-SIGNALS = {"wake": b"w", "prepared": b"p", "reload": b"r"}
+SIGNALS = {"wake": b"w", "prepared": b"p", "reload": b"r", "callback": b"c"}
 _NAMES = {code[0]: name for name, code in SIGNALS.items()}
 
 
-def _path(database: int, slot: int) -> str:
-    return f"{_DIRECTORY}/pgnet.{database}.{slot}"
+def _path(database: int, slot: int, kind: str = "") -> str:
+    return f"{_DIRECTORY}/pgnet.{database}.{kind}{slot}"
 
 
 class Sender:
@@ -42,6 +44,7 @@ class Sender:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._paths = [_path(database, slot) for slot in range(SLOTS)]
+        self._runners = [_path(database, slot, RUNNERS) for slot in range(SLOTS)]
 
     def send(self, signal: str, *, after: int = -1) -> bool:
         """Send to the first slot behind ``after`` that listens; returns whether there was one."""
@@ -51,6 +54,11 @@ class Sender:
         """Send to every listening slot."""
         for path in self._paths:
             self._send_to(path, signal)
+
+    def send_to_runners(self) -> None:
+        """Tell those that wait for callbacks that some are due."""
+        for path in self._runners:
+            self._send_to(path, "callback")
 
     def _send_to(self, path: str, signal: str) -> bool:
         try:
@@ -62,7 +70,7 @@ class Sender:
 
 
 class Listener:
-    """Listens in the first free slot of a database.
+    """Listens in the first free slot of a database. kind: RUNNERS for those of runners.
 
     A slot belongs to the process that holds a lock on a file beside the socket. The kernel releases
     the lock when the process ends, so that a socket file that is left over is known as such.
@@ -70,11 +78,10 @@ class Listener:
     Raises OSError where every slot is taken, or where the directory cannot be written.
     """
 
-    def __init__(self, database: int) -> None:
+    def __init__(self, database: int, kind: str = "") -> None:
         for slot in range(SLOTS):
-            lock = os.open(
-                _path(database, slot) + ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-            )
+            path = _path(database, slot, kind)
+            lock = os.open(path + ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -85,7 +92,7 @@ class Listener:
             raise OSError(f"all {SLOTS} wake-up slots of this database are taken")
         self.slot = slot
         self._lock = lock
-        self._path = _path(database, slot)
+        self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         umask = os.umask(0o177)
@@ -123,25 +130,23 @@ class Listener:
         os.close(self._lock)
 
 
-# The listener of this backend. It stays bound between two calls of pgnet.wait_for_signals, so that
-# signals that come in between are not lost.
-_listener: Listener | None = None
+# The listeners of this backend by kind. They stay bound between two calls of
+# pgnet.wait_for_signals, so that signals that come in between are not lost.
+_listeners: dict[str, Listener] = {}
 
 
-def listener() -> Listener | None:
+def listener(kind: str = "") -> Listener | None:
     """This backend's listener; None where every slot is taken or the directory is not writable."""
-    global _listener
-    if _listener is None:
+    if kind not in _listeners:
         try:
-            _listener = Listener(backend.database_oid())
+            _listeners[kind] = Listener(backend.database_oid(), kind)
         except OSError:
             return None
-    return _listener
+    return _listeners[kind]
 
 
-def close_listener() -> None:
+def close_listener(kind: str = "") -> None:
     """Give this backend's slot back."""
-    global _listener
-    if _listener is not None:
-        _listener.close()
-        _listener = None
+    found = _listeners.pop(kind, None)
+    if found is not None:
+        found.close()

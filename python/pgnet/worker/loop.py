@@ -64,6 +64,7 @@ from pgnet.wire.answer import Answer
 from pgnet.worker.alarm import Alarm
 from pgnet.worker.assemble import read
 from pgnet.worker.backoff import Backoff
+from pgnet.worker.callbacks import Callbacks, NoCallbacks
 from pgnet.worker.configuration import Configuration
 from pgnet.worker.flights import Flight, Flights
 from pgnet.worker.heartbeat import Heartbeat
@@ -113,7 +114,7 @@ class Worker:
     outbox: the database. max_runtime: seconds, None for no limit. until_idle: end when nothing is
     due. grace: seconds that requests in flight have at most to end when it stops, None for the
     setting. concurrency: requests in flight at once, None for the setting. directory: the secrets
-    that this worker holds itself.
+    that this worker holds itself. callbacks: what runs callbacks beside it, None where others do.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class Worker:
         grace: float | None = None,
         concurrency: int | None = None,
         directory: Directory | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._outbox = outbox
+        self._callbacks = callbacks or NoCallbacks()
         self._until_idle = until_idle
         self._ends_at = math.inf if max_runtime is None else time.monotonic() + max_runtime
         self._configuration = Configuration(directory, concurrency, grace)
@@ -173,6 +176,7 @@ class Worker:
                     watcher.stop()
                     watcher.close()
                 self._reset()
+                self._callbacks.stop()
                 self._outbox.close(self._cut_off)
                 self._is_over = True
 
@@ -209,6 +213,8 @@ class Worker:
                 self._claim_wanted = True
                 # Where there is no room here, the wake-up is for another worker, at once.
                 self._wake_next_at = 0.0
+            if signals & {"callback", "prepared"}:
+                self._callbacks.look()
             now = time.monotonic()
             if now >= self._ends_at:
                 return "ends"
@@ -227,6 +233,10 @@ class Worker:
                 self._connect(error)
                 continue
             if self._until_idle and self._is_idle():
+                # A callback may have made requests, or others may have waited for its end.
+                self._claim_wanted = self._callbacks.run_due(self._ends_at)
+                if self._claim_wanted:
+                    continue
                 return "idle"
             self._sleep(
                 min(self._heartbeat.due_at, self._report.due_at, self._alarm.next, self._ends_at)
@@ -336,6 +346,8 @@ class Worker:
         self._heartbeat.log_faults(state.faults)
         if state.quarantined:
             self._quarantine.wanted(began)
+        if state.callbacks:
+            self._callbacks.look()
         polls = self._outbox.wake_up_fault is not None
         next_in = min(state.next_poll, _POLL_INTERVAL if polls else _LONGEST_SLEEP)
         if in_the_way:

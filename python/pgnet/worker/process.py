@@ -12,6 +12,7 @@ from pgnet.outbox import OutboxRefused
 from pgnet.outbox.libpq import LibpqOutbox
 from pgnet.secret.directory import Directory, UnsafeFile
 from pgnet.worker import open_files
+from pgnet.worker.callbacks import ProcessCallbacks
 from pgnet.worker.loop import Worker
 
 # Seconds that idle threads have to end.
@@ -56,7 +57,13 @@ def run(
         outbox = LibpqOutbox(dsn)
     except ValueError as error:
         return _fail(str(error))
-    worker = Worker(outbox, grace=grace, concurrency=concurrency, directory=directory)
+    worker = Worker(
+        outbox,
+        grace=grace,
+        concurrency=concurrency,
+        directory=directory,
+        callbacks=ProcessCallbacks(outbox.open_runner),
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, worker.stop)
     try:
