@@ -4,16 +4,17 @@
 
 create extension if not exists pg_cron;
 
--- Either: a worker that stays. The job starts it anew at the next minute whenever it has ended.
+-- Either: a worker that stays, and a session that calls callbacks. Two jobs start them anew at the
+-- next minute whenever they have ended.
 select net.schedule_worker();
 
 -- Is it up? The first start is at the next full minute.
 select item, ok, detail, hint from net.check() where item in ('worker', 'pg_cron');
 
--- Take it out again: the job, then the worker that runs.
+-- Take them out again: the jobs, then the sessions that run.
 select net.unschedule_worker();
 select pg_cancel_backend(pid) from pg_stat_activity
-where application_name = 'pgnet worker' and datname = current_database();
+where application_name in ('pgnet worker', 'pgnet callbacks') and datname = current_database();
 
 -- Or: send what is due once a minute. It fits where a delay of a minute is fine, and a session that
 -- stays is not.

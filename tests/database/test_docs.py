@@ -434,7 +434,10 @@ def test_pg_cron(installed: None) -> None:
         ]
         assert len(marked) == 2
         psql(database, marked[0])
-        assert database.rows("select command from cron.job") == [("call net.work()",)]
+        assert database.rows("select command from cron.job order by 1") == [
+            ("call net.run_callbacks()",),
+            ("call net.work()",),
+        ]
         psql(database, marked[1])
         assert database.rows("select command from cron.job") == []
 
