@@ -466,5 +466,7 @@ def summary(evidence: Evidence, violations: Iterable[Violation]) -> list[tuple[s
         ("keys seen more than once", sum(count > 1 for count in seen.values())),
         *((f"outcomes: {state}", count) for state, count in sorted(states.items())),
         ("of these failed since many workers were lost with them", poison),
+        ("callbacks called", len(evidence.called)),
+        ("callbacks of sets called", len(evidence.called_sets)),
         *((f"violations: {kind}", found[kind]) for kind in KINDS),
     ]

@@ -395,6 +395,8 @@ def test_a_minute_of_chaos() -> None:
     assert figures["keys seen more than once"] > 0
     for state in ("succeeded", "failed", "unknown", "cancelled"):
         assert figures[f"outcomes: {state}"] > 0
+    assert figures["callbacks called"] > seconds
+    assert figures["callbacks of sets called"] > 0
     # Whatever this machine allows has happened, but for what was struck in vain.
     left_out = set(re.findall(r"^not possible here: (.*)$", output, re.MULTILINE))
     possible = {kind.name for kind in faults.KINDS} - left_out

@@ -29,7 +29,7 @@ from typing import Protocol
 import gevent
 from gevent.event import Event
 
-from pgnet.outbox import DueCallbacks, OutboxError, OutboxFailed, Runner
+from pgnet.outbox import DueCallbacks, OutboxError, OutboxFailed, Performed, Runner
 
 log = logging.getLogger("pgnet.worker")
 
@@ -119,11 +119,24 @@ def _run_turn(runner: Runner, role: int, until: float) -> bool:
     turn_ends = min(until, time.monotonic() + _TURN)
     token = first = runner.take(role)
     while token is not None:
-        performed = runner.perform(token, go_on=time.monotonic() < turn_ends)
+        performed = _perform(runner, token, go_on=time.monotonic() < turn_ends)
         if performed.cancelled:
             raise CallbackCancelled
         token = performed.next_token
     return first is not None
+
+
+def _perform(runner: Runner, token: str, *, go_on: bool) -> Performed:
+    """Run a callback that was begun, as soon as no lock of another session is in its way."""
+    give_up_at = time.monotonic() + _LONGEST
+    while True:
+        try:
+            return runner.perform(token, go_on=go_on)
+        except OutboxFailed as error:
+            # Nothing of it was run: what it raises itself is its error, and not this one.
+            if not error.brief or time.monotonic() > give_up_at:
+                raise
+            gevent.sleep(_FIRST)
 
 
 class _Place:
@@ -286,7 +299,7 @@ class ProcessCallbacks(NoCallbacks):
             token = place.runner.take(role)
             while token is not None:
                 go_on = not self._is_stopping and time.monotonic() < turn_ends
-                token = place.runner.perform(token, go_on=go_on).next_token
+                token = _perform(place.runner, token, go_on=go_on).next_token
         except OutboxError as error:
             # The callback that ran is free again: its session is gone.
             self._remove(place)
