@@ -353,6 +353,10 @@ declare
 begin
     update pgnet.webhook w set disabled_since = null, disabled_reason = null
     where w.owner = pgnet.caller_role() and w.name = enable_webhook.name;
+    if known.backfill ->> 'state' = 'stopped' then
+        known.backfill := known.backfill || '{"state": "running"}';
+        perform pgnet.send_page(known);
+    end if;
     if known.disabled_since is null or with_missed is not true then
         return 0;
     end if;

@@ -45,6 +45,7 @@ as $$
         ('webhooks', 'disable_webhook', 'select net.disable_webhook(''orders'', ''the shop moves'');'),
         ('webhooks', 'enable_webhook', 'select net.enable_webhook(''orders'', with_missed => true);'),
         ('webhooks', 'replay_webhook', 'select net.replay_webhook(''orders'', since => now() - interval ''1 day'');'),
+        ('webhooks', 'backfill_webhook', 'select net.backfill_webhook(''orders'', batch => 100, rate => ''50/second'');'),
         ('webhooks', 'set_endpoint', 'select net.set_endpoint(''shop'', ''https://example.com/hook'');'),
         ('webhooks', 'drop_endpoint', 'select net.drop_endpoint(''shop'');'),
         ('webhooks', 'endpoints', 'select name, url from net.endpoints;'),

@@ -120,7 +120,7 @@ grant execute on routine
     net.http_get_result, net.http_collect_response, net._http_collect_response, net._await_response,
     net.wait, net.wait_all, net.explain, net.fetch, net.cancel, net.forget, net.retry, net.unblock, net.cancel_where, net.retry_where,
     net.on_all_done, net.run_callback,
-    net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook,
+    net.create_webhook, net.drop_webhook, net.enable_webhook, net.disable_webhook, net.test_webhook, net.replay_webhook, net.backfill_webhook,
     net.set_endpoint, net.drop_endpoint,
     net.wake, net.worker_restart, net.wait_until_running, net.check_worker_is_up, net.help, net.webhook,
     net._urlencode_string, net._encode_url_with_params_array
@@ -154,7 +154,8 @@ grant execute on function
     pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,
     pgnet.webhook_rows, pgnet.webhook_statement_code, pgnet.webhook_triggers, pgnet.webhook_trigger, pgnet.remove_webhook, pgnet.make_webhook,
     pgnet.replace_webhook, pgnet.qualified_name, pgnet.require_webhook, pgnet.replay_failures, pgnet.queue_sample, pgnet.add_times,
-    pgnet.median_time, pgnet.webhook_fault,
+    pgnet.median_time, pgnet.webhook_fault, pgnet.backfill_keys, pgnet.key_texts, pgnet.key_columns, pgnet.read_rate, pgnet.backfill_query,
+    pgnet.queue_page, pgnet.send_page, pgnet.next_page,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,
     -- why it waits

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 EVERYONE = (
+    "net.backfill_webhook",
+    "pgnet.backfill_keys",
+    "pgnet.key_texts",
+    "pgnet.key_columns",
+    "pgnet.read_rate",
+    "pgnet.backfill_query",
+    "pgnet.queue_page",
+    "pgnet.send_page",
+    "pgnet.next_page",
     "net.create_webhook",
     "net.drop_webhook",
     "net.enable_webhook",

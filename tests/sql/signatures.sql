@@ -17,7 +17,7 @@ where p.pronamespace = 'net'::regnamespace
         'http_request', 'http_put', 'http_patch', 'http_head', 'multipart', 'secret_url', 'set_secret', 'drop_secret',
         'grant_secret', 'revoke_secret', 'configure_host', 'wait', 'wait_all', 'webhook', 'fetch', 'cancel', 'check', 'configure', 'allow_network', 'deny_network', 'forget_network',
         'allow_host', 'deny_host', 'forget_host', 'grant_worker', 'revoke_worker', 'schedule_worker', 'unschedule_worker',
-        'work', 'drain', 'on_all_done', 'run_callback', 'run_callbacks', 'create_webhook', 'drop_webhook', 'enable_webhook', 'disable_webhook', 'test_webhook', 'replay_webhook',
+        'work', 'drain', 'on_all_done', 'run_callback', 'run_callbacks', 'create_webhook', 'drop_webhook', 'enable_webhook', 'disable_webhook', 'test_webhook', 'replay_webhook', 'backfill_webhook',
         'set_endpoint', 'drop_endpoint')
 order by p.proname collate "C" \gx
 
