@@ -366,6 +366,8 @@ as $$
          'How much memory a callback may take, beyond what its session has anyway.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
+        ('notify_outcomes', 'choice', 'off', null, null, 'off|on',
+         'on: the recording of outcomes sends a NOTIFY on the channel pgnet_outcomes, one for a batch, with the ids of the requests.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
          'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
         ('connect_timeout_milliseconds', 'integer', '10000', 1, 86400000, 'ms',
@@ -3291,7 +3293,8 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
-    -- setting), priority (smaller goes first among the requests of one role to one host; 0);
+    -- setting), priority (smaller goes first among the requests of one role to one host; 0),
+    -- store_response (false: of the answer the status is kept, and neither headers nor body);
     -- ordering_key (one in flight at a time, in the order of ids), on_failure (block, or skip, its
     -- key); after (ids of requests that have to end well first), after_any_end (however they end);
     -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and
@@ -4126,8 +4129,8 @@ comment on function pgnet.queue_request(text, text, jsonb, bytea, integer, jsonb
 
 -- ======== extension/45_wake_up.sql ========
 
--- Waking workers: a datagram after the commit, sent by the committing backend to a socket under the
--- data directory.
+-- Waking workers, and those who wait for a request to end: a datagram after the commit, sent by the
+-- committing backend to a socket under the data directory.
 
 create function pgnet.arm_wake_up(signal text)
     returns text
@@ -4201,6 +4204,84 @@ $$;
 comment on procedure pgnet.wait_for_signals(double precision, text, integer, boolean) is
     'Waits for a commit''s wake-up on behalf of a worker process, without transaction, snapshot or '
     'lock, for at most timeout seconds.';
+
+-- ---- those who wait for a request to end
+
+create function pgnet.tell_waiters(
+    -- requests that the running transaction has ended; NULL means none
+    ids bigint[]
+)
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.note_ends(plpy, ids)
+$$;
+comment on function pgnet.tell_waiters(bigint[]) is
+    'Has the commit of this transaction tell those who wait for these requests that they have '
+    'ended.';
+
+-- Whatever ends requests calls this, in a worker's session.
+create function pgnet.tell_of_ends(
+    -- requests that have an outcome by the running transaction; NULL means none
+    ids bigint[]
+)
+    returns void
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform pgnet.tell_waiters(ids);
+    if exists (select from pgnet.setting s where s.name = 'notify_outcomes' and s.value = 'on')
+        and ids <> '{}'
+        -- A session that listens and never reads fills the queue. No outcome fails for that.
+        and pg_notification_queue_usage() < 0.5
+    then
+        perform pg_notify('pgnet_outcomes', (
+            case when cardinality(ids) <= 300 then jsonb_build_object('count', cardinality(ids), 'ids', ids)
+            -- A payload has less than 8,000 bytes.
+            else jsonb_build_object('count', cardinality(ids)) end)::text);
+    end if;
+end
+$$;
+comment on function pgnet.tell_of_ends(bigint[]) is
+    'Tells, at the commit, those who wait for these requests; and by the setting notify_outcomes '
+    'all who listen to the channel pgnet_outcomes.';
+
+-- Any role may call it, as it may call net.wake: whoever waits looks once more, and goes on.
+create function pgnet.tell_waiter(
+    -- a request that the running transaction has cancelled or forgotten; NULL: none
+    request_id bigint
+)
+    returns void
+    language plpython3u volatile parallel unsafe
+as $$
+from pgnet import sql_v1
+sql_v1.note_ends(plpy, None if request_id is None else [request_id])
+$$;
+comment on function pgnet.tell_waiter(bigint) is
+    'Has the commit of this transaction tell those who wait for this request to look at it. NULL '
+    'tells nobody.';
+
+create function pgnet.await_end(
+    request_id bigint,
+    -- how long at most, in seconds
+    timeout double precision
+)
+    -- false: an end cannot be told here, and the caller has to look by itself
+    returns boolean
+    language plpython3u volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+from pgnet import sql_v1
+return sql_v1.await_end(plpy, request_id, timeout)
+$$;
+comment on function pgnet.await_end(bigint, double precision) is
+    'Waits until a request of the caller may have ended, for at most timeout seconds. The first '
+    'call of a transaction for a request only begins to listen, and returns at once: what ended '
+    'before is seen by one more look. False where commits cannot tell of an end: the setting '
+    'wake_up is poll, the server is a standby.';
 
 -- ======== extension/46_pause.sql ========
 
@@ -5993,6 +6074,7 @@ begin
     )
     select array_agg(d.id) into ended from doomed d where (select pgnet.use_owners_path()) is not null;
     perform pgnet.fire_deferred();
+    perform pgnet.tell_of_ends(ended);
     return coalesce(ended, '{}');
 exception when others then
     get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,
@@ -7017,7 +7099,8 @@ create function pgnet.warn_without_worker(request_id bigint)
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pgnet.worker_is_up() then
+    -- On a standby nobody sees the workers of the primary.
+    if pgnet.worker_is_up() or pg_is_in_recovery() then
         return false;
     end if;
     raise warning using
@@ -8058,6 +8141,9 @@ declare
     done bigint;
     flowing bigint[];
     webhooks bigint[];
+    ended bigint[];
+    awaited boolean;
+    notifies boolean;
     deferred bigint[] := '{}';
 begin
     with held as materialized (
@@ -8070,7 +8156,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision, unreadable boolean, uncounted boolean
+            retry_in double precision, unreadable boolean, uncounted boolean, notify boolean
         )
         cross join lateral (
             select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -8137,11 +8223,18 @@ begin
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
     select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying'),
-        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook')
-    into done, flowing, webhooks from held h
+        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook'),
+        array_agg(h.id) filter (where h.state <> 'retrying'), bool_or(h.notify),
+        -- Where nobody waits, this directory is not there (server/waiters.py).
+        (pg_stat_file('pg_stat_tmp/pgnet.waiting', true)).isdir
+    into done, flowing, webhooks, ended, notifies, awaited
+    from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
+    if awaited or notifies then
+        perform pgnet.tell_of_ends(ended);
+    end if;
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
     end if;
@@ -8171,7 +8264,7 @@ create function pgnet.record_outcomes(
     -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
     -- retry_in in seconds, does not end the request, which waits for another attempt. put_aside:
     -- the outcome comes for the second time, and is kept in pgnet.unrecorded where it cannot be
-    -- recorded now
+    -- recorded now. notify: the worker knows that the setting notify_outcomes is on
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row
@@ -8435,6 +8528,7 @@ as $$
 declare
     taken bigint;
     flowing bigint[];
+    cancelled bigint[];
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
@@ -8537,13 +8631,15 @@ begin
         update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
+    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow),
+        array_agg(m.request_id) filter (where m.locked and m.action = 'cancel') into taken, flowing, cancelled
     from marked m
     where (select pgnet.use_owners_path()) is not null and m.free;
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
     end if;
+    perform pgnet.tell_of_ends(cancelled);
     perform pgnet.note_dependants(array(select m.request_id from unnest(marks) m where m.action <> 'retry'));
     return taken;
 end
@@ -8724,6 +8820,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(array[end_without_answer.id]);
+    perform pgnet.tell_of_ends(array[end_without_answer.id]);
     perform pgnet.note_dependants(array[end_without_answer.id]);
 end
 $$;
@@ -9318,6 +9415,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(ids);
+    perform pgnet.tell_of_ends(ids);
     perform pgnet.note_dependants(ids);
     perform pgnet.fire_deferred();
 end
@@ -10330,34 +10428,55 @@ comment on function pgnet.written_here(xid) is
     'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
+-- PL/pgSQL keeps its plans, and what waits looks more than once. STABLE: both queries see what the
+-- calling statement sees, so that no request ends between them.
 create function pgnet.outcome_so_far(request_id bigint)
     returns net.outcome
-    language sql stable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
     set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
-    from (
-        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
-            r.requested_by, 1 as place
-        from net._http_response r where r.id = outcome_so_far.request_id
-        union all
-        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null),
-            null, null, null, null,
-            case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
-            coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
-        from net.http_request_queue q
-        left join pgnet.claim c on c.id = q.id
-        left join pgnet.flow f on q.held and f.request_id = q.id and f.requested_by = q.requested_by
-        left join lateral (
-            select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
-        ) a on true
-        left join pgnet.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
-        where q.id = outcome_so_far.request_id
-    ) o
-    where not exists (select from pgnet.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
-    order by o.place
-    limit 1
+declare
+    outcome record;
+begin
+    select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context into outcome
+    from net._http_response r
+    where r.id = request_id
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = r.requested_by and m.request_id = r.id and m.action = 'forget' offset 0);
+    if found then
+        return outcome;
+    end if;
+    select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
+        null::integer as status_code, null::jsonb as headers, null::text as content, null::bytea as content_bytes,
+        case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end as error_msg,
+        coalesce(c.attempt, a.attempt, 0) as attempts, q.context into outcome
+    from net.http_request_queue q
+    left join lateral (
+        select c.id, c.attempt from pgnet.claim c where c.id = q.id offset 0
+    ) c on true
+    left join lateral (
+        select f.not_before from pgnet.flow f
+        where q.held and f.request_id = q.id and f.requested_by = q.requested_by offset 0
+    ) f on true
+    left join lateral (
+        select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+    ) a on true
+    left join lateral (
+        select k.marked from pgnet.mark k
+        where k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel' offset 0
+    ) k on true
+    where q.id = outcome_so_far.request_id
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = q.requested_by and m.request_id = q.id and m.action = 'forget' offset 0);
+    return outcome;
+end
 $$;
 comment on function pgnet.outcome_so_far(bigint) is
     'How a request stands, as net.outcome; NULL where there is no request that the caller may see.';
@@ -10395,6 +10514,56 @@ comment on function pgnet.refuse_to_wait(bigint) is
     'Raises 55000 where the caller would wait for ever: in the transaction that queued the '
     'request, and where its snapshot is fixed.';
 
+create function pgnet.wait_until(
+    request_id bigint,
+    -- waits no longer; infinity: however long
+    give_up timestamptz,
+    warns boolean default true
+)
+    returns net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    outcome record;
+    checked boolean := false;
+    warned boolean := not warns;
+    next_warning timestamptz := '-infinity';
+    seconds double precision;
+    nap double precision := 0.001;
+    longest double precision := 0.02;
+begin
+    loop
+        select * into outcome from pgnet.outcome_so_far(request_id);
+        exit when outcome.state is null or outcome.state >= 'succeeded' or clock_timestamp() >= give_up;
+        if not checked then
+            perform pgnet.refuse_to_wait(request_id);
+            checked := true;
+        end if;
+        if not warned and clock_timestamp() >= next_warning then
+            perform pg_stat_clear_snapshot(); -- or else the sessions are those of the first look
+            warned := pgnet.warn_without_worker(request_id);
+            next_warning := clock_timestamp() + interval '1 s';
+        end if;
+        seconds := case when isfinite(give_up) then greatest(extract(epoch from give_up - clock_timestamp()), 0) else 1 end;
+        -- Looks also where no end is told, at last once a second: it may have been recorded before
+        -- this session listened, or deleted by hand.
+        if pgnet.await_end(request_id, least(seconds, longest)) then
+            longest := least(longest * 1.5, 1);
+        else
+            perform pg_sleep(least(nap, seconds));
+            nap := least(nap * 1.5, 0.05);
+        end if;
+    end loop;
+    return outcome;
+end
+$$;
+comment on function pgnet.wait_until(bigint, timestamptz, boolean) is
+    'Waits until a request has ended, and gives its outcome; past give_up, how it stands; NULL '
+    'fields where there is no such request. Warns, once, where no worker runs. Raises as '
+    'pgnet.refuse_to_wait does.';
+
 create function net.wait(
     -- the request's id
     id bigint,
@@ -10408,41 +10577,29 @@ create function net.wait(
     set row_security = on
 as $$
 declare
-    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
-    nap double precision := 0.001;
     outcome record;
-    waited boolean := false;
 begin
     if id is null then
         return null;
     end if;
-    loop
-        select * into outcome from pgnet.outcome_so_far(wait.id);
-        if outcome.state is null then
-            raise exception using
-                errcode = 'no_data_found',
-                message = 'request matching request_id not found',
-                detail = format('There is no request %s of role "%s".', wait.id, current_user),
-                hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
-        end if;
-        if outcome.state < 'succeeded' and clock_timestamp() >= give_up then
-            outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
-            return outcome;
-        elsif outcome.state >= 'succeeded' then
-            return outcome;
-        end if;
-        if not waited then
-            perform pgnet.refuse_to_wait(wait.id);
-            waited := true;
-        end if;
-        perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
-        nap := least(nap * 1.5, 0.05);
-    end loop;
+    select * into outcome from pgnet.wait_until(wait.id, clock_timestamp() + coalesce(timeout, interval '10 s'));
+    if outcome.state is null then
+        raise exception using
+            errcode = 'no_data_found',
+            message = 'request matching request_id not found',
+            detail = format('There is no request %s of role "%s".', wait.id, current_user),
+            hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
+    end if;
+    if outcome.state < 'succeeded' then
+        outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
+    end if;
+    return outcome;
 end
 $$;
 comment on function net.wait(bigint, interval) is
     'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
-    'how it stands, with the words of net.explain as error_msg. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'how it stands, with the words of net.explain as error_msg. Warns where no worker runs. NULL '
+    'id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
     'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
@@ -10476,23 +10633,9 @@ create function net._await_response(
     returns boolean
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
-    set row_security = on
 as $$
-declare
-    outcome record;
-    warned boolean := false;
 begin
-    loop
-        select * into outcome from pgnet.outcome_so_far(request_id);
-        if outcome.state is null or outcome.state >= 'succeeded' then
-            return outcome.state is not null;
-        end if;
-        perform pgnet.refuse_to_wait(request_id);
-        if not warned then
-            warned := pgnet.warn_without_worker(request_id);
-        end if;
-        perform net.wait(request_id, interval '1 s');
-    end loop;
+    return (select w.state is not null from pgnet.wait_until(request_id, 'infinity') w);
 end
 $$;
 comment on function net._await_response(bigint) is
@@ -10516,10 +10659,11 @@ as $$
 declare
     outcome record;
 begin
-    if not async then
-        perform net._await_response(request_id);
+    if async then
+        select * into outcome from pgnet.outcome_so_far(request_id);
+    else
+        select * into outcome from pgnet.wait_until(request_id, 'infinity');
     end if;
-    select * into outcome from pgnet.outcome_so_far(request_id);
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
@@ -10616,6 +10760,7 @@ begin
         return false;
     end if;
     perform pgnet.reload_workers();
+    perform pgnet.tell_waiter(id);
     return true;
 end
 $$;
@@ -10656,6 +10801,7 @@ begin
     end if;
     perform pgnet.unblock_head(id);
     perform pgnet.reload_workers();
+    perform pgnet.tell_waiter(id);
     return true;
 end
 $$;
@@ -10853,18 +10999,16 @@ create procedure net.fetch(
 as $$
 declare
     outcome record;
-    nap double precision := 0.001;
+    warns boolean := true;
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    perform pgnet.warn_without_worker(id);
     loop
-        select * into outcome from pgnet.outcome_so_far(id);
+        -- A second, and not longer: the snapshot of the statement would keep vacuum from its work.
+        select * into outcome from pgnet.wait_until(id, pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '1 s', warns);
+        warns := false;
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
-        perform pg_catalog.pg_sleep(nap);
-        commit;
-        nap := least(nap operator(pg_catalog.*) 1.5::double precision, 0.05::double precision);
     end loop;
     status_code := outcome.status_code;
     content := outcome.content;
@@ -15353,6 +15497,7 @@ as $$
 begin
     while not pgnet.worker_is_up() loop
         perform pg_sleep(0.05);
+        perform pg_stat_clear_snapshot(); -- or else the sessions are those of the first look
     end loop;
 end
 $$;
@@ -16314,7 +16459,7 @@ grant execute on function
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
-    pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
+    pgnet.outcome_so_far, pgnet.wait_until, pgnet.await_end, pgnet.tell_waiter, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
     -- callbacks; pgnet.report_call is called as the role of a callback
     pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,

@@ -45,6 +45,8 @@ as $$
          'How much memory a callback may take, beyond what its session has anyway.'),
         ('mode', 'choice', 'on', null, null, 'on|record|off',
          'on: requests are sent. record: as if they were, and nothing is. off: they wait. The server''s pgnet.mode can only make it safer.'),
+        ('notify_outcomes', 'choice', 'off', null, null, 'off|on',
+         'on: the recording of outcomes sends a NOTIFY on the channel pgnet_outcomes, one for a batch, with the ids of the requests.'),
         ('wake_up', 'choice', 'callback', null, null, 'callback|poll',
          'callback: a commit wakes a worker at once. poll: workers look every second instead.'),
         ('connect_timeout_milliseconds', 'integer', '10000', 1, 86400000, 'ms',

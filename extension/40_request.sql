@@ -330,7 +330,8 @@ create function net.http_request(
     -- given back with the outcome
     context jsonb default null,
     -- delivery (at_least_once, or at_most_once), idempotency_key, max_redirects (lowers the
-    -- setting), priority (smaller goes first among the requests of one role to one host; 0);
+    -- setting), priority (smaller goes first among the requests of one role to one host; 0),
+    -- store_response (false: of the answer the status is kept, and neither headers nor body);
     -- ordering_key (one in flight at a time, in the order of ids), on_failure (block, or skip, its
     -- key); after (ids of requests that have to end well first), after_any_end (however they end);
     -- not_before and not_after (a time, or an interval from now); unique_key with unique_for and

@@ -408,6 +408,7 @@ begin
     )
     select array_agg(d.id) into ended from doomed d where (select pgnet.use_owners_path()) is not null;
     perform pgnet.fire_deferred();
+    perform pgnet.tell_of_ends(ended);
     return coalesce(ended, '{}');
 exception when others then
     get stacked diagnostics caught.message = message_text, caught.state = returned_sqlstate,

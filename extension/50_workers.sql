@@ -37,7 +37,8 @@ create function pgnet.warn_without_worker(request_id bigint)
     set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if pgnet.worker_is_up() then
+    -- On a standby nobody sees the workers of the primary.
+    if pgnet.worker_is_up() or pg_is_in_recovery() then
         return false;
     end if;
     raise warning using

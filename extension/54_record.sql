@@ -78,6 +78,9 @@ declare
     done bigint;
     flowing bigint[];
     webhooks bigint[];
+    ended bigint[];
+    awaited boolean;
+    notifies boolean;
     deferred bigint[] := '{}';
 begin
     with held as materialized (
@@ -90,7 +93,7 @@ begin
             content text, text_base64 text, content_base64 text, timed_out boolean, error_msg text,
             header_list jsonb, final_url text, redirects integer, http_version text, address inet,
             name_ms real, connect_ms real, tls_ms real, first_byte_ms real, total_ms real,
-            retry_in double precision, unreadable boolean, uncounted boolean
+            retry_in double precision, unreadable boolean, uncounted boolean, notify boolean
         )
         cross join lateral (
             select c.attempt, c.claimed, c.ordering_key from pgnet.claim c where c.id = r.id and c.token = r.token for update of c skip locked
@@ -157,11 +160,18 @@ begin
     -- Known before the first row is changed: PostgreSQL runs this part before those that change
     -- rows.
     select count(*), array_agg(h.id) filter (where h.has_flow and h.state <> 'retrying'),
-        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook')
-    into done, flowing, webhooks from held h
+        array_agg(h.id) filter (where h.locked and h.state <> 'retrying' and h.options ? 'webhook'),
+        array_agg(h.id) filter (where h.state <> 'retrying'), bool_or(h.notify),
+        -- Where nobody waits, this directory is not there (server/waiters.py).
+        (pg_stat_file('pg_stat_tmp/pgnet.waiting', true)).isdir
+    into done, flowing, webhooks, ended, notifies, awaited
+    from held h
     where (select pgnet.use_owners_path()) is not null and (h.locked or h.seen is null);
     set constraints all immediate; -- what is deferred would fail at the commit, for all of the batch
     perform pgnet.pin_path();
+    if awaited or notifies then
+        perform pgnet.tell_of_ends(ended);
+    end if;
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
     end if;
@@ -191,7 +201,7 @@ create function pgnet.record_outcomes(
     -- gives, content_bytes as content_base64, or content as text_base64; the state retrying, with
     -- retry_in in seconds, does not end the request, which waits for another attempt. put_aside:
     -- the outcome comes for the second time, and is kept in pgnet.unrecorded where it cannot be
-    -- recorded now
+    -- recorded now. notify: the worker knows that the setting notify_outcomes is on
     outcomes json
 )
     -- the ids that could not be recorded yet, because another transaction holds their row

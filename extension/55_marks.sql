@@ -36,6 +36,7 @@ as $$
 declare
     taken bigint;
     flowing bigint[];
+    cancelled bigint[];
 begin
     with marked as materialized (
         select m.request_id, m.requested_by, m.action, k.place, q.id is not null as locked, q.method, q.url, q.created, q.context, q.retry_of,
@@ -138,13 +139,15 @@ begin
         update pgnet.mark k set done = true
         where k.ctid = any (array(select m.place from marked m where m.free and m.action = 'retry'))
     )
-    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow) into taken, flowing
+    select count(*) filter (where m.in_flight is not null), array_agg(m.request_id) filter (where m.has_flow),
+        array_agg(m.request_id) filter (where m.locked and m.action = 'cancel') into taken, flowing, cancelled
     from marked m
     where (select pgnet.use_owners_path()) is not null and m.free;
     perform pgnet.pin_path();
     if flowing is not null then
         perform pgnet.remove_flow(flowing);
     end if;
+    perform pgnet.tell_of_ends(cancelled);
     perform pgnet.note_dependants(array(select m.request_id from unnest(marks) m where m.action <> 'retry'));
     return taken;
 end

@@ -40,6 +40,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(array[end_without_answer.id]);
+    perform pgnet.tell_of_ends(array[end_without_answer.id]);
     perform pgnet.note_dependants(array[end_without_answer.id]);
 end
 $$;

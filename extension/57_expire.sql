@@ -332,6 +332,7 @@ begin
     select pgnet.use_owners_path() into path;
     perform pgnet.pin_path();
     perform pgnet.remove_flow(ids);
+    perform pgnet.tell_of_ends(ids);
     perform pgnet.note_dependants(ids);
     perform pgnet.fire_deferred();
 end

@@ -244,34 +244,55 @@ comment on function pgnet.written_here(xid) is
     'Whether the current transaction wrote the row version with this xmin.';
 
 -- A request's outcome so far, with the caller's rights; NULL fields where there is no such request.
+-- PL/pgSQL keeps its plans, and what waits looks more than once. STABLE: both queries see what the
+-- calling statement sees, so that no request ends between them.
 create function pgnet.outcome_so_far(request_id bigint)
     returns net.outcome
-    language sql stable parallel safe
+    language plpgsql stable parallel safe
     set search_path = pg_catalog, pg_temp
     set row_security = on
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set plan_cache_mode = force_generic_plan
+    set jit = off
 as $$
-    select (o.id, o.state, o.status_code, o.headers, o.content, o.content_bytes, o.error_msg, o.attempts, o.context)::net.outcome
-    from (
-        select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context,
-            r.requested_by, 1 as place
-        from net._http_response r where r.id = outcome_so_far.request_id
-        union all
-        select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null),
-            null, null, null, null,
-            case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end,
-            coalesce(c.attempt, a.attempt, 0), q.context, q.requested_by, 2
-        from net.http_request_queue q
-        left join pgnet.claim c on c.id = q.id
-        left join pgnet.flow f on q.held and f.request_id = q.id and f.requested_by = q.requested_by
-        left join lateral (
-            select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
-        ) a on true
-        left join pgnet.mark k on k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel'
-        where q.id = outcome_so_far.request_id
-    ) o
-    where not exists (select from pgnet.mark m where m.requested_by = o.requested_by and m.request_id = o.id and m.action = 'forget')
-    order by o.place
-    limit 1
+declare
+    outcome record;
+begin
+    select r.id, r.state, r.status_code, r.headers, r.content, r.content_bytes, r.error_msg, r.attempts, r.context into outcome
+    from net._http_response r
+    where r.id = request_id
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = r.requested_by and m.request_id = r.id and m.action = 'forget' offset 0);
+    if found then
+        return outcome;
+    end if;
+    select q.id, pgnet.waiting_state(coalesce(a.attempt, 0), c.id is not null, coalesce(q.due, f.not_before), k.marked is not null) as state,
+        null::integer as status_code, null::jsonb as headers, null::text as content, null::bytea as content_bytes,
+        case when c.id is null and k.marked is not null then pgnet.cancellation_message(false, a.attempt) end as error_msg,
+        coalesce(c.attempt, a.attempt, 0) as attempts, q.context into outcome
+    from net.http_request_queue q
+    left join lateral (
+        select c.id, c.attempt from pgnet.claim c where c.id = q.id offset 0
+    ) c on true
+    left join lateral (
+        select f.not_before from pgnet.flow f
+        where q.held and f.request_id = q.id and f.requested_by = q.requested_by offset 0
+    ) f on true
+    left join lateral (
+        select t.attempt from pgnet.attempt t where t.request_id = q.id order by t.attempt desc limit 1
+    ) a on true
+    left join lateral (
+        select k.marked from pgnet.mark k
+        where k.requested_by = q.requested_by and k.request_id = q.id and k.action = 'cancel' offset 0
+    ) k on true
+    where q.id = outcome_so_far.request_id
+        and not exists (
+            select from pgnet.mark m
+            where m.requested_by = q.requested_by and m.request_id = q.id and m.action = 'forget' offset 0);
+    return outcome;
+end
 $$;
 comment on function pgnet.outcome_so_far(bigint) is
     'How a request stands, as net.outcome; NULL where there is no request that the caller may see.';
@@ -309,6 +330,56 @@ comment on function pgnet.refuse_to_wait(bigint) is
     'Raises 55000 where the caller would wait for ever: in the transaction that queued the '
     'request, and where its snapshot is fixed.';
 
+create function pgnet.wait_until(
+    request_id bigint,
+    -- waits no longer; infinity: however long
+    give_up timestamptz,
+    warns boolean default true
+)
+    returns net.outcome
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set row_security = on
+as $$
+declare
+    outcome record;
+    checked boolean := false;
+    warned boolean := not warns;
+    next_warning timestamptz := '-infinity';
+    seconds double precision;
+    nap double precision := 0.001;
+    longest double precision := 0.02;
+begin
+    loop
+        select * into outcome from pgnet.outcome_so_far(request_id);
+        exit when outcome.state is null or outcome.state >= 'succeeded' or clock_timestamp() >= give_up;
+        if not checked then
+            perform pgnet.refuse_to_wait(request_id);
+            checked := true;
+        end if;
+        if not warned and clock_timestamp() >= next_warning then
+            perform pg_stat_clear_snapshot(); -- or else the sessions are those of the first look
+            warned := pgnet.warn_without_worker(request_id);
+            next_warning := clock_timestamp() + interval '1 s';
+        end if;
+        seconds := case when isfinite(give_up) then greatest(extract(epoch from give_up - clock_timestamp()), 0) else 1 end;
+        -- Looks also where no end is told, at last once a second: it may have been recorded before
+        -- this session listened, or deleted by hand.
+        if pgnet.await_end(request_id, least(seconds, longest)) then
+            longest := least(longest * 1.5, 1);
+        else
+            perform pg_sleep(least(nap, seconds));
+            nap := least(nap * 1.5, 0.05);
+        end if;
+    end loop;
+    return outcome;
+end
+$$;
+comment on function pgnet.wait_until(bigint, timestamptz, boolean) is
+    'Waits until a request has ended, and gives its outcome; past give_up, how it stands; NULL '
+    'fields where there is no such request. Warns, once, where no worker runs. Raises as '
+    'pgnet.refuse_to_wait does.';
+
 create function net.wait(
     -- the request's id
     id bigint,
@@ -322,41 +393,29 @@ create function net.wait(
     set row_security = on
 as $$
 declare
-    give_up timestamptz := clock_timestamp() + coalesce(timeout, interval '10 s');
-    nap double precision := 0.001;
     outcome record;
-    waited boolean := false;
 begin
     if id is null then
         return null;
     end if;
-    loop
-        select * into outcome from pgnet.outcome_so_far(wait.id);
-        if outcome.state is null then
-            raise exception using
-                errcode = 'no_data_found',
-                message = 'request matching request_id not found',
-                detail = format('There is no request %s of role "%s".', wait.id, current_user),
-                hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
-        end if;
-        if outcome.state < 'succeeded' and clock_timestamp() >= give_up then
-            outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
-            return outcome;
-        elsif outcome.state >= 'succeeded' then
-            return outcome;
-        end if;
-        if not waited then
-            perform pgnet.refuse_to_wait(wait.id);
-            waited := true;
-        end if;
-        perform pg_sleep(least(nap, greatest(extract(epoch from give_up - clock_timestamp()), 0)));
-        nap := least(nap * 1.5, 0.05);
-    end loop;
+    select * into outcome from pgnet.wait_until(wait.id, clock_timestamp() + coalesce(timeout, interval '10 s'));
+    if outcome.state is null then
+        raise exception using
+            errcode = 'no_data_found',
+            message = 'request matching request_id not found',
+            detail = format('There is no request %s of role "%s".', wait.id, current_user),
+            hint = 'Its response may be older than the setting ttl, or the transaction that queued it was rolled back.';
+    end if;
+    if outcome.state < 'succeeded' then
+        outcome.error_msg := coalesce(outcome.error_msg, pgnet.explain_words(wait.id));
+    end if;
+    return outcome;
 end
 $$;
 comment on function net.wait(bigint, interval) is
     'Waits until the request has ended and returns its outcome; after the timeout (NULL: 10 s), '
-    'how it stands, with the words of net.explain as error_msg. NULL id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
+    'how it stands, with the words of net.explain as error_msg. Warns where no worker runs. NULL '
+    'id gives NULL. Raises P0002 for a request that is not there, 55000 in the '
     'transaction that queued it or under REPEATABLE READ.';
 
 create function net.wait_all(
@@ -390,23 +449,9 @@ create function net._await_response(
     returns boolean
     language plpgsql volatile parallel unsafe strict
     set search_path = pg_catalog, pg_temp
-    set row_security = on
 as $$
-declare
-    outcome record;
-    warned boolean := false;
 begin
-    loop
-        select * into outcome from pgnet.outcome_so_far(request_id);
-        if outcome.state is null or outcome.state >= 'succeeded' then
-            return outcome.state is not null;
-        end if;
-        perform pgnet.refuse_to_wait(request_id);
-        if not warned then
-            warned := pgnet.warn_without_worker(request_id);
-        end if;
-        perform net.wait(request_id, interval '1 s');
-    end loop;
+    return (select w.state is not null from pgnet.wait_until(request_id, 'infinity') w);
 end
 $$;
 comment on function net._await_response(bigint) is
@@ -430,10 +475,11 @@ as $$
 declare
     outcome record;
 begin
-    if not async then
-        perform net._await_response(request_id);
+    if async then
+        select * into outcome from pgnet.outcome_so_far(request_id);
+    else
+        select * into outcome from pgnet.wait_until(request_id, 'infinity');
     end if;
-    select * into outcome from pgnet.outcome_so_far(request_id);
     if outcome.state is null then
         return ('ERROR', 'request matching request_id not found', null)::net.http_response_result;
     elsif outcome.state < 'succeeded' then
@@ -530,6 +576,7 @@ begin
         return false;
     end if;
     perform pgnet.reload_workers();
+    perform pgnet.tell_waiter(id);
     return true;
 end
 $$;
@@ -570,6 +617,7 @@ begin
     end if;
     perform pgnet.unblock_head(id);
     perform pgnet.reload_workers();
+    perform pgnet.tell_waiter(id);
     return true;
 end
 $$;
@@ -767,18 +815,16 @@ create procedure net.fetch(
 as $$
 declare
     outcome record;
-    nap double precision := 0.001;
+    warns boolean := true;
 begin
     id := net.http_request(method, url, body, params, headers, timeout_milliseconds);
     commit;
-    perform pgnet.warn_without_worker(id);
     loop
-        select * into outcome from pgnet.outcome_so_far(id);
+        -- A second, and not longer: the snapshot of the statement would keep vacuum from its work.
+        select * into outcome from pgnet.wait_until(id, pg_catalog.clock_timestamp() operator(pg_catalog.+) interval '1 s', warns);
+        warns := false;
         exit when outcome.state is null or outcome.state operator(pg_catalog.>=) 'succeeded'::net.request_state;
         commit;
-        perform pg_catalog.pg_sleep(nap);
-        commit;
-        nap := least(nap operator(pg_catalog.*) 1.5::double precision, 0.05::double precision);
     end loop;
     status_code := outcome.status_code;
     content := outcome.content;

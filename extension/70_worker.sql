@@ -235,6 +235,7 @@ as $$
 begin
     while not pgnet.worker_is_up() loop
         perform pg_sleep(0.05);
+        perform pg_stat_clear_snapshot(); -- or else the sessions are those of the first look
     end loop;
 end
 $$;

@@ -139,7 +139,7 @@ grant execute on function
     pgnet.append_to_query, pgnet.json_text, pgnet.host_of_url, pgnet.was_numbered_here,
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
-    pgnet.outcome_so_far, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
+    pgnet.outcome_so_far, pgnet.wait_until, pgnet.await_end, pgnet.tell_waiter, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
     pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
     -- callbacks; pgnet.report_call is called as the role of a callback
     pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,

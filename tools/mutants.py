@@ -137,6 +137,18 @@ MUTANTS = (
         tests=(SUPABASE + "test_a_cast_of_the_tables_owner_is_not_run",),
     ),
     Mutant(
+        "untold-end",
+        "the commit that ends a request tells nobody who waits for it",
+        (
+            Edit(
+                "python/pgnet/server/commit_hook.py",
+                "self._sender.tell(self._ended)",
+                "self._ended.clear()",
+            ),
+        ),
+        tests=("tests/database/responses/test_waiting.py::test_a_recording_tells",),
+    ),
+    Mutant(
         "no-fence",
         "outcomes are recorded whoever holds the claim",
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pgnet
@@ -143,6 +144,42 @@ def _polls(plpy: Plpy) -> bool:
 def wake_up_fault(plpy: Plpy) -> str | None:
     """For pgnet.wake_up_fault: why a commit cannot wake a worker here; None where it can."""
     return _POLLS if _polls(plpy) else commit_hook.register()
+
+
+def note_ends(plpy: Plpy, ids: Sequence[int] | None) -> None:
+    """For pgnet.tell_waiters and pgnet.tell_waiter: at the commit, tell who waits for requests."""
+    if ids and (commit_hook.registered() or not _polls(plpy)):
+        commit_hook.note_ends(ids)
+
+
+_MAY_WAIT = """
+    select pg_catalog.pg_is_in_recovery() as recovering, exists (
+        select from net.http_request_queue q where q.id operator(pg_catalog.=) $1) as visible
+"""
+
+
+def await_end(plpy: Plpy, request_id: int, timeout: float) -> bool:
+    """For pgnet.await_end: wait until a request may have ended; False where that cannot be told.
+
+    The first call for a request only begins to listen: the caller looks once more, and calls again.
+    """
+    from pgnet.server import waiting
+
+    waiter = commit_hook.waiter_for(request_id)
+    if waiter is None:
+        if not commit_hook.registered() and _polls(plpy):
+            return False
+        found = plpy.execute(plpy.prepare(_MAY_WAIT, ["bigint"]), [request_id])[0]
+        if found["recovering"]:
+            # What ends requests commits on another server.
+            return False
+        # When requests of others end is nobody's to know.
+        return not found["visible"] or commit_hook.begin_to_wait(request_id)
+    postmaster = backend.postmaster_fd()
+    told = waiting.wait([waiter], backend.interrupt_flag(), postmaster, -1, timeout)
+    if not told and waiting.is_gone(postmaster):
+        plpy.fatal("terminating because the postmaster is gone")
+    return True
 
 
 def wake_next(slot: int | None) -> None:

@@ -75,6 +75,7 @@ DEFAULTS = {
     "max_grace": "00:00:30",
     "disable_webhook_after": "5 days",
     "mode": "on",
+    "notify_outcomes": "off",
     "wake_up": "callback",
     "connect_timeout_milliseconds": "10000",
     "max_response_bytes": "10485760",

@@ -209,6 +209,7 @@ class Outcome(NamedTuple):
     outcome that was deferred before, or that is large.
     unreadable: True where the claim had a fault.
     uncounted: True for a probe that failed, with the state "retrying" only.
+    notify: True where the setting notify_outcomes is on.
     """
 
     id: int
@@ -236,6 +237,7 @@ class Outcome(NamedTuple):
     put_aside: bool | None = None
     unreadable: bool | None = None
     uncounted: bool | None = None
+    notify: bool | None = None
 
     @property
     def size(self) -> int:
@@ -252,6 +254,18 @@ class Outcome(NamedTuple):
             text_base64=None,
             content_base64=None,
             error_msg=f"{message}The body could not be kept: there is no memory for it.",
+        )
+
+    @property
+    def without_answer(self) -> Outcome:
+        """The same without headers and body of the answer."""
+        return self._replace(
+            content_type=None,
+            headers=None,
+            header_list=None,
+            content=None,
+            text_base64=None,
+            content_base64=None,
         )
 
 

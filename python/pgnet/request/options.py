@@ -31,6 +31,7 @@ _STORED: dict[str, tuple[int, int] | tuple[str, ...] | str | None] = {
     "ordering_key": KEY,
     "priority": (-32768, 32767),
     "sign": SECRETS,
+    "store_response": BOOLEAN,
 }
 # Of these a row has columns, and its options do not have them. The database reads times and
 # intervals, since it reads them by its own clock: they are only checked to be strings here.

@@ -20,6 +20,7 @@ from pgnet.server.unpatched import poll as python_poll
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pgnet.server.waiters import Waiter
     from pgnet.server.wake_up import Listener
 
 _POLLIN = 0x001
@@ -33,7 +34,7 @@ class _PollFd(ctypes.Structure):
 
 
 def is_gone(client_fd: int) -> bool:
-    """Whether the peer of a socket has closed it; false for -1."""
+    """Whether the peer of a socket, or of a pipe, has closed it; false for -1."""
     if client_fd < 0:
         return False
     poll = python_poll()
@@ -42,18 +43,18 @@ def is_gone(client_fd: int) -> bool:
 
 
 def wait(
-    listeners: Sequence[Listener],
+    listeners: Sequence[Listener | Waiter],
     interrupt: ctypes.c_int,
     postmaster_fd: int,
     client_fd: int,
     timeout: float,
 ) -> set[str]:
-    """Wait for signals to workers, for at most ``timeout`` seconds; returns their names.
+    """Wait for what a listener hears, for at most ``timeout`` seconds; returns its names.
 
     The wait also ends, perhaps with no name, when the server's ``interrupt`` flag is set, when the
-    postmaster has died, and when the client has gone: a session without a client would take the
-    wake-ups of others. libc's poll is called directly. Python's own goes on after a signal (PEP
-    475), and a cancel would have to wait for the timeout.
+    postmaster has died, and when the client has gone (-1: it is not watched): a session without a
+    client would take the wake-ups of others. libc's poll is called directly. Python's own goes on
+    after a signal (PEP 475), and a cancel would have to wait for the timeout.
     """
     poll = ctypes.CDLL(None).poll
     poll.argtypes = [ctypes.POINTER(_PollFd), ctypes.c_ulong, ctypes.c_int]

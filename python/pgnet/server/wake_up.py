@@ -15,8 +15,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Iterable
 
-from pgnet.server import backend
+from pgnet.server import backend, waiters
 
 SLOTS = 8
 # The slots of runners, which wait for callbacks, stand beside those of workers.
@@ -41,6 +42,7 @@ class Sender:
     """
 
     def __init__(self, database: int) -> None:
+        self._database = database
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._paths = [_path(database, slot) for slot in range(SLOTS)]
@@ -59,6 +61,10 @@ class Sender:
         """Tell those that wait for callbacks that some are due."""
         for path in self._runners:
             self._send_to(path, "callback")
+
+    def tell(self, ended: Iterable[int]) -> None:
+        """Tell those that wait for these requests that they have ended."""
+        waiters.tell(self._socket, self._database, ended)
 
     def _send_to(self, path: str, signal: str) -> bool:
         try:

@@ -40,7 +40,7 @@ class Configuration:
     which stops waits for what is in flight. timeout, max_timeout: settings, in milliseconds.
     limits, egress, hosts: what the wire follows. masks: hide the passwords of proxies in answers.
     policies: of retrying, by name; given_policies: the same as the database gives them.
-    storable: what text the database can hold.
+    storable: what text the database can hold. notifies: the setting notify_outcomes.
     """
 
     directory: Directory | None = None
@@ -63,6 +63,7 @@ class Configuration:
     policies: Mapping[str, Policy] = field(default_factory=dict)
     given_policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     storable: Storable = field(default_factory=lambda: Storable("UTF8"))
+    notifies: bool = False
 
     @property
     def grace(self) -> float:
@@ -100,6 +101,7 @@ class Configuration:
             policies=policies,
             given_policies=state.policies,
             storable=Storable(settings["server_encoding"]),
+            notifies=settings.get("notify_outcomes") == "on",
         )
 
     def for_a_new_worker(self) -> Configuration:

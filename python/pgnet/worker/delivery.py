@@ -29,6 +29,7 @@ class Delivery:
     has_key: whether its caller gave an idempotency key, as an option or as a header.
     key_header: the header that carries the key, where it is sent beside the caller's headers.
     max_redirects: how many the caller allows; None stands for the general rule.
+    store_response: whether headers and body of the answer are kept.
     """
 
     policy: Policy = NONE
@@ -36,6 +37,7 @@ class Delivery:
     has_key: bool = False
     key_header: tuple[str, str] | None = None
     max_redirects: int | None = None
+    store_response: bool = True
 
     def settle(
         self,
@@ -116,7 +118,12 @@ def delivery_of(
         if asked or twice:
             key_header = (_KEY_HEADER, claim.idempotency_key)
     return Delivery(
-        policy, at_most_once, asked or own_header, key_header, options.get("max_redirects")
+        policy,
+        at_most_once,
+        asked or own_header,
+        key_header,
+        options.get("max_redirects"),
+        options.get("store_response", True),
     )
 
 

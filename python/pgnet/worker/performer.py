@@ -140,7 +140,9 @@ class Performer:
             outcome = delivery.settle(
                 outcome, claim, answer, now - flight.began, flight.expires_at - now
             )
-        return outcome
+        if not delivery.store_response:
+            outcome = outcome.without_answer
+        return outcome._replace(notify=True) if self._configuration.notifies else outcome
 
 
 def _internal(error: Exception) -> str:
