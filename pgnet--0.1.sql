@@ -8624,6 +8624,11 @@ begin
                 where b.request_id = m.request_id and b.requested_by = m.requested_by for update of b skip locked
             ) b
             where m.free and m.action = 'forget'))
+    ), stubbed as (
+        delete from pgnet.stubbed s
+        where s.request_id = any (array(
+            select m.request_id from marked m
+            where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
     ), unmarked as (
         delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
@@ -8714,7 +8719,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order, pgnet.stubbed in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m
@@ -9583,6 +9588,7 @@ begin
             when 'deleting statistics' then pgnet.forget_minutes()
             when 'counting deliveries' then pgnet.judge_webhooks()
             when 'forgetting callbacks' then pgnet.expire_callbacks()
+            when 'forgetting what stubs have answered' then pgnet.forget_stubbed()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -9711,10 +9717,10 @@ create function pgnet.heartbeat(
     owned bigint[] default null
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
-    -- another one restart; mode; quarantined: whether requests wait in quarantine; callbacks:
-    -- whether there are any to run; dropped: ids of
-    -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
-    -- seconds to call again
+    -- another one restart; mode; stubs: whether there are any; quarantined: whether requests wait
+    -- in quarantine; callbacks: whether there are any to run; dropped: ids of owned that are not
+    -- the worker's any more; faults: duties that fail; next_poll: after how many seconds to call
+    -- again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -9733,7 +9739,7 @@ declare
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
-        pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
+        pgnet.worker_role, pgnet.mark, pgnet.pause, pgnet.stub, pgnet.stubbed in access share mode nowait;
     lock table pgnet.fault, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
@@ -9743,7 +9749,7 @@ begin
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
-        'forgetting callbacks',
+        'forgetting callbacks', 'forgetting what stubs have answered',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
@@ -9765,6 +9771,7 @@ begin
         'hosts', pgnet.host_settings(),
         'policies', pgnet.retry_policy_settings(),
         'mode', mode,
+        'stubs', (select s.id from pgnet.stub s order by s.id limit 1) is not null,
         'quarantined', quarantined,
         'callbacks', pgnet.has_callbacks(),
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),
@@ -15171,6 +15178,342 @@ comment on procedure net.test_webhook(text, bigint, integer, text, text) is
     'one attempt, also where the webhook is disabled. Raises 42704 where there is no such webhook, '
     'also for NULL, and 25001 in a transaction block.';
 
+-- ======== extension/68_stubs.sql ========
+
+-- Stubs: answers in place of the network, for the tests of an application. A worker asks for them
+-- when it begins a request; everything else about the request is as usual.
+--
+-- The owner makes stubs, and no other role: a stub answers the requests of every role.
+
+create table pgnet.stub (
+    id bigint generated always as identity primary key,
+    url_pattern text not null,
+    status_code integer,
+    headers jsonb not null,
+    body text,
+    delay interval not null,
+    times_left integer,
+    created timestamptz not null default pg_catalog.now()
+);
+comment on table pgnet.stub is
+    'The answers that net.stub has made; net.stubs shows them. A dump does not hold them.';
+comment on column pgnet.stub.status_code is 'NULL: there is no answer.';
+comment on column pgnet.stub.headers is 'An array of [name, value].';
+comment on column pgnet.stub.times_left is
+    'How often it answers still; NULL: any number of times.';
+
+-- What requests asked for which a stub has answered: a successful request leaves no other trace of
+-- its headers and its body.
+create table pgnet.stubbed (
+    request_id bigint not null,
+    attempt integer not null,
+    requested_by regrole not null,
+    method text not null,
+    url text not null,
+    headers jsonb,
+    body bytea,
+    context jsonb,
+    options jsonb,
+    requested timestamptz not null,
+    answered timestamptz not null default pg_catalog.clock_timestamp(),
+    url_pattern text not null,
+    status_code integer,
+    primary key (request_id, attempt)
+);
+alter table pgnet.stubbed
+    alter url set statistics 0,
+    alter headers set statistics 0,
+    alter body set statistics 0,
+    alter context set statistics 0,
+    alter options set statistics 0;
+comment on table pgnet.stubbed is
+    'Attempts that a stub has answered, with what was asked; net.recorded shows them. Kept for the '
+    'setting ttl. A role sees its own.';
+comment on column pgnet.stubbed.url_pattern is 'The stub''s.';
+comment on column pgnet.stubbed.status_code is 'The answer''s; NULL: there was none.';
+create index stubbed_answered on pgnet.stubbed (answered);
+create policy own_stubbed on pgnet.stubbed for select
+    using (requested_by operator(pg_catalog.=) (select pgnet.caller_role()));
+
+create function pgnet.stub_pattern(
+    -- as net.stub takes it
+    url_pattern text
+)
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    part text[] := regexp_match(trim(url_pattern), '^(?:([A-Za-z-]+) +)?(?:(https?)://([^/?# ]+)([^# ]*)|([*][^# ]*))$', 'i');
+begin
+    if part is null then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = format('invalid URL pattern %s', coalesce('"' || url_pattern || '"', 'NULL')),
+            hint = 'Give a URL without a fragment, in which * stands for any characters, such as https://api.example.com/*; '
+                'a method before it, as in "POST https://api.example.com/orders", and the stub is for this method only.';
+    end if;
+    return concat(upper(part[1] collate "C") || ' ', coalesce(part[5],
+        lower(part[2] || '://' || part[3] collate "C")
+            -- Requests for http://host go to http://host/.
+            || case when part[4] ~ '^/' or part[3] ~ '[*]$' then part[4] else '/' || part[4] end));
+end
+$$;
+comment on function pgnet.stub_pattern(text) is
+    'A pattern of URLs in the form in which it is stored. Raises 22023 for what is no pattern.';
+
+create function pgnet.stub_covers(
+    -- as it is stored
+    url_pattern text,
+    method text, url text
+)
+    returns boolean
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select (p.part[1] is null or p.part[1] = method)
+        and split_part(url, '#', 1) like replace(replace(replace(replace(p.part[2], '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') escape '!'
+    from regexp_match(url_pattern, '^(?:([A-Z-]+) )?(.*)$') p (part)
+$$;
+comment on function pgnet.stub_covers(text, text, text) is
+    'Whether a stub with this pattern is for a request with this method and URL.';
+
+create function pgnet.stub_headers(
+    -- as net.stub takes them
+    headers jsonb, body text
+)
+    returns jsonb
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fields jsonb;
+begin
+    if jsonb_typeof(headers) <> 'object' or exists (
+        select from jsonb_each(headers) h
+        where h.key !~ '^[!#$%&''*+.^_`|~0-9A-Za-z-]+$'
+            or jsonb_path_exists(h.value, 'strict $[*] ? (@.type() != "string")', silent => true)
+            or jsonb_typeof(h.value) not in ('string', 'array'))
+    then
+        raise exception using
+            errcode = 'invalid_parameter_value',
+            message = 'the headers of a stub are an object of names and texts',
+            hint = 'Such as {"Content-Type": "text/plain", "Set-Cookie": ["a=1", "b=2"]}: an array repeats a name.';
+    end if;
+    select jsonb_agg(jsonb_build_array(f.name, f.value)) into fields
+    from (
+        select h.key as name, v.value
+        from jsonb_each(headers) h
+        cross join lateral jsonb_path_query(h.value, '$[*]') v (value)
+    ) f;
+    if body is not null and not exists (select from jsonb_object_keys(headers) k where lower(k collate "C") = 'content-type') then
+        fields := coalesce(fields, '[]') || jsonb_build_array(jsonb_build_array('Content-Type',
+            case when pgnet.json_or_null(body) is null then 'text/plain; charset=utf-8' else 'application/json' end));
+    end if;
+    return coalesce(fields, '[]');
+end
+$$;
+comment on function pgnet.stub_headers(jsonb, text) is
+    'The headers of a stub in their order, with a Content-Type where there is a body. Raises 22023 '
+    'for what cannot be headers.';
+
+create function net.stub(
+    -- a URL in which * stands for any characters, after a method perhaps: POST https://x.example/*
+    url_pattern text,
+    -- NULL: there is no answer, as from a server that cannot be connected to
+    status integer default 200,
+    -- NULL: empty
+    body text default null,
+    -- names and values, an array repeats a name; NULL means none
+    headers jsonb default '{}',
+    -- how long the answer takes; NULL: no time
+    delay interval default '0',
+    -- how often it answers; NULL: any number of times
+    times integer default null
+)
+    -- the stub's number
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    fault text := case
+        when status < 200 or status > 599 then 'the status of a stub is between 200 and 599'
+        when times < 1 then 'times must be 1 or more'
+        when delay < '0' or delay > '1 day' then 'the delay of a stub is between 0 and 1 day' end;
+    stub_id bigint;
+begin
+    perform pgnet.announce_configuration();
+    if fault is not null then
+        raise exception using errcode = 'invalid_parameter_value', message = fault;
+    end if;
+    insert into pgnet.stub (url_pattern, status_code, headers, body, delay, times_left)
+    values (pgnet.stub_pattern(url_pattern), status, pgnet.stub_headers(coalesce(headers, '{}'), body), body, coalesce(delay, '0'), times)
+    returning id into stub_id;
+    return stub_id;
+end
+$$;
+comment on function net.stub(text, integer, text, jsonb, interval, integer) is
+    'Answers requests to these URLs from the commit on, in place of the network, in this database '
+    'and for every role; outcomes and retries are as usual. Of several stubs for a URL the one that '
+    'was made first answers, as often as times says, then the next. Gives its number. NULL as '
+    'status: no answer comes. Raises 22023 for what cannot be a pattern or an answer. Owner only.';
+
+create function net.unstub(
+    -- as it was given to net.stub; NULL: all stubs
+    url_pattern text default null
+)
+    -- how many stubs were removed
+    returns bigint
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    pattern text := case when url_pattern is not null then pgnet.stub_pattern(url_pattern) end;
+    removed bigint;
+begin
+    perform pgnet.announce_configuration();
+    with gone as (
+        delete from pgnet.stub s where pattern is null or s.url_pattern = pattern returning s.id
+    )
+    select count(*) into removed from gone;
+    return removed;
+end
+$$;
+comment on function net.unstub(text) is
+    'Removes the stubs for a pattern, or all of them (NULL): requests that are begun after the '
+    'commit go to the network again. Gives how many. Raises 22023 for what is no pattern. Owner '
+    'only.';
+
+create view net.stubs with (security_invoker) as
+    select s.id, s.url_pattern, s.status_code, s.headers, s.body, s.delay, s.times_left, s.created
+    from pgnet.stub s;
+comment on view net.stubs is
+    'The stubs that answer in place of the network, and how often each does so still (NULL: any '
+    'number of times). Owner only.';
+
+-- A worker asks for claims that it is about to begin. What a stub with `times` has left is counted
+-- by an update: of two workers that ask at once, each gets what is left then.
+create function pgnet.take_stubs(
+    -- the requests, and the tokens of their claims
+    ids bigint[], tokens uuid[]
+)
+    -- a row for each request that a stub answers: fields is an array of [name, value], delay in
+    -- seconds
+    returns table (id bigint, status_code integer, fields text, body bytea, delay double precision)
+    language plpgsql volatile parallel unsafe security definer cost 1000 rows 100
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set jit = off
+    set lock_timeout = '500ms'
+as $$
+declare
+    request record;
+    stub record;
+begin
+    perform pgnet.lock_tables();
+    lock table pgnet.stub, pgnet.stubbed in row exclusive mode nowait;
+    for request in
+        select q.*, c.attempt
+        from unnest(ids, tokens) with ordinality a (id, token, place)
+        cross join lateral (
+            select c.attempt from pgnet.claim c where c.id = a.id and c.token = a.token offset 0
+        ) c
+        cross join lateral (
+            select q.* from net.http_request_queue q where q.id = a.id offset 0
+        ) q
+        order by a.place
+    loop
+        loop
+            select s.* into stub from pgnet.stub s
+            where s.times_left is distinct from 0 and pgnet.stub_covers(s.url_pattern, request.method::text, request.url)
+            order by s.id limit 1;
+            exit when not found or stub.times_left is null;
+            update pgnet.stub s set times_left = s.times_left - 1 where s.id = stub.id and s.times_left > 0;
+            exit when found;
+        end loop;
+        continue when stub.id is null;
+        insert into pgnet.stubbed (
+            request_id, attempt, requested_by, method, url, headers, body, context, options, requested, url_pattern, status_code)
+        values (request.id, request.attempt, request.requested_by, request.method, request.url, request.headers, request.body,
+            request.context, request.options, request.created, stub.url_pattern, stub.status_code)
+        on conflict on constraint stubbed_pkey do nothing;
+        return query select request.id, stub.status_code::integer, stub.headers::text, convert_to(stub.body, 'UTF8'),
+            extract(epoch from stub.delay)::double precision;
+    end loop;
+end
+$$;
+comment on function pgnet.take_stubs(bigint[], uuid[]) is
+    'The answers that stubs give to claimed requests, each counted as used and noted in '
+    'pgnet.stubbed; no row for a request that goes to the network.';
+
+create function pgnet.forget_stubbed()
+    -- seconds until more is due; NULL where nothing is kept
+    returns double precision
+    language plpgsql volatile parallel unsafe
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    set enable_bitmapscan = off
+    set enable_sort = off
+    set jit = off
+as $$
+declare
+    before timestamptz;
+begin
+    if (select s.answered from pgnet.stubbed s order by s.answered limit 1) is null then
+        return null;
+    end if;
+    before := clock_timestamp() - pgnet.setting_value('ttl')::interval;
+    lock table pgnet.stubbed in row exclusive mode nowait;
+    delete from pgnet.stubbed s
+    where s.ctid = any (array(
+        select o.ctid from pgnet.stubbed o where o.answered < before order by o.answered limit 1000 for update skip locked));
+    return case when found then 1 else 60 end;
+end
+$$;
+comment on function pgnet.forget_stubbed() is
+    'Deletes what stubs have answered longer than the setting ttl ago, 1,000 rows at a time.';
+
+-- ---- what was asked for and not sent
+
+create function pgnet.text_or_null(body bytea)
+    returns text
+    language plpgsql stable parallel unsafe
+    set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return convert_from(body, 'UTF8');
+exception when character_not_in_repertoire or untranslatable_character then
+    return null;
+end
+$$;
+comment on function pgnet.text_or_null(bytea) is
+    'A body as text; NULL where it is no UTF-8, or has a character that the database has not.';
+
+create view net.recorded with (security_invoker) as
+    select r.id, r.attempt, r.method, r.url, r.headers, r.body, pgnet.text_or_null(r.body) as body_text,
+        pgnet.json_or_null(null, r.body) as body_json, r.context, r.options, r.requested_by, r.requested, r.recorded, r.stub, r.status_code
+    from (
+        select s.request_id as id, s.attempt, s.method, s.url, s.headers, s.body, s.context, s.options, s.requested_by, s.requested,
+            s.answered as recorded, s.url_pattern as stub, s.status_code
+        from pgnet.stubbed s
+        union all
+        select f.id, f.attempts, f.method::pg_catalog.text, f.url, f.headers, f.body, f.context, f.options, f.requested_by, f.created,
+            f.failed, null, null
+        from pgnet.failed f
+        where f.state operator(pg_catalog.=) 'cancelled'::net.request_state
+            and f.error_msg operator(pg_catalog.=) 'Not sent: the mode is record.'
+    ) r
+    where not exists (
+        select from pgnet.mark m
+        where m.requested_by operator(pg_catalog.=) r.requested_by and m.request_id operator(pg_catalog.=) r.id
+            and m.action operator(pg_catalog.=) 'forget' offset 0);
+comment on view net.recorded is
+    'What was asked for and not sent: attempts that a stub has answered (stub is its pattern, '
+    'status_code what it said), and requests of the mode record (stub is NULL); with headers and '
+    'body, as bytes, as text and as JSON. A role sees its own.';
+
 -- ======== extension/69_trigger.sql ========
 
 -- The trigger function net.webhook(), with the arguments of Supabase's Database Webhooks. Its
@@ -15350,7 +15693,8 @@ as $$
     from pg_proc p
     where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain', 'run_callbacks')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
-            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'deregister_worker',
+            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'take_stubs',
+            'deregister_worker',
             'heartbeat', 'report_work', 'look_for_callbacks', 'take_callback', 'perform_callback', 'serve_callbacks', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')
@@ -15612,6 +15956,10 @@ as $$
         ('responses', 'fetch', 'call net.fetch(''GET'', ''https://example.com/'');'),
         ('responses', 'http_get_result', 'select (net.http_get_result(1)).message;'),
         ('responses', 'http_collect_response', 'select (net.http_collect_response(1)).message;'),
+        ('tests', 'stub', 'select net.stub(''https://example.com/*'', 200, ''{"ok": true}'');'),
+        ('tests', 'unstub', 'select net.unstub();'),
+        ('tests', 'stubs', 'select * from net.stubs;'),
+        ('tests', 'recorded', 'select method, url, body_json from net.recorded order by id;'),
         ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
         ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
         ('failures', 'retry_where', 'select net.retry_where(''{"host": "api.example.com", "newer_than": "1 hour"}'', dry_run => true);'),
@@ -15682,8 +16030,8 @@ create type pgnet.help_row as (
 comment on type pgnet.help_row is 'A row of net.help().';
 
 create function net.help(
-    -- requests, responses, failures, webhooks, workers, egress, hosts, secrets, settings or upkeep;
-    -- NULL: all
+    -- requests, responses, tests, failures, webhooks, workers, egress, hosts, secrets, settings or
+    -- upkeep; NULL: all
     topic text default null
 )
     returns setof pgnet.help_row
@@ -15977,10 +16325,15 @@ begin
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
             when pgnet.mode_in_force() <> 'on' then 'This mode is meant for a clone. To send requests, remove the settings that are named here: the safest of them counts.' end;
+    return query select 'stubs', count(*) = 0,
+        case when count(*) = 0 then 'no stub answers in place of the network'
+            else format('%s stub(s) answer requests in place of the network', count(*)) end,
+        case when count(*) > 0 then 'Stubs are for tests. To send these requests: select net.unstub();' end
+    from pgnet.stub s where s.times_left is distinct from 0;
 end
 $$;
 comment on function pgnet.check_database() is
-    'The rows of net.check() about copies and the mode.';
+    'The rows of net.check() about copies, the mode and stubs.';
 
 create function pgnet.check_work()
     returns setof pgnet.finding
@@ -16418,7 +16771,7 @@ grant insert (request_id, action), select on pgnet.mark to public;
 grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
-grant select on pgnet.attempt to public;
+grant select on pgnet.attempt, pgnet.stubbed to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
 grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
 grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
@@ -16429,7 +16782,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
+    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.recorded, net.blocked_keys, net.workers, net.stats,
     net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
@@ -16460,7 +16813,7 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
     pgnet.outcome_so_far, pgnet.wait_until, pgnet.await_end, pgnet.tell_waiter, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
-    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
+    pgnet.json_or_null, pgnet.text_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
     -- callbacks; pgnet.report_call is called as the role of a callback
     pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,
     pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,

@@ -132,6 +132,11 @@ begin
                 where b.request_id = m.request_id and b.requested_by = m.requested_by for update of b skip locked
             ) b
             where m.free and m.action = 'forget'))
+    ), stubbed as (
+        delete from pgnet.stubbed s
+        where s.request_id = any (array(
+            select m.request_id from marked m
+            where m.free and m.action = 'forget' and (m.locked or m.response_id is not null or m.failed_id is not null)))
     ), unmarked as (
         delete from pgnet.mark k
         where k.ctid = any (array(select m.place from marked m where m.free and m.action <> 'retry'))
@@ -222,7 +227,7 @@ begin
         return null;
     end if;
     lock table net.http_request_queue, pgnet.claim, pgnet.attempt, net._http_response, pgnet.failed, pgnet.mark, pgnet.worker,
-        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
+        pgnet.flow, pgnet.ended_request, pgnet.dependency, pgnet.callback, pgnet.callback_order, pgnet.stubbed in row exclusive mode nowait;
     -- An older snapshot may still see the failure, and must find the mark: what it inserts then
     -- meets the key.
     delete from pgnet.mark m

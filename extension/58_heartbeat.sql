@@ -40,6 +40,7 @@ begin
             when 'deleting statistics' then pgnet.forget_minutes()
             when 'counting deliveries' then pgnet.judge_webhooks()
             when 'forgetting callbacks' then pgnet.expire_callbacks()
+            when 'forgetting what stubs have answered' then pgnet.forget_stubbed()
             end;
         perform pgnet.fire_deferred();
     exception when others then
@@ -168,10 +169,10 @@ create function pgnet.heartbeat(
     owned bigint[] default null
 )
     -- settings, egress, hosts and retry policies; revision: of all four; generation: workers of
-    -- another one restart; mode; quarantined: whether requests wait in quarantine; callbacks:
-    -- whether there are any to run; dropped: ids of
-    -- owned that are not the worker's any more; faults: duties that fail; next_poll: after how many
-    -- seconds to call again
+    -- another one restart; mode; stubs: whether there are any; quarantined: whether requests wait
+    -- in quarantine; callbacks: whether there are any to run; dropped: ids of owned that are not
+    -- the worker's any more; faults: duties that fail; next_poll: after how many seconds to call
+    -- again
     returns jsonb
     language plpgsql volatile parallel unsafe security definer
     set search_path = pg_catalog, pg_temp
@@ -190,7 +191,7 @@ declare
 begin
     -- As in pgnet.lock_tables, a session that waits for a lock holds no other.
     lock table pgnet.setting, pgnet.configuration, pgnet.host, pgnet.egress_rule, pgnet.retry_policy, pgnet.database, pgnet.worker,
-        pgnet.worker_role, pgnet.mark, pgnet.pause in access share mode nowait;
+        pgnet.worker_role, pgnet.mark, pgnet.pause, pgnet.stub, pgnet.stubbed in access share mode nowait;
     lock table pgnet.fault, pgnet.callback, pgnet.callback_order in row exclusive mode nowait;
     perform pgnet.require_worker(worker_id);
     -- The revision is read first: a change while the rest is read has a higher number.
@@ -200,7 +201,7 @@ begin
         'freeing probes', 'ending requests of broken hosts', 'forgetting hosts',
         'expiring requests', 'deleting expired responses', 'deleting expired failed requests', 'deleting expired attempts',
         'forgetting workers', 'forgetting budgets', 'counting what is pending', 'deleting statistics', 'counting deliveries',
-        'forgetting callbacks',
+        'forgetting callbacks', 'forgetting what stubs have answered',
         'looking for what waits in vain']
     loop
         next_duty := least(next_duty, pgnet.do_duty(duty, worker_id, owned));
@@ -222,6 +223,7 @@ begin
         'hosts', pgnet.host_settings(),
         'policies', pgnet.retry_policy_settings(),
         'mode', mode,
+        'stubs', (select s.id from pgnet.stub s order by s.id limit 1) is not null,
         'quarantined', quarantined,
         'callbacks', pgnet.has_callbacks(),
         'dropped', to_jsonb(pgnet.dropped_requests(worker_id, owned)),

@@ -88,7 +88,8 @@ as $$
     from pg_proc p
     where p.pronamespace = to_regnamespace('net') and p.proname in ('work', 'drain', 'run_callbacks')
         or p.pronamespace = to_regnamespace('pgnet') and p.proname in (
-            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'deregister_worker',
+            'register_worker', 'claim_requests', 'record_outcomes', 'release_requests', 'report_attempts', 'claimed_secrets', 'take_stubs',
+            'deregister_worker',
             'heartbeat', 'report_work', 'look_for_callbacks', 'take_callback', 'perform_callback', 'serve_callbacks', 'wait_for_signals', 'wake_next_worker', 'wake_up_fault', 'refuse_copy', 'serve',
             -- what these call with the rights of the worker's role
             'require_worker', 'refuse_transaction_block', 'setting_value')

@@ -31,6 +31,10 @@ as $$
         ('responses', 'fetch', 'call net.fetch(''GET'', ''https://example.com/'');'),
         ('responses', 'http_get_result', 'select (net.http_get_result(1)).message;'),
         ('responses', 'http_collect_response', 'select (net.http_collect_response(1)).message;'),
+        ('tests', 'stub', 'select net.stub(''https://example.com/*'', 200, ''{"ok": true}'');'),
+        ('tests', 'unstub', 'select net.unstub();'),
+        ('tests', 'stubs', 'select * from net.stubs;'),
+        ('tests', 'recorded', 'select method, url, body_json from net.recorded order by id;'),
         ('failures', 'failures', 'select id, url, status_code, error_msg from net.failures order by id desc limit 10;'),
         ('failures', 'retry', 'select net.retry(id) from net.failures where status_code = 503;'),
         ('failures', 'retry_where', 'select net.retry_where(''{"host": "api.example.com", "newer_than": "1 hour"}'', dry_run => true);'),
@@ -101,8 +105,8 @@ create type pgnet.help_row as (
 comment on type pgnet.help_row is 'A row of net.help().';
 
 create function net.help(
-    -- requests, responses, failures, webhooks, workers, egress, hosts, secrets, settings or upkeep;
-    -- NULL: all
+    -- requests, responses, tests, failures, webhooks, workers, egress, hosts, secrets, settings or
+    -- upkeep; NULL: all
     topic text default null
 )
     returns setof pgnet.help_row

@@ -257,10 +257,15 @@ begin
             else 'nothing is sent, requests wait: ' || modes end,
         case when unknown_modes is not null then 'Neither on, record nor off, so it counts as off: ' || unknown_modes || '.'
             when pgnet.mode_in_force() <> 'on' then 'This mode is meant for a clone. To send requests, remove the settings that are named here: the safest of them counts.' end;
+    return query select 'stubs', count(*) = 0,
+        case when count(*) = 0 then 'no stub answers in place of the network'
+            else format('%s stub(s) answer requests in place of the network', count(*)) end,
+        case when count(*) > 0 then 'Stubs are for tests. To send these requests: select net.unstub();' end
+    from pgnet.stub s where s.times_left is distinct from 0;
 end
 $$;
 comment on function pgnet.check_database() is
-    'The rows of net.check() about copies and the mode.';
+    'The rows of net.check() about copies, the mode and stubs.';
 
 create function pgnet.check_work()
     returns setof pgnet.finding

@@ -98,7 +98,7 @@ grant insert (request_id, action), select on pgnet.mark to public;
 grant insert (request_id, ordering_key, unblocks, retry_id), select on pgnet.ended_request to public;
 grant select on pgnet.blocked_key, pgnet.dependency, pgnet.key_block to public;
 grant select on net._http_response, pgnet.failed to public;
-grant select on pgnet.attempt to public;
+grant select on pgnet.attempt, pgnet.stubbed to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
 grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
 grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
@@ -109,7 +109,7 @@ grant select on pgnet.backlog, pgnet.own_queued, pgnet.own_place to public;
 grant select on pgnet.recent_minute, pgnet.newest_request, pgnet.claimed_place, pgnet.ready_count,
     pgnet.request_fact, pgnet.request_load, pgnet.request_before, pgnet.request_rival to public;
 grant select on
-    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.blocked_keys, net.workers, net.stats,
+    net.requests, net.responses, net.callbacks, net.failures, net.attempts, net.recorded, net.blocked_keys, net.workers, net.stats,
     net.webhooks, net.webhook_deliveries, net.endpoints, net.settings, net.egress, net.hosts, net.host_events, net.retry_policies, net.secrets
 to public;
 
@@ -140,7 +140,7 @@ grant execute on function
     pgnet.check_secret, pgnet.refuse_secret, pgnet.secret_covers, pgnet.secret_prefix,
     -- its outcome
     pgnet.outcome_so_far, pgnet.wait_until, pgnet.await_end, pgnet.tell_waiter, pgnet.waiting_state, pgnet.cancellation_message, pgnet.written_here, pgnet.refuse_to_wait,
-    pgnet.json_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
+    pgnet.json_or_null, pgnet.text_or_null, pgnet.mark_request, pgnet.send_again, pgnet.options_again, pgnet.held_again,
     -- callbacks; pgnet.report_call is called as the role of a callback
     pgnet.resolve_callback, pgnet.refuse_altered_callers, pgnet.check_set, pgnet.wake_runners, pgnet.report_call, pgnet.temporary_objects,
     pgnet.check_after, pgnet.after_ids, pgnet.unblock_head, pgnet.requests_behind, pgnet.hint_retries, pgnet.announce_retry,

@@ -20,6 +20,7 @@ ITEMS = [
     "wake-up",
     "database",
     "mode",
+    "stubs",
     "worker",
     "queue",
     "pauses",

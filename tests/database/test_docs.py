@@ -190,13 +190,30 @@ def test_getting_started(bare: Database, url: str) -> None:
 
 
 # Pages that tests of their own run.
-RUN_APART = {"getting-started", "uninstall", "coming-from-pg_net", "certificates", "proxies"}
+RUN_APART = {
+    *("getting-started", "uninstall", "coming-from-pg_net", "certificates", "proxies", "testing")
+}
 WITH_SQL = [page.stem for page in DOCS.glob("*.md") if blocks(page, "sql")]
 
 
 @pytest.mark.parametrize("name", sorted(set(WITH_SQL) - RUN_APART))
 def test_a_page(ready: Database, url: str, name: str) -> None:
     run_page(ready, DOCS / f"{name}.md", url)
+
+
+def test_testing_an_application(docs_cluster: Cluster, url: str) -> None:
+    """No worker serves the database, so that net.drain does all the work."""
+    database = docs_cluster.create_database()
+    try:
+        printed = run_page(database, DOCS / "testing.md", url)
+        assert '{"id": "ch_1", "paid": true}' in printed
+        assert re.search(r"^ +1200? .*\| 201$|\| 1200 +\|.*\| +201", printed, re.MULTILINE)
+        attempts = re.findall(r"^ +([1-4]) \| +(503|200|)$", printed, re.MULTILINE)
+        assert attempts == [("1", "503"), ("2", "503"), ("3", ""), ("4", "200")]
+        assert re.search(r"^ failed \| t$", printed, re.MULTILINE)
+        assert database.rows("select * from net.stubs") == []
+    finally:
+        database.drop()
 
 
 @pytest.fixture

@@ -97,6 +97,10 @@ def populate(database: Database) -> None:
         "insert into pgnet.failed"
         " (id, state, method, url, requested_by, created, priority, attempts)"
         " values (1000, 'failed', 'GET', %(canary)s, %(victim)s, now(), 0, 1)",
+        "insert into pgnet.stub (url_pattern, headers, delay) values (%(canary)s, '[]', '0')",
+        "insert into pgnet.stubbed"
+        " (request_id, attempt, requested_by, method, url, requested, url_pattern)"
+        " values (1000, 1, %(victim)s, 'GET', %(canary)s, now(), '*')",
         "insert into pgnet.attempt"
         " (request_id, attempt, requested_by, ending, started, ended, error_msg)"
         " values (1000, 1, %(victim)s, 'answered', now(), now(), %(canary)s)",

@@ -55,6 +55,7 @@ def test_every_workers_routine_asks(open_database: Database) -> None:
         "report_attempts": "select pgnet.report_attempts(1, '[]')",
         "report_work": "select pgnet.report_work(1, '{}')",
         "release_requests": "select pgnet.release_requests('{1}', array[gen_random_uuid()], 'x')",
+        "take_stubs": "select pgnet.take_stubs('{1}', array[gen_random_uuid()])",
         "claimed_secrets": "select pgnet.claimed_secrets('{1}', array[gen_random_uuid()], '{k}')",
         "deregister_worker": "select pgnet.deregister_worker(1, gen_random_uuid())",
         "heartbeat": "select pgnet.heartbeat(1)",

@@ -18,7 +18,7 @@ where p.pronamespace = 'net'::regnamespace
         'grant_secret', 'revoke_secret', 'configure_host', 'wait', 'wait_all', 'webhook', 'fetch', 'cancel', 'check', 'configure', 'allow_network', 'deny_network', 'forget_network',
         'allow_host', 'deny_host', 'forget_host', 'grant_worker', 'revoke_worker', 'schedule_worker', 'unschedule_worker',
         'work', 'drain', 'on_all_done', 'run_callback', 'run_callbacks', 'create_webhook', 'drop_webhook', 'enable_webhook', 'disable_webhook', 'test_webhook', 'replay_webhook', 'backfill_webhook',
-        'set_endpoint', 'drop_endpoint')
+        'set_endpoint', 'drop_endpoint', 'stub', 'unstub')
 order by p.proname collate "C" \gx
 
 -- \df net.*: what people call, and the private names that users of pg_net know.

@@ -17,6 +17,7 @@ from pgnet.outbox import (
     Outcome,
     Reported,
     Secret,
+    Stub,
     WorkerState,
 )
 from pgnet.worker.heartbeat import Heartbeat
@@ -73,6 +74,10 @@ class FakeOutbox:
             (claim.id, name): Secret(name, "a-secret-value", "http://a/", None)
             for claim, name in wanted
         }
+
+    def stubs(self, claims: Sequence[Claim]) -> dict[int, Stub]:
+        self._called("stubs")
+        return {}
 
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         self._called("heartbeat")

@@ -193,6 +193,32 @@ def read_secrets(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[int, str], Sec
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """An answer that the database has for a request, in place of the network.
+
+    status_code: None for no answer. fields: headers in their order, repeats kept. delay: seconds.
+    """
+
+    status_code: int | None
+    fields: Sequence[tuple[str, str]]
+    body: bytes
+    delay: float
+
+
+def read_stubs(rows: Iterable[Mapping[str, Any]]) -> dict[int, Stub]:
+    """The rows of pgnet.take_stubs as stubs, by the id of the claim."""
+    return {
+        row["id"]: Stub(
+            row["status_code"],
+            [(name, value) for name, value in json.loads(row["fields"])],
+            row["body"] or b"",
+            row["delay"],
+        )
+        for row in rows
+    }
+
+
 class Outcome(NamedTuple):
     """How an attempt ended, to be recorded under the token of its claim.
 
@@ -336,6 +362,7 @@ class WorkerState:
     callbacks: whether there are any to look for.
     next_poll: seconds until the next heartbeat.
     faults: the duties of the heartbeat that fail, and why, by the name of the duty.
+    stubs: whether the database has stubs, which answer requests in place of the network.
     """
 
     settings: dict[str, Any]
@@ -350,6 +377,7 @@ class WorkerState:
     next_poll: float
     faults: Mapping[str, str] = field(default_factory=dict)
     callbacks: bool = False
+    stubs: bool = False
 
 
 @dataclass(slots=True)
@@ -499,6 +527,12 @@ class Outbox(Protocol):
 
     def secrets(self, wanted: Sequence[tuple[Claim, str]]) -> dict[tuple[int, str], Secret]:
         """Secrets, by the id of the claim that names them and their name."""
+
+    def stubs(self, claims: Sequence[Claim]) -> dict[int, Stub]:
+        """The stubs that answer claims in place of the network, by the id of the claim.
+
+        Each use of a stub counts from then on.
+        """
 
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         """Say what this worker owns, do the duties that are due, and read the configuration."""

@@ -51,10 +51,12 @@ from pgnet.outbox import (
     Outcome,
     Reported,
     Secret,
+    Stub,
     WorkerState,
     encode_outcomes,
     ends_session,
     read_secrets,
+    read_stubs,
     translate_error,
 )
 from pgnet.outbox.libpq_runner import LibpqRunner
@@ -364,6 +366,17 @@ class LibpqOutbox:
             },
         )
         return read_secrets(rows)
+
+    def stubs(self, claims: Sequence[Claim]) -> dict[int, Stub]:
+        rows = self._call(
+            self._query,
+            "select * from pgnet.take_stubs(%(ids)s::bigint[], %(tokens)s::uuid[])",
+            {
+                "ids": [claim.id for claim in claims],
+                "tokens": [claim.token for claim in claims],
+            },
+        )
+        return read_stubs(rows)
 
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         rows = self._call(

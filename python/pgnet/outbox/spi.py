@@ -41,9 +41,11 @@ from pgnet.outbox import (
     Outcome,
     Reported,
     Secret,
+    Stub,
     WorkerState,
     encode_outcomes,
     read_secrets,
+    read_stubs,
     translate_error,
 )
 from pgnet.server import backend
@@ -251,6 +253,16 @@ class SpiOutbox:
                 [name for _claim, name in wanted],
             )
         return read_secrets(rows)
+
+    def stubs(self, claims: Sequence[Claim]) -> dict[int, Stub]:
+        with self._transaction():
+            rows = self._call(
+                "select * from pgnet.take_stubs($1, $2)",
+                ["bigint[]", f"{_UUID}[]"],
+                [claim.id for claim in claims],
+                [claim.token for claim in claims],
+            )
+        return read_stubs(rows)
 
     def heartbeat(self, owned: Sequence[int]) -> WorkerState:
         with self._transaction(refusable=True):

@@ -88,6 +88,18 @@ class Answer:
             self.as_it_came = received.as_it_came
             self._take(received)
 
+    @classmethod
+    def of_stub(cls, request: WireRequest, head: Head, content: bytes, total: float) -> Answer:
+        """The whole answer that a stub gives in place of a server, after ``total`` seconds."""
+        received = Received()
+        received.head = head
+        received.take(content)
+        answer = cls(None, request, None, 0)
+        answer._take(received)
+        answer.is_final = True
+        answer.timings.first_byte = answer.timings.total = total
+        return answer
+
     def _take(self, received: Received) -> None:
         self._received = received
         self._head = head = received.head

@@ -348,7 +348,7 @@ class Transport:
             if transfer.attempts.send_by is not None:
                 limit = min(limit, transfer.attempts.send_by - transfer.started)
         error = WireError(
-            _timeout_words(what, limit, total, name, handshake),
+            timeout_words(what, limit, total, name, handshake),
             kind=kind,
             timed_out=True,
             possibly_sent=sent,
@@ -373,7 +373,7 @@ class Transport:
         if error.timed_out:
             total = time.monotonic() - transfer.started
             return WireError(
-                _timeout_words("Timeout", transfer.timeout, total, transfer.timings.name, 0.0),
+                timeout_words("Timeout", transfer.timeout, total, transfer.timings.name, 0.0),
                 timed_out=True,
                 code=Code.OPERATION_TIMEDOUT,
             )
@@ -382,7 +382,7 @@ class Transport:
         return WireError(words(code), code=code, detail=str(error))
 
 
-def _timeout_words(what: str, limit: float, total: float, name: float, handshake: float) -> str:
+def timeout_words(what: str, limit: float, total: float, name: float, handshake: float) -> str:
     """The message of a deadline, with the words of pg_net: where the time went, in milliseconds."""
     limit, total, name, handshake, rest = (
         round(seconds * 1000)

@@ -41,6 +41,7 @@ class Configuration:
     limits, egress, hosts: what the wire follows. masks: hide the passwords of proxies in answers.
     policies: of retrying, by name; given_policies: the same as the database gives them.
     storable: what text the database can hold. notifies: the setting notify_outcomes.
+    stubs: whether the database has stubs, which answer requests in place of the network.
     """
 
     directory: Directory | None = None
@@ -64,6 +65,7 @@ class Configuration:
     given_policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     storable: Storable = field(default_factory=lambda: Storable("UTF8"))
     notifies: bool = False
+    stubs: bool = False
 
     @property
     def grace(self) -> float:
@@ -102,6 +104,7 @@ class Configuration:
             given_policies=state.policies,
             storable=Storable(settings["server_encoding"]),
             notifies=settings.get("notify_outcomes") == "on",
+            stubs=state.stubs,
         )
 
     def for_a_new_worker(self) -> Configuration:

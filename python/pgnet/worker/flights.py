@@ -29,6 +29,7 @@ from pgnet.wire.exchange import Handle
 from pgnet.worker.adaptive import Adaptive
 from pgnet.worker.assemble import Assembled
 from pgnet.worker.delivery import PLAIN, Delivery
+from pgnet.worker.stubs import StubbedRequest
 from pgnet.worker.window import Window
 
 # Bytes of requests that one claim brings into memory.
@@ -48,16 +49,18 @@ class Flight:
     began: by the monotonic clock. send_by: when the request must have its connection, by the same
     clock; None: at any time. handle: stops it; None before it is sent and after its end.
     expires_at: no attempt begins from then on. is_ordered: others of its key may wait for its end.
+    is_stubbed: a stub answers it, so that its answer says nothing of its host.
     """
 
     claim: Claim
     began: float
     send_by: float | None = None
     delivery: Delivery = PLAIN
-    handle: Handle | None = None
+    handle: Handle | StubbedRequest | None = None
     assembled: Assembled | None = None
     expires_at: float = math.inf
     is_ordered: bool = False
+    is_stubbed: bool = False
 
     @property
     def deadline(self) -> float:

@@ -42,7 +42,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import gevent
 
@@ -57,6 +57,7 @@ from pgnet.outbox import (
     OutboxUnregistered,
     Outcome,
     Secret,
+    Stub,
 )
 from pgnet.request.row import Row
 from pgnet.secret.directory import Directory
@@ -505,6 +506,7 @@ class Worker:
             if self._configuration.mode != "off" and not self._configuration.must_restart:
                 rows = [(claim, read(claim)) for claim in claims]
                 secrets = self._secrets(rows)
+                stubs = self._stubs(rows)
                 for claim, row in rows:
                     within = claim.flow.send_within
                     send_by = claimed_at + within if within is not None else None
@@ -522,7 +524,9 @@ class Worker:
                         flight.expires_at = claimed_at + claim.flow.expires_in
                     self._flights.add(flight)
                     self._report.begun(claim)
-                    self._performer.begin(flight, row, secrets.get(claim.id) or {})
+                    self._performer.begin(
+                        flight, row, secrets.get(claim.id) or {}, stubs.get(claim.id)
+                    )
                 return claims
         except OutboxFailed as error:
             self._claiming.failed(error)
@@ -545,12 +549,18 @@ class Worker:
                 found.setdefault(claim_id, {})[name] = secret
         return found
 
+    def _stubs(self, rows: Iterable[tuple[Claim, Row]]) -> Mapping[int, Stub]:
+        """The stubs that answer requests in place of the network, by the id of the claim."""
+        claims = [claim for claim, row in rows if row.fault is None]
+        return self._outbox.stubs(claims) if claims and self._configuration.stubs else {}
+
     def _ended(self, flight: Flight, answer: Answer | NotSent) -> None:
         """Called by the performer: a request has its answer, or was not sent."""
         claim = flight.claim
         if self._flights.get(claim.id) is not flight:
             return
-        self._hosts.ended(flight, answer)
+        if not flight.is_stubbed or claim.flow.probe:
+            self._hosts.ended(flight, answer)
         self._stop(flight)
         error = answer.error if isinstance(answer, Answer) else None
         unsent = error is not None and not error.possibly_sent

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import requests
 
-from pgnet.outbox import Claim, Outcome, Secret
+from pgnet.outbox import Claim, Outcome, Secret, Stub
 from pgnet.request.errors import InvalidRequest
 from pgnet.request.row import Row
 from pgnet.wire.answer import Answer
@@ -25,6 +25,7 @@ from pgnet.worker.configuration import Configuration
 from pgnet.worker.delivery import delivery_of, expiry_message
 from pgnet.worker.flights import Flight
 from pgnet.worker.outcome import NotSent, make_outcome
+from pgnet.worker.stubs import StubbedRequest
 
 log = logging.getLogger("pgnet.worker")
 
@@ -65,10 +66,13 @@ class Performer:
             self._exchange.close()
         self._exchange = None
 
-    def begin(self, flight: Flight, row: Row, secrets: Mapping[str, Secret]) -> None:
+    def begin(
+        self, flight: Flight, row: Row, secrets: Mapping[str, Secret], stub: Stub | None = None
+    ) -> None:
         """Send a request, or say why it cannot be sent.
 
-        row: what the request asks for. secrets: those that it names, by name.
+        row: what the request asks for. secrets: those that it names, by name. stub: what answers it
+        in place of the network.
         """
         claim, configuration = flight.claim, self._configuration
         try:
@@ -91,6 +95,15 @@ class Performer:
                 _check_host(claim, assembled.request.url, configuration.hosts)
             if time.monotonic() >= flight.expires_at:
                 self._on_ended(flight, NotSent(expiry_message(claim), "expired"))
+                return
+            if stub is not None:
+                flight.is_stubbed = True
+                flight.handle = StubbedRequest(
+                    assembled.request,
+                    stub,
+                    claim.timeout_milliseconds / 1000,
+                    lambda answer: self._on_ended(flight, answer),
+                )
                 return
             if configuration.mode == "record":
                 self._on_ended(flight, NotSent("Not sent: the mode is record.", "cancelled"))

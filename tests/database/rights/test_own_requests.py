@@ -65,6 +65,9 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
         ) values (7, 'failed', 'hunter2', 1, 'GET', 'hunter2', 'rights_bob', now());
         insert into pgnet.failed (id, state, method, url, requested_by, created, priority, attempts)
         values (7, 'failed', 'GET', 'hunter2', 'rights_bob', now(), 0, 1);
+        insert into pgnet.stubbed (
+            request_id, attempt, requested_by, method, url, requested, url_pattern
+        ) values (7, 1, 'rights_bob', 'GET', 'hunter2', now(), '*');
         insert into pgnet.mark (request_id, requested_by, action) values (7, 'rights_bob', 'retry');
         """
     )
@@ -84,6 +87,8 @@ def test_a_leaking_condition_sees_nothing(own: Database) -> None:
         ("net.requests", "url"),
         ("net.responses", "content"),
         ("net.failures", "url"),
+        ("pgnet.stubbed", "url"),
+        ("net.recorded", "url"),
         ("pgnet.mark", "request_id"),
     ):
         rows = alice.execute(f"select {column} from {relation} where tell({column})").fetchall()
@@ -204,6 +209,12 @@ def test_statistics_hold_no_samples(own: Database) -> None:
         "insert into pgnet.failed (id, state, method, url, headers, body, context, requested_by,"
         " created, priority, attempts)"
         " select id, 'failed', method, url, headers, body, context, requested_by, created, 0, 1"
+        " from net.http_request_queue"
+    )
+    own.execute(
+        "insert into pgnet.stubbed (request_id, attempt, requested_by, method, url, headers, body,"
+        " context, options, requested, url_pattern)"
+        " select id, 1, requested_by, method, url, headers, body, context, context, created, '*'"
         " from net.http_request_queue"
     )
     own.execute(

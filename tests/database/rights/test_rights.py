@@ -251,6 +251,14 @@ ROUTINES = WEBHOOK_ROUTINES | {
     "pgnet.wake_up_fault": "worker",
     "pgnet.account_claims": "owner",
     "pgnet.tell_waiters": "owner",
+    "pgnet.stub_pattern": "owner",
+    "pgnet.stub_covers": "owner",
+    "pgnet.stub_headers": "owner",
+    "pgnet.forget_stubbed": "owner",
+    "net.stub": "owner",
+    "net.unstub": "owner",
+    "pgnet.take_stubs": "worker",
+    "pgnet.text_or_null": "everyone",
     "pgnet.tell_of_ends": "owner",
     "pgnet.check_pauses": "owner",
     "pgnet.count_backlog": "owner",
@@ -528,6 +536,10 @@ RELATIONS = WEBHOOK_RELATIONS | {
     "pgnet.secret": set(),
     "pgnet.secret_grant": set(),
     "pgnet.worker_role": set(),
+    "pgnet.stub": set(),
+    "pgnet.stubbed": {"SELECT"},
+    "net.stubs": set(),
+    "net.recorded": {"SELECT"},
 }
 
 
@@ -567,6 +579,7 @@ CALLS = (
     "select net._urlencode_string('a b')",
     "select net._encode_url_with_params_array('http://localhost/', '{a=b}')",
     "select * from net.requests",
+    "select * from net.recorded",
     "select * from net.responses",
     "select * from net.failures",
     "select * from net.attempts",
