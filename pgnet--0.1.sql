@@ -13412,6 +13412,7 @@ create table pgnet.webhook (
     dropped timestamptz,
     disabled_since timestamptz,
     disabled_reason text,
+    enabled_since timestamptz,
     backfill jsonb,
     primary key (owner, name)
 );
@@ -13424,6 +13425,8 @@ comment on column pgnet.webhook.dropped is
     'NULL: it was not dropped. A role has no right to delete rows, since it could lock the table by '
     'that.';
 comment on column pgnet.webhook.disabled_since is 'NULL: its requests are sent.';
+comment on column pgnet.webhook.enabled_since is
+    'When net.enable_webhook was called: failures before count no more; NULL: never.';
 comment on column pgnet.webhook.backfill is
     'The rows that net.backfill_webhook sends: which, how far it is; NULL: none.';
 select pg_catalog.pg_extension_config_dump('pgnet.webhook', 'where dropped is null');
@@ -14737,7 +14740,7 @@ create function pgnet.count_deliveries(ids bigint[])
 as $$
 begin
     insert into pgnet.webhook_tally (owner, name, sent, failed, unsent, status_code, error_msg, buckets)
-    select r.requested_by, left(r.context ->> 'webhook', 40),
+    select r.requested_by, r.context ->> 'webhook',
         count(*) filter (where r.state = 'succeeded'), count(*) filter (where r.state in ('failed', 'unknown')),
         count(*) filter (where r.state not in ('succeeded', 'failed', 'unknown')),
         (array_agg(r.status_code order by r.id desc) filter (where r.state in ('succeeded', 'failed', 'unknown')))[1],
@@ -14748,9 +14751,13 @@ begin
     from unnest(ids) i (id)
     cross join lateral (
         select a.id, a.requested_by, a.context, a.state, a.status_code, a.error_msg, a.total_ms
-        from net._http_response a where a.id = i.id and a.context ? 'webhook' offset 0
+        from net._http_response a
+        where a.id = i.id
+            -- A role may insert a request with any context.
+            and exists (select from pgnet.webhook w where w.owner = a.requested_by and w.name = a.context ->> 'webhook' offset 0)
+        offset 0
     ) r
-    group by r.requested_by, left(r.context ->> 'webhook', 40);
+    group by r.requested_by, r.context ->> 'webhook';
 end
 $$;
 comment on function pgnet.count_deliveries(bigint[]) is
@@ -14857,7 +14864,7 @@ begin
         from pgnet.webhook_state s where s.owner = w.owner and s.name = w.name)
     where w.ctid = any (array(
         select o.ctid from pgnet.webhook o join pgnet.webhook_state s on s.owner = o.owner and s.name = o.name
-        where s.failing_since < clock_timestamp() - disable_after and o.disabled_since is null and o.dropped is null
+        where greatest(s.failing_since, o.created, o.enabled_since) < clock_timestamp() - disable_after and s.failing_since is not null and o.disabled_since is null and o.dropped is null
         for update of o skip locked));
 end
 $$;
@@ -14865,6 +14872,15 @@ comment on function pgnet.disable_failing_webhooks(interval) is
     'Disables the webhooks whose requests have all failed for so long.';
 
 -- ---- views
+
+-- A role may write what it likes into the rows of its own. The owner's views must not fail by it.
+create function pgnet.small_number(given jsonb, name text)
+    -- NULL: it is no number of up to 18 digits
+    returns bigint
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$ select case when given ->> name ~ '^[0-9]{1,18}$' then (given ->> name)::bigint end $$;
+comment on function pgnet.small_number(jsonb, text) is 'A number in an object; NULL for anything else.';
 
 create function pgnet.webhook_fault(owner regrole, name text, on_table regclass, definition jsonb)
     -- NULL: nothing is wrong
@@ -14876,8 +14892,12 @@ declare
     found_triggers integer;
     enabled boolean;
 begin
-    if not exists (select from pg_class c where c.oid = on_table) then
+    if jsonb_typeof(definition -> 'events') is distinct from 'array' or jsonb_typeof(definition -> 'columns') <> 'array' then
+        return 'Its row in pgnet.webhook was changed by hand.';
+    elsif not exists (select from pg_class c where c.oid = on_table) then
         return 'The table was dropped.';
+    elsif not exists (select from pg_roles r where r.oid = owner) then
+        return 'Its owner was dropped.';
     end if;
     select count(*), bool_and(t.enabled) into found_triggers, enabled from pgnet.webhook_triggers(on_table, name) t;
     return case
@@ -14919,7 +14939,7 @@ create view net.webhooks with (security_invoker) as
         pgnet.median_time(pgnet.add_times(coalesce(s.times, '{}'), t.buckets)) as p50_ms,
         s.failing_since, w.disabled_since, w.disabled_reason,
         pgnet.webhook_fault(w.owner, w.name, w.on_table, w.definition) as fault,
-        w.backfill operator(pg_catalog.->>) 'state' as backfill, (w.backfill operator(pg_catalog.->>) 'sent')::bigint as backfilled,
+        w.backfill operator(pg_catalog.->>) 'state' as backfill, pgnet.small_number(w.backfill, 'sent') as backfilled,
         w.created
     from pgnet.webhook w
     left join pgnet.endpoint e on e.owner operator(pg_catalog.=) w.owner and e.name operator(pg_catalog.=) (w.definition operator(pg_catalog.->>) 'endpoint')
@@ -14943,7 +14963,7 @@ comment on view net.webhooks is
 
 create view net.webhook_deliveries with (security_invoker) as
     select c.id as request_id, c.context operator(pg_catalog.->>) 'webhook' as webhook, c.context operator(pg_catalog.->>) 'event' as event,
-        c.context operator(pg_catalog.->) 'key' as key, (c.context operator(pg_catalog.->>) 'rows')::integer as rows,
+        c.context operator(pg_catalog.->) 'key' as key, pgnet.small_number(c.context, 'rows') as rows,
         r.state, r.attempts, r.status_code, r.error_msg, r.next_attempt, r.requested, r.ended, r.retry_of, c.requested_by as owner
     from (
         select q.id, q.context, q.requested_by from net.http_request_queue q where q.context operator(pg_catalog.?&) '{webhook,event}'
@@ -15021,7 +15041,7 @@ as $$
 declare
     known pgnet.webhook := pgnet.require_webhook(name);
 begin
-    update pgnet.webhook w set disabled_since = null, disabled_reason = null
+    update pgnet.webhook w set disabled_since = null, disabled_reason = null, enabled_since = now()
     where w.owner = pgnet.caller_role() and w.name = enable_webhook.name;
     if known.backfill ->> 'state' = 'stopped' then
         known.backfill := known.backfill || '{"state": "running"}';
@@ -16774,7 +16794,7 @@ grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt, pgnet.stubbed to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
 grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
-grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
+grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, enabled_since, backfill), select
     on pgnet.webhook to public;
 grant select on pgnet.webhook_tally, pgnet.webhook_state to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
@@ -16827,7 +16847,7 @@ grant execute on function
     pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,
     pgnet.webhook_rows, pgnet.webhook_statement_code, pgnet.webhook_triggers, pgnet.webhook_trigger, pgnet.remove_webhook, pgnet.make_webhook,
     pgnet.replace_webhook, pgnet.qualified_name, pgnet.require_webhook, pgnet.replay_failures, pgnet.queue_sample, pgnet.add_times,
-    pgnet.median_time, pgnet.webhook_fault, pgnet.backfill_keys, pgnet.key_texts, pgnet.key_columns, pgnet.read_rate, pgnet.backfill_query,
+    pgnet.median_time, pgnet.webhook_fault, pgnet.small_number, pgnet.backfill_keys, pgnet.key_texts, pgnet.key_columns, pgnet.read_rate, pgnet.backfill_query,
     pgnet.queue_page, pgnet.send_page, pgnet.next_page,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,

@@ -62,6 +62,7 @@ create table pgnet.webhook (
     dropped timestamptz,
     disabled_since timestamptz,
     disabled_reason text,
+    enabled_since timestamptz,
     backfill jsonb,
     primary key (owner, name)
 );
@@ -74,6 +75,8 @@ comment on column pgnet.webhook.dropped is
     'NULL: it was not dropped. A role has no right to delete rows, since it could lock the table by '
     'that.';
 comment on column pgnet.webhook.disabled_since is 'NULL: its requests are sent.';
+comment on column pgnet.webhook.enabled_since is
+    'When net.enable_webhook was called: failures before count no more; NULL: never.';
 comment on column pgnet.webhook.backfill is
     'The rows that net.backfill_webhook sends: which, how far it is; NULL: none.';
 select pg_catalog.pg_extension_config_dump('pgnet.webhook', 'where dropped is null');

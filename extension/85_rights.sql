@@ -101,7 +101,7 @@ grant select on net._http_response, pgnet.failed to public;
 grant select on pgnet.attempt, pgnet.stubbed to public;
 grant select on pgnet.host_state, pgnet.host_event to public;
 grant insert (name, url), update (url, changed), select on pgnet.endpoint to public;
-grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, backfill), select
+grant insert (name, on_table, definition), update (on_table, definition, created, dropped, disabled_since, disabled_reason, enabled_since, backfill), select
     on pgnet.webhook to public;
 grant select on pgnet.webhook_tally, pgnet.webhook_state to public;
 grant select (id, worker, attempt, claimed) on pgnet.claim to public;
@@ -154,7 +154,7 @@ grant execute on function
     pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,
     pgnet.webhook_rows, pgnet.webhook_statement_code, pgnet.webhook_triggers, pgnet.webhook_trigger, pgnet.remove_webhook, pgnet.make_webhook,
     pgnet.replace_webhook, pgnet.qualified_name, pgnet.require_webhook, pgnet.replay_failures, pgnet.queue_sample, pgnet.add_times,
-    pgnet.median_time, pgnet.webhook_fault, pgnet.backfill_keys, pgnet.key_texts, pgnet.key_columns, pgnet.read_rate, pgnet.backfill_query,
+    pgnet.median_time, pgnet.webhook_fault, pgnet.small_number, pgnet.backfill_keys, pgnet.key_texts, pgnet.key_columns, pgnet.read_rate, pgnet.backfill_query,
     pgnet.queue_page, pgnet.send_page, pgnet.next_page,
     -- back-pressure
     pgnet.pending_limits, pgnet.refuse_backlog, pgnet.raise_backlog,

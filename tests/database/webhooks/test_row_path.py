@@ -337,6 +337,49 @@ def test_the_rows_of_webhooks_are_ones_own(shop: Shop) -> None:
     assert fault(shop) is None
 
 
+def test_forged_rows_keep_nobody_from_anything(shop: Shop, httpd: str) -> None:
+    """What a role writes into its own rows fails no view of the owner's, and no recording."""
+    shop.webhook(url=f"{httpd}/ok")
+    hostile = shop.database.connect(HOSTILE)
+    for name, definition in enumerate(
+        ("{}", "[]", '"x"', '{"events": 1}', '{"events": {}, "columns": 7}', '{"events": [1]}')
+    ):
+        hostile.execute(
+            "insert into pgnet.webhook (name, on_table, definition) values (%s, 1, %s)",
+            (str(name), definition),
+        )
+    hostile.execute(
+        'update pgnet.webhook set backfill = \'{"sent": "many", "state": {"a": 1}}\','
+        " on_table = 'pg_class'"
+    )
+    for context in (
+        '{"webhook": null, "event": null}',
+        '{"webhook": "0", "event": [], "rows": "x", "key": 1}',
+        '{"webhook": {"a": 1}, "event": "e", "rows": 1e40}',
+        '["webhook", "event"]',
+    ):
+        for options in ('{"webhook": "0"}', '["webhook"]', '{"webhook": {}, "endpoint": []}'):
+            hostile.execute(
+                "insert into net.http_request_queue (method, url, context, options)"
+                " values ('GET', %s, %s, %s)",
+                (f"{httpd}/ok", context, options),
+            )
+    hostile.execute("select net.wake()")
+    shop.write("insert into app.orders values (1)")
+    with shop.database.worker():
+        shop.database.wait_for("select count(*) = 13 from net._http_response")
+    assert (
+        shop.database.value(
+            "select count(*) from net._http_response where error_msg like '%%be recorded%%'"
+        )
+        == 0
+    )
+    shop.database.execute("select pgnet.judge_webhooks()")
+    assert len(shop.database.rows("select * from net.webhooks")) == 7
+    assert len(shop.database.rows("select * from net.webhook_deliveries")) >= 1
+    assert shop.owner.execute("select sent, fault from net.webhooks").fetchall() == [(1, None)]
+
+
 def test_a_role_that_may_not_send_makes_no_webhook(shop: Shop) -> None:
     shop.database.execute("revoke usage on schema net from public")
     with pytest.raises(errors.InsufficientPrivilege):

@@ -137,6 +137,7 @@ def test_disabled_after_long_failure(shop: Shop, witness: httpd.Running) -> None
     shop.database.execute("select pgnet.judge_webhooks()")
     assert seen(shop, "enabled") == (True,)
     shop.database.execute("update pgnet.webhook_state set failing_since = now() - interval '2 h'")
+    shop.database.execute("update pgnet.webhook set created = now() - interval '2 h'")
     shop.database.execute(
         "insert into pgnet.webhook_tally (owner, name, sent, failed, unsent)"
         " select owner, name, 0, 1, 0 from pgnet.webhook"
@@ -147,6 +148,27 @@ def test_disabled_after_long_failure(shop: Shop, witness: httpd.Running) -> None
     assert not enabled
     assert "No request was accepted since " in reason
     assert reason.endswith("The last error: Status 410")
+
+
+def test_failures_before_it_was_enabled_count_no_more(shop: Shop) -> None:
+    shop.database.execute("select net.configure('disable_webhook_after', '1 hour')")
+    shop.webhook()
+    tally = (
+        "insert into pgnet.webhook_tally (owner, name, sent, failed, unsent, recorded)"
+        " select owner, name, 0, 1, 0, now() - interval '3 h' from pgnet.webhook"
+    )
+    shop.database.execute(tally)
+    shop.database.execute("select pgnet.judge_webhooks()")
+    # It is newer than its failures.
+    assert seen(shop, "enabled") == (True,)
+    shop.database.execute("update pgnet.webhook set created = now() - interval '1 day'")
+    shop.database.execute(tally)
+    shop.database.execute("select pgnet.judge_webhooks()")
+    assert seen(shop, "enabled") == (False,)
+    shop.owner.execute("select net.enable_webhook('hook')")
+    shop.database.execute(tally)
+    shop.database.execute("select pgnet.judge_webhooks()")
+    assert seen(shop, "enabled") == (True,)
 
 
 def test_a_success_ends_the_failure(shop: Shop) -> None:
@@ -176,6 +198,7 @@ def test_a_role_that_locks_its_webhook_delays_nobody(shop: Shop, witness: httpd.
     shop.webhook("mine", url=f"{witness.url}/ok")
     shop.webhook("other", url=f"{witness.url}/ok", events=["DELETE"])
     locker = shop.database.connect("shop_owner", autocommit=False)
+    shop.database.execute("update pgnet.webhook set created = now() - interval '2 h'")
     locker.execute("update pgnet.webhook set disabled_reason = 'x' where name = 'mine'")
     shop.database.execute("select net.configure('disable_webhook_after', '1 s')")
     shop.database.execute(
