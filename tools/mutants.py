@@ -71,6 +71,8 @@ LIMITS = "extension/47_limits.sql"
 HOST_LIMITS = "tests/database/test_host_limits.py::"
 LIMIT_CLAIMS = "tests/database/test_host_limit_claims.py::"
 CRASHES = "tests/chaos/test_crashes.py::"
+WEBHOOKS = "extension/66_webhooks.sql"
+ROW_PATH = "tests/database/webhooks/test_row_path.py::"
 SUPABASE = "tests/database/supabase/test_supabase.py::"
 
 MUTANTS = (
@@ -135,6 +137,36 @@ MUTANTS = (
             ),
         ),
         tests=(SUPABASE + "test_a_cast_of_the_tables_owner_is_not_run",),
+    ),
+    Mutant(
+        "webhook-for-everybody",
+        "every role may attach the trigger function of a webhook to a table of its own",
+        (
+            Edit(
+                WEBHOOKS,
+                "    execute format('revoke all on function %s() from public', function_name);",
+                "",
+            ),
+        ),
+        tests=(ROW_PATH + "test_the_function_is_the_owners_alone",),
+    ),
+    Mutant(
+        "webhook-of-a-former-owner",
+        "a table's new owner has code of his own run with the rights of the former one",
+        (Edit(WEBHOOKS, "    limit 1;\n    if found then", "    limit 1;\n    if false then"),),
+        tests=(ROW_PATH + "test_a_table_given_to_another_owner",),
+    ),
+    Mutant(
+        "webhook-by-jsonb",
+        "a row with an escape of NUL in a column of type json fails the statement",
+        (
+            Edit(
+                WEBHOOKS,
+                "new_row := row_to_json(new);",
+                "new_row := to_jsonb(new)::json;",
+            ),
+        ),
+        tests=("tests/database/webhooks/test_payloads.py::test_values_as_json",),
     ),
     Mutant(
         "untold-end",
