@@ -13359,9 +13359,10 @@ comment on procedure net.run_callbacks(interval) is
 -- of his own.
 --
 -- Why the owner of the table, and nobody else. The function writes rows as JSON. A type of a column
--- may have a cast to JSON, which is code of the type's owner, and the table's owner may add such a
--- column. That code runs with the rights of the function's owner. So both are one role, and
--- pgnet.refuse_new_owner keeps it so.
+-- may have a cast to JSON, which is code, and the table's owner may add such a column. That code
+-- runs with the rights of the function's owner. So both are one role, and pgnet.refuse_new_owner
+-- keeps it so. The owner of a type may be a third role, and make the cast later: a row with a cast
+-- that is neither the table owner's nor a superuser's is not read (pgnet.foreign_cast).
 --
 -- Safe by construction. An error in the function would be an error of the user's statement. So it
 -- has no block that catches errors, and calls nothing that can fail:
@@ -13970,6 +13971,88 @@ as $$
 $$;
 comment on function pgnet.payload_block(text, text) is 'The block that calls a payload function.';
 
+create function pgnet.types_in(on_table regclass)
+    returns setof oid
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    with recursive parts (type) as (
+        select a.atttypid from pg_attribute a where a.attrelid = on_table and a.attnum > 0 and not a.attisdropped
+        union
+        select i.type
+        from parts
+        join pg_type t on t.oid = parts.type
+        cross join lateral (
+            values (t.typelem), (t.typbasetype)
+            union all
+            select a.atttypid from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+        ) i (type)
+        where i.type <> 0
+    )
+    select parts.type from parts
+$$;
+comment on function pgnet.types_in(regclass) is
+    'The types of a table''s columns, and what these are made of.';
+
+create function pgnet.foreign_cast(on_table regclass)
+    -- why the rows are not read; NULL: they may be
+    returns text
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    refused record;
+begin
+    select c.castsource, r.rolname into refused
+    from pg_cast c
+    join pg_proc p on p.oid = c.castfunc
+    join pg_roles r on r.oid = p.proowner
+    where c.casttarget = 'json'::regtype and c.oid >= 16384
+        and not r.rolsuper and p.proowner <> (select t.relowner from pg_class t where t.oid = on_table)
+        and c.castsource in (select t.type from pgnet.types_in(on_table) t (type))
+    limit 1;
+    return case when found then format('The type %s has a cast to json that the role %s has made. It would run with the rights of the table''s owner.',
+        format_type(refused.castsource, null), refused.rolname) end;
+end
+$$;
+comment on function pgnet.foreign_cast(regclass) is
+    'Why the rows of a table are not made JSON: a type of a column has a cast to json whose function '
+    'is neither the table owner''s nor a superuser''s. NULL where there is none.';
+
+create function pgnet.refuse_foreign_cast(on_table regclass)
+    returns void
+    language plpgsql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+declare
+    reason text := pgnet.foreign_cast(on_table);
+begin
+    if reason is not null then
+        perform pgnet.raise_error('42501', reason, 'Drop the cast, or have the owner of the table own its function.');
+    end if;
+end
+$$;
+comment on function pgnet.refuse_foreign_cast(regclass) is
+    'Raises 42501 where a row of the table cannot become JSON without the code of another role.';
+
+-- Asked for each row, which takes some microseconds: only where the table has a type that a role
+-- has made. Where such a column comes later, pgnet.refuse_new_owner looks.
+create function pgnet.cast_check(on_table regclass)
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select '    fault := case when (select c.oid from pg_cast c order by c.oid desc limit 1) >= 16384 then pgnet.foreign_cast(tg_relid) end;'
+    where exists (
+        select from pgnet.types_in(on_table) i (type)
+        join pg_type t on t.oid = i.type
+        join pg_roles r on r.oid = t.typowner
+        where t.oid >= 16384 and not r.rolsuper)
+$$;
+comment on function pgnet.cast_check(regclass) is
+    'The line of a trigger function that asks whether rows may be made JSON; NULL where none is '
+    'needed.';
+
 create function pgnet.webhook_row_code(on_table regclass, name text, definition jsonb)
     returns text
     language plpgsql volatile parallel unsafe
@@ -14003,7 +14086,10 @@ begin
         '        return null; -- net.webhooks says so',
         '    end if;',
         '    perform pgnet.arm_webhook();',
-        format('    if %s > %s then', concat_ws(' + ',
+        pgnet.cast_check(on_table),
+        '    if fault is not null then',
+        '        null;',
+        format('    elsif %s > %s then', concat_ws(' + ',
             case when has_new then 'coalesce(pg_column_size(new), 0)' end, case when has_old then 'coalesce(pg_column_size(old), 0)' end), most),
         format('        fault := %L;', pgnet.too_long_words(most)),
         '    else',
@@ -14101,6 +14187,12 @@ begin
         'begin',
         '    if not has_schema_privilege(''net'', ''usage'') or not has_schema_privilege(''pgnet'', ''usage'') then',
         '        return null; -- net.webhooks says so',
+        '    end if;',
+        pgnet.cast_check(on_table),
+        '    if fault is not null then',
+        '        perform pgnet.arm_webhook();',
+        '        ' || pgnet.webhook_insert(definition, name, 'content', format('jsonb_build_object(''webhook'', %L, ''event'', tg_op)', name)),
+        '        return null;',
         '    end if;',
         case when condition is not null then '    begin' end,
         '    ' || branches,
@@ -14363,10 +14455,29 @@ begin
             hint = format('Drop the webhook first, as %s, and make it again as %s. net.webhooks shows it. Or give the function to the new owner first: alter function %s owner to %s;',
                 made.former, made.owner, made.function, made.owner);
     end if;
+    select c.oid::regclass as relation, format_type(y.oid, null) as type, y.typowner::regrole as owner into made
+    from pg_event_trigger_ddl_commands() d
+    join pg_trigger t on d.classid = 'pg_class'::regclass and t.tgrelid = d.objid and t.tgname ^@ 'pgnet_'
+    join pg_class c on c.oid = t.tgrelid
+    join pg_proc p on p.oid = t.tgfoid
+    cross join lateral pgnet.types_in(c.oid) i (type)
+    join pg_type y on y.oid = i.type
+    join pg_roles r on r.oid = y.typowner
+    where p.prosecdef and p.proname ^@ 'pgnet_' and strpos(p.prosrc, 'pgnet.foreign_cast') = 0
+        and y.oid >= 16384 and y.typowner <> c.relowner and not r.rolsuper
+    limit 1;
+    if found then
+        raise exception using
+            errcode = 'insufficient_privilege',
+            message = format('a webhook is on %s, and the type %s belongs to another role, %s', made.relation, made.type, made.owner),
+            detail = 'A cast to json that the type''s owner makes would run with the rights of the table''s owner.',
+            hint = 'Drop the webhook first, and make it again afterwards: net.webhooks shows it.';
+    end if;
 end
 $$;
 comment on function pgnet.refuse_new_owner() is
-    'Raises 42501 where a table with a webhook gets another owner than the webhook''s function has.';
+    'Raises 42501 where a table with a webhook gets another owner than the webhook''s function has, '
+    'or a column of a type that another role owns and that the function does not look out for.';
 create event trigger pgnet_refuse_new_owner on ddl_command_end
     when tag in ('ALTER TABLE')
     execute function pgnet.refuse_new_owner();
@@ -14544,6 +14655,7 @@ begin
     ids := '{}';
     number := 0;
     next_at := case when pause is not null then greatest(clock_timestamp(), (known.backfill ->> 'next')::timestamptz) end;
+    perform pgnet.refuse_foreign_cast(known.on_table);
     for page in execute pgnet.backfill_query(known) loop
         place := page.place;
         number := number + page.rows;
@@ -15143,6 +15255,7 @@ begin
     if pgnet.webhook_is_custom(definition) then
         message := format('(%s(%s::jsonb))::text', payload, '(' || message || ')');
     end if;
+    perform pgnet.refuse_foreign_cast(known.on_table);
     execute format('select %s from (select 1 as i, (select row_to_json(t) from %s t limit 1) as nj, null::json as oj) c', message, known.on_table) into content;
     if definition ? 'endpoint' then
         target := (select e.url from pgnet.endpoint e where e.owner = known.owner and e.name = definition ->> 'endpoint');
@@ -16841,7 +16954,7 @@ grant execute on function
     pgnet.authority_of, pgnet.role_named, pgnet.filter_fault, pgnet.filter_texts, pgnet.filter_time, pgnet.read_filter,
     pgnet.is_error_of, pgnet.matching_queued, pgnet.matching_failed, pgnet.mark_requests,
     -- webhooks
-    pgnet.arm_webhook, pgnet.changed_values, pgnet.webhook_probe, pgnet.check_webhook_name, pgnet.check_webhook_target,
+    pgnet.arm_webhook, pgnet.types_in, pgnet.foreign_cast, pgnet.refuse_foreign_cast, pgnet.cast_check, pgnet.changed_values, pgnet.webhook_probe, pgnet.check_webhook_name, pgnet.check_webhook_target,
     pgnet.known_webhook_options, pgnet.check_webhook_options, pgnet.check_webhook_table, pgnet.check_webhook_columns, pgnet.check_payload,
     pgnet.read_webhook, pgnet.primary_key, pgnet.probe_condition, pgnet.webhook_message, pgnet.webhook_batch, pgnet.webhook_is_custom,
     pgnet.webhook_options, pgnet.webhook_insert, pgnet.webhook_names, pgnet.payload_block, pgnet.webhook_row_code, pgnet.too_long_words,

@@ -124,6 +124,7 @@ begin
     ids := '{}';
     number := 0;
     next_at := case when pause is not null then greatest(clock_timestamp(), (known.backfill ->> 'next')::timestamptz) end;
+    perform pgnet.refuse_foreign_cast(known.on_table);
     for page in execute pgnet.backfill_query(known) loop
         place := page.place;
         number := number + page.rows;

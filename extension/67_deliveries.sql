@@ -470,6 +470,7 @@ begin
     if pgnet.webhook_is_custom(definition) then
         message := format('(%s(%s::jsonb))::text', payload, '(' || message || ')');
     end if;
+    perform pgnet.refuse_foreign_cast(known.on_table);
     execute format('select %s from (select 1 as i, (select row_to_json(t) from %s t limit 1) as nj, null::json as oj) c', message, known.on_table) into content;
     if definition ? 'endpoint' then
         target := (select e.url from pgnet.endpoint e where e.owner = known.owner and e.name = definition ->> 'endpoint');

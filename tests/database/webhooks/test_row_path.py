@@ -296,6 +296,63 @@ def test_objects_of_a_hostile_writer(shop: Shop) -> None:
     assert len(shop.queued()) == 3
 
 
+def ids_sent(shop: Shop) -> list[int]:
+    """The ids of the rows that wait to be sent, by a webhook of either form."""
+    records = [body.get("records") or [body["record"]] for body in shop.queued()]
+    return [record["id"] for rows in records for record in rows]
+
+
+@pytest.mark.parametrize("per", ["row", "statement"])
+@pytest.mark.parametrize("column", ["mood", "mood[]", "inner_mood", "both"])
+def test_a_cast_to_json_that_another_role_makes(shop: Shop, column: str, per: str) -> None:
+    """The type's owner need not be the table's: no row is made JSON by code of the type's owner."""
+    shop.database.execute(f"create schema bad authorization {HOSTILE}")
+    shop.database.execute("grant usage on schema bad to public")
+    hostile = shop.database.connect(HOSTILE)
+    hostile.execute(
+        "create table bad.caught (who text); grant all on bad.caught to public;"
+        "create type bad.mood as enum ('well');"
+        "create domain bad.inner_mood as bad.mood; create type bad.both as (m bad.mood[]);"
+        "create function bad.steal(bad.mood) returns json language plpgsql as"
+        " $$ begin insert into bad.caught values (current_user); return '1'; end $$"
+    )
+    shop.table("feelings", f"id integer primary key, m bad.{column}")
+    shop.webhook("feelings", "app.feelings", per=per)
+    shop.write("insert into app.feelings values (1)")
+    assert ids_sent(shop) == [1]
+    hostile.execute("create cast (bad.mood as json) with function bad.steal(bad.mood)")
+    value = {"mood[]": "{well}", "both": "({well})"}.get(column, "well")
+    shop.write("insert into app.feelings values (2, %s)", value)
+    shop.write("update app.feelings set id = 3 where id = 2")
+    with pytest.raises(errors.InsufficientPrivilege, match=f"cast to json.*{HOSTILE}"):
+        shop.owner.execute("call net.test_webhook('feelings')")
+    assert shop.database.rows("select who from bad.caught") == []
+    with shop.database.worker():
+        shop.database.wait_for("select count(*) = 2 from net._http_response")
+    messages = shop.database.rows("select state::text, error_msg from net._http_response")
+    assert {state for state, _ in messages} == {"failed"}
+    assert all(f"cast to json that the role {HOSTILE} has made" in words for _, words in messages)
+    # A superuser's cast is trusted: extensions have such.
+    shop.database.execute("alter function bad.steal(bad.mood) owner to postgres")
+    shop.write("insert into app.feelings values (4, %s)", value)
+    assert ids_sent(shop) == [4]
+
+
+def test_a_column_of_another_roles_type_that_comes_later(shop: Shop) -> None:
+    shop.database.execute(f"create schema bad authorization {HOSTILE}")
+    shop.database.execute("grant usage on schema bad to public")
+    shop.database.connect(HOSTILE).execute("create type bad.mood as enum ('well')")
+    shop.owner.execute("create type app.mood as enum ('well')")
+    shop.webhook()
+    shop.owner.execute("alter table app.orders add own app.mood")
+    with pytest.raises(errors.InsufficientPrivilege, match=f"belongs to another role, {HOSTILE}"):
+        shop.owner.execute("alter table app.orders add foreign_one bad.mood")
+    shop.owner.execute("select net.drop_webhook('hook')")
+    shop.owner.execute("alter table app.orders add foreign_one bad.mood")
+    shop.webhook()
+    shop.owner.execute("alter table app.orders add another_one bad.mood")
+
+
 def test_a_role_in_the_session_keeps_its_rights(shop: Shop) -> None:
     """The writer is who he was behind the statement, and the owner in no moment that he sees."""
     shop.webhook()
