@@ -63,10 +63,6 @@ def test_what_was_done_is_said(fresh_database: Database) -> None:
 DEFAULTS = {
     "timeout_milliseconds": "1000",
     "max_timeout": "01:00:00",
-    "callback_timeout": "00:00:30",
-    "callback_attempts": "5",
-    "callback_runners": "4",
-    "callback_memory": "536870912",
     "max_pending": "0",
     "max_pending_per_role": "0",
     "ttl": "06:00:00",
