@@ -37,6 +37,15 @@ def test_counts_are_due_a_second_after_the_last_report() -> None:
     assert tally.due_at == 101.0
 
 
+def test_what_ends_during_a_report_is_due_a_second_after_it() -> None:
+    tally = Tally()
+    add(tally, OK, now=100.0)
+    tally.take(100.0, {})
+    add(tally, OK, now=100.01)
+    tally.reported([], 100.02)
+    assert tally.due_at == 101.0
+
+
 def test_failures_in_a_row_are_those_since_the_last_answer() -> None:
     tally = Tally()
     add(tally, FAILED, FAILED, OK, FAILED)

@@ -152,8 +152,9 @@ class Tally:
 
     def reported(self, deferred: Iterable[Place], now: float) -> None:
         """The database has taken the counts, except those of some places: these are kept."""
-        self._keep({place: self._sent[place] for place in deferred if place in self._sent})
-        if self._counts:
+        kept = {place: self._sent[place] for place in deferred if place in self._sent}
+        self._keep(kept)
+        if kept:
             self._due(now + _DEFERRED)
 
     def failed(self, now: float) -> None:
