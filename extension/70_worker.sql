@@ -243,6 +243,22 @@ $$;
 comment on function net.wait_until_running() is
     'Waits until a worker serves this database, however long.';
 
+-- The launcher of pg_cron before 1.5 waits for the end of one background worker before it looks at
+-- the next job. A worker ends never.
+create function pgnet.cron_fault()
+    -- what is wrong with pg_cron; NULL: nothing is known
+    returns text
+    language sql stable parallel safe
+    set search_path = pg_catalog, pg_temp
+as $$
+    select format('pg_cron %s waits for one background worker before it starts another job, and a worker stays', e.extversion)
+    from pg_extension e
+    where e.extname = 'pg_cron' and e.extversion ~ '^1[.][0-4]([^0-9]|$)'
+        and current_setting('cron.use_background_workers', true) = 'on'
+$$;
+comment on function pgnet.cron_fault() is
+    'Why pg_cron cannot keep workers here, where that is known; else NULL.';
+
 create function net.schedule_worker()
     -- the number of the pg_cron job
     returns bigint
@@ -258,6 +274,9 @@ begin
         execute 'select cron.schedule($1, $2, $3)' into job using 'pgnet worker', '* * * * *', 'call net.work()';
         raise notice using message = format('pg_cron keeps a worker running in this database by job %s, and callbacks by another', job),
             hint = 'They start at the next full minute.';
+        if pgnet.cron_fault() is not null then
+            raise warning using message = pgnet.cron_fault(), hint = 'Set cron.use_background_workers = off, or install pg_cron 1.5.';
+        end if;
         return job;
     end if;
     if cron_database is null then

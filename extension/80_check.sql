@@ -548,7 +548,9 @@ begin
             where j.command collate "C" ~* 'net[.](work|drain)[(]' and j.database = current_database()
             order by j.jobid desc limit 1
         $query$ into last_run;
-        if last_run is null then
+        if last_run.jobname is not null and pgnet.cron_fault() is not null then
+            return query select 'pg_cron', false, pgnet.cron_fault(), 'Set cron.use_background_workers = off, or install pg_cron 1.5.';
+        elsif last_run is null then
             return query select 'pg_cron', true, 'installed, no job runs a worker', 'select net.schedule_worker();';
         else
             return query select 'pg_cron', coalesce(last_run.status, 'none') <> 'failed',

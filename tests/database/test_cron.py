@@ -1,11 +1,15 @@
 """The worker under a real pg_cron: by the minute, over a connection and in a background worker.
 
+In background workers pg_cron runs several jobs at a time from 1.5 on.
+
 pg_cron waits for the minute, so both clusters wait for it together, and each step for both.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,11 @@ class Scheduled:
         )
         return pid
 
+    def close(self) -> None:
+        for database in (self.home, self.second, self.drained):
+            database.close()
+        self.cluster.close()
+
     def runs(self) -> list[tuple[Any, ...]]:
         return self.home.rows(
             "select database, command, status, return_message from cron.job_run_details"
@@ -69,12 +78,18 @@ def scheduled(installed: None) -> Iterator[list[Scheduled]]:
     """A cluster whose pg_cron connects over localhost, and one that uses background workers."""
     if not (Path(pg_config("pkglibdir")) / "pg_cron.so").exists():
         pytest.skip("pg_cron is not installed here: make deps")
-    made = [make("off"), make("on")]
+    made = [make("off"), make("on")] if version() >= (1, 5) else [make("off")]
     yield made
     for one in made:
-        for database in (one.home, one.second, one.drained):
-            database.close()
-        one.cluster.close()
+        one.close()
+
+
+def version() -> tuple[int, int]:
+    """The version of pg_cron that is installed."""
+    control = Path(pg_config("sharedir")) / "extension" / "pg_cron.control"
+    match = re.search(r"default_version = '(\d+)\.(\d+)", control.read_text())
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 def outcome(database: Database) -> str | None:
@@ -116,6 +131,23 @@ def test_what_is_missing_is_said(scheduled: list[Scheduled], cluster: Cluster) -
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as caught:
         home.execute("select net.schedule_worker()")
     assert "create extension pg_cron" in str(caught.value.diag.message_hint)
+
+
+@pytest.mark.parametrize("use_background_workers", ["off", "on"])
+def test_what_an_old_pg_cron_cannot_do_is_said(
+    scheduled: list[Scheduled], use_background_workers: str
+) -> None:
+    one = make(use_background_workers)
+    is_well = use_background_workers == "off" or version() >= (1, 5)
+    with closing(one.home.connect()) as connection:
+        connection.execute("create extension pg_cron")
+        said: list[str] = []
+        connection.add_notice_handler(lambda d: said.append(f"{d.severity} {d.message_primary}"))
+        connection.execute("select net.schedule_worker()")
+        assert any(words.startswith("WARNING pg_cron 1.") for words in said) is not is_well
+        [(ok,)] = connection.execute("select ok from net.check() where item = 'pg_cron'").fetchall()
+        assert ok is is_well
+    one.close()
 
 
 def schedule_all(one: Scheduled) -> None:

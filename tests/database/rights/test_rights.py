@@ -280,6 +280,7 @@ ROUTINES = WEBHOOK_ROUTINES | {
     "pgnet.carry_out_marks": "owner",
     "pgnet.carry_out_or_halve": "owner",
     "pgnet.check_cron": "owner",
+    "pgnet.cron_fault": "owner",
     "pgnet.check_database": "owner",
     "pgnet.check_definers": "owner",
     "pgnet.check_heartbeat": "owner",
