@@ -16888,6 +16888,9 @@ do $$
 declare
     given record;
 begin
+    -- A session may have a work_mem that is too small for so many rows, and no room for files.
+    -- CREATE EXTENSION undoes this at its end.
+    perform pg_catalog.set_config('work_mem', '16MB', true);
     for given in
         select distinct pg_catalog.format('%s %s', o.kind, o.name) as name,
             case when a.grantee operator(pg_catalog.=) 0::pg_catalog.oid then 'public'
