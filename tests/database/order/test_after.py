@@ -213,11 +213,13 @@ def test_a_fan_in_of_a_thousand(database: Database, recorder: Recorder) -> None:
     last = send(database.connection, *ids)
     with pytest.raises(errors.InvalidParameterValue, match="at most 1000 ids"):
         send(database.connection, *ids, last)
-    while claims := recorder.claim(300):
+    while not nothing_is_left(database):
+        # On a busy machine a claim has no time to let all of them go.
+        claims = recorder.claim(300)
         assert (last in claims) == (list(claims) == [last])
         recorder.record(claims)
+        database.execute("update pgnet.ended_request set retry_at = now()")
     assert database.value("select state::text from net.requests where id = %s", last) == "succeeded"
-    assert nothing_is_left(database)
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
