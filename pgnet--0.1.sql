@@ -14287,6 +14287,12 @@ declare
         select format('%I.%I', n.nspname, 'pgnet_' || name) from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = on_table);
     event text;
 begin
+    if to_regprocedure(function_name || '()') is not null then
+        -- Another role's, which has a webhook of the same name in this schema.
+        function_name := (
+            select format('%I.%I', n.nspname, format('pgnet_%s_%s', name, c.oid))
+            from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = on_table);
+    end if;
     execute format(
         'create function %s() returns trigger language plpgsql volatile security definer set search_path = pg_catalog, pg_temp%s as %L',
         -- By hashing, a group's rows stay in their order; it is also faster.

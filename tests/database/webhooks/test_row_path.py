@@ -253,6 +253,24 @@ TRAP = (
 )
 
 
+def test_two_roles_give_the_same_name(shop: Shop) -> None:
+    """Both functions stand in the same schema."""
+    shop.webhook()
+    shop.database.execute(f"grant create on schema app to {HOSTILE}")
+    hostile = shop.database.connect(HOSTILE)
+    hostile.execute("create table app.other (id integer primary key)")
+    create(hostile, "hook", "app.other")
+    shop.write("insert into app.orders values (1)")
+    hostile.execute("insert into app.other values (2)")
+    assert [body["record"]["id"] for body in shop.queued()] == [1, 2]
+    shop.owner.execute("select net.drop_webhook('hook')")
+    hostile.execute("insert into app.other values (3)")
+    hostile.execute("select net.drop_webhook('hook')")
+    assert [body["record"]["id"] for body in shop.queued()] == [3]
+    made = "select count(*) from pg_proc where proname like 'pgnet%hook%' and prorettype = 2279"
+    assert shop.database.value(f"{made} and pronamespace = 'app'::regnamespace") == 0
+
+
 def test_a_table_given_to_another_owner(shop: Shop) -> None:
     """A cast of the new owner's would run with the rights of the former one."""
     shop.database.execute("create table app.given (id integer)")
