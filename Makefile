@@ -65,7 +65,7 @@ psql: ## a sandbox to play in: a throwaway cluster, a worker, an echo server, an
 
 ##@ Prove
 
-test: ## run everything: verify, lint, pg_regress, isolation specs, pytest; about 20 minutes
+test: ## run everything: verify, lint, pg_regress, isolation specs, pytest; about half an hour
 	@tools/deps run demo test
 	@$(MAKE) --no-print-directory installed-here
 	@$(MAKE) --no-print-directory run-test
