@@ -576,7 +576,7 @@ for _name, _data, _outcome in (
 async def early_answer(peer: Peer) -> None:
     """An answer before the body has been read, and the rest of it is never read."""
     await peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1)
     peer.reset()
 
 
