@@ -12689,9 +12689,18 @@ begin
         select t.*
         from roles r
         cross join lateral (
-            select o.* from pgnet.callback_order o
-            where (o.requested_by::oid, o.look_at) >= (r.role, '-infinity') and (o.requested_by::oid, o.look_at) <= (r.role, present)
-            order by o.requested_by, o.look_at limit 20 for update of o skip locked
+            select * from (
+                select o.* from pgnet.callback_order o
+                where (o.requested_by::oid, o.look_at) >= (r.role, '-infinity') and (o.requested_by::oid, o.look_at) <= (r.role, present)
+                order by o.requested_by, o.look_at limit 20 for update of o skip locked
+            ) due
+            union all
+            -- No look is put off for so long: a clock was put back.
+            select * from (
+                select o.* from pgnet.callback_order o
+                where (o.requested_by::oid, o.look_at) > (r.role, present + interval '2 minutes') and (o.requested_by::oid, o.look_at) <= (r.role, 'infinity')
+                order by o.requested_by, o.look_at limit 20 for update of o skip locked
+            ) late
         ) t
     loop
         if asked.request_ids is not null then

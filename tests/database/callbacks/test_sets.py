@@ -68,6 +68,16 @@ def test_it_is_called_once_when_all_have_ended(
     assert scene.value("select count(*) from pgnet.ended_request") == 0
 
 
+def test_a_clock_that_is_put_back_delays_no_set(
+    scene: Database, alice: Session, witness: Running
+) -> None:
+    id = get(alice, f"{witness.url}/body/x")
+    when_done(alice, [id])
+    scene.execute("update pgnet.callback_order set look_at = now() + interval '1 day'")
+    drain(scene)
+    assert [ids for ids, _states in sets(scene)] == [[id]]
+
+
 def test_those_that_have_ended_count(scene: Database, alice: Session, witness: Running) -> None:
     ids = [get(alice, f"{witness.url}/body/{n}") for n in range(3)]
     drain(scene)
