@@ -63,6 +63,7 @@ def _one_at_a_time(evidence: Evidence) -> Iterator[Finding]:
 def _in_order(evidence: Evidence) -> Iterator[Finding]:
     """Requests of a key are seen in the order of ids, where those before were committed before."""
     clean = _clean(evidence)
+    sent = Counter(request.key for request in evidence.sent)
     first: dict[str, int] = {}
     for place, sighting in enumerate(evidence.sightings):
         first.setdefault(sighting.key, place)
@@ -73,7 +74,9 @@ def _in_order(evidence: Evidence) -> Iterator[Finding]:
     for requests in by_key.values():
         requests.sort(key=lambda request: request.id)
         for place, later in enumerate(requests):
-            if later.key not in first:
+            if later.key not in first or sent[later.key] > 1:
+                # A request that was sent again has the same key: the first sighting is the first
+                # one's.
                 continue
             transaction, began, _ = evidence.spans[later.key]
             for earlier in requests[:place]:
