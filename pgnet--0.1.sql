@@ -4287,8 +4287,8 @@ comment on function pgnet.await_end(bigint, double precision) is
 
 -- Pauses: hosts whose requests wait until somebody resumes them.
 --
--- A pause is a state and no setting: it survives restarts, crashes and failovers, and is no part of
--- a dump, as the requests that wait behind it are none. What a claim does about it stands in
+-- A pause is a state and not a setting: it survives restarts, crashes and failovers. A dump leaves
+-- pauses out, as it leaves requests out. What a claim does about a pause stands in
 -- pgnet.take_requests: it passes over the host and reads none of its requests.
 
 create table pgnet.pause (
@@ -4615,7 +4615,7 @@ begin
     if found then
         return;
     end if;
-    -- Those that are made from now on are none of a host with a limit.
+    -- From now on each claim of a host with a limit is marked as such when it is made.
     earlier := array(select c.id from pgnet.claim c where c.limited is null and c.worker is not null);
     update pgnet.limit_change c set settled = true, rest = pgnet.mark_limited(earlier, null);
     settled := pgnet.mark_limited((select c.rest from pgnet.limit_change c), host) = '{}';
@@ -12360,8 +12360,8 @@ comment on function net.retry_where(jsonb, integer, boolean) is
 
 -- ---- at the call
 
--- A function that was altered to SECURITY DEFINER, as migrations for pg_net do, makes the request
--- its owner's, who is a superuser, and with it the callback that any role could name.
+-- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes is
+-- its owner's. The owner is a superuser, and any role could name a callback that runs as the owner.
 create function pgnet.refuse_altered_callers()
     returns void
     language plpgsql stable parallel safe
@@ -12662,7 +12662,7 @@ comment on function pgnet.examine_set(pgnet.callback_order) is
     'Has a set wait for one of its requests that is still queued, or be called where none is.';
 
 create function pgnet.examine_orders()
-    -- when the next one is to be looked at; NULL: there is none
+    -- when the next order is to be looked at; NULL: no order waits
     returns timestamptz
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -12787,7 +12787,7 @@ create function pgnet.callback_number(callback text, argument text)
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- A forged name may be any text, and PostgreSQL 15 raises for what is no name.
+    -- A forged name may be any text. PostgreSQL 15 raises an error for a text that is not a name.
     select case when octet_length(callback) < 1000
             and callback ~ '^("([^"]|"")+"|[a-z_][a-z0-9_$]*)[.]("([^"]|"")+"|[a-z_][a-z0-9_$]*)$'
         then to_regprocedure(callback || '(' || argument || ')') end
@@ -15997,7 +15997,7 @@ comment on function net.wait_until_running() is
     'Waits until a worker serves this database, however long.';
 
 -- The launcher of pg_cron before 1.5 waits for the end of one background worker before it looks at
--- the next job. A worker ends never.
+-- the next job. A worker does not end by itself.
 create function pgnet.cron_fault()
     -- what is wrong with pg_cron; NULL: nothing is known
     returns text

@@ -1,7 +1,7 @@
 -- Pauses: hosts whose requests wait until somebody resumes them.
 --
--- A pause is a state and no setting: it survives restarts, crashes and failovers, and is no part of
--- a dump, as the requests that wait behind it are none. What a claim does about it stands in
+-- A pause is a state and not a setting: it survives restarts, crashes and failovers. A dump leaves
+-- pauses out, as it leaves requests out. What a claim does about a pause stands in
 -- pgnet.take_requests: it passes over the host and reads none of its requests.
 
 create table pgnet.pause (

@@ -179,7 +179,7 @@ begin
     if found then
         return;
     end if;
-    -- Those that are made from now on are none of a host with a limit.
+    -- From now on each claim of a host with a limit is marked as such when it is made.
     earlier := array(select c.id from pgnet.claim c where c.limited is null and c.worker is not null);
     update pgnet.limit_change c set settled = true, rest = pgnet.mark_limited(earlier, null);
     settled := pgnet.mark_limited((select c.rest from pgnet.limit_change c), host) = '{}';

@@ -35,8 +35,8 @@
 
 -- ---- at the call
 
--- A function that was altered to SECURITY DEFINER, as migrations for pg_net do, makes the request
--- its owner's, who is a superuser, and with it the callback that any role could name.
+-- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes is
+-- its owner's. The owner is a superuser, and any role could name a callback that runs as the owner.
 create function pgnet.refuse_altered_callers()
     returns void
     language plpgsql stable parallel safe
@@ -337,7 +337,7 @@ comment on function pgnet.examine_set(pgnet.callback_order) is
     'Has a set wait for one of its requests that is still queued, or be called where none is.';
 
 create function pgnet.examine_orders()
-    -- when the next one is to be looked at; NULL: there is none
+    -- when the next order is to be looked at; NULL: no order waits
     returns timestamptz
     language plpgsql volatile parallel unsafe
     set search_path = pg_catalog, pg_temp
@@ -462,7 +462,7 @@ create function pgnet.callback_number(callback text, argument text)
     language sql stable parallel safe
     set search_path = pg_catalog, pg_temp
 as $$
-    -- A forged name may be any text, and PostgreSQL 15 raises for what is no name.
+    -- A forged name may be any text. PostgreSQL 15 raises an error for a text that is not a name.
     select case when octet_length(callback) < 1000
             and callback ~ '^("([^"]|"")+"|[a-z_][a-z0-9_$]*)[.]("([^"]|"")+"|[a-z_][a-z0-9_$]*)$'
         then to_regprocedure(callback || '(' || argument || ')') end

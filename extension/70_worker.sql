@@ -244,7 +244,7 @@ comment on function net.wait_until_running() is
     'Waits until a worker serves this database, however long.';
 
 -- The launcher of pg_cron before 1.5 waits for the end of one background worker before it looks at
--- the next job. A worker ends never.
+-- the next job. A worker does not end by itself.
 create function pgnet.cron_fault()
     -- what is wrong with pg_cron; NULL: nothing is known
     returns text

@@ -480,7 +480,7 @@ class Runner(Protocol):
         ...
 
     def take(self, role: int) -> str | None:
-        """Begin the next callback of a role; its token, or None where there is none to begin."""
+        """Begin the next callback of a role; gives its token, None where no callback is due."""
         ...
 
     def perform(self, token: str, *, go_on: bool) -> Performed:
