@@ -12360,8 +12360,9 @@ comment on function net.retry_where(jsonb, integer, boolean) is
 
 -- ---- at the call
 
--- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes is
--- its owner's. The owner is a superuser, and any role could name a callback that runs as the owner.
+-- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes
+-- is its owner's. The owner is a superuser, and any role could name a callback that runs as the
+-- owner.
 create function pgnet.refuse_altered_callers()
     returns void
     language plpgsql stable parallel safe

@@ -35,8 +35,9 @@
 
 -- ---- at the call
 
--- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes is
--- its owner's. The owner is a superuser, and any role could name a callback that runs as the owner.
+-- Migrations for pg_net alter functions to SECURITY DEFINER. A request that such a function makes
+-- is its owner's. The owner is a superuser, and any role could name a callback that runs as the
+-- owner.
 create function pgnet.refuse_altered_callers()
     returns void
     language plpgsql stable parallel safe
