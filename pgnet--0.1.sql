@@ -12689,19 +12689,12 @@ begin
         )
         select t.*
         from roles r
+        -- No look is put off for two minutes: a clock was put back.
+        cross join (values ('-infinity'::timestamptz, present), (present + interval '2 minutes', 'infinity')) s (since, until)
         cross join lateral (
-            select * from (
-                select o.* from pgnet.callback_order o
-                where (o.requested_by::oid, o.look_at) >= (r.role, '-infinity') and (o.requested_by::oid, o.look_at) <= (r.role, present)
-                order by o.requested_by, o.look_at limit 20 for update of o skip locked
-            ) due
-            union all
-            -- No look is put off for so long: a clock was put back.
-            select * from (
-                select o.* from pgnet.callback_order o
-                where (o.requested_by::oid, o.look_at) > (r.role, present + interval '2 minutes') and (o.requested_by::oid, o.look_at) <= (r.role, 'infinity')
-                order by o.requested_by, o.look_at limit 20 for update of o skip locked
-            ) late
+            select o.* from pgnet.callback_order o
+            where (o.requested_by::oid, o.look_at) >= (r.role, s.since) and (o.requested_by::oid, o.look_at) <= (r.role, s.until)
+            order by o.requested_by, o.look_at limit 20 for update of o skip locked
         ) t
     loop
         if asked.request_ids is not null then
